@@ -1,0 +1,180 @@
+"""Configuration: read a Python file, apply overrides, fill in the preset. Imports no JAX.
+
+A configuration file defines `get_config()` and returns an `ml_collections.ConfigDict`. Values that
+are `None` and named below `config.presets.<preset>` are filled in by `resolve` from the preset that
+`config.preset` names, so that an explicit value, in the file or on the command line, always wins.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lattec_jax.errors import ConfigError, UserError
+
+PACKAGED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+def parse(
+    argv: Sequence[str], define: Callable[[flags.FlagValues], None] | None = None
+) -> tuple[ConfigDict, flags.FlagValues]:
+    """Read `--config=FILE`, its `--config.key=value` overrides and a command's own flags.
+
+    Args:
+        argv: the whole command line, program name first.
+        define: adds the command's own flags.
+
+    Returns:
+        The resolved configuration and the parsed flags.
+
+    Raises:
+        ConfigError: no such file, an unknown key or flag, or a value of the wrong type.
+    """
+    argv = [argv[0], *_find_config_files(argv[1:])]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Configuration file.", flag_values=values, sys_argv=list(argv)
+    )
+    if define is not None:
+        define(values)
+    rest = parse_flags(values, argv)
+    if len(rest) > 1:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    if values.config is None:
+        raise ConfigError(
+            f"--config is missing; for example --config=configs/demo.py. {_available_configs()}"
+        )
+    return resolve(values.config), values
+
+
+def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
+    """Parse `argv` into `values` and return what is not a flag, program name first.
+
+    Raises:
+        ConfigError: an unknown flag or key, or a value of the wrong type.
+    """
+    try:
+        return values(argv)
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(f"unknown configuration key {_one_line(error)}") from error
+    except (flags.Error, OSError, TypeError) as error:
+        raise ConfigError(_one_line(error)) from error
+
+
+def _one_line(error: Exception) -> str:
+    """The message of an exception, without the quotes that a KeyError adds, once or twice."""
+    message = str(error.args[0]) if error.args else str(error)
+    return " ".join(message.replace("\\n", " ").replace("\\'", "'").strip("'").split())
+
+
+def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
+    """Replace a configuration path that does not exist here by the packaged file of that name."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name.lstrip("-") == "config" and value and not Path(value).exists():
+            packaged = PACKAGED_CONFIGS / Path(value).name
+            if not packaged.exists():
+                raise ConfigError(
+                    f"no configuration file {value} (looked in {Path.cwd()} and "
+                    f"{PACKAGED_CONFIGS}). {_available_configs(Path(value).name)}"
+                )
+            argument = f"--config={packaged}"
+        yield argument
+
+
+def _available_configs(name: str = "") -> str:
+    names = sorted(p.name for p in PACKAGED_CONFIGS.glob("*.py") if not p.stem.startswith("_"))
+    return (did_you_mean(name, names) + " " if name else "") + f"Available: {', '.join(names)}"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A sentence with the nearest of `names`, or an empty string where none is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """Fill in what the preset decides and return a locked copy without the presets.
+
+    Raises:
+        ConfigError: the preset does not exist or names a key that the configuration lacks.
+    """
+    config = ConfigDict(config.to_dict())
+    presets = config.presets
+    if config.preset not in presets:
+        raise ConfigError(
+            f"config.preset: expected one of {', '.join(sorted(presets))}, "
+            f"found {config.preset!r}. {did_you_mean(config.preset, presets)}"
+        )
+    chosen = presets[config.preset]
+    del config["presets"]
+    with config.ignore_type():
+        for path, value in leaves(chosen):
+            section, _, key = path.rpartition(".")
+            target = config[section] if section else config
+            if key not in target:
+                raise ConfigError(f"preset {config.preset!r} sets {path}, which does not exist")
+            if target[key] is None:
+                target[key] = value
+    return config.lock()
+
+
+def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration with their dotted names."""
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The configuration as JSON text; `from_json` reads it back."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
+
+
+def from_json(path: Path) -> ConfigDict:
+    """Read a `config.json` that a run left behind.
+
+    Raises:
+        ConfigError: the file is missing or is not JSON.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"no {path.name} in {path.parent}; expected the work directory of a run of "
+            "python -m lattec_jax.train"
+        ) from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    return ConfigDict(content, convert_dict=True).lock()
+
+
+def default_workdir(config: ConfigDict) -> Path:
+    """`runs/<dataset>-<method>-s<seed>`."""
+    return Path("runs") / f"{config.dataset.name}-{config.method.name}-s{config.seed}"
+
+
+def artifacts_dir(config: ConfigDict) -> Path:
+    """Where the stores, pseudo-labels and descriptions of the configured dataset lie."""
+    return Path(config.artifacts) / config.dataset.name
+
+
+def command(main: Callable[[Sequence[str]], None]) -> None:
+    """Run a command: print errors of the user's without a traceback and exit with status 2."""
+    try:
+        main(sys.argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,21 @@
+"""Errors that the user can mend.
+
+Every message says what was expected, what was found, where, and what to do. The commands print them
+without a traceback; any other exception is a defect of ours and keeps its traceback.
+"""
+
+
+class UserError(Exception):
+    """Something in the user's input or files that the user can mend."""
+
+
+class ConfigError(UserError):
+    """A configuration file or override that cannot be used."""
+
+
+class DataError(UserError):
+    """Images, labels, class names, descriptions or pseudo-labels that cannot be used."""
+
+
+class WeightsError(UserError):
+    """A model checkpoint that cannot be used."""

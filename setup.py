@@ -1,0 +1,63 @@
+"""Packaging: a lean core, and one extra for each stage that needs more."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (HERE / "lattec_jax/__init__.py").read_text(encoding="utf-8")
+).group(1)
+
+CORE = [
+    "absl-py>=2.1",
+    "flax>=0.12.8,<0.13",
+    "ftfy>=6.3,<7",
+    "jax>=0.10,<0.12",
+    "jaxtyping>=0.3,<0.4",
+    "ml_collections>=1.1,<2",
+    "numpy>=2.0,<3",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "pillow>=11",
+    "safetensors>=0.5",
+    "scikit-learn>=1.6",  # carries the handwritten digits of the demo
+    "scipy>=1.13",
+    "tensorboardX>=2.6,<3",
+    "tokenizers>=0.21,<0.24",
+    "tqdm>=4.66",
+]
+CONVERT = ["open_clip_torch>=3.3,<4"]
+DEMO = ["matplotlib>=3.9"]
+
+setup(
+    name="lattec_jax",
+    version=VERSION,
+    description="LatteCLIP in JAX: adapt CLIP to a domain from unlabelled images",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(
+        include=["lattec_jax*", "captioning*", "convert*", "configs*"], exclude=["tests*"]
+    ),
+    package_data={"lattec_jax.demo": ["tiny_clip/*"]},
+    install_requires=CORE,
+    extras_require={
+        "convert": CONVERT,
+        "cuda": ["jax[cuda13]>=0.10,<0.12"],
+        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "demo": DEMO,
+        # torch 2.13.0 and torchvision 0.28.0 are the pair that the tests were run with.
+        "test": [
+            *CONVERT,
+            *DEMO,
+            "build>=1.2",
+            "pytest>=8,<10",
+            "ruff==0.17.6",
+            "torch==2.13.0",
+            "torchvision==0.28.0",
+        ],
+    },
+)
