@@ -1,0 +1,140 @@
+"""A checkpoint directory to OpenCLIP's weights.
+
+    python -m convert.flax_to_openclip --checkpoint=DIR --out=FOLDER/open_clip_model.safetensors
+
+Beside the file goes `open_clip_config.json`, so that open_clip reads both with
+`open_clip.create_model_and_transforms("local-dir:FOLDER")`, and `convert.openclip_to_flax` needs no
+other flags to convert them back.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+
+from convert import names
+from convert.sources import HUB_CONFIG
+from lattec_jax.config import command
+from lattec_jax.errors import WeightsError
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+
+_CLIP_VOCABULARY = 49408
+
+
+def export(checkpoint: Checkpoint, path: Path) -> None:
+    """Write OpenCLIP's weights to `path` and its configuration beside it.
+
+    Raises:
+        WeightsError: the name does not end in .safetensors, the file exists, or another model's
+            configuration lies beside it.
+    """
+    if path.suffix != ".safetensors":
+        raise WeightsError(f"--out={path}: expected a name that ends in .safetensors")
+    if path.exists():
+        raise WeightsError(f"{path} exists and is not overwritten; choose another name")
+    custom_text = bool(checkpoint.source.get("custom_text"))
+    content = json.dumps(hub_config(checkpoint, custom_text), indent=2) + "\n"
+    beside = path.parent / HUB_CONFIG
+    if beside.exists() and beside.read_text(encoding="utf-8") != content:
+        raise WeightsError(
+            f"{beside} is the configuration of other weights and is not overwritten; choose a "
+            "folder of its own for each model"
+        )
+    tensors = names.to_open_clip(checkpoint.params, checkpoint.config, custom_text)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
+        weights, config = Path(scratch) / "weights", Path(scratch) / "config"
+        safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
+        config.write_text(content, encoding="utf-8")
+        os.replace(config, beside)
+        os.replace(weights, path)
+
+
+def hub_config(checkpoint: Checkpoint, custom_text: bool) -> dict[str, Any]:
+    """The content of `open_clip_config.json`."""
+    model = open_clip_model_cfg(checkpoint.config)
+    if custom_text:
+        model["custom_text"] = True
+    if checkpoint.tokenizer.clean != "lower":
+        model["text_cfg"]["tokenizer_kwargs"] = {"clean": checkpoint.tokenizer.clean}
+    return {
+        "model_cfg": model,
+        "preprocess_cfg": {"mode": "RGB", **checkpoint.preprocess.to_dict()},
+    }
+
+
+def open_clip_model_cfg(config: CLIPConfig) -> dict[str, Any]:
+    """The inverse of `CLIPConfig.from_open_clip`."""
+    vision, text = config.vision, config.text
+    rows, columns = vision.image_size
+    vision_cfg = {
+        "image_size": rows if rows == columns else [rows, columns],
+        "patch_size": vision.patch_size,
+        "width": vision.width,
+        "layers": vision.layers,
+        "head_width": vision.width // vision.heads,
+        "pool_type": vision.pool,
+        "no_ln_pre": not vision.pre_norm,
+        "final_ln_after_pool": vision.final_norm_after_pool,
+        **_shared_cfg(vision),
+    }
+    text_cfg = {
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        "width": text.width,
+        "heads": text.heads,
+        "layers": text.layers,
+        "pool_type": text.pool,
+        "no_causal_mask": not text.causal,
+        "eos_id": text.eos_id,
+        **_shared_cfg(text),
+    }
+    return {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": config.quick_gelu,
+        "vision_cfg": vision_cfg,
+        "text_cfg": text_cfg,
+    }
+
+
+def _shared_cfg(tower: VisionConfig | TextConfig) -> dict[str, Any]:
+    shared: dict[str, Any] = {"mlp_ratio": tower.mlp_ratio}
+    if tower.layer_scale is not None:
+        shared["ls_init_value"] = tower.layer_scale
+    if tower.norm_epsilon != 1e-5:
+        shared["norm_kwargs"] = {"eps": tower.norm_epsilon}
+    return shared
+
+
+def main(argv: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.flax_to_openclip",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--checkpoint", required=True, type=Path, help="the directory to read")
+    parser.add_argument("--out", required=True, type=Path, help="the .safetensors file to write")
+    arguments = parser.parse_args(argv[1:])
+    checkpoint = Checkpoint.load(arguments.checkpoint)
+    export(checkpoint, arguments.out)
+    print(f"wrote {arguments.out} and {arguments.out.parent / HUB_CONFIG}")
+    if checkpoint.tokenizer.vocab_size != _CLIP_VOCABULARY:
+        print(
+            "note: this model has a tokenizer of its own, which open_clip does not read; give "
+            f"open_clip the token ids that {arguments.checkpoint / 'tokenizer.json'} makes",
+            file=sys.stderr,
+        )
+
+
+if __name__ == "__main__":
+    command(main)

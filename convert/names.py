@@ -1,0 +1,141 @@
+"""OpenCLIP's parameter names and layouts, and the checkpoint directory's. Pure NumPy, both ways.
+
+PyTorch keeps the kernel of a linear layer as [out, in] and that of a convolution as [out, in, row,
+column]; here kernels are [in, out], and the patch embedding is one linear layer over the flattened
+patch [row, column, channel]. Nothing is computed, so a round trip is equal to the bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lattec_jax.errors import WeightsError
+from lattec_jax.models.checkpoint import check_tensors, expected_shapes
+from lattec_jax.models.config import CLIPConfig
+
+_PATCHES = "visual/patch_embedding/kernel"
+_TOP_LEVEL = {
+    _PATCHES: "visual.conv1.weight",
+    "visual/class_embedding": "visual.class_embedding",
+    "visual/positional_embedding": "visual.positional_embedding",
+    "visual/projection": "visual.proj",
+    "text/token_embedding": "token_embedding.weight",
+    "text/positional_embedding": "positional_embedding",
+    "text/projection": "text_projection",
+    "logit_scale": "logit_scale",
+}
+_IN_BLOCK = {
+    "attn/qkv/kernel": "attn.in_proj_weight",
+    "attn/qkv/bias": "attn.in_proj_bias",
+    "attn/out/kernel": "attn.out_proj.weight",
+    "attn/out/bias": "attn.out_proj.bias",
+    "mlp/fc/kernel": "mlp.c_fc.weight",
+    "mlp/fc/bias": "mlp.c_fc.bias",
+    "mlp/proj/kernel": "mlp.c_proj.weight",
+    "mlp/proj/bias": "mlp.c_proj.bias",
+    "layer_scale_1": "ls_1.gamma",
+    "layer_scale_2": "ls_2.gamma",
+}
+# OpenAI's archives carry these numbers beside the parameters; open_clip drops them as well.
+_NOT_PARAMETERS = {"input_resolution", "context_length", "vocab_size"}
+_STORED_TYPES = {"float32", "float16", "bfloat16", "float64"}
+
+
+def open_clip_name(name: str, custom_text: bool = False) -> str:
+    """OpenCLIP's name of the parameter `name`.
+
+    Args:
+        name: a flat name of `expected_shapes`.
+        custom_text: the text tower's names begin with `text.`, as in open_clip's CustomTextCLIP.
+    """
+    prefix = "text." if custom_text and name.startswith("text/") else ""
+    if name in _TOP_LEVEL:
+        return prefix + _TOP_LEVEL[name]
+    tower, *rest = name.split("/")
+    if tower == "visual":
+        prefix = "visual."
+    if rest[0] == "blocks":
+        prefix += f"transformer.resblocks.{rest[1]}."
+        rest = rest[2:]
+    if "/".join(rest) in _IN_BLOCK:
+        return prefix + _IN_BLOCK["/".join(rest)]
+    layer, parameter = rest  # a layer norm
+    return f"{prefix}{layer}.{'weight' if parameter == 'scale' else 'bias'}"
+
+
+def to_flax(
+    tensors: Mapping[str, np.ndarray], config: CLIPConfig, where: str
+) -> dict[str, np.ndarray]:
+    """OpenCLIP's state dict as flat float32 parameters.
+
+    Args:
+        tensors: float32, float64, float16 or bfloat16.
+        where: what the tensors were read from, for messages.
+
+    Raises:
+        WeightsError: listing all unknown, missing and wrongly shaped tensors, or those of a type
+            that is no floating-point number.
+    """
+    tensors = {
+        name.removeprefix("module."): array
+        for name, array in tensors.items()
+        if name not in _NOT_PARAMETERS
+    }
+    shapes = expected_shapes(config)
+    custom_text = has_custom_text(tensors)
+    names = {name: open_clip_name(name, custom_text) for name in shapes}
+    scale = tensors.get("logit_scale")
+    if scale is not None and scale.shape == (1,):  # some files keep the scalar as a vector
+        tensors["logit_scale"] = scale.reshape(())
+    check_tensors(
+        tensors, {names[n]: _open_clip_shape(n, s, config) for n, s in shapes.items()}, where
+    )
+    wrong = [
+        f"{name} {a.dtype}" for name, a in tensors.items() if a.dtype.name not in _STORED_TYPES
+    ]
+    if wrong:
+        raise WeightsError(
+            f"{where}: expected tensors of type {', '.join(sorted(_STORED_TYPES))}; "
+            f"found {', '.join(wrong)}. Choose weights that are not quantised"
+        )
+    return {name: _to_flax(name, tensors[names[name]]) for name in shapes}
+
+
+def to_open_clip(
+    params: Mapping[str, np.ndarray], config: CLIPConfig, custom_text: bool = False
+) -> dict[str, np.ndarray]:
+    """Flat parameters as OpenCLIP's state dict; the inverse of `to_flax`."""
+    return {
+        open_clip_name(name, custom_text): _to_open_clip(name, params[name], config)
+        for name in expected_shapes(config)
+    }
+
+
+def has_custom_text(tensors: Mapping[str, np.ndarray]) -> bool:
+    """Whether a state dict is of open_clip's CustomTextCLIP, whose text tower has a prefix."""
+    return any(name.removeprefix("module.").startswith("text.") for name in tensors)
+
+
+def _open_clip_shape(name: str, shape: tuple[int, ...], config: CLIPConfig) -> tuple[int, ...]:
+    if name == _PATCHES:
+        return (shape[1], 3, config.vision.patch_size, config.vision.patch_size)
+    return shape[::-1] if name.endswith("/kernel") else shape
+
+
+def _to_flax(name: str, array: np.ndarray) -> np.ndarray:
+    if name == _PATCHES:  # [W, 3, P, P] -> [P·P·3, W]
+        array = array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    elif name.endswith("/kernel"):
+        array = array.T
+    return np.require(array, np.float32, "C")
+
+
+def _to_open_clip(name: str, array: np.ndarray, config: CLIPConfig) -> np.ndarray:
+    if name == _PATCHES:  # [P·P·3, W] -> [W, 3, P, P]
+        patch = config.vision.patch_size
+        array = array.reshape(patch, patch, 3, -1).transpose(3, 2, 0, 1)
+    elif name.endswith("/kernel"):
+        array = array.T
+    return np.require(array, requirements="C")

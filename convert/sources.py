@@ -1,0 +1,337 @@
+"""Where OpenCLIP's weights come from: one of its pretrained tags, or a local file.
+
+The architecture, the activation and the preprocessing are those that the weights' own configuration
+states. None of them is ever assumed.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.util
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from lattec_jax.config import did_you_mean
+from lattec_jax.data.preprocess import Preprocess
+from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
+from lattec_jax.errors import WeightsError
+from lattec_jax.models.checkpoint import read_safetensors
+from lattec_jax.models.config import CLIPConfig
+
+HUB_CONFIG = "open_clip_config.json"
+_TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+_FILE_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+_INSTALL = "pip install 'lattec_jax[convert]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """OpenCLIP's weights and what their configuration says."""
+
+    tensors: dict[str, np.ndarray]  # OpenCLIP's names, in their stored type
+    model_cfg: dict[str, Any]  # OpenCLIP's
+    preprocess_cfg: dict[str, Any]  # OpenCLIP's
+    where: str  # what was read, for messages
+    description: dict[str, Any]  # for the checkpoint's `source`
+
+
+def from_tag(model: str, tag: str) -> Source:
+    """Read the weights of a pretrained tag, which open_clip downloads or has downloaded.
+
+    Raises:
+        WeightsError: no such model or tag, open_clip is missing, or the download failed.
+    """
+    model_cfg = built_in_model_cfg(model)
+    readable_architecture(model_cfg, f"model {model!r}")
+    tag_cfg = _tag_cfg(model, tag)
+    path = _download(model, tag, tag_cfg)
+    return Source(
+        tensors=read_tensors(path),
+        model_cfg=_with_activation_of(tag_cfg, model_cfg),
+        preprocess_cfg=tag_cfg,
+        where=f"open_clip's {model} {tag}",
+        description={"model": model, "pretrained": tag, "file": path.name},
+    )
+
+
+def from_file(
+    path: Path,
+    model: str | None,
+    preprocess_of: str | None = None,
+    preprocess: Mapping[str, Any] | None = None,
+) -> Source:
+    """Read a .safetensors file, or a state dict that torch saved.
+
+    Args:
+        path: the file. `open_clip_config.json` in the same folder, as on the Hugging Face hub,
+            states architecture and preprocessing.
+        model: open_clip's name of the architecture; needed where that file is missing.
+        preprocess_of: where that file is missing, the pretrained tag whose preprocessing and
+            activation hold for these weights too.
+        preprocess: or the values themselves: mean, std, interpolation, resize_mode.
+
+    Raises:
+        WeightsError: the file cannot be read, or its configuration is not known.
+    """
+    if not path.is_file():
+        raise WeightsError(f"no weights file {path}")
+    hub_config = _read_hub_config(path.parent / HUB_CONFIG)
+    if model is None and not hub_config:
+        raise WeightsError(
+            f"the architecture of {path} is not known: pass --model=NAME (an open_clip name such "
+            f"as ViT-B-32), or put the weights' {HUB_CONFIG} beside the file"
+        )
+    model_cfg = hub_config.get("model_cfg") or built_in_model_cfg(str(model))
+    if hub_config and model is not None:
+        _refuse_other_model(model, model_cfg, path.parent / HUB_CONFIG)
+    readable_architecture(model_cfg, str(path))
+    given = {
+        HUB_CONFIG: hub_config.get("preprocess_cfg"),
+        f"--preprocess-of={preprocess_of}": preprocess_of,
+        "--mean --std --interpolation --resize-mode": preprocess,
+    }
+    ways = [way for way, value in given.items() if value]
+    if len(ways) != 1:
+        raise WeightsError(
+            f"expected the preprocessing of {path} from one place, found "
+            f"{' and '.join(ways) or 'none'}. It comes either from {HUB_CONFIG} beside the file "
+            "(with a preprocess_cfg), or from --preprocess-of=TAG (a tag of --model), or "
+            "from --mean=R,G,B --std=R,G,B --interpolation=bicubic --resize-mode=shortest"
+        )
+    preprocess_cfg = hub_config.get("preprocess_cfg") or dict(preprocess or {})
+    if preprocess_of:
+        if model is None:
+            raise WeightsError("--preprocess-of=TAG needs --model=NAME, the model of the tag")
+        preprocess_cfg = _tag_cfg(model, preprocess_of)
+        model_cfg = _with_activation_of(preprocess_cfg, model_cfg)
+    return Source(
+        tensors=read_tensors(path),
+        model_cfg=model_cfg,
+        preprocess_cfg=preprocess_cfg,
+        where=str(path),
+        description={"model": model, "pretrained": path.name, "preprocess": ways[0]},
+    )
+
+
+def is_file_name(pretrained: str) -> bool:
+    """Whether `--pretrained` names a file and not a tag."""
+    return pretrained.endswith(_FILE_SUFFIXES) or Path(pretrained).is_file()
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a weights file, in their stored type.
+
+    Raises:
+        WeightsError: the file is damaged, a TorchScript archive, or of another kind.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix not in _TORCH_SUFFIXES:
+        raise WeightsError(
+            f"{path}: expected a weights file that ends in {', '.join(_FILE_SUFFIXES)}"
+        )
+    if _is_torch_script(path):
+        raise WeightsError(
+            f"{path} is a TorchScript archive, which is a program, and is not run. OpenAI's own "
+            "weights are also there as a tag: --pretrained=openai. Of others save the state dict, "
+            "where you trust them: safetensors.torch.save_file(torch.jit.load(path, "
+            "map_location='cpu').float().state_dict(), 'weights.safetensors')"
+        )
+    return _read_torch(path)
+
+
+def stored_types(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """How many tensors are stored in which type."""
+    return dict(collections.Counter(array.dtype.name for array in tensors.values()))
+
+
+def open_clip_folder() -> Path:
+    """The folder of the installed open_clip package, found without importing it.
+
+    Raises:
+        WeightsError: it is not installed.
+    """
+    spec = importlib.util.find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise WeightsError(
+            "conversion reads the architectures and CLIP's vocabulary from the open_clip package, "
+            f"which is not installed: {_INSTALL}"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def built_in_model_cfg(model: str) -> dict[str, Any]:
+    """open_clip's own configuration of the architecture `model`.
+
+    Raises:
+        WeightsError: open_clip has no such model.
+    """
+    folder = open_clip_folder() / "model_configs"
+    names = sorted(path.stem for path in folder.glob("*.json"))
+    if model not in names:
+        raise WeightsError(
+            f"open_clip has no model {model!r}. {did_you_mean(model, names)} "
+            f"(names are those of the files in {folder})"
+        )
+    return json.loads((folder / f"{model}.json").read_text(encoding="utf-8"))
+
+
+def readable_architecture(model_cfg: Mapping[str, Any], where: str) -> CLIPConfig:
+    """The architecture, where this project has it.
+
+    Raises:
+        WeightsError: it does not, or the configuration is incomplete.
+    """
+    try:
+        return CLIPConfig.from_open_clip(model_cfg)
+    except WeightsError as error:
+        raise WeightsError(f"{where}: {error}") from error
+    except KeyError as error:
+        raise WeightsError(f"{where}: the model configuration lacks {error}") from error
+
+
+def tokenizer_for(source: Source) -> Tokenizer:
+    """The tokenizer of the weights.
+
+    Raises:
+        WeightsError: it is not CLIP's.
+    """
+    text = source.model_cfg["text_cfg"]
+    name = text.get("hf_tokenizer_name")
+    if name:
+        raise WeightsError(
+            f"{source.where} needs the Hugging Face tokenizer {name!r}; only CLIP's own is read. "
+            "Choose a model without hf_tokenizer_name, such as ViT-B-32, ViT-B-16, ViT-L-14 or "
+            "ViT-H-14"
+        )
+    settings = dict(text.get("tokenizer_kwargs") or {})
+    clean = settings.pop("clean", "lower")
+    if settings:
+        raise WeightsError(
+            f"{source.where}: expected CLIP's tokenizer with no other setting than `clean`, found "
+            f"tokenizer_kwargs {settings}; choose another model"
+        )
+    return clip_tokenizer(
+        open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz",
+        context_length=text.get("context_length", 77),
+        clean=clean,
+    )
+
+
+def preprocess_for(source: Source) -> Preprocess:
+    """The preprocessing that the weights' configuration states, as open_clip reads it."""
+    image_size = source.model_cfg["vision_cfg"]["image_size"]
+    return Preprocess.from_open_clip(source.preprocess_cfg, image_size)
+
+
+def _tag_cfg(model: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows about a pretrained tag: where it is, preprocessing, activation."""
+    open_clip = _import_open_clip()
+    found = open_clip.get_pretrained_cfg(model, tag)
+    if not found:
+        tags = open_clip.list_pretrained_tags_by_model(model)
+        raise WeightsError(
+            f"open_clip has no pretrained tag {tag!r} of {model}. {did_you_mean(tag, tags)} "
+            f"Tags of {model}: {', '.join(tags) or 'none'}; a file name ends in "
+            f"{', '.join(_FILE_SUFFIXES)}"
+        )
+    return dict(found)
+
+
+def _with_activation_of(tag_cfg: Mapping[str, Any], model_cfg: dict[str, Any]) -> dict[str, Any]:
+    """The architecture with the activation that the tag's weights were trained with.
+
+    open_clip only warns where the two differ, and computes with the architecture's: `ViT-B-32` with
+    the tag `openai` gives wrong features there, and `ViT-B-32-quickgelu` the right ones.
+    """
+    return {**model_cfg, "quick_gelu": tag_cfg.get("quick_gelu", False)}
+
+
+def _import_open_clip() -> ModuleType:
+    open_clip_folder()
+    try:
+        import open_clip
+    except (ImportError, RuntimeError) as error:  # torchvision's operators raise RuntimeError
+        raise WeightsError(
+            f"a pretrained tag needs open_clip, which cannot be imported: {error}. Install a "
+            f"matching pair of torch and torchvision ({_INSTALL}), or convert a .safetensors file, "
+            "which needs neither"
+        ) from error
+    return open_clip
+
+
+def _download(model: str, tag: str, tag_cfg: dict[str, Any]) -> Path:
+    open_clip = _import_open_clip()
+    try:
+        return Path(open_clip.download_pretrained(tag_cfg))
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"the weights of {model} {tag} could not be downloaded: {error}. Without network, pass "
+            "--pretrained=FILE.safetensors"
+        ) from error
+
+
+def _is_torch_script(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    import pickle
+
+    import ml_dtypes
+
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(f"{path} needs torch, which is not installed: {_INSTALL}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise WeightsError(
+            f"{path} cannot be read as a state dict: {str(error).splitlines()[0]}; only tensors "
+            "are read from such a file"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]  # a checkpoint of open_clip's training
+    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
+        raise WeightsError(f"{path}: expected a dictionary of tensors (a model's state dict)")
+    return {
+        name: tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # NumPy has no such type
+        if tensor.dtype == torch.bfloat16
+        else tensor.numpy()
+        for name, tensor in content.items()
+    }
+
+
+def _read_hub_config(path: Path) -> dict[str, Any]:
+    """`open_clip_config.json`, or nothing where there is none."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
+        raise WeightsError(f"{path}: expected a JSON object with model_cfg and preprocess_cfg")
+    return content
+
+
+def _refuse_other_model(model: str, model_cfg: Mapping[str, Any], path: Path) -> None:
+    named = readable_architecture(built_in_model_cfg(model), f"model {model!r}").to_dict()
+    stated = readable_architecture(model_cfg, str(path)).to_dict()
+    if named != stated:
+        differing = [key for key in stated if stated[key] != named[key]]
+        raise WeightsError(
+            f"--model={model} is not the model of {path} (they differ in {', '.join(differing)}); "
+            "leave --model out, or move that file away if it belongs to other weights"
+        )

@@ -1,0 +1,265 @@
+"""The checkpoint directory: a CLIP's parameters, configuration, tokenizer and preprocessing.
+
+    DIR/model.safetensors   flat float32 arrays; `expected_shapes` lists names and shapes
+    DIR/config.json         format, model, preprocess, tokenizer settings, source
+    DIR/tokenizer.json      the `tokenizers` library's file
+
+It needs no other file. Imports neither JAX nor torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from lattec_jax.data.preprocess import Preprocess
+from lattec_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
+from lattec_jax.data.tokenizer import Tokenizer
+from lattec_jax.errors import WeightsError
+from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+
+FORMAT = "lattec_jax-clip-1"
+WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+_FILES = {WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE}
+
+
+@dataclasses.dataclass
+class Checkpoint:
+    """A CLIP, ready to be used: what a checkpoint directory holds."""
+
+    config: CLIPConfig
+    params: dict[str, np.ndarray]  # flat names, float32
+    tokenizer: Tokenizer
+    preprocess: Preprocess
+    source: dict[str, Any]  # where the weights come from; JSON values
+    _sha256: str | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the bytes of the parameter file."""
+        if self._sha256 is None:
+            content = safetensors.numpy.save(_contiguous(self.params))
+            self._sha256 = hashlib.sha256(content).hexdigest()
+        return self._sha256
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Write the directory, all of it or nothing; an older checkpoint there is replaced.
+
+        Raises:
+            WeightsError: the parts do not fit each other, or `directory` holds something else.
+        """
+        directory = Path(directory).resolve()
+        self._check("the checkpoint to be saved")
+        refuse_other_directory(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            dir=directory.parent, prefix=f".{directory.name}."
+        ) as scratch:
+            # A directory made inside the private one has the permissions that users expect.
+            new = Path(scratch) / "new"
+            new.mkdir()
+            safetensors.numpy.save_file(_contiguous(self.params), new / WEIGHTS_FILE)
+            content = {
+                "format": FORMAT,
+                "model": self.config.to_dict(),
+                "preprocess": self.preprocess.to_dict(),
+                "tokenizer": self.tokenizer.save(new),
+                "source": self.source,
+            }
+            (new / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+            if directory.exists():
+                os.replace(directory, Path(scratch) / "old")
+            os.replace(new, directory)
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike[str]) -> Checkpoint:
+        """Read a checkpoint directory and check it.
+
+        Raises:
+            WeightsError: it is no checkpoint directory, is damaged, or its parts do not fit each
+                other; unknown, missing and wrongly shaped tensors are all listed.
+        """
+        directory = Path(directory)
+        content = _read_config(directory)
+        path = directory / WEIGHTS_FILE
+        if not path.is_file():
+            raise WeightsError(
+                f"no {WEIGHTS_FILE} in {directory}; convert the weights again with "
+                "python -m convert.openclip_to_flax"
+            )
+        checkpoint = cls(
+            config=CLIPConfig.from_dict(content["model"]),
+            params=read_safetensors(path),
+            tokenizer=Tokenizer.load(directory, content["tokenizer"]),
+            preprocess=Preprocess.from_dict(content["preprocess"]),
+            source=content["source"],
+            _sha256=_file_sha256(path),
+        )
+        checkpoint._check(str(directory))
+        return checkpoint
+
+    def _check(self, where: str) -> None:
+        """Raise WeightsError unless the parts fit each other."""
+        check_tensors(self.params, expected_shapes(self.config), where)
+        other = {str(a.dtype) for a in self.params.values()} - {"float32"}
+        if other:
+            raise WeightsError(f"{where}: expected float32 tensors, found {sorted(other)} too")
+        text, size = self.config.text, self.config.vision.image_size
+        for what, expected, found in (
+            ("context length of the tokenizer", text.context_length, self.tokenizer.context_length),
+            ("picture size of the preprocessing", size, self.preprocess.size),
+        ):
+            if found != expected:
+                raise WeightsError(f"{where}: {what}: the model expects {expected}, found {found}")
+        if self.tokenizer.vocab_size > text.vocab_size:
+            raise WeightsError(
+                f"{where}: the tokenizer has {self.tokenizer.vocab_size} token ids, but the model "
+                f"knows only {text.vocab_size}; this is not the model's tokenizer"
+            )
+
+
+def expected_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of a model, in the order of its layers."""
+    vision, text = config.vision, config.text
+    rows, columns = vision.grid
+    shapes: dict[str, tuple[int, ...]] = {
+        "visual/patch_embedding/kernel": (vision.patch_size**2 * 3, vision.width),
+        "visual/class_embedding": (vision.width,),
+        "visual/positional_embedding": (1 + rows * columns, vision.width),
+    }
+    if vision.pre_norm:
+        shapes |= _norm("visual/ln_pre", vision.width)
+    shapes |= _blocks("visual", vision)
+    shapes |= _norm("visual/ln_post", vision.width)
+    shapes["visual/projection"] = (vision.width, config.embed_dim)
+    shapes["text/token_embedding"] = (text.vocab_size, text.width)
+    shapes["text/positional_embedding"] = (text.context_length, text.width)
+    shapes |= _blocks("text", text)
+    shapes |= _norm("text/ln_final", text.width)
+    shapes["text/projection"] = (text.width, config.embed_dim)
+    shapes["logit_scale"] = ()
+    return shapes
+
+
+def _blocks(tower: str, config: VisionConfig | TextConfig) -> dict[str, tuple[int, ...]]:
+    """The transformer blocks of one tower."""
+    width, hidden = config.width, int(config.width * config.mlp_ratio)
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(config.layers):
+        block = f"{tower}/blocks/{i}"
+        shapes |= _norm(f"{block}/ln_1", width)
+        shapes |= _linear(f"{block}/attn/qkv", width, 3 * width)
+        shapes |= _linear(f"{block}/attn/out", width, width)
+        if config.layer_scale is not None:
+            shapes[f"{block}/layer_scale_1"] = (width,)
+        shapes |= _norm(f"{block}/ln_2", width)
+        shapes |= _linear(f"{block}/mlp/fc", width, hidden)
+        shapes |= _linear(f"{block}/mlp/proj", hidden, width)
+        if config.layer_scale is not None:
+            shapes[f"{block}/layer_scale_2"] = (width,)
+    return shapes
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}/scale": (width,), f"{name}/bias": (width,)}
+
+
+def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
+
+
+def check_tensors(
+    found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str
+) -> None:
+    """Compare names and shapes.
+
+    Raises:
+        WeightsError: naming every unknown, missing and wrongly shaped tensor.
+    """
+    problems = [f"unknown: {name} {found[name].shape}" for name in found if name not in expected]
+    problems += [f"missing: {name} {expected[name]}" for name in expected if name not in found]
+    problems += [
+        f"wrong shape: {name} expected {shape}, found {found[name].shape}"
+        for name, shape in expected.items()
+        if name in found and found[name].shape != shape
+    ]
+    if problems:
+        listing = "\n  ".join(problems)
+        raise WeightsError(
+            f"{where}: {len(problems)} tensors do not fit the model's configuration; choose the "
+            f"weights' own configuration\n  {listing}"
+        )
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a .safetensors file, in their stored type.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    try:
+        return safetensors.numpy.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise WeightsError(f"{path} is not a readable .safetensors file: {error}") from error
+
+
+def refuse_other_directory(directory: Path) -> None:
+    """Make sure that saving to `directory` would destroy nothing but an older checkpoint.
+
+    Raises:
+        WeightsError: it is a file, or holds anything else.
+    """
+    if not directory.exists():
+        return
+    if not directory.is_dir():
+        raise WeightsError(f"{directory} is a file; choose a new directory for the checkpoint")
+    found = {path.name for path in directory.iterdir()}
+    if not found:
+        return
+    foreign = sorted(found - _FILES)
+    if foreign or CONFIG_FILE not in found:
+        listing = ", ".join((foreign or sorted(found))[:5])
+        raise WeightsError(
+            f"{directory} is not only a checkpoint (it holds {listing}) and is not overwritten; "
+            "choose a new directory"
+        )
+    _read_config(directory)
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """Read `config.json` and check its format and keys."""
+    path = directory / CONFIG_FILE
+    advice = "expected a directory that python -m convert.openclip_to_flax wrote"
+    if not path.is_file():
+        raise WeightsError(f"no {CONFIG_FILE} in {directory}; {advice}")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise WeightsError(f"{path} is not JSON ({error}); {advice}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else None
+        raise WeightsError(f"{path}: expected format {FORMAT!r}, found {found!r}; {advice}")
+    missing = {"model", "preprocess", "tokenizer", "source"} - set(content)
+    if missing:
+        raise WeightsError(f"{path} lacks {sorted(missing)}; {advice}")
+    return content
+
+
+def _contiguous(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Row-major arrays: safetensors writes the memory as it lies, whatever the strides say."""
+    return {name: np.require(array, requirements="C") for name, array in params.items()}
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+import importlib.util
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from convert import openclip_to_flax, sources
+from lattec_jax.data.preprocess import Preprocess
+from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.models.checkpoint import Checkpoint
+from tests.openclip_models import shrunken
+from tests.torch_fix import define_missing_torchvision_operators
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("open_clip") is None, reason="needs open_clip's model configurations"
+)
+
+FLAGS = ["--mean=0.5,0.4,0.3", "--std=0.2,0.3,0.4", "--interpolation=bilinear"]
+FLAGS += ["--resize-mode=squash"]
+
+
+def to_flax(*arguments: object) -> None:
+    openclip_to_flax.main(["openclip_to_flax", *map(str, arguments)])
+
+
+def test_torch_files(hub_folder, tmp_path):
+    torch = pytest.importorskip("torch")
+    weights = hub_folder / "open_clip_model.safetensors"
+    arrays = safetensors.numpy.load_file(weights).items()
+    tensors = {name: torch.from_numpy(array) for name, array in arrays}
+    to_flax(f"--pretrained={weights}", f"--out={tmp_path / 'expected'}")
+    expected = Checkpoint.load(tmp_path / "expected").sha256
+    plain = hub_folder / "epoch_3.pt"
+    for content in (
+        tensors,
+        {"epoch": 3, "state_dict": {f"module.{k}": t for k, t in tensors.items()}},
+    ):
+        torch.save(content, plain)
+        to_flax(f"--pretrained={plain}", f"--out={tmp_path / 'flax'}")
+        assert Checkpoint.load(tmp_path / "flax").sha256 == expected
+    torch.save({name: tensor.bfloat16() for name, tensor in tensors.items()}, plain)
+    to_flax(f"--pretrained={plain}", f"--out={tmp_path / 'flax'}")
+    half = Checkpoint.load(tmp_path / "flax")
+    assert half.source["converted_to_float32_from"] == {"bfloat16": len(tensors)}
+    np.testing.assert_array_equal(
+        half.params["visual/projection"], tensors["visual.proj"].bfloat16().float().numpy()
+    )
+    torch.save({"model": torch.nn.Linear(2, 2)}, plain)
+    with pytest.raises(WeightsError, match="only tensors are read"):
+        to_flax(f"--pretrained={plain}", f"--out={tmp_path / 'flax'}")
+    torch.save([1, 2], plain)
+    with pytest.raises(WeightsError, match="state dict"):
+        to_flax(f"--pretrained={plain}", f"--out={tmp_path / 'flax'}")
+    plain.write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match=r"epoch_3\.pt cannot be read"):
+        to_flax(f"--pretrained={plain}", f"--out={tmp_path / 'flax'}")
+
+
+def test_torch_script_archives_are_refused(hub_folder, tmp_path):
+    archive = hub_folder / "ViT-B-32.pt"
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("ViT-B-32/code/__torch__.py", "")
+        file.writestr("ViT-B-32/data.pkl", b"")
+    with pytest.raises(WeightsError, match=r"TorchScript archive.*--pretrained=openai"):
+        to_flax(f"--pretrained={archive}", f"--out={tmp_path / 'flax'}")
+
+
+@pytest.fixture
+def tags(monkeypatch, hub_folder):
+    """open_clip with its network replaced by one file of a shrunken architecture."""
+    pytest.importorskip("torch")
+    define_missing_torchvision_operators()
+    import open_clip
+
+    built_in = sources.built_in_model_cfg
+
+    def small(model: str) -> dict:
+        built_in(model)
+        return shrunken(model)
+
+    monkeypatch.setattr(sources, "built_in_model_cfg", small)
+    weights = hub_folder / "open_clip_model.safetensors"
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(weights))
+    return open_clip
+
+
+def test_a_tag_brings_preprocessing_and_activation(tags, tmp_path):
+    to_flax("--model=ViT-B-32", "--pretrained=laion2b_s34b_b79k", f"--out={tmp_path / 'a'}")
+    checkpoint = Checkpoint.load(tmp_path / "a")
+    assert checkpoint.source["model"] == "ViT-B-32"
+    assert checkpoint.source["pretrained"] == "laion2b_s34b_b79k"
+    assert not checkpoint.config.quick_gelu
+    expected = tags.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")
+    assert checkpoint.preprocess == Preprocess.from_open_clip(expected, 32)
+    # Weights trained with QuickGELU are converted with it, whatever the architecture's name.
+    for model in ("ViT-B-32", "ViT-B-32-quickgelu"):
+        to_flax(f"--model={model}", "--pretrained=openai", f"--out={tmp_path / 'b'}")
+        assert Checkpoint.load(tmp_path / "b").config.quick_gelu
+
+
+def test_a_file_can_take_the_preprocessing_of_a_tag(tags, hub_folder, tmp_path):
+    (hub_folder / "open_clip_config.json").unlink()
+    weights = hub_folder / "open_clip_model.safetensors"
+    to_flax(
+        "--model=ViT-B-32",
+        f"--pretrained={weights}",
+        "--preprocess-of=metaclip_400m",
+        f"--out={tmp_path / 'flax'}",
+    )
+    checkpoint = Checkpoint.load(tmp_path / "flax")
+    expected = tags.get_pretrained_cfg("ViT-B-32", "metaclip_400m")
+    assert checkpoint.preprocess == Preprocess.from_open_clip(expected, 32)
+    assert checkpoint.config.quick_gelu == expected["quick_gelu"]
+    assert checkpoint.source["preprocess"] == "--preprocess-of=metaclip_400m"
+
+
+def test_every_plain_tag_is_known_and_resolved_as_open_clip_does():
+    pytest.importorskip("torch")
+    define_missing_torchvision_operators()
+    import open_clip
+    from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+
+    read = 0
+    for model, tag in open_clip.list_pretrained():
+        try:
+            config = sources.readable_architecture(sources.built_in_model_cfg(model), model)
+        except WeightsError:
+            continue
+        tag_cfg = sources._tag_cfg(model, tag)
+        ours = Preprocess.from_open_clip(tag_cfg, config.vision.image_size)
+        expected = merge_preprocess_dict(PreprocessCfg(), tag_cfg)
+        for key in ("mean", "std", "interpolation", "resize_mode", "fill_color"):
+            assert getattr(ours, key) == expected[key], (model, tag, key)
+        assert ours.size == config.vision.image_size
+        read += 1
+    assert read == 92
+
+
+def test_failed_downloads_and_unknown_names_say_what_to_do(tags, monkeypatch, tmp_path):
+    out = f"--out={tmp_path / 'flax'}"
+
+    def offline(_: dict) -> str:
+        raise FileNotFoundError("Failed to download file")
+
+    monkeypatch.setattr(tags, "download_pretrained", offline)
+    with pytest.raises(WeightsError, match=r"could not be downloaded.*FILE\.safetensors"):
+        to_flax("--model=ViT-B-32", "--pretrained=openai", out)
+    with pytest.raises(WeightsError, match=r"Did you mean 'laion2b_s34b_b79k'\?.*Tags of ViT-B-32"):
+        to_flax("--model=ViT-B-32", "--pretrained=laion2b_s34b_b79", out)
+    with pytest.raises(WeightsError, match=r"no model 'ViTB32'.*Did you mean 'ViT-B-32'\?"):
+        to_flax("--model=ViTB32", "--pretrained=openai", out)
+    with pytest.raises(ConfigError, match="needs --model=NAME"):
+        to_flax("--pretrained=openai", out)
+    with pytest.raises(ConfigError, match="a tag brings its own preprocessing"):
+        to_flax("--model=ViT-B-32", "--pretrained=openai", *FLAGS, out)
+
+
+def test_unknown_preprocessing_names_the_ways(hub_folder, tmp_path):
+    weights, out = hub_folder / "open_clip_model.safetensors", f"--out={tmp_path / 'flax'}"
+    with pytest.raises(
+        WeightsError, match=r"from one place, found open_clip_config\.json and --mean"
+    ):
+        to_flax(f"--pretrained={weights}", *FLAGS, out)
+    (hub_folder / "open_clip_config.json").unlink()
+    with pytest.raises(WeightsError, match=r"pass --model=NAME.*open_clip_config\.json"):
+        to_flax(f"--pretrained={weights}", out)
+    with pytest.raises(WeightsError, match=r"found none.*--preprocess-of=TAG.*--mean=R,G,B"):
+        to_flax("--model=ViT-B-32", f"--pretrained={weights}", out)
+    with pytest.raises(ConfigError, match="go together; missing: resize_mode"):
+        to_flax("--model=ViT-B-32", f"--pretrained={weights}", *FLAGS[:3], out)
+    with pytest.raises(WeightsError, match="tensors do not fit"):  # it is a shrunken one
+        to_flax("--model=ViT-B-32", f"--pretrained={weights}", *FLAGS, out)
+    assert not (tmp_path / "flax").exists()
+
+
+def test_configuration_beside_the_file_is_checked(hub_folder, tmp_path):
+    weights, out = hub_folder / "open_clip_model.safetensors", f"--out={tmp_path / 'flax'}"
+    path = hub_folder / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    with pytest.raises(WeightsError, match=r"--model=ViT-L-14 is not the model of"):
+        to_flax("--model=ViT-L-14", f"--pretrained={weights}", out)
+    path.write_text(json.dumps({"model_cfg": content["model_cfg"]}))
+    with pytest.raises(WeightsError, match="found none"):
+        to_flax(f"--pretrained={weights}", out)
+    for key, value, message in (
+        ("hf_tokenizer_name", "bert-base-uncased", "tokenizer 'bert-base-uncased'.*ViT-B-32"),
+        ("tokenizer_kwargs", {"reduction_mask": "simple"}, "reduction_mask"),
+    ):
+        text = {**content["model_cfg"]["text_cfg"], key: value}
+        changed = {**content["model_cfg"], "text_cfg": text}
+        path.write_text(json.dumps({**content, "model_cfg": changed}))
+        with pytest.raises(WeightsError, match=message):
+            to_flax(f"--pretrained={weights}", out)
+    del content["model_cfg"]["vision_cfg"]["width"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match="lacks 'width'"):
+        to_flax(f"--pretrained={weights}", out)
+    for damaged in ("{", "[]"):
+        path.write_text(damaged)
+        with pytest.raises(WeightsError, match=r"open_clip_config\.json"):
+            to_flax(f"--pretrained={weights}", out)
+
+
+@pytest.mark.parametrize("model", ["RN50", "coca_ViT-B-32", "ViT-B-16-SigLIP", "convnext_base"])
+def test_other_architectures_are_refused(model, tmp_path):
+    with pytest.raises(WeightsError, match=f"model '{model}': "):
+        to_flax(f"--model={model}", "--pretrained=openai", f"--out={tmp_path / 'flax'}")
+
+
+def test_open_clip_missing_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(WeightsError, match="pip install"):
+        sources.open_clip_folder()

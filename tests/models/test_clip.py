@@ -1,0 +1,110 @@
+"""Our towers against open_clip's, on the same randomised weights."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lattec_jax.models.clip import bind, define, initial_params
+from lattec_jax.models.config import CLIPConfig, text_lengths
+from tests.dummy import dummy_checkpoint
+from tests.openclip_models import (
+    ARCHITECTURES,
+    flat_params,
+    model_cfg,
+    random_open_clip,
+    shrunken,
+)
+
+
+def random_tokens(rng: np.random.Generator, config: CLIPConfig, count: int) -> np.ndarray:
+    """Token matrices as a tokenizer makes them: start, words, end, padding."""
+    text = config.text
+    end = text.eos_id if text.pool == "eos" else text.vocab_size - 1
+    tokens = np.zeros((count, text.context_length), np.int32)
+    for row in tokens:
+        length = rng.integers(2, text.context_length + 1)
+        row[:length] = rng.integers(3, text.vocab_size - 2, length)
+        row[length - 1] = end
+    return tokens
+
+
+def compare(config: dict, batch: int) -> None:
+    """Unit features of both towers within 1e-5."""
+    torch = pytest.importorskip("torch")
+    model = random_open_clip(config)
+    ours, params = flat_params(model, config)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(batch, *ours.vision.image_size, 3)).astype(np.float32)
+    tokens = random_tokens(rng, ours, batch)
+    with torch.no_grad():
+        nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
+        image_features = model.encode_image(nchw, normalize=True).numpy()
+        text_features = model.encode_text(torch.from_numpy(tokens).long(), normalize=True).numpy()
+    definition = define(ours)
+    encode_image = jax.jit(lambda p, x: bind(definition, p).encode_image(x))
+    encode_text = jax.jit(lambda p, x: bind(definition, p).encode_text(x))
+    assert np.abs(encode_image(params, images) - image_features).max() <= 1e-5
+    assert np.abs(encode_text(params, tokens) - text_features).max() <= 1e-5
+    # The rows differ, so that equality says something.
+    assert np.abs(image_features[0] - image_features[1]).max() > 1e-3
+    assert np.abs(text_features[0] - text_features[1]).max() > 1e-3
+
+
+def test_full_vit_b_32_equals_open_clip():
+    compare(model_cfg("ViT-B-32"), batch=4)
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+def test_every_flag_equals_open_clip(name: str):
+    model, vision, text = ARCHITECTURES[name]
+    compare(shrunken(model, vision, text), batch=6)
+
+
+def test_cropping_tokens_changes_nothing():
+    checkpoint = dummy_checkpoint()
+    definition = define(checkpoint.config)
+    tokens = checkpoint.tokenizer(["a photo of a cat.", "a bird", "the red dog " * 3])
+    longest = text_lengths(tokens, checkpoint.config.text).max()
+    assert longest < tokens.shape[1]
+    model = bind(definition, checkpoint.params)
+    whole, cropped = model.encode_text(tokens), model.encode_text(tokens[:, :longest])
+    assert np.abs(whole - cropped).max() <= 1e-6
+    # One token fewer cuts off an end token, and shows.
+    assert np.abs(whole - model.encode_text(tokens[:, : longest - 1])).max() > 1e-3
+
+
+def test_rematerialisation_changes_no_gradient():
+    checkpoint = dummy_checkpoint()
+    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+
+    def gradient(remat: bool) -> dict[str, jax.Array]:
+        definition = define(checkpoint.config, remat=remat)
+        return jax.jit(
+            jax.grad(lambda p: jnp.sum(bind(definition, p).encode_image(images)[:, :3] ** 3))
+        )(checkpoint.params)
+
+    plain, again = gradient(False), gradient(True)
+    for name, value in plain.items():
+        np.testing.assert_allclose(again[name], value, atol=1e-6, err_msg=name)
+
+
+def test_bfloat16_is_near_float32_and_keeps_float32_parameters():
+    checkpoint = dummy_checkpoint()
+    images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
+    exact = bind(define(checkpoint.config), checkpoint.params).encode_image(images)
+    rough = bind(define(checkpoint.config, dtype=jnp.bfloat16), checkpoint.params)
+    features = rough.encode_image(images)
+    assert features.dtype == jnp.float32
+    assert 0 < np.abs(features - exact).max() < 0.03
+
+
+def test_initial_parameters_are_those_that_a_checkpoint_expects():
+    from lattec_jax.models.checkpoint import expected_shapes
+
+    config = dummy_checkpoint().config
+    params = initial_params(config, seed=3)
+    assert {name: value.shape for name, value in params.items()} == expected_shapes(config)
+    assert all(value.dtype == jnp.float32 for value in params.values())
