@@ -1,0 +1,135 @@
+"""Which images and texts make up the batch of a step: host side, a function of seed and step.
+
+An epoch is a fresh permutation of the training images whose incomplete last batch is dropped. Any
+step can be rebuilt on its own, so a resumed run sees the batches that the interrupted one would
+have seen.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property, lru_cache
+
+import numpy as np
+
+from lattec_jax.data.text_plan import TextPlan, full_plan
+
+
+@dataclasses.dataclass(frozen=True)
+class HostBatch:
+    """One batch as the step needs it.
+
+    Attributes:
+        images: `[B]` rows of the training store.
+        text_rows: for each group of the text plan, which rows of the `[N · K, L]` table of
+            description tokens it encodes.
+        text_places: `[B · K]` where the text of each image and kind then stands in the
+            concatenated groups.
+        text_images: `[B, K]` whose description each image uses: its own unless redrawn.
+        text_lengths: tokens of each group of the plan.
+        starts_epoch: whether this is the first step of an epoch.
+    """
+
+    images: np.ndarray
+    text_rows: tuple[np.ndarray, ...]
+    text_places: np.ndarray
+    text_images: np.ndarray
+    text_lengths: tuple[int, ...]
+    starts_epoch: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """The batches of a run.
+
+    Attributes:
+        count: N, the training images.
+        batch_size: B, at most N.
+        seed: of the run.
+        plan: how texts are grouped by length.
+        lengths: `[N, K]` tokens that each description needs.
+        context_length: the longest text.
+        redraw: kinds whose text is drawn anew at every step from all images with the same
+            zero-shot label (the released code's group-descriptions).
+        groups: `[N]` those labels; only read where something is redrawn.
+    """
+
+    count: int
+    batch_size: int
+    seed: int
+    plan: TextPlan
+    lengths: np.ndarray
+    context_length: int
+    redraw: tuple[int, ...] = ()
+    groups: np.ndarray | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in the training images."""
+        return self.count // self.batch_size
+
+    def at(self, step: int) -> HostBatch:
+        """The batch of `step`, counted from 0."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = _permutation(self.count, self.seed, epoch)
+        images = order[place * self.batch_size : (place + 1) * self.batch_size]
+        kinds = self.lengths.shape[1]
+        text_images = np.repeat(images[:, None], kinds, axis=1)  # [B, K]
+        if self.redraw:
+            random = np.random.default_rng([self.seed, 1, step])
+            for kind in self.redraw:
+                text_images[:, kind] = self._same_label(images, random)
+        needed = self.lengths[text_images, np.arange(kinds)].reshape(-1)  # [B · K]
+        plan = self.plan
+        assigned = plan.assign(needed)
+        if assigned is None:
+            plan = full_plan(len(needed), self.context_length)
+            assigned = plan.assign(needed)
+        positions, places = assigned
+        rows = (text_images * kinds + np.arange(kinds)).reshape(-1).astype(np.int32)
+        return HostBatch(
+            images=images,
+            text_rows=tuple(rows[group] for group in positions),
+            text_places=places,
+            text_images=text_images,
+            text_lengths=plan.lengths,
+            starts_epoch=place == 0,
+        )
+
+    def _same_label(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+        """For each of `images` one drawn evenly from all that share its group: `[B]`."""
+        order, starts, sizes = self._by_group
+        mine = self.groups[images]
+        return order[starts[mine] + random.integers(0, sizes[mine])]
+
+    @cached_property
+    def _by_group(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images sorted by group, where each group starts, and its size."""
+        sizes = np.bincount(self.groups)
+        order = np.argsort(self.groups, kind="stable").astype(np.int32)
+        return order, np.cumsum(sizes) - sizes, sizes
+
+    def iterate(self, start: int, stop: int) -> Iterator[HostBatch]:
+        """The batches of the steps from `start` to `stop` (not included)."""
+        return (self.at(step) for step in range(start, stop))
+
+
+@lru_cache(maxsize=2)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, 0, epoch]).permutation(count).astype(np.int32)
+
+
+def prefetch(items: Iterator, ahead: int = 2) -> Iterator:
+    """Draw from `items` in one thread, up to `ahead` items before they are needed.
+
+    An exception of the producer is raised where its item would have been yielded.
+    """
+    end = object()
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch") as pool:
+        waiting = deque(pool.submit(next, items, end) for _ in range(ahead))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, items, end))
+            yield item

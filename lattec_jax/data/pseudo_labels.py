@@ -1,0 +1,189 @@
+"""Pseudo-labels on disk: one JSON object a line, and beside it where they come from.
+
+    {"image": id, "label": int, "class": str, "score": float, "margin": float}
+
+`score` is the softmax probability of the label, `margin` its lead over the second. The provenance
+(`provenance(...)`, a JSON file of the same name) says which weights, class names and templates made
+them; labels of another provenance are refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lattec_jax.config import artifacts_dir
+from lattec_jax.errors import DataError, WeightsError
+
+COMMAND = "python -m lattec_jax.pseudo_label --config=..."
+
+
+@dataclasses.dataclass(frozen=True)
+class PseudoLabels:
+    """Labels of N images."""
+
+    ids: tuple[str, ...]
+    labels: np.ndarray  # [N] int32
+    scores: np.ndarray  # [N] float32
+    margins: np.ndarray  # [N] float32
+
+
+def weights_sha256(directory: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a checkpoint's parameters.
+
+    Raises:
+        WeightsError: there is no checkpoint.
+    """
+    path = Path(directory) / "model.safetensors"
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise WeightsError(
+            f"config.weights: expected a checkpoint directory, but {path} cannot be read "
+            f"({error.strerror}); make one with python -m convert.openclip_to_flax"
+        ) from error
+
+
+def provenance(
+    weights: str, class_names: Sequence[str], templates: Sequence[str]
+) -> dict[str, Any]:
+    """What pseudo-labels depend on. `weights` is the SHA-256 of the parameters."""
+    return {
+        "weights_sha256": weights,
+        "class_names": list(class_names),
+        "templates": list(templates),
+    }
+
+
+def pseudo_labels_path(config: ConfigDict, source: Mapping[str, Any]) -> Path:
+    """Where the pseudo-labels of this provenance lie, below the artefacts of the data set."""
+    text = json.dumps([source["class_names"], source["templates"]])
+    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    name = f"{source['weights_sha256'][:8]}-{digest}.jsonl"
+    return artifacts_dir(config) / "pseudo_labels" / name
+
+
+def write(
+    path: str | os.PathLike[str],
+    ids: Sequence[str],
+    labels: np.ndarray,
+    scores: np.ndarray,
+    margins: np.ndarray,
+    source: Mapping[str, Any],
+) -> None:
+    """Write `[N]` labels, scores and margins and their provenance. Never leaves half a file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = source["class_names"]
+    rows = zip(ids, labels.tolist(), scores.tolist(), margins.tolist(), strict=True)
+    lines = [
+        json.dumps(
+            {"image": i, "label": n, "class": names[n], "score": s, "margin": m},
+            ensure_ascii=False,
+        )
+        for i, n, s, m in rows
+    ]
+    # The provenance goes first: where labels exist, it is there as well.
+    _replace(path.with_suffix(".json"), json.dumps(dict(source), indent=2) + "\n")
+    _replace(path, "".join(line + "\n" for line in lines))
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read(
+    path: str | os.PathLike[str], image_ids: Sequence[str] | None, source: Mapping[str, Any]
+) -> PseudoLabels:
+    """Read the labels of the given images, in their order (None: of all in the file, in its order).
+
+    Raises:
+        DataError: no such file, another provenance, a malformed line, or an image without a label.
+    """
+    path = Path(path)
+    _check_provenance(path, source)
+    names = source["class_names"]
+    table: dict[str, tuple[int, float, float]] = {}
+    try:
+        with open(path, "rb") as file:
+            for number, line in enumerate(file, 1):
+                image, *values = _parse(line, path, number, names)
+                table[image] = tuple(values)
+    except FileNotFoundError as error:
+        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}") from error
+    ids = tuple(table if image_ids is None else image_ids)
+    missing = [image for image in ids if image not in table]
+    if missing:
+        raise DataError(
+            f"{path} has no pseudo-label for {len(missing)} of {len(ids)} images, the first: "
+            f"{missing[0]!r}; make them again with {COMMAND}"
+        )
+    rows = [table[image] for image in ids]
+    return PseudoLabels(
+        ids=ids,
+        labels=np.array([row[0] for row in rows], np.int32),
+        scores=np.array([row[1] for row in rows], np.float32),
+        margins=np.array([row[2] for row in rows], np.float32),
+    )
+
+
+def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
+    sidecar = path.with_suffix(".json")
+    try:
+        found = json.loads(sidecar.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}") from error
+    except ValueError as error:
+        raise DataError(
+            f"{sidecar} is not JSON ({error}); make the pseudo-labels again with {COMMAND}"
+        ) from error
+    for key, expected in source.items():
+        value = found.get(key) if isinstance(found, dict) else None
+        if value != expected:
+            raise DataError(
+                f"the pseudo-labels at {path} are of other {key}: expected {_short(expected)}, "
+                f"found {_short(value)}; make them again with {COMMAND}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
+
+
+def _parse(
+    line: bytes, path: Path, number: int, names: Sequence[str]
+) -> tuple[str, int, float, float]:
+    """Image, label, score and margin of one line."""
+    try:
+        values = json.loads(line)
+        image, label = values["image"], values["label"]
+        score, margin = float(values["score"]), float(values["margin"])
+        if not isinstance(image, str) or type(label) is not int or not 0 <= label < len(names):
+            raise ValueError(f"no image or no label from 0 to {len(names) - 1}")
+        if values["class"] != names[label]:
+            raise ValueError(f"class {values['class']!r} is not number {label}, {names[label]!r}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}:{number}: expected a pseudo-label, found "
+            f"{line[:80].decode(errors='replace').strip()!r} ({type(error).__name__}: {error}); "
+            f"make them again with {COMMAND}"
+        ) from error
+    return image, label, score, margin

@@ -1,0 +1,377 @@
+"""Pictures decoded once into two stores of uint8 pixels, which are read as memory maps.
+
+The evaluation store holds what `Preprocess.pixels` gives, `[N, S, S, 3]`: S·S·3 bytes a picture
+(150,528 at 224). The training store holds whole pictures, `[N, H, W, 3]`, with their aspect kept,
+the long side bounded, zeros below and to the right, and their sizes beside them: H·W·3 bytes a
+picture, H and W being the largest height and width in the set (338,688 at most for a bound of 336).
+
+A store is a directory `<kind>-<fingerprint>` with `pixels.npy`, `sizes.npy` (training only) and
+`index.json`. It is written under another name and moved into place when complete, so what carries
+the name is whole. The fingerprint covers the ids, the files' sizes and times, and the settings:
+when any of them changes another store is made, and the old directory may be deleted by hand. The
+files' headers are read first, because H and W must be known; then each file is decoded once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from lattec_jax.data.datasets import Split
+from lattec_jax.data.preprocess import (
+    FORMATS,
+    Preprocess,
+    UnreadablePicture,
+    open_picture,
+    picture_errors,
+)
+from lattec_jax.errors import DataError
+
+_FORMAT = "lattec_jax-store-1"
+_ABANDONED = 24 * 3600  # seconds without a write after which a partial store has no living writer
+_LISTED = 10  # pictures that an error message names
+
+T = TypeVar("T")
+R = TypeVar("R")
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class StorePaths:
+    """The two stores of a split, for `open_store`."""
+
+    evaluation: Path
+    training: Path | None  # None for a split that is only evaluated
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """A store on disk. Row i of every array belongs to `ids[i]`."""
+
+    ids: tuple[str, ...]
+    pixels: np.ndarray  # memory map; [N, S, S, 3] or [N, H, W, 3] uint8
+    sizes: np.ndarray | None  # [N, 2] int32 (height, width); None in an evaluation store
+    failed: tuple[dict[str, str], ...]  # {"image": id, "reason": why it could not be read}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """One store that is to be made."""
+
+    path: Path
+    settings: dict[str, Any]  # what, beside the files, its pixels depend on
+    shape: tuple[int, int]  # height and width of a row
+    convert: Callable[[Image.Image], np.ndarray]  # picture -> [h, w, 3] uint8, at most `shape`
+    sizes: bool  # whether the pictures' sizes are kept
+
+
+def make_stores(
+    split: Split,
+    directory: str | os.PathLike[str],
+    preprocess: Preprocess,
+    long_side: int | None,
+    max_unreadable: float = 0.01,
+    workers: int | None = None,
+) -> StorePaths:
+    """Make what is missing of a split's evaluation and training store, decoding each file once.
+
+    Pictures that cannot be read are left out of both and named with the reason in `index.json`.
+
+    Args:
+        split: the pictures.
+        directory: the stores go below it.
+        preprocess: of the model; the evaluation store depends on it.
+        long_side: bound on the long side of training pictures in pixels, which are never enlarged;
+            0 for no bound; None for a split that is only evaluated and needs no training store.
+        max_unreadable: share of unreadable pictures above which nothing is kept.
+        workers: decoding threads; None: one per core, at most 16.
+
+    Returns:
+        The paths for `open_store`. Both stores have the same ids.
+
+    Raises:
+        DataError: more unreadable pictures than allowed (the message lists the first ten), none
+            that is readable, or too little space on the disk.
+    """
+    directory = Path(directory)
+    workers = workers or min(16, os.cpu_count() or 1)
+    settings: dict[str, dict[str, Any]] = {"evaluation": {"preprocess": preprocess.to_dict()}}
+    if long_side is not None:
+        settings["training"] = {"long_side": long_side}
+    files = _digest_of_files(split)
+    paths = {kind: _store_path(directory, kind, settings[kind], files) for kind in settings}
+
+    def make(kinds: Iterable[str]) -> None:
+        plans = [_plan(paths[k], k, settings[k], split, preprocess, workers) for k in kinds]
+        _make(split, directory, plans, max_unreadable, workers)
+
+    missing = [kind for kind in paths if not paths[kind].is_dir()]
+    if missing:
+        make(missing)
+    if len({tuple(_read_index(path)["ids"]) for path in paths.values()}) > 1:
+        make(paths)  # made at different times, and a file was unreadable at one of them
+    return StorePaths(paths["evaluation"], paths.get("training"))
+
+
+def open_store(directory: str | os.PathLike[str]) -> Store:
+    """Open a store without reading its pixels.
+
+    Raises:
+        DataError: there is none, or it is damaged.
+    """
+    directory = Path(directory)
+    index = _read_index(directory)
+    ids = tuple(index["ids"])
+    try:
+        pixels = np.load(directory / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        sizes = None
+        if (directory / "sizes.npy").exists():
+            sizes = np.load(directory / "sizes.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise DataError(f"the store {directory} is damaged ({error}); {_REMAKE}") from error
+    rows = min(len(pixels), len(pixels) if sizes is None else len(sizes))
+    if rows < len(ids):
+        raise DataError(
+            f"the store {directory} is damaged: expected {len(ids)} rows, found {rows}; {_REMAKE}"
+        )
+    return Store(ids=ids, pixels=pixels[: len(ids)], sizes=sizes, failed=tuple(index["failed"]))
+
+
+_REMAKE = "delete the directory and run the command again"
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    try:
+        index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DataError(f"no readable store in {directory} ({error}); {_REMAKE}") from error
+    if index.get("format") != _FORMAT:
+        raise DataError(
+            f"expected a store of format {_FORMAT} in {directory}, "
+            f"found {index.get('format')!r}; {_REMAKE}"
+        )
+    return index
+
+
+def _digest_of_files(split: Split) -> str:
+    """Changes when a picture is added, removed, renamed or written anew."""
+    digest = hashlib.sha256()
+    for image, path in zip(split.ids, split.paths, strict=True):
+        try:
+            status = os.stat(path)
+            state = f"{status.st_size} {status.st_mtime_ns}"
+        except OSError:
+            state = "missing"
+        digest.update(f"{image}\0{state}\n".encode())
+    return digest.hexdigest()
+
+
+def _store_path(directory: Path, kind: str, settings: dict[str, Any], files: str) -> Path:
+    text = json.dumps([_FORMAT, kind, settings, files], sort_keys=True)
+    return directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+
+
+def _plan(
+    path: Path,
+    kind: str,
+    settings: dict[str, Any],
+    split: Split,
+    preprocess: Preprocess,
+    workers: int,
+) -> _Plan:
+    """How to make a store of this kind; for a training store the files' headers are read."""
+    if kind == "evaluation":
+        return _Plan(path, settings, preprocess.size, preprocess.pixels, sizes=False)
+    shape = _largest(split, settings["long_side"], workers)
+    convert = functools.partial(_whole, long_side=settings["long_side"], shape=shape)
+    return _Plan(path, settings, shape, convert, sizes=True)
+
+
+def _make(
+    split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable: float, workers: int
+) -> None:
+    """Make stores in one pass and put them in the place of what is there."""
+    directory.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(directory)
+    _check_space(directory, plans, len(split.ids))
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
+        made = Path(partial) / "made"
+        failed = _write(split, plans, made, workers)
+        _check_failed(failed, len(split.ids), max_unreadable)
+        for plan in plans:
+            _put_in_place(made / plan.path.name, plan.path, Path(partial) / "old")
+
+
+def _write(split: Split, plans: Sequence[_Plan], made: Path, workers: int) -> list[dict[str, str]]:
+    """Decode every picture and write the stores below `made`. Returns what could not be read."""
+    total = len(split.ids)
+    pixels = []
+    for plan in plans:
+        (made / plan.path.name).mkdir(parents=True)
+        file = made / plan.path.name / "pixels.npy"
+        shape = (total, *plan.shape, 3)
+        pixels.append(np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape))
+    sizes = np.zeros((total, 2), np.int32)
+    ids, failed = [], []
+    decode = functools.partial(_decode, converts=[plan.convert for plan in plans])
+    with closing(_in_order(decode, split.paths, workers)) as results:
+        bar = tqdm(results, total=total, desc="decoding pictures", unit="image", mininterval=0.5)
+        for image, result in zip(split.ids, bar, strict=True):
+            if isinstance(result, UnreadablePicture):
+                failed.append({"image": image, "reason": result.reason})
+                continue
+            row = len(ids)
+            for array, values, plan in zip(pixels, result, plans, strict=True):
+                height, width = values.shape[:2]
+                array[row, :height, :width] = values  # the file starts as zeros
+                if plan.sizes:
+                    sizes[row] = height, width
+            ids.append(image)
+    for array, plan in zip(pixels, plans, strict=True):
+        array.flush()
+        store = made / plan.path.name
+        if plan.sizes:
+            np.save(store / "sizes.npy", sizes[: len(ids)], allow_pickle=False)
+        index = {"format": _FORMAT, "settings": plan.settings, "ids": ids, "failed": failed}
+        (store / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    return failed
+
+
+def _decode(
+    path: Path, converts: Sequence[Callable[[Image.Image], np.ndarray]]
+) -> list[np.ndarray] | UnreadablePicture:
+    """One picture's pixels for each store."""
+    try:
+        image = open_picture(path)
+        with picture_errors(path):
+            return [convert(image) for convert in converts]
+    except UnreadablePicture as error:
+        return error
+
+
+def _whole(image: Image.Image, long_side: int, shape: tuple[int, int]) -> np.ndarray:
+    """The whole picture as `[h, w, 3]` uint8, bounded by bicubic filtering with antialias."""
+    height, width = _bounded(image.size, long_side)
+    if height > shape[0] or width > shape[1]:  # larger than its header said
+        factor = min(shape[0] / height, shape[1] / width)
+        height, width = max(1, int(height * factor)), max(1, int(width * factor))
+    image = image.convert("RGB")
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _bounded(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """(height, width) of a picture of size (width, height) when its long side is bounded."""
+    width, height = size
+    factor = min(1.0, long_side / max(size)) if long_side else 1.0
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _largest(split: Split, long_side: int, workers: int) -> tuple[int, int]:
+    """The largest bounded height and width in the split, from the files' headers."""
+    height = width = 1
+    with closing(_in_order(_header_size, split.paths, workers)) as results:
+        total = len(split.paths)
+        for size in tqdm(results, total=total, desc="reading headers", unit="image", leave=False):
+            if size is not None:
+                bounded = _bounded(size, long_side)
+                height, width = max(height, bounded[0]), max(width, bounded[1])
+    return height, width
+
+
+def _header_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) as the header states it; None where decoding will fail as well."""
+    try:
+        with picture_errors(path), Image.open(path, formats=FORMATS) as image:
+            return image.size if min(image.size) > 0 else None
+    except UnreadablePicture:
+        return None
+
+
+def _in_order(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
+    """`map` in threads; keeps the order and holds only a few results."""
+    waiting: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > 4 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _check_space(directory: Path, plans: Sequence[_Plan], count: int) -> None:
+    """A memory map that outgrows the disk kills the process, so ask first."""
+    needed = sum(count * plan.shape[0] * plan.shape[1] * 3 for plan in plans)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise DataError(
+            f"the stores of {count} pictures need {needed / 1e9:.1f} GB, found {free / 1e9:.1f} GB "
+            f"free in {directory}; make room, set --config.artifacts to another disk, or lower "
+            "--config.store.long_side"
+        )
+
+
+def _check_failed(failed: Sequence[dict[str, str]], total: int, max_unreadable: float) -> None:
+    if not failed:
+        return
+    if len(failed) <= max_unreadable * total and len(failed) < total:
+        first = failed[0]
+        log.warning(
+            "%d of %d pictures cannot be read and are left out; the first: %s (%s). "
+            "index.json in the store names them all",
+            *(len(failed), total, first["image"], first["reason"]),
+        )
+        return
+    lines = [f"\n  {entry['image']}: {entry['reason']}" for entry in failed[:_LISTED]]
+    more = f"\n  and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
+    raise DataError(
+        f"{len(failed)} of {total} pictures cannot be read ({len(failed) / total:.1%}); "
+        f"config.store.max_unreadable allows {max_unreadable:.1%}. Repair or remove them, or raise "
+        f"--config.store.max_unreadable:{''.join(lines)}{more}"
+    )
+
+
+def _put_in_place(made: Path, path: Path, old: Path) -> None:
+    """Move a complete store to its name. Of two processes that do so at once, either may win."""
+    if path.is_dir():
+        old.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # the other process has just moved it
+            os.replace(path, old / path.name)
+    try:
+        os.replace(made, path)
+    except OSError:
+        if not path.is_dir():
+            raise
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Delete what killed processes left behind."""
+    for partial in directory.glob(".partial-*"):
+        try:
+            newest = max(file.stat().st_mtime for file in (partial, *partial.rglob("*")))
+        except FileNotFoundError:
+            continue  # another process has just finished with it
+        if time.time() - newest > _ABANDONED:
+            shutil.rmtree(partial, ignore_errors=True)
