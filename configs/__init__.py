@@ -1,0 +1,1 @@
+"""Configurations, one file per dataset; `common.py` holds what they share."""

@@ -1,0 +1,143 @@
+"""What all configurations share. `configs/folder.py` is the file to copy for a set of your own.
+
+Any value can be set on the command line, for example --config.train.batch_size=256. A value that is
+None here is decided by the preset (`config.preset`): "paper" follows arXiv 2410.08211,
+"released_code" follows the authors' repository where it departs from the paper.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+placeholder = config_dict.placeholder
+
+
+def get_config() -> ConfigDict:
+    """The shared defaults: the paper's settings (Sec. 4.1 and appendix B)."""
+    config = ConfigDict()
+    config.preset = "paper"
+    config.seed = 0
+    config.artifacts = "artifacts"  # stores, pseudo-labels and descriptions go below this folder
+    config.weights = ""  # directory written by python -m convert.openclip_to_flax
+    config.template = placeholder(str)  # {} stands for the class name
+
+    config.dataset = ConfigDict()
+    config.dataset.kind = "folder"
+    config.dataset.name = ""
+    config.dataset.root = ""
+    config.dataset.train = "train"  # folder below root or .txt list of paths; "": root itself
+    config.dataset.test = "test"  # the same; "": a share of the training images is held out
+    config.dataset.held_out = 0.2  # that share; 0: no test images
+    config.dataset.split_seed = 0
+    config.dataset.class_names = ""  # text file, one a line; "": names of the class sub-folders
+    config.dataset.labels = "auto"  # "auto", "none", "folders" or a CSV with header image,label
+
+    config.store = ConfigDict()
+    config.store.long_side = 336  # bound on the long side of training pictures, in pixels
+    config.store.max_unreadable = 0.01  # share of unreadable pictures above which a run stops
+    config.store.placement = "auto"  # training store: "device", "host" (streamed) or "auto"
+
+    config.descriptions = ConfigDict()
+    config.descriptions.engine = "llava"
+    config.descriptions.prompts = ConfigDict()
+    config.descriptions.prompts.image = ""
+    config.descriptions.prompts.group = ""
+    config.descriptions.group_size = 4
+    config.descriptions.seed = 0  # draws the members of the groups
+    config.descriptions.batch_size = 64
+    config.descriptions.shuffle = False  # control experiment: descriptions of other images
+
+    config.method = ConfigDict()
+    config.method.name = "latteclip"  # latteclip, flyp, flyp_oracle, zero_shot
+    config.method.alpha = 0.99  # Eq. (2)
+    config.method.momentum = placeholder(float)  # μ of the prototype update
+    config.method.texts = ("class", "image", "group")  # Table 2
+    config.method.labels = ("zero_shot", "current")  # L_zs and L_ft; Table 3
+    config.method.mixer = True  # False: all weights 1; Table 3
+    config.method.update = placeholder(str)  # "sequential": label by label; "joint": one mean
+    config.method.weigh_by = placeholder(str)  # prototypes "current" or of the "epoch_start"
+    config.method.group_text = placeholder(str)  # "own" or "redrawn" among the same zero-shot label
+    config.method.loss = placeholder(str)  # "sum" or "mean" of the two directions of InfoNCE
+
+    config.train = ConfigDict()
+    config.train.batch_size = 512
+    config.train.max_steps = placeholder(int)
+    config.train.epochs = placeholder(int)
+    config.train.learning_rate = placeholder(float)
+    config.train.warmup_steps = placeholder(int)
+    config.train.weight_decay = placeholder(float)
+    config.train.beta1 = 0.9
+    config.train.beta2 = 0.98
+    config.train.epsilon = 1e-6
+
+    config.augment = ConfigDict()
+    config.augment.scale = (0.9, 1.0)  # share of the picture's area that a crop covers
+    config.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
+    config.augment.color_jitter = placeholder(tuple)  # brightness, contrast, saturation, hue
+    config.augment.color_jitter_probability = placeholder(float)
+    config.augment.greyscale_probability = placeholder(float)
+
+    config.compute = ConfigDict()
+    config.compute.dtype = "float32"  # or "bfloat16"; parameters and losses stay float32
+    config.compute.remat = False  # recompute the blocks in the backward pass
+    config.compute.fsdp = 1  # devices over which parameters are split; the others split the batch
+    config.compute.eval_batch_size = 256
+
+    config.log_every = 10  # steps
+    config.eval_every = 0  # steps; 0: only at the end
+    config.checkpoint_every = 200  # steps
+    config.keep_checkpoints = 2
+
+    paper, released = ConfigDict(), ConfigDict()
+    paper.template = released.template = "a photo of a {}."
+    paper.method = ConfigDict(
+        {
+            "momentum": 0.99,
+            "update": "sequential",
+            "weigh_by": "current",
+            "group_text": "own",
+            "loss": "sum",
+        }
+    )
+    released.method = ConfigDict(
+        {
+            "momentum": 0.0,
+            "update": "joint",
+            "weigh_by": "epoch_start",
+            "group_text": "redrawn",
+            "loss": "mean",
+        }
+    )
+    # The paper gives no warm-up; both presets take the released scripts'.
+    paper.train = ConfigDict(
+        {
+            "max_steps": 2000,
+            "epochs": 50,
+            "learning_rate": 1e-7,
+            "warmup_steps": 40,
+            "weight_decay": 0.2,
+        }
+    )
+    released.train = ConfigDict(
+        {
+            "max_steps": 1_000_000,  # the released scripts bound epochs only
+            "epochs": 50,
+            "learning_rate": 1e-7,
+            "warmup_steps": 40,
+            "weight_decay": 0.2,
+        }
+    )
+    paper.augment = ConfigDict(
+        {
+            "color_jitter": (0.0, 0.0, 0.0, 0.0),
+            "color_jitter_probability": 0.0,
+            "greyscale_probability": 0.0,
+        }
+    )
+    released.augment = ConfigDict(
+        {
+            "color_jitter": (0.5, 0.5, 0.5, 0.1),
+            "color_jitter_probability": 0.8,
+            "greyscale_probability": 0.2,
+        }
+    )
+    config.presets = ConfigDict({"paper": paper, "released_code": released})
+    return config

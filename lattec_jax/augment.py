@@ -1,0 +1,247 @@
+"""Training augmentation on the device: what open_clip does with torchvision and PIL, for one draw.
+
+Pictures come whole (uint8, padded to a common size) and leave as crops of the model's size. Every
+step rounds to whole grey levels where PIL does, so that crops agree with PIL's to a grey level.
+
+Sources: torchvision 0.28 `transforms.RandomResizedCrop` and `ColorJitter`; Pillow
+`libImaging/Resample.c` (bicubic with antialiasing, a = −0.5), `Blend.c`, `Convert.c`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+ATTEMPTS = 10  # of torchvision, before it falls back to a central crop
+
+
+class Augmentation(NamedTuple):
+    """Settings; `config.augment` explains them. All static."""
+
+    scale: tuple[float, float]
+    ratio: tuple[float, float]
+    color_jitter: tuple[float, float, float, float]
+    color_jitter_probability: float
+    greyscale_probability: float
+
+
+def augment(
+    key: Key[Array, ""],
+    pictures: UInt8[Array, "B H W 3"],
+    sizes: Int[Array, "B 2"],
+    size: tuple[int, int],
+    settings: Augmentation,
+) -> Float[Array, "B S T 3"]:
+    """Random crops in [0, 1] of the model's size, before mean and deviation are applied.
+
+    Args:
+        key: of this step.
+        pictures: padded at the bottom and on the right.
+        sizes: height and width of each picture without its padding, in pixels.
+        size: height and width of the crops.
+        settings: see `Augmentation`.
+    """
+    crop_key, jitter_key, grey_key = jax.random.split(key, 3)
+    boxes = random_boxes(crop_key, sizes, settings.scale, settings.ratio)
+    images = crop_and_resize(pictures, boxes, size)
+    if any(settings.color_jitter) and settings.color_jitter_probability > 0:
+        images = random_color_jitter(
+            jitter_key, images, settings.color_jitter, settings.color_jitter_probability
+        )
+    if settings.greyscale_probability > 0:
+        chosen = jax.random.bernoulli(grey_key, settings.greyscale_probability, images.shape[:1])
+        images = jnp.where(chosen[:, None, None, None], luminance(images), images)
+    return images / 255
+
+
+def random_boxes(
+    key: Key[Array, ""],
+    sizes: Int[Array, "B 2"],
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+) -> Int[Array, "B 4"]:
+    """Draw crops as `RandomResizedCrop.get_params` does.
+
+    Returns:
+        Top, left, height and width in pixels. Ten draws of area and ratio are tried; where none
+        fits the picture, the largest central crop within the bounds of the ratio is taken.
+    """
+    area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
+    batch = sizes.shape[0]
+    height, width = sizes[:, 0], sizes[:, 1]
+    area = (height * width).astype(jnp.float32)[:, None] * jax.random.uniform(
+        area_key, (batch, ATTEMPTS), minval=scale[0], maxval=scale[1]
+    )
+    aspect = jnp.exp(
+        jax.random.uniform(
+            ratio_key, (batch, ATTEMPTS), minval=jnp.log(ratio[0]), maxval=jnp.log(ratio[1])
+        )
+    )
+    tried_w = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)  # [B, attempts]
+    tried_h = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (
+        (tried_w > 0) & (tried_w <= width[:, None]) & (tried_h > 0) & (tried_h <= height[:, None])
+    )
+    first = jnp.argmax(fits, axis=1)[:, None]
+    found = fits.any(axis=1)
+    central_h, central_w = _central_size(height, width, ratio)
+    h = jnp.where(found, jnp.take_along_axis(tried_h, first, axis=1)[:, 0], central_h)
+    w = jnp.where(found, jnp.take_along_axis(tried_w, first, axis=1)[:, 0], central_w)
+    top = jax.random.randint(top_key, (batch,), 0, height - h + 1)
+    left = jax.random.randint(left_key, (batch,), 0, width - w + 1)
+    top = jnp.where(found, top, (height - h) // 2)
+    left = jnp.where(found, left, (width - w) // 2)
+    return jnp.stack([top, left, h, w], axis=1)
+
+
+def _central_size(
+    height: Int[Array, " B"], width: Int[Array, " B"], ratio: tuple[float, float]
+) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
+    """The largest crop whose width over height is within `ratio`."""
+    aspect = width / height
+    h = jnp.where(aspect < ratio[0], jnp.round(width / ratio[0]).astype(jnp.int32), height)
+    w = jnp.where(aspect > ratio[1], jnp.round(height * ratio[1]).astype(jnp.int32), width)
+    # Rounding must not leave a picture of one row or column without pixels, or exceed it.
+    return jnp.clip(h, 1, height), jnp.clip(w, 1, width)
+
+
+def _bicubic(x: jax.Array) -> jax.Array:
+    """The cubic convolution kernel with a = −0.5, zero from distance 2 on."""
+    x = jnp.abs(x)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return jnp.where(x < 1, near, jnp.where(x < 2, far, 0.0))
+
+
+def resampling_weights(
+    start: Int[Array, " B"], length: Int[Array, " B"], extent: int, size: int
+) -> Float[Array, "B S E"]:
+    """How much each of `extent` pixels counts in each of `size` output pixels, for the interval
+    of `length` pixels from `start`; each row sums to 1 and is zero outside of the interval."""
+    step = (length / size)[:, None, None]  # input pixels per output pixel
+    centre = (jnp.arange(size) + 0.5)[None, :, None] * step
+    pixel = (jnp.arange(extent)[None, :] - start[:, None])[:, None, :]  # [B, 1, E]
+    weights = _bicubic((pixel + 0.5 - centre) / jnp.maximum(step, 1.0))
+    weights = jnp.where((pixel >= 0) & (pixel < length[:, None, None]), weights, 0.0)
+    return weights / weights.sum(axis=2, keepdims=True)
+
+
+def crop_and_resize(
+    pictures: UInt8[Array, "B H W 3"], boxes: Int[Array, "B 4"], size: tuple[int, int]
+) -> Float[Array, "B S T 3"]:
+    """Cut out `boxes` and resize them by antialiased bicubic, as PIL's `crop` and `resize`.
+
+    Returns:
+        Whole grey levels from 0 to 255. PIL rounds after the horizontal and after the vertical
+        pass, and so does this.
+    """
+    top, left, height, width = boxes.T
+    across = resampling_weights(left, width, pictures.shape[2], size[1])  # [B, T, W]
+    down = resampling_weights(top, height, pictures.shape[1], size[0])  # [B, S, H]
+    exact = jax.lax.Precision.HIGHEST
+    rows = jnp.einsum("bhwc,btw->bhtc", pictures.astype(jnp.float32), across, precision=exact)
+    rows = _whole(rows)
+    return _whole(jnp.einsum("bhtc,bsh->bstc", rows, down, precision=exact))
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.floor(x + 0.5), 0, 255)
+
+
+def luminance(images: Float[Array, "B S T 3"]) -> Float[Array, "B S T 1"]:
+    """PIL's conversion to "L" (ITU-R 601-2): whole grey levels, in integers as PIL computes it."""
+    weights = jnp.array([19595, 38470, 7471])
+    total = jnp.sum(images.astype(jnp.int32) * weights, axis=-1, keepdims=True)
+    return ((total + 0x8000) >> 16).astype(images.dtype)
+
+
+def _blend(one: jax.Array, other: jax.Array, factor: jax.Array) -> jax.Array:
+    """PIL's `Image.blend`, which cuts fractions off."""
+    return jnp.floor(jnp.clip(one + factor * (other - one), 0, 255))
+
+
+def adjust_brightness(image: Float[Array, "S T 3"], factor: jax.Array) -> Float[Array, "S T 3"]:
+    """Blend with black."""
+    return _blend(jnp.zeros_like(image), image, factor)
+
+
+def adjust_contrast(image: Float[Array, "S T 3"], factor: jax.Array) -> Float[Array, "S T 3"]:
+    """Blend with the mean luminance."""
+    mean = jnp.floor(jnp.mean(luminance(image)) + 0.5)
+    return _blend(jnp.full_like(image, mean), image, factor)
+
+
+def adjust_saturation(image: Float[Array, "S T 3"], factor: jax.Array) -> Float[Array, "S T 3"]:
+    """Blend with the luminance."""
+    return _blend(jnp.broadcast_to(luminance(image), image.shape), image, factor)
+
+
+def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "S T 3"]:
+    """Turn the hue by `shift` full circles, in PIL's 8-bit HSV."""
+    value, least = image.max(axis=-1), image.min(axis=-1)
+    range_ = value - least
+    safe = jnp.where(range_ > 0, range_, 1.0)
+    red, green, blue = jnp.moveaxis((value[..., None] - image) / safe[..., None], -1, 0)
+    hue = jnp.where(
+        image[..., 0] == value,
+        blue - green,
+        jnp.where(image[..., 1] == value, 2 + red - blue, 4 + green - red),
+    )
+    hue = jnp.where(range_ > 0, jnp.floor(jnp.mod(hue / 6 + 1, 1.0) * 255), 0.0)
+    saturation = jnp.floor(255 * range_ / jnp.maximum(value, 1.0))
+    # torchvision adds the shift as an unsigned byte, which wraps around.
+    hue = jnp.mod(hue + jnp.trunc(shift * 255), 256)
+    sector = hue * 6 / 255
+    index = jnp.floor(sector)
+    share, saturation = sector - index, saturation / 255
+    p = jnp.round(value * (1 - saturation))
+    q = jnp.round(value * (1 - saturation * share))
+    t = jnp.round(value * (1 - saturation * (1 - share)))
+    candidates = jnp.stack(
+        [
+            jnp.stack(c, axis=-1)
+            for c in [
+                (value, t, p),
+                (q, value, p),
+                (p, value, t),
+                (p, q, value),
+                (t, p, value),
+                (value, p, q),
+            ]
+        ]
+    )  # [6, S, T, 3]
+    index = jnp.mod(index, 6).astype(jnp.int32)[None, ..., None]
+    return jnp.take_along_axis(candidates, index, axis=0)[0]
+
+
+ADJUSTMENTS = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)
+
+
+def jitter(
+    image: Float[Array, "S T 3"], factors: Float[Array, " 4"], order: Int[Array, " 4"]
+) -> Float[Array, "S T 3"]:
+    """Apply brightness, contrast, saturation and hue (`factors`) in the given order."""
+    for position in range(4):
+        which = order[position]
+        image = jax.lax.switch(which, ADJUSTMENTS, image, factors[which])
+    return image
+
+
+def random_color_jitter(
+    key: Key[Array, ""],
+    images: Float[Array, "B S T 3"],
+    strength: tuple[float, float, float, float],
+    probability: float,
+) -> Float[Array, "B S T 3"]:
+    """torchvision's `ColorJitter` on a random share of the images, each with a draw of its own."""
+    batch = images.shape[0]
+    factor_key, order_key, choice_key = jax.random.split(key, 3)
+    bounds = jnp.array([*[(max(0.0, 1 - s), 1 + s) for s in strength[:3]],
+                        (-strength[3], strength[3])])  # fmt: skip
+    factors = jax.random.uniform(factor_key, (batch, 4), minval=bounds[:, 0], maxval=bounds[:, 1])
+    orders = jax.vmap(lambda k: jax.random.permutation(k, 4))(jax.random.split(order_key, batch))
+    chosen = jax.random.bernoulli(choice_key, probability, (batch,))
+    return jnp.where(chosen[:, None, None, None], jax.vmap(jitter)(images, factors, orders), images)

@@ -1,0 +1,59 @@
+"""Evaluate a finished run on the test images of its data set.
+
+    python -m lattec_jax.evaluate --workdir=runs/demo-latteclip-s0
+
+Prints top-1, top-5 and the accuracy of each class, before and after; without labels the share of
+images that each class is predicted for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from lattec_jax import results, sharding, stages, workdir
+from lattec_jax.config import command, from_json, parse_flags
+from lattec_jax.data import datasets
+from lattec_jax.errors import ConfigError
+from lattec_jax.evaluation import class_tokens
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
+    parse_flags(values, argv)
+    if not values.workdir:
+        raise ConfigError("--workdir is missing; for example --workdir=runs/demo-latteclip-s0")
+    directory = Path(values.workdir)
+    config = from_json(directory / workdir.CONFIG)
+    adapted, classifier = results.load_adapted(directory)
+
+    dataset, weights = datasets.load(config), stages.load_weights(config)
+    mesh = sharding.make_mesh()
+    encoders = stages.make_encoders(config, weights, mesh)
+    part = "test" if dataset.test else "train"
+    pictures = stages.open_pictures(config, dataset, part, weights)
+    labels = pictures.labels if dataset.test else None
+    tokens = class_tokens(
+        dataset.class_names, config.template, weights.tokenizer, weights.config.text
+    )
+    params = sharding.put(mesh, weights.params)
+    pixels, classes = pictures.evaluation.pixels, len(dataset.class_names)
+    before = encoders.images(params, pixels, "zero-shot") @ encoders.texts(params, tokens).T
+    params = sharding.put(mesh, adapted.params)
+    after = encoders.images(params, pixels, "adapted") @ classifier.T
+    print(
+        results.table(
+            dataset.class_names,
+            results.evaluate_scores(before, labels, classes),
+            results.evaluate_scores(after, labels, classes),
+            len(pictures.ids),
+        )
+    )
+
+
+if __name__ == "__main__":
+    command(main)

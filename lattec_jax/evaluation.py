@@ -1,0 +1,97 @@
+"""Features of whole sets of images and texts, and class scores from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, Int, UInt8
+from tqdm import tqdm
+
+from lattec_jax import sharding
+from lattec_jax.data.preprocess import Preprocess
+from lattec_jax.data.text_plan import bucket_length, round_up
+from lattec_jax.data.tokenizer import Tokenizer
+from lattec_jax.models.clip import Params, bind
+from lattec_jax.models.config import TextConfig, text_lengths
+
+
+class Encoders:
+    """Both towers of one model, compiled once, for any number of images and texts.
+
+    Args:
+        definition: of the model (`lattec_jax.models.clip.define`).
+        preprocess: mean and deviation of its input.
+        mesh: the devices that share a batch.
+        batch_size: images or texts per call, rounded up to a multiple of the devices.
+    """
+
+    def __init__(
+        self, definition: nnx.GraphDef, preprocess: Preprocess, mesh: Mesh, batch_size: int
+    ):
+        mean, std = jnp.asarray(preprocess.mean), jnp.asarray(preprocess.std)
+        self._mesh = mesh
+        self._batch_size = round_up(batch_size, mesh.size)
+        self._images = jax.jit(
+            lambda params, pixels: bind(definition, params).encode_image(
+                (pixels / 255 - mean) / std
+            )
+        )
+        self._texts = jax.jit(lambda params, tokens: bind(definition, params).encode_text(tokens))
+
+    def images(
+        self, params: Params, pixels: UInt8[np.ndarray, "N S T 3"], progress: str | None = None
+    ) -> Float[np.ndarray, "N D"]:
+        """Unit features of evaluation pixels; `progress` names a bar with rate and time left."""
+        return self._encode(self._images, params, pixels, progress)
+
+    def texts(self, params: Params, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
+        """Unit features of token matrices."""
+        return self._encode(self._texts, params, tokens, None)
+
+    def _encode(
+        self, encode: jax.stages.Wrapped, params: Params, rows: np.ndarray, progress: str | None
+    ) -> np.ndarray:
+        if len(rows) == 0:
+            raise ValueError("nothing to encode")
+        # A set smaller than the batch makes the batch its own size.
+        size = min(self._batch_size, round_up(len(rows), self._mesh.size))
+        where = sharding.over_batch(self._mesh)
+        features = []
+        with tqdm(
+            total=len(rows), desc=progress, unit="image", disable=progress is None, leave=False
+        ) as bar:
+            for start in range(0, len(rows), size):
+                batch = np.asarray(rows[start : start + size])
+                count = len(batch)
+                if count < size:  # the last batch: fill up, so that nothing is compiled again
+                    batch = np.concatenate([batch, np.repeat(batch[:1], size - count, axis=0)])
+                # Not fetched here: the next batch is sent while this one is computed.
+                features.append(encode(params, jax.device_put(batch, where))[:count])
+                if len(features) > 2:
+                    features[-3] = np.asarray(features[-3])
+                bar.update(count)
+        return np.concatenate([np.asarray(f) for f in features])
+
+
+def class_tokens(
+    class_names: Sequence[str], template: str, tokenizer: Tokenizer, config: TextConfig
+) -> Int[np.ndarray, "C M"]:
+    """Tokens of each class-description, cropped to the bucket of the longest."""
+    tokens = tokenizer([template.replace("{}", name) for name in class_names])
+    longest = int(text_lengths(tokens, config).max())
+    return tokens[:, : bucket_length(longest, config.context_length)]
+
+
+def class_probabilities(
+    images: Float[np.ndarray, "N D"], classifier: Float[np.ndarray, "C D"], log_scale: float
+) -> Float[np.ndarray, "N C"]:
+    """Softmax over classes of the scaled cosines: the scores that predictions state."""
+    logits = np.exp(log_scale) * images @ classifier.T
+    logits -= logits.max(axis=1, keepdims=True)
+    odds = np.exp(logits)
+    return odds / odds.sum(axis=1, keepdims=True)

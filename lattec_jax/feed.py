@@ -1,0 +1,152 @@
+"""What a run feeds its step: tables that stay on the devices, and batches that point into them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lattec_jax import sharding
+from lattec_jax.data.batches import Batches, HostBatch
+from lattec_jax.data.text_plan import make_plan
+from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.methods.base import Method, Targets
+from lattec_jax.models.config import text_lengths
+from lattec_jax.stages import Inputs, Pictures
+from lattec_jax.step import Batch, Tables
+
+DEVICE_SHARE = 0.4  # of the device's memory that a training store may take
+
+
+def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
+    """The configured batch size; a set smaller than the batch makes the batch its own size.
+
+    Raises:
+        ConfigError: the batch does not divide over the devices.
+    """
+    wanted = config.train.batch_size
+    if wanted < 2:
+        raise ConfigError(f"config.train.batch_size: expected 2 or more, found {wanted}")
+    if images >= wanted:
+        sharding.check_batch(wanted, mesh)
+        return wanted
+    size = images // mesh.size * mesh.size
+    if size < 2:
+        raise DataError(
+            f"expected at least {max(2, mesh.size)} training images, found {images}; add images"
+        )
+    print(f"batch of {size} instead of {wanted}: there are only {images} training images")
+    return size
+
+
+def make_batches(
+    config: ConfigDict, inputs: Inputs, method: Method, batch_size: int, mesh: Mesh
+) -> tuple[Batches, np.ndarray, np.ndarray]:
+    """The batches of a run, and the texts that they point to.
+
+    Returns:
+        The batches; `[N · K, L]` tokens, row n · K + k being the k-th text of image n; `[N, K]`
+        False where that text is missing.
+    """
+    text_config = inputs.weights.config.text
+    count = len(inputs.pictures.ids)
+    kinds = method.description_kinds if inputs.texts else ()
+    ordered = [inputs.texts.texts[kind][n] for n in range(count) for kind in kinds]
+    tokens = inputs.weights.tokenizer([text or "" for text in ordered])
+    lengths = text_lengths(tokens, text_config)
+    redraw = ()
+    if config.method.group_text == "redrawn":
+        redraw = tuple(i for i, kind in enumerate(kinds) if kind.startswith("group"))
+    batches = Batches(
+        count=count,
+        batch_size=batch_size,
+        seed=config.seed,
+        plan=make_plan(lengths, batch_size * len(kinds), text_config.context_length, mesh.size),
+        lengths=lengths.reshape(count, len(kinds)),
+        context_length=text_config.context_length,
+        redraw=redraw,
+        groups=inputs.zero_shot.labels,
+    )
+    present = np.array([text is not None for text in ordered], bool).reshape(count, len(kinds))
+    return batches, tokens, present
+
+
+def make_tables(
+    config: ConfigDict,
+    inputs: Inputs,
+    method: Method,
+    description_tokens: np.ndarray,
+    present: np.ndarray,
+    mesh: Mesh,
+) -> Tables:
+    """Put on every device what stays there for the whole run."""
+    pictures = inputs.pictures
+    here = method.trains and store_on_device(config, pictures)
+    # True labels go to the device only for a method that declares that it needs them.
+    true = pictures.labels if "labels" in method.requires else None
+    everywhere = sharding.replicated(mesh)
+
+    def put(array: np.ndarray | None) -> jax.Array | None:
+        return None if array is None else jax.device_put(np.asarray(array), everywhere)
+
+    return Tables(
+        class_tokens=put(inputs.class_tokens),
+        description_tokens=put(description_tokens),
+        present=put(present),
+        targets=Targets(put(inputs.zero_shot.labels), put(true)),
+        pixels=put(pictures.training.pixels) if here else None,
+        sizes=put(pictures.training.sizes) if here else None,
+    )
+
+
+def store_on_device(config: ConfigDict, pictures: Pictures) -> bool:
+    """Whether the training store stays in device memory or is streamed from its memory map.
+
+    Raises:
+        ConfigError: an unknown placement.
+    """
+    placement = config.store.placement
+    if placement not in ("auto", "device", "host"):
+        raise ConfigError(
+            f"config.store.placement: expected 'auto', 'device' or 'host', found {placement!r}"
+        )
+    if placement != "auto":
+        return placement == "device"
+    device = jax.devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if memory is None:  # the CPU backend computes in the host's memory, one copy per device
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.device_count()
+    return pictures.training.pixels.nbytes <= DEVICE_SHARE * memory
+
+
+def device_batches(
+    batches: Batches,
+    pictures: Pictures,
+    tables: Tables,
+    start: int,
+    stop: int,
+    mesh: Mesh,
+) -> Iterator[tuple[HostBatch, Batch]]:
+    """Batches from `start` to `stop` on the devices, with their pixels where they are streamed."""
+    split, everywhere = sharding.over_batch(mesh), sharding.replicated(mesh)
+    for host in batches.iterate(start, stop):
+        pixels = sizes = None
+        if tables.pixels is None:
+            pixels = jax.device_put(pictures.training.pixels[host.images], split)
+            sizes = jax.device_put(pictures.training.sizes[host.images], split)
+        yield (
+            host,
+            Batch(
+                images=jax.device_put(host.images, split),
+                text_rows=tuple(jax.device_put(rows, split) for rows in host.text_rows),
+                text_places=jax.device_put(host.text_places, split),
+                text_images=jax.device_put(host.text_images, split),
+                starts_epoch=jax.device_put(np.asarray(host.starts_epoch), everywhere),
+                pixels=pixels,
+                sizes=sizes,
+            ),
+        )

@@ -1,0 +1,65 @@
+"""FLYP (arXiv 2212.00638): fine-tune both towers as CLIP was pre-trained, on the class template.
+
+Two baselines of the paper: with pseudo-labels that the current model assigns anew at every step,
+and with true labels (the oracle). Inference uses the adapted text features of the templates; there are
+no prototypes and no averaging of weights.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lattec_jax.methods.base import EncodeClasses, Features, Targets
+from lattec_jax.methods.contrastive import info_nce
+
+
+@dataclasses.dataclass(frozen=True)
+class FLYP:
+    """FLYP by pseudo-labels, or by true labels where `oracle` is set."""
+
+    oracle: bool = False
+    loss_reduction: str = "sum"
+
+    description_kinds = ()
+    trains = True
+
+    @property
+    def name(self) -> str:
+        """`flyp` or `flyp_oracle`."""
+        return "flyp_oracle" if self.oracle else "flyp"
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """The oracle needs the labels of the training images."""
+        return frozenset({"labels"} if self.oracle else ())
+
+    def init(self, class_features: Float[Array, "C D"]) -> tuple[()]:
+        """No state beside the model."""
+        return ()
+
+    def classifier(self, state: tuple[()], encode_classes: EncodeClasses) -> Float[Array, "C D"]:
+        """The current text features of the templates."""
+        return encode_classes()
+
+    def labels(
+        self, images: Float[Array, "B D"], classifier: Float[Array, "C D"], targets: Targets
+    ) -> Int[Array, "1 B"]:
+        """The true class, or the one that the current model predicts."""
+        label = targets.true if self.oracle else jnp.argmax(images @ classifier.T, axis=1)
+        return label[None]
+
+    def loss(
+        self, features: Features, labels: Int[Array, "1 B"], state: tuple[()]
+    ) -> tuple[Float[Array, ""], None]:
+        """InfoNCE between the image and the template with its label."""
+        loss = info_nce(features.images, features.class_texts[0], features.scale)
+        return (loss if self.loss_reduction == "sum" else loss / 2), None
+
+    def update(
+        self, state: tuple[()], labels: Int[Array, "1 B"], aux: None, starts_epoch: Bool[Array, ""]
+    ) -> tuple[tuple[()], dict[str, Float[Array, ""]]]:
+        """Nothing to update."""
+        return state, {}

@@ -1,0 +1,196 @@
+"""LatteCLIP (arXiv 2410.08211, Sec. 3): mixed texts, two pseudo-labels, prototypes with momentum.
+
+Letters: B images in a batch, C classes, D embedding size, K kinds of generated text, J
+pseudo-labels per image (the frozen model's and the current one's). Features and prototypes are unit vectors.
+
+Where the authors' released code departs from the paper, a field of `LatteCLIP` chooses; each says
+which. One departure is not reproduced: the released code multiplies the `[B]` weights of the
+class-description with its `[B, D]` features along D, which only runs because B = D = 512 there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from lattec_jax.methods.base import EncodeClasses, Features, Targets
+from lattec_jax.methods.contrastive import info_nce
+from lattec_jax.models.clip import normalise
+
+WEIGHT_FLOOR = 1e-6  # keeps the sum of the weights above zero, Eq. (1)
+
+
+class Prototypes(NamedTuple):
+    """The state: one unit vector per class."""
+
+    current: Float[Array, "C D"]
+    weighing: Float[Array, "C D"]  # those that Eq. (1) compares with
+
+
+def margin_weights(
+    texts: Float[Array, "... D"], prototypes: Float[Array, "C D"]
+) -> Float[Array, ...]:
+    """Eq. (1): how well a text tells the classes apart; no gradient flows through it.
+
+    With `s = g(T)·p` over all classes, `w = top1(s) − top2(s) + 1e-6`.
+    """
+    similarities = jax.lax.stop_gradient(texts @ prototypes.T)  # [..., C]
+    best = jax.lax.top_k(similarities, 2)[0]
+    return best[..., 0] - best[..., 1] + WEIGHT_FLOOR
+
+
+def mix_texts(
+    texts: Float[Array, "B T D"],
+    weights: Float[Array, "B T"],
+    prototypes: Float[Array, "B D"],
+    alpha: float,
+) -> Float[Array, "B D"]:
+    """Eq. (2): `t̄ = (1−α) · Σ wᵢ g(Tᵢ) / Σ wᵢ + α · p_c`, not normalised again.
+
+    No gradient flows through the prototypes. An image whose weights are all zero (no text at all)
+    keeps its prototype.
+
+    Args:
+        texts: features of the T texts of each image.
+        weights: of Eq. (1), zero where a text is missing.
+        prototypes: of each image's pseudo-label.
+    """
+    prototypes = jax.lax.stop_gradient(prototypes)
+    total = weights.sum(axis=1, keepdims=True)  # [B, 1]
+    share = weights / jnp.where(total > 0, total, 1.0)
+    mean = jnp.einsum("bt,btd->bd", share, texts)
+    mean = jnp.where(total > 0, mean, prototypes)
+    return (1 - alpha) * mean + alpha * prototypes
+
+
+def class_means(
+    texts: Float[Array, "B D"], labels: Int[Array, " B"], classes: int
+) -> tuple[Float[Array, "C D"], Bool[Array, "C 1"]]:
+    """The mean text of each class in the batch, and which classes are there."""
+    sums = jax.ops.segment_sum(texts, labels, num_segments=classes)
+    counts = jax.ops.segment_sum(jnp.ones_like(texts[:, :1]), labels, num_segments=classes)
+    return sums / jnp.maximum(counts, 1), counts > 0
+
+
+def move_prototypes(
+    prototypes: Float[Array, "C D"],
+    texts: Float[Array, "B D"],
+    labels: Int[Array, " B"],
+    momentum: float,
+) -> Float[Array, "C D"]:
+    """`p ← normalise((1−μ)·mean(t̄) + μ·p)` for each class that `labels` names (Sec. 3.3)."""
+    means, there = class_means(texts, labels, prototypes.shape[0])
+    moved = normalise((1 - momentum) * means + momentum * prototypes)
+    return jnp.where(there, moved, prototypes)
+
+
+@dataclasses.dataclass(frozen=True)
+class LatteCLIP:
+    """The method with its settings; `config.method` names and explains them."""
+
+    alpha: float
+    momentum: float
+    class_text: bool = True  # Table 2: whether the class-description takes part in the mix
+    description_kinds: tuple[str, ...] = ("image", "group")
+    label_names: tuple[str, ...] = ("zero_shot", "current")  # Table 3: L_zs and L_ft
+    mixer: bool = True  # Table 3: False sets all weights to 1
+    update_rule: str = "sequential"  # the released code: "joint"
+    weigh_by: str = "current"  # the released code: "epoch_start"
+    loss_reduction: str = "sum"  # the released code: "mean"
+
+    name = "latteclip"
+    trains = True
+
+    @property
+    def requires(self) -> frozenset[str]:
+        """What must be there before training."""
+        needed = {"zero_shot"} if "zero_shot" in self.label_names else set()
+        return frozenset(needed | ({"descriptions"} if self.description_kinds else set()))
+
+    def init(self, class_features: Float[Array, "C D"]) -> Prototypes:
+        """Prototypes start as the class-descriptions of the pre-trained model."""
+        return Prototypes(class_features, class_features)
+
+    def classifier(self, state: Prototypes, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
+        """Inference is `argmax_c f(x)·p_c`."""
+        return state.current
+
+    def labels(
+        self, images: Float[Array, "B D"], classifier: Float[Array, "C D"], targets: Targets
+    ) -> Int[Array, "J B"]:
+        """`c_zs`, fixed from the frozen model, and `c_ft = argmax_c f(x)·p_c` of this step."""
+        known = {"zero_shot": targets.zero_shot}
+        if "current" in self.label_names:
+            known["current"] = jnp.argmax(images @ classifier.T, axis=1)
+        return jnp.stack([known[name] for name in self.label_names])
+
+    def loss(
+        self, features: Features, labels: Int[Array, "J B"], state: Prototypes
+    ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
+        """Eq. (3): InfoNCE between `f(x)` and `t̄`, added over the pseudo-labels."""
+        description_weights = self._weigh(features.descriptions, state) * features.present
+        losses, mixed, class_weights = [], [], []
+        for class_texts, label in zip(features.class_texts, labels, strict=True):
+            class_weight = self._weigh(class_texts, state) * self.class_text  # [B]
+            texts = jnp.concatenate([class_texts[:, None], features.descriptions], axis=1)
+            weights = jnp.concatenate([class_weight[:, None], description_weights], axis=1)
+            t_bar = mix_texts(texts, weights, state.current[label], self.alpha)
+            loss = info_nce(features.images, t_bar, features.scale)
+            losses.append(loss if self.loss_reduction == "sum" else loss / 2)
+            mixed.append(t_bar)
+            class_weights.append(class_weight)
+        aux = {
+            "losses": jnp.stack(losses),
+            "mixed": jax.lax.stop_gradient(jnp.stack(mixed)),  # [J, B, D]
+            "class_weights": jnp.stack(class_weights),  # [J, B]
+            "description_weights": description_weights,  # [B, K]
+            "present": features.present,
+        }
+        return sum(losses), aux
+
+    def update(
+        self,
+        state: Prototypes,
+        labels: Int[Array, "J B"],
+        aux: dict[str, jax.Array],
+        starts_epoch: Bool[Array, ""],
+    ) -> tuple[Prototypes, dict[str, Float[Array, ""]]]:
+        """Move the prototypes: label by label (paper) or by one mean over all (released code)."""
+        moved, mixed = state.current, aux["mixed"]
+        if self.update_rule == "joint":
+            # [J, B, D] -> [J · B, D]
+            mixed = mixed.reshape(-1, mixed.shape[-1])
+            moved = move_prototypes(moved, mixed, labels.reshape(-1), self.momentum)
+        else:
+            for t_bar, label in zip(mixed, labels, strict=True):
+                moved = move_prototypes(moved, t_bar, label, self.momentum)
+        weighing = moved
+        if self.weigh_by == "epoch_start":
+            weighing = jnp.where(starts_epoch, moved, state.weighing)
+        return Prototypes(moved, weighing), self._figures(labels, aux)
+
+    def _weigh(self, texts: Float[Array, "... D"], state: Prototypes) -> Float[Array, ...]:
+        if not self.mixer:
+            return jnp.ones(texts.shape[:-1], texts.dtype)
+        return margin_weights(texts, state.weighing)
+
+    def _figures(
+        self, labels: Int[Array, "J B"], aux: dict[str, jax.Array]
+    ) -> dict[str, Float[Array, ""]]:
+        """The losses and mean weights by name, and how far the two pseudo-labels agree."""
+        figures = {
+            f"loss_{name}": loss for name, loss in zip(self.label_names, aux["losses"], strict=True)
+        }
+        figures["weight_class"] = aux["class_weights"].mean()
+        for index, kind in enumerate(self.description_kinds):
+            present = aux["present"][:, index]
+            figures[f"weight_{kind}"] = aux["description_weights"][:, index].sum() / jnp.maximum(
+                present.sum(), 1
+            )
+        if len(self.label_names) == 2:
+            figures["label_agreement"] = jnp.mean(labels[0] == labels[1])
+        return figures

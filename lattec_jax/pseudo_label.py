@@ -1,0 +1,40 @@
+"""Pseudo-labels of the training images by the frozen CLIP, as JSON lines.
+
+    python -m lattec_jax.pseudo_label --config=configs/demo.py
+
+Each line holds image, label, class, score (softmax probability) and margin. The images are read as
+for evaluation, without augmentation. Labels of the training images are not read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lattec_jax import stages
+from lattec_jax.config import command, parse
+from lattec_jax.data import datasets
+from lattec_jax.data.pseudo_labels import provenance, pseudo_labels_path
+from lattec_jax.metrics import class_shares
+from lattec_jax.sharding import make_mesh
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    config, _ = parse(argv)
+    dataset, weights, mesh = datasets.load(config), stages.load_weights(config), make_mesh()
+    pictures = stages.open_pictures(config, dataset, "train", weights)
+    encoders = stages.make_encoders(config, weights, mesh)
+    labels = stages.pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
+
+    shares = class_shares(labels.labels, len(dataset.class_names))
+    for name, share in zip(dataset.class_names, shares, strict=True):
+        print(f"{share:7.1%}  {name}")
+    print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
+    source = provenance(weights.sha256, dataset.class_names, (config.template,))
+    print(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,194 @@
+"""What a run found: `results.json`, the adapted model, and the table at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+import lattec_jax
+from lattec_jax import metrics
+from lattec_jax.errors import WeightsError
+from lattec_jax.methods.base import Method
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.clip import Params
+from lattec_jax.stages import Inputs
+from lattec_jax.state import TrainState
+from lattec_jax.workdir import CLASSIFIER, MODEL
+
+
+def classifier(inputs: Inputs, method: Method, state: TrainState) -> Float[np.ndarray, "C D"]:
+    """The unit vector of each class, as the method has it at this state."""
+    encode = lambda: inputs.encoders.texts(state.params, inputs.class_tokens)  # noqa: E731
+    return np.asarray(method.classifier(state.method, encode))
+
+
+def examine(
+    inputs: Inputs, params: Params, class_vectors: Float[np.ndarray, "C D"]
+) -> dict[str, Any]:
+    """Classify the test images; without test images the training images, whose labels are not
+    read. See `evaluate_scores` for what comes back."""
+    pictures, labels = inputs.pictures, None
+    if inputs.test is not None:
+        pictures, labels = inputs.test, inputs.test.labels
+    features = inputs.encoders.images(params, pictures.evaluation.pixels, "evaluation")
+    return evaluate_scores(features @ class_vectors.T, labels, len(class_vectors))
+
+
+def evaluate_scores(
+    scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"] | None, classes: int
+) -> dict[str, Any]:
+    """Accuracies where there are labels, and how the predictions spread over the classes."""
+    predictions = scores.argmax(axis=1)
+    shares = metrics.class_shares(predictions, classes)
+    per_class = None
+    if labels is not None:
+        per_class = metrics.per_class_accuracy(predictions, labels, classes)
+    return {
+        "accuracy": metrics.accuracies(scores, labels),
+        "per_class": per_class,
+        "class_shares": shares,
+        "class_entropy": metrics.entropy(shares),
+    }
+
+
+def table(class_names: Sequence[str], before: Mapping, after: Mapping, images: int) -> str:
+    """Zero-shot against adapted, in all and per class; shares of predictions without labels."""
+    width = max(len("class"), *map(len, class_names)) + 2
+    if before["accuracy"] is None:
+        title = f"share of {images} images per predicted class (there are no labels)"
+        rows = list(zip(class_names, before["class_shares"], after["class_shares"], strict=True))
+    else:
+        title = f"accuracy on {images} test images"
+        rows = list(zip(class_names, before["per_class"], after["per_class"], strict=True))
+        for key in ("top5", "top1"):
+            rows.insert(0, (key, before["accuracy"][key], after["accuracy"][key]))
+    lines = [title, f"{'':{width}}{'zero-shot':>10}{'adapted':>10}{'change':>9}"]
+    for name, first, second in rows:
+        if first is None or second is None:
+            lines.append(f"{name:{width}}{'no images':>10}")
+        else:
+            change = 100 * (second - first)
+            lines.append(f"{name:{width}}{first:10.1%}{second:10.1%}{change:+9.1f}")
+    return "\n".join(lines)
+
+
+def test_figures(found: Mapping[str, Any]) -> dict[str, float]:
+    """What an evaluation during training logs."""
+    accuracy = found["accuracy"] or {}
+    return {f"test_{name}": value for name, value in accuracy.items()} | {
+        "class_entropy": found["class_entropy"]
+    }
+
+
+def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str, Any]:
+    """What was run, and on what: the head of `results.json`."""
+    weights, texts = inputs.weights, inputs.texts
+    mixes = method.name == "latteclip"
+    return {
+        "method": method.name,
+        "preset": config.preset,
+        "dataset": inputs.dataset.name,
+        "protocol": inputs.dataset.protocol,
+        "model": weights.source.get("model", "unknown"),
+        "weights": config.weights,
+        "weights_sha256": weights.sha256,
+        "descriptions_sha256": texts.sha256 if texts else None,
+        "descriptions_shuffled": config.descriptions.shuffle if texts else None,
+        "descriptions": texts.counts if texts else None,
+        "seed": config.seed,
+        "alpha": config.method.alpha if mixes else None,
+        "momentum": config.method.momentum if mixes else None,
+        "learning_rate": config.train.learning_rate if method.trains else None,
+        "class_names": list(inputs.dataset.class_names),
+        "template": config.template,
+        "dtype": config.compute.dtype,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "version": lattec_jax.__version__,
+    }
+
+
+def compare(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
+    """Accuracies before and after, null without labels, and the table that is printed."""
+    pictures = inputs.test or inputs.pictures
+    unreadable = [p for part in (inputs.pictures, inputs.test) if part for p in part.unreadable]
+    return {
+        "n_train": len(inputs.pictures.ids),
+        "n_test": len(inputs.test.ids) if inputs.test else 0,
+        "unreadable": unreadable,
+        "zero_shot": before["accuracy"],
+        "adapted": after["accuracy"],
+        "per_class": {"zero_shot": before["per_class"], "adapted": after["per_class"]},
+        "table": table(inputs.dataset.class_names, before, after, len(pictures.ids)),
+    }
+
+
+def label_free(
+    inputs: Inputs,
+    params: Params,
+    before: Float[np.ndarray, "C D"],
+    after: Float[np.ndarray, "C D"],
+) -> dict[str, Any]:
+    """Figures on the training images that no label is needed for.
+
+    Args:
+        inputs: of the run.
+        params: adapted.
+        before: class vectors of the pre-trained model.
+        after: of the adapted one.
+    """
+    pixels = inputs.pictures.evaluation.pixels
+    features = inputs.encoders.images(params, pixels, "training images")
+    predictions = (features @ after.T).argmax(axis=1)
+    shares = metrics.class_shares(predictions, len(after))
+    return {
+        "label_agreement": float(np.mean(predictions == inputs.zero_shot.labels)),
+        "class_shares": shares,
+        "class_entropy": metrics.entropy(shares),
+        "prototype_drift": metrics.drift(before, after),
+    }
+
+
+def save_adapted(
+    workdir: Path,
+    inputs: Inputs,
+    method: Method,
+    params: Mapping[str, np.ndarray],
+    class_vectors: Float[np.ndarray, "C D"],
+) -> None:
+    """Write the adapted CLIP (a checkpoint directory) and one vector per class."""
+    weights = inputs.weights
+    source = {
+        **weights.source,
+        "adapted_with": method.name,
+        "class_names": list(inputs.dataset.class_names),
+    }
+    params = {name: np.asarray(params[name], np.float32) for name in weights.params}
+    Checkpoint(weights.config, params, weights.tokenizer, weights.preprocess, source).save(
+        workdir / MODEL
+    )
+    partial = workdir / (CLASSIFIER + ".partial")
+    vectors = np.ascontiguousarray(class_vectors, np.float32)
+    partial.write_bytes(safetensors.numpy.save({"classifier": vectors}))
+    partial.replace(workdir / CLASSIFIER)
+
+
+def load_adapted(workdir: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"]]:
+    """Read what `save_adapted` wrote.
+
+    Raises:
+        WeightsError: the run has not finished.
+    """
+    path = workdir / CLASSIFIER
+    if not path.exists():
+        raise WeightsError(
+            f"no {CLASSIFIER} in {workdir}: the run there has not finished; repeat its command of "
+            "python -m lattec_jax.train to continue it"
+        )
+    return Checkpoint.load(workdir / MODEL), safetensors.numpy.load_file(path)["classifier"]

@@ -1,0 +1,97 @@
+"""What a run writes while it goes on: metrics as JSON lines, TensorBoard events, a progress bar."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+from lattec_jax.errors import DataError
+
+METRICS = "metrics.jsonl"
+
+
+class RunLog:
+    """The log of one run in its work directory. Use as a context manager.
+
+    Args:
+        workdir: of the run.
+        start: the step that the run starts from; what an interrupted run wrote beyond it is
+            dropped, so that no step is there twice.
+        steps: of the whole run.
+        batch_size: images per step, for the rate.
+    """
+
+    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int):
+        self._path = workdir / METRICS
+        _drop_after(self._path, start)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start + 1 if start else None
+        )
+        self._batch_size = batch_size
+        self._bar = tqdm(
+            total=steps * batch_size,
+            initial=start * batch_size,
+            desc="training",
+            unit="image",
+            unit_scale=True,
+        )
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._bar.close()
+        self._file.close()
+        self._events.close()
+
+    def advance(self) -> None:
+        """Count one step on the progress bar."""
+        self._bar.update(self._batch_size)
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Log the figures of a step; they are on disk when this returns."""
+        figures = {name: float(value) for name, value in figures.items()}
+        # JSON knows no NaN: a figure that is not finite is written as null.
+        finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
+        self._file.write(json.dumps({"step": step, **finite}) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._events.add_scalar(name, value, step)
+        if "loss" in figures:
+            self._bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the lines up to `step`; a half-written last line goes as well."""
+    if not path.exists():
+        return
+    kept = []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break
+            raise DataError(
+                f"{path}, line {number}: expected a JSON object with a step, found {line[:80]!r}; "
+                "repair or remove the line"
+            ) from error
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON so that the file is either whole or not there."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(partial, path)

@@ -1,0 +1,220 @@
+"""The stages before training: each is a file on disk, made where that is cheap.
+
+Stores and pseudo-labels are made when they are missing, and so are descriptions by an engine that
+looks at pixels only. Descriptions by a language model take hours on a GPU: their absence is an
+error that names the command.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lattec_jax import sharding
+from lattec_jax.config import artifacts_dir
+from lattec_jax.data import datasets
+from lattec_jax.data import descriptions as description_files
+from lattec_jax.data import pseudo_labels as pseudo_label_files
+from lattec_jax.data.datasets import Dataset, Split
+from lattec_jax.data.descriptions import Descriptions
+from lattec_jax.data.pseudo_labels import PseudoLabels
+from lattec_jax.data.store import Store, make_stores, open_store
+from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.evaluation import Encoders, class_probabilities, class_tokens
+from lattec_jax.methods.base import Method
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.clip import define
+
+log = logging.getLogger(__name__)
+DTYPES = {"float32": np.dtype("float32"), "bfloat16": jax.numpy.bfloat16.dtype}
+CHEAP_ENGINES = ("pixels",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """The readable pictures of a split, row for row."""
+
+    ids: tuple[str, ...]
+    labels: np.ndarray | None  # [N] int32; None where unknown
+    evaluation: Store
+    training: Store | None
+
+    @property
+    def unreadable(self) -> list[str]:
+        """Ids of the pictures that were left out."""
+        return [entry["image"] for entry in self.evaluation.failed]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """All that training starts from."""
+
+    dataset: Dataset
+    weights: Checkpoint
+    encoders: Encoders
+    pictures: Pictures  # for training
+    test: Pictures | None
+    zero_shot: PseudoLabels
+    texts: Descriptions | None  # None for a method that uses none
+    class_tokens: np.ndarray  # [C, M]
+
+
+def gather(config: ConfigDict, config_path: str, method: Method, mesh: Mesh) -> Inputs:
+    """Read what there is and make the cheap stages that are missing.
+
+    Args:
+        config: a resolved configuration.
+        config_path: of the configuration file, for the commands in messages.
+        method: says what it requires.
+        mesh: the devices that make pseudo-labels.
+
+    Raises:
+        DataError: the method requires descriptions or labels that are not there.
+    """
+    dataset, weights = datasets.load(config), load_weights(config)
+    if "labels" in method.requires and dataset.train.labels is None:
+        raise DataError(
+            f"method {method.name} trains with true labels, and the training images of "
+            f"{dataset.name} have none; set config.dataset.labels or choose another method"
+        )
+    encoders = make_encoders(config, weights, mesh)
+    pictures = open_pictures(config, dataset, "train", weights)
+    test = open_pictures(config, dataset, "test", weights) if dataset.test else None
+    zero_shot = pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
+    texts = None
+    if "descriptions" in method.requires:
+        texts = descriptions(config, config_path, pictures, method.description_kinds)
+    tokens = class_tokens(
+        dataset.class_names, config.template, weights.tokenizer, weights.config.text
+    )
+    return Inputs(dataset, weights, encoders, pictures, test, zero_shot, texts, tokens)
+
+
+def load_weights(config: ConfigDict) -> Checkpoint:
+    """The CLIP that `config.weights` names.
+
+    Raises:
+        ConfigError: no weights are named.
+        WeightsError: there is no usable checkpoint at that place.
+    """
+    if not config.weights:
+        raise ConfigError(
+            "config.weights: expected a directory of converted weights, found nothing. Make one "
+            "with python -m convert.openclip_to_flax --model=ViT-B-32 "
+            "--pretrained=laion2b_s34b_b79k --out=weights/ViT-B-32 and pass "
+            "--config.weights=weights/ViT-B-32"
+        )
+    return Checkpoint.load(Path(config.weights))
+
+
+def compute_dtype(config: ConfigDict) -> np.dtype:
+    """The type in which the towers compute.
+
+    Raises:
+        ConfigError: not one of `DTYPES`.
+    """
+    if config.compute.dtype not in DTYPES:
+        raise ConfigError(
+            f"config.compute.dtype: expected one of {', '.join(DTYPES)}, "
+            f"found {config.compute.dtype!r}"
+        )
+    return DTYPES[config.compute.dtype]
+
+
+def make_encoders(config: ConfigDict, weights: Checkpoint, mesh: Mesh) -> Encoders:
+    """Encoders of whole sets for the configured model."""
+    definition = define(weights.config, dtype=compute_dtype(config))
+    return Encoders(definition, weights.preprocess, mesh, config.compute.eval_batch_size)
+
+
+def open_pictures(config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint) -> Pictures:
+    """Make the stores of the split `part` ("train" or "test") where they are missing, open them."""
+    split: Split = getattr(dataset, part)
+    paths = make_stores(
+        split,
+        artifacts_dir(config) / "stores",
+        weights.preprocess,
+        config.store.long_side if part == "train" else None,
+        config.store.max_unreadable,
+    )
+    evaluation = open_store(paths.evaluation)
+    labels = None
+    if split.labels is not None:
+        row = {image: index for index, image in enumerate(split.ids)}
+        labels = split.labels[[row[image] for image in evaluation.ids]]
+    training = open_store(paths.training) if paths.training else None
+    return Pictures(evaluation.ids, labels, evaluation, training)
+
+
+def pseudo_labels(
+    config: ConfigDict,
+    dataset: Dataset,
+    weights: Checkpoint,
+    pictures: Pictures,
+    encoders: Encoders,
+    mesh: Mesh,
+) -> PseudoLabels:
+    """Zero-shot predictions of the frozen model for the un-augmented training pictures."""
+    source = pseudo_label_files.provenance(weights.sha256, dataset.class_names, (config.template,))
+    path = pseudo_label_files.pseudo_labels_path(config, source)
+    if path.exists():
+        try:
+            return pseudo_label_files.read(path, pictures.ids, source)
+        except DataError as error:  # pictures were added, or the file is damaged
+            log.warning("making the pseudo-labels again: %s", error)
+    params = sharding.put(mesh, weights.params)
+    tokens = class_tokens(
+        dataset.class_names, config.template, weights.tokenizer, weights.config.text
+    )
+    probabilities = class_probabilities(
+        encoders.images(params, pictures.evaluation.pixels, progress="pseudo-labels"),
+        encoders.texts(params, tokens),
+        float(weights.params["logit_scale"]),
+    )
+    best = np.sort(probabilities, axis=1)[:, -2:]
+    pseudo_label_files.write(
+        path,
+        pictures.ids,
+        probabilities.argmax(axis=1),
+        best[:, 1],
+        best[:, 1] - best[:, 0],
+        source,
+    )
+    return pseudo_label_files.read(path, pictures.ids, source)
+
+
+def descriptions(
+    config: ConfigDict, config_path: str, pictures: Pictures, kinds: tuple[str, ...]
+) -> Descriptions:
+    """The generated texts of the training pictures.
+
+    Args:
+        config_path: of the configuration file, for the command in the error message.
+        kinds: of text that the method mixes, beside the class-description.
+
+    Raises:
+        DataError: a kind is missing and its engine is not cheap.
+    """
+    paths = {kind: description_files.descriptions_path(config, kind) for kind in kinds}
+    if config.descriptions.engine in CHEAP_ENGINES:
+        from captioning.describe import describe  # no torch behind a cheap engine
+
+        describe(config, kinds)
+    missing = [kind for kind, path in paths.items() if not path.exists()]
+    if missing:
+        raise DataError(
+            f"no descriptions of kind {' and '.join(missing)} for {config.dataset.name} (looked "
+            f"for {', '.join(str(paths[kind]) for kind in missing)}). Make them with: "
+            f"python -m captioning.describe --config={config_path}. To train on the class names "
+            "alone, set --config.method.texts='(\"class\",)'"
+        )
+    found = description_files.read(list(paths.values()), kinds, pictures.ids)
+    if config.descriptions.shuffle:
+        found = description_files.shuffled(found, config.seed)
+    return found

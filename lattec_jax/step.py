@@ -1,0 +1,200 @@
+"""One training step, jitted: pictures and indices in, the next state and figures for the log out.
+
+Cropping, both towers, mixing, pseudo-labels, gradient, optimiser and prototype update happen inside
+of one compiled function; nothing comes back to the host between steps. The step knows no method by
+name (`lattec_jax.methods.base`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from lattec_jax import sharding
+from lattec_jax.augment import Augmentation, augment
+from lattec_jax.methods.base import Features, Method, Targets
+from lattec_jax.models.clip import CLIP, Params, bind
+from lattec_jax.state import TrainState, clamp_logit_scale, state_shardings
+
+Figures = dict[str, Float[Array, ""]]
+
+
+class Tables(NamedTuple):
+    """What stays on the device for the whole run. N images, K kinds of text, C classes."""
+
+    class_tokens: Int[Array, "C M"]  # class-descriptions, cropped to the longest
+    description_tokens: Int[Array, "NK L"]  # row n · K + k is the k-th text of image n
+    present: Bool[Array, "N K"]  # False where that text is missing
+    targets: Targets  # of all N images
+    pixels: UInt8[Array, "N H W 3"] | None  # None where the store is streamed
+    sizes: Int[Array, "N 2"] | None
+
+
+class Batch(NamedTuple):
+    """What the host sends for a step; see `lattec_jax.data.batches.HostBatch`."""
+
+    images: Int[Array, " B"]
+    text_rows: tuple[Int[Array, " n"], ...]
+    text_places: Int[Array, " BK"]
+    text_images: Int[Array, "B K"]
+    starts_epoch: Bool[Array, ""]
+    pixels: UInt8[Array, "B H W 3"] | None = None  # only where the store is streamed
+    sizes: Int[Array, "B 2"] | None = None
+
+
+class StepSettings(NamedTuple):
+    """Static settings of a step."""
+
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    augmentation: Augmentation
+    seed: int
+
+
+def unique_classes(
+    labels: Int[Array, "J B"], classes: int
+) -> tuple[Int[Array, " U"], Int[Array, "J B"]]:
+    """The classes whose descriptions a batch needs, and where each label's class stands in them.
+
+    A batch names at most U = min(C, J · B) classes. Where that is all of them, they are taken in
+    order; otherwise unused places are filled with class 0.
+    """
+    if classes <= labels.size:
+        return jnp.arange(classes), labels
+    found, inverse = jnp.unique(
+        labels.reshape(-1), return_inverse=True, size=labels.size, fill_value=0
+    )
+    return found, inverse.reshape(labels.shape)
+
+
+def encode_texts(
+    model: CLIP, groups: list[Int[Array, "n L"]], mesh: Mesh
+) -> list[Float[Array, "n D"]]:
+    """Encode token matrices, those of one length in one pass; shares them out over the devices."""
+    by_length: dict[int, list[int]] = {}
+    for index, tokens in enumerate(groups):
+        by_length.setdefault(tokens.shape[1], []).append(index)
+    encoded: dict[int, jax.Array] = {}
+    for indices in by_length.values():
+        tokens = jnp.concatenate([groups[i] for i in indices])
+        count = tokens.shape[0]
+        # The devices share rows evenly: repeat the first rows up to a multiple of them.
+        padded = jnp.pad(tokens, ((0, -count % mesh.size), (0, 0)), mode="wrap")
+        padded = jax.lax.with_sharding_constraint(padded, sharding.over_batch(mesh))
+        features = model.encode_text(padded)[:count]
+        start = 0
+        for i in indices:
+            encoded[i] = features[start : start + groups[i].shape[0]]
+            start += groups[i].shape[0]
+    return [encoded[i] for i in range(len(groups))]
+
+
+def encode_batch(
+    model: CLIP,
+    method: Method,
+    method_state: object,
+    images: Float[Array, "B H W 3"],
+    tables: Tables,
+    batch: Batch,
+    text_lengths: tuple[int, ...],
+    mesh: Mesh,
+) -> tuple[Features, Int[Array, "J B"]]:
+    """All features that a method's loss needs, and the labels it chose."""
+    image_features = model.encode_image(images)
+    classifier = method.classifier(method_state, lambda: model.encode_text(tables.class_tokens))
+    targets = Targets(*(None if t is None else t[batch.images] for t in tables.targets))
+    labels = method.labels(
+        jax.lax.stop_gradient(image_features), jax.lax.stop_gradient(classifier), targets
+    )
+    classes, places = unique_classes(labels, tables.class_tokens.shape[0])
+    groups = [tables.class_tokens[classes]]
+    for rows, length in zip(batch.text_rows, text_lengths, strict=True):
+        groups.append(tables.description_tokens[rows, :length])
+    class_features, *texts = encode_texts(model, groups, mesh)
+    batch_size, kinds = batch.text_images.shape
+    dimension = image_features.shape[1]
+    if texts:
+        # [B · K, D] in the order of the groups -> [B, K, D]
+        descriptions = jnp.concatenate(texts)[batch.text_places]
+        descriptions = descriptions.reshape(batch_size, kinds, dimension)
+    else:
+        descriptions = jnp.zeros((batch_size, 0, dimension), image_features.dtype)
+    features = Features(
+        images=image_features,
+        class_texts=class_features[places],
+        descriptions=descriptions,
+        present=tables.present[batch.text_images, jnp.arange(kinds)],
+        scale=jnp.exp(model.logit_scale[...]),
+    )
+    return features, labels
+
+
+def make_train_step(
+    definition: nnx.GraphDef,
+    method: Method,
+    optimiser: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    settings: StepSettings,
+    mesh: Mesh,
+) -> Callable[[TrainState, Tables, Batch, tuple[int, ...]], tuple[TrainState, Figures]]:
+    """Compile a step for one run.
+
+    Returns:
+        A function of the state (which it consumes), the tables, the batch and the static lengths
+        of its text groups.
+    """
+
+    def loss(
+        params: Params, method_state: object, images: jax.Array, tables: Tables, batch: Batch,
+        text_lengths: tuple[int, ...],
+    ) -> tuple[jax.Array, tuple]:  # fmt: skip
+        model = bind(definition, params)
+        features, labels = encode_batch(
+            model, method, method_state, images, tables, batch, text_lengths, mesh
+        )
+        value, aux = method.loss(features, labels, method_state)
+        return value, (labels, aux)
+
+    def step(
+        state: TrainState, tables: Tables, batch: Batch, text_lengths: tuple[int, ...]
+    ) -> tuple[TrainState, Figures]:
+        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+        images = crop_batch(key, tables, batch, settings, mesh)
+        (value, (labels, aux)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            state.params, state.method, images, tables, batch, text_lengths
+        )
+        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
+        params = clamp_logit_scale(optax.apply_updates(state.params, updates))
+        method_state, figures = method.update(state.method, labels, aux, batch.starts_epoch)
+        figures |= {
+            "loss": value,
+            "gradient_norm": optax.global_norm(gradient),
+            "logit_scale": jnp.exp(params["logit_scale"]),
+            "learning_rate": schedule(state.step),
+        }
+        new = TrainState(state.step + 1, params, optimiser_state, method_state)
+        # Keep every array where it lies: otherwise the compiler may choose another place.
+        return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), figures
+
+    return jax.jit(step, donate_argnums=0, static_argnums=3)
+
+
+def crop_batch(
+    key: jax.Array, tables: Tables, batch: Batch, settings: StepSettings, mesh: Mesh
+) -> Float[Array, "B H W 3"]:
+    """Augmented crops, normalised by the model's mean and deviation."""
+    if batch.pixels is None:
+        pixels, sizes = tables.pixels[batch.images], tables.sizes[batch.images]
+    else:
+        pixels, sizes = batch.pixels, batch.sizes
+    pixels = jax.lax.with_sharding_constraint(pixels, sharding.over_batch(mesh))
+    images = augment(key, pixels, sizes, settings.image_size, settings.augmentation)
+    return (images - jnp.asarray(settings.mean)) / jnp.asarray(settings.std)

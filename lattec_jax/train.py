@@ -1,0 +1,186 @@
+"""Adapt a CLIP to a domain.
+
+    python -m lattec_jax.train --config=configs/demo.py [--workdir=DIR] [--config.key=value ...]
+
+The work directory (default `runs/<dataset>-<method>-s<seed>`) belongs to one run: the same command
+continues it. Missing stores and pseudo-labels are made; missing descriptions by a language model
+are an error that names the command that makes them.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lattec_jax import feed, results, sharding, stages, workdir
+from lattec_jax.augment import Augmentation
+from lattec_jax.checkpoints import Checkpoints
+from lattec_jax.config import command, default_workdir, parse
+from lattec_jax.data.batches import prefetch
+from lattec_jax.methods import make_method
+from lattec_jax.methods.base import Method
+from lattec_jax.models.clip import define
+from lattec_jax.results import classifier, examine
+from lattec_jax.run_log import RunLog, write_json
+from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.step import StepSettings, make_train_step
+
+
+def train(config: ConfigDict, directory: Path, config_path: str) -> dict[str, Any]:
+    """Run, or continue, one adaptation and return what `results.json` holds.
+
+    Args:
+        config: a resolved configuration.
+        directory: the work directory.
+        config_path: of the configuration file, for commands in messages.
+    """
+    workdir.check(directory, config)
+    finished = directory / workdir.RESULTS
+    if finished.exists():
+        found = json.loads(finished.read_text(encoding="utf-8"))
+        print(f"{directory} holds a finished run\n{found['table']}")
+        return found
+
+    # ---------------------------------------------------------------- data and the stages before
+    method = make_method(config.method)
+    mesh = sharding.make_mesh(config.compute.fsdp)
+    inputs = stages.gather(config, config_path, method, mesh)
+    batch_size = feed.choose_batch_size(config, len(inputs.pictures.ids), mesh)
+    batches, texts, present = feed.make_batches(config, inputs, method, batch_size, mesh)
+
+    # ----------------------------------------------------------------------- model and optimiser
+    params = sharding.put(mesh, inputs.weights.params)
+    class_features = inputs.encoders.texts(params, inputs.class_tokens)  # [C, D], pre-trained
+    steps = total_steps(config, method, batches.steps_per_epoch)
+    optimiser = make_optimiser(config.train, steps)
+    state = init_state(params, optimiser, method.init(jnp.asarray(class_features)), mesh)
+    step_function = compile_step(config, inputs, method, optimiser, steps, mesh)
+    before = examine(inputs, params, class_features)
+
+    # ------------------------------------------------------------------------------------- train
+    workdir.claim(directory, config)
+    clock = Clock()
+    with Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
+        start = 0
+        if checkpoints.latest is not None:
+            state = checkpoints.restore(state, mesh)
+            start = int(state.step)
+            print(f"continuing at step {start} of {steps}")
+        with RunLog(directory, start, steps, batch_size) as run_log:
+            tables = feed.make_tables(config, inputs, method, texts, present, mesh)
+            stream = feed.device_batches(batches, inputs.pictures, tables, start, steps, mesh)
+            for done, (host, batch) in enumerate(prefetch(stream), start + 1):
+                state, figures = step_function(state, tables, batch, host.text_lengths)
+                if done == start + 1:
+                    jax.block_until_ready(state)
+                    clock.compiled()
+                run_log.advance()
+                if done % config.log_every == 0 or done == steps:
+                    run_log.write(done, jax.device_get(figures))
+                if config.eval_every and done % config.eval_every == 0:
+                    found = examine(inputs, state.params, classifier(inputs, method, state))
+                    run_log.write(done, results.test_figures(found))
+                if done % config.checkpoint_every == 0 or done == steps:
+                    checkpoints.save(state, done)
+            jax.block_until_ready(state)
+            clock.stop((steps - start - 1) * batch_size)
+
+    # ----------------------------------------------------------------------------------- results
+    final = classifier(inputs, method, state)
+    after = examine(inputs, state.params, final)
+    results.save_adapted(directory, inputs, method, jax.device_get(state.params), final)
+    found = {
+        **results.describe_run(config, inputs, method),
+        "steps": steps,
+        "batch_size": batch_size,
+        **results.compare(inputs, before, after),
+        "label_free": results.label_free(inputs, state.params, class_features, final),
+        "train_seconds": clock.seconds,
+        "images_per_second": clock.rate,
+    }
+    write_json(finished, found)
+    print(f"{found['table']}\nresults in {finished}")
+    return found
+
+
+def total_steps(config: ConfigDict, method: Method, steps_per_epoch: int) -> int:
+    """min(max_steps, epochs); none for a method that does not train."""
+    if not method.trains:
+        return 0
+    return min(config.train.max_steps, config.train.epochs * steps_per_epoch)
+
+
+def compile_step(
+    config: ConfigDict,
+    inputs: stages.Inputs,
+    method: Method,
+    optimiser: optax.GradientTransformation,
+    steps: int,
+    mesh: Mesh,
+) -> Callable:
+    """The train step for this configuration, compiled at its first call."""
+    preprocess = inputs.weights.preprocess
+    settings = StepSettings(
+        image_size=preprocess.size,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        augmentation=Augmentation(
+            scale=tuple(config.augment.scale),
+            ratio=tuple(config.augment.ratio),
+            color_jitter=tuple(config.augment.color_jitter),
+            color_jitter_probability=config.augment.color_jitter_probability,
+            greyscale_probability=config.augment.greyscale_probability,
+        ),
+        seed=config.seed,
+    )
+    definition = define(
+        inputs.weights.config, dtype=stages.compute_dtype(config), remat=config.compute.remat
+    )
+    schedule = learning_rate_schedule(config.train, steps)
+    return make_train_step(definition, method, optimiser, schedule, settings, mesh)
+
+
+class Clock:
+    """Seconds of training, and images per second without the first step, which compiles."""
+
+    def __init__(self) -> None:
+        self._start = self._compiled = time.perf_counter()
+        self.seconds = 0.0
+        self.rate: float | None = None
+
+    def compiled(self) -> None:
+        """The first step is done."""
+        self._compiled = time.perf_counter()
+
+    def stop(self, images: int) -> None:
+        """The last step is done; `images` were trained on since the first."""
+        now = time.perf_counter()
+        self.seconds = now - self._start
+        if images > 0:
+            self.rate = images / (now - self._compiled)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+
+    def define_flags(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
+
+    config, values = parse(argv, define_flags)
+    directory = Path(values.workdir) if values.workdir else default_workdir(config)
+    config_path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "...")
+    train(config, directory, config_path)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,154 @@
+"""A whole step of ours against PyTorch autograd on the same converted model."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from convert.names import to_open_clip
+from lattec_jax import sharding
+from lattec_jax.methods.base import Targets
+from lattec_jax.methods.flyp import FLYP
+from lattec_jax.methods.latteclip import LatteCLIP
+from lattec_jax.models.clip import bind, define
+from lattec_jax.models.config import text_lengths
+from lattec_jax.step import Batch, Tables, encode_batch
+from tests.openclip_models import flat_params, random_open_clip, shrunken
+
+B, C, K = 12, 5, 2
+
+
+def tokens_of(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
+    """CLIP token matrices of random words."""
+    tokens = np.zeros((count, 77), np.int32)
+    for row in tokens:
+        used = rng.integers(3, length + 1)
+        row[:used] = rng.integers(300, 40000, used)
+        row[0], row[used - 1] = 49406, 49407
+    return tokens
+
+
+class Setting:
+    """One batch, for both frameworks."""
+
+    def __init__(self) -> None:
+        self.config = shrunken("ViT-B-32-quickgelu")
+        self.model = random_open_clip(self.config)
+        self.ours, self.params = flat_params(self.model, self.config)
+        rng = np.random.default_rng(3)
+        self.images = rng.normal(size=(B, 32, 32, 3)).astype(np.float32)
+        self.class_tokens = tokens_of(rng, C, 9)
+        self.description_tokens = tokens_of(rng, B * K, 20)
+        self.zero_shot = rng.integers(0, C, B).astype(np.int32)
+        prototypes = rng.normal(size=(C, self.ours.embed_dim)).astype(np.float32)
+        self.prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
+
+    def gradient(self, method, state) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
+        """Loss, gradients by flat name, labels."""
+        definition, mesh = define(self.ours), sharding.make_mesh()
+        lengths = text_lengths(self.class_tokens, self.ours.text)
+        kinds = len(method.description_kinds)
+        tables = Tables(
+            class_tokens=jnp.asarray(self.class_tokens[:, : lengths.max()]),
+            description_tokens=jnp.asarray(self.description_tokens),
+            present=jnp.ones((B, kinds), bool),
+            targets=Targets(jnp.asarray(self.zero_shot), jnp.asarray(self.zero_shot)),
+            pixels=None,
+            sizes=None,
+        )
+        images = jnp.arange(B)
+        batch = Batch(
+            images=images,
+            text_rows=(jnp.arange(B * kinds),) if kinds else (),
+            text_places=jnp.arange(B * kinds),
+            text_images=jnp.repeat(images[:, None], kinds, axis=1),
+            starts_epoch=jnp.asarray(False),
+        )
+
+        def loss(params):
+            features, labels = encode_batch(
+                bind(definition, params),
+                method,
+                state,
+                jnp.asarray(self.images),
+                tables,
+                batch,
+                (32,) if kinds else (),
+                mesh,
+            )
+            return method.loss(features, labels, state)[0], labels
+
+        (value, labels), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(self.params)
+        return float(value), jax.device_get(gradient), np.asarray(labels)
+
+    def torch_features(self):
+        """Image, class and description features with PyTorch's graph behind them."""
+        torch = pytest.importorskip("torch")
+        images = torch.from_numpy(self.images.transpose(0, 3, 1, 2).copy())
+        encode = lambda t: self.model.encode_text(torch.from_numpy(t).long(), normalize=True)  # noqa: E731
+        return (
+            self.model.encode_image(images, normalize=True),
+            encode(self.class_tokens),
+            encode(self.description_tokens).reshape(B, K, -1),
+        )
+
+    def assert_gradients_equal(self, gradient: dict[str, np.ndarray]) -> None:
+        """Our gradients under OpenCLIP's names against `.grad`, tensor by tensor."""
+        theirs = {name: p.grad.numpy() for name, p in self.model.named_parameters()}
+        converted = to_open_clip({k: np.asarray(v) for k, v in gradient.items()}, self.ours)
+        assert converted.keys() == theirs.keys()
+        for name, expected in theirs.items():
+            size = np.linalg.norm(expected)
+            assert size > 0, name
+            assert np.linalg.norm(converted[name] - expected) <= 1e-4 * size, name
+
+
+def torch_info_nce(torch, images, texts, scale):
+    """The sum of the two directions, by PyTorch's cross-entropy."""
+    logits = scale * images @ texts.T
+    target = torch.arange(len(images))
+    cross_entropy = torch.nn.functional.cross_entropy
+    return cross_entropy(logits, target) + cross_entropy(logits.T, target)
+
+
+def test_latteclip_step_equals_pytorch():
+    torch = pytest.importorskip("torch")
+    setting, alpha = Setting(), 0.6
+    method = LatteCLIP(alpha, 0.9)
+    state = method.init(jnp.asarray(setting.prototypes))
+    value, gradient, labels = setting.gradient(method, state)
+
+    images, class_texts, descriptions = setting.torch_features()
+    prototypes = torch.from_numpy(setting.prototypes)
+    current = (images @ prototypes.T).argmax(1)
+    np.testing.assert_array_equal(labels[1], current.numpy())
+    scale, loss = setting.model.logit_scale.exp(), 0.0
+    for label in (torch.from_numpy(setting.zero_shot).long(), current):
+        texts = torch.cat([class_texts[label][:, None], descriptions], dim=1)
+        best = (texts @ prototypes.T).detach().topk(2, dim=-1).values
+        weights = best[..., 0] - best[..., 1] + 1e-6
+        mean = (weights[..., None] * texts).sum(1) / weights.sum(1, keepdim=True)
+        t_bar = (1 - alpha) * mean + alpha * prototypes[label]
+        loss = loss + torch_info_nce(torch, images, t_bar, scale)
+    loss.backward()
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    setting.assert_gradients_equal(gradient)
+
+
+@pytest.mark.parametrize("oracle", [False, True])
+def test_flyp_step_equals_pytorch(oracle: bool):
+    torch = pytest.importorskip("torch")
+    setting = Setting()
+    value, gradient, labels = setting.gradient(FLYP(oracle=oracle), ())
+    images, class_texts, _ = setting.torch_features()
+    label = torch.from_numpy(setting.zero_shot).long()
+    if not oracle:
+        label = (images @ class_texts.T).argmax(1)
+    np.testing.assert_array_equal(labels[0], label.numpy())
+    scale = setting.model.logit_scale.exp()
+    loss = torch_info_nce(torch, images, class_texts[label], scale)
+    loss.backward()
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    setting.assert_gradients_equal(gradient)
