@@ -24,7 +24,7 @@ CORE = [
     "safetensors>=0.5",
     "scikit-learn>=1.6",  # carries the handwritten digits of the demo
     "scipy>=1.13",
-    "tensorboardX>=2.6,<3",
+    "tensorboard>=2.20,<3",
     "tokenizers>=0.21,<0.24",
     "tqdm>=4.66",
 ]

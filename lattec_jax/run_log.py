@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from tensorboardX import SummaryWriter
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from lattec_jax.errors import DataError
@@ -31,9 +34,10 @@ class RunLog:
         self._path = workdir / METRICS
         _drop_after(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start + 1 if start else None
-        )
+        self._events = EventFileWriter(str(workdir / "tensorboard"))
+        if start:  # TensorBoard then forgets what an interrupted run wrote beyond this step
+            again = SessionLog(status=SessionLog.START)
+            self._events.add_event(Event(step=start + 1, wall_time=time.time(), session_log=again))
         self._batch_size = batch_size
         self._bar = tqdm(
             total=steps * batch_size,
@@ -62,8 +66,10 @@ class RunLog:
         finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        for name, value in figures.items():
-            self._events.add_scalar(name, value, step)
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+        self._events.add_event(
+            Event(step=step, wall_time=time.time(), summary=Summary(value=values))
+        )
         if "loss" in figures:
             self._bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
 

@@ -7,7 +7,7 @@ many give the same numbers up to the order of summation.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -20,13 +20,14 @@ BATCH = P(("data", "fsdp"))
 SMALLEST_SPLIT = 2**14  # arrays with fewer elements stay whole: splitting them costs more
 
 
-def make_mesh(fsdp: int = 1) -> Mesh:
-    """A mesh over all devices, `fsdp` of them sharing one copy of the parameters.
+def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over the given devices (all by default), `fsdp` of which share one copy of the
+    parameters.
 
     Raises:
         ConfigError: `fsdp` does not divide the number of devices.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise ConfigError(
             f"config.compute.fsdp: expected a divisor of the {len(devices)} devices, found {fsdp}"

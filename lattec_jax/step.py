@@ -176,7 +176,7 @@ def make_train_step(
         method_state, figures = method.update(state.method, labels, aux, batch.starts_epoch)
         figures |= {
             "loss": value,
-            "gradient_norm": optax.global_norm(gradient),
+            "gradient_norm": optax.tree.norm(gradient),
             "logit_scale": jnp.exp(params["logit_scale"]),
             "learning_rate": schedule(state.step),
         }

@@ -1,7 +1,8 @@
 """LatteCLIP (arXiv 2410.08211, Sec. 3): mixed texts, two pseudo-labels, prototypes with momentum.
 
 Letters: B images in a batch, C classes, D embedding size, K kinds of generated text, J
-pseudo-labels per image (the frozen model's and the current one's). Features and prototypes are unit vectors.
+pseudo-labels per image (the frozen model's and the current one's). Features and prototypes are unit
+vectors.
 
 Where the authors' released code departs from the paper, a field of `LatteCLIP` chooses; each says
 which. One departure is not reproduced: the released code multiplies the `[B]` weights of the

@@ -1,0 +1,197 @@
+"""Whole runs on folders of pictures, with a CLIP of two layers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from lattec_jax import evaluate, predict, train, workdir
+from lattec_jax.config import parse
+from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.run_log import RunLog
+from tests.dummy import dummy_checkpoint
+
+CLASSES = ("cat", "dog", "bird")
+COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
+
+
+def make_pictures(root: Path, per_class: int, labelled: bool) -> None:
+    """Noisy coloured pictures of mixed sizes as JPEG, PNG and WebP."""
+    rng = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for c, name in enumerate(CLASSES):
+            for n in range(per_class):
+                folder = root / part / (name if labelled else "")
+                folder.mkdir(parents=True, exist_ok=True)
+                height, width = rng.integers(12, 40, 2)
+                noise = rng.integers(-40, 40, (height, width, 3))
+                pixels = np.clip(np.array(COLOURS[c]) + noise, 0, 255).astype(np.uint8)
+                suffix = ("jpg", "png", "webp")[n % 3]
+                Image.fromarray(pixels).save(folder / f"{name[0]}{n:03}.{suffix}")
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A directory with labelled and unlabelled pictures and a checkpoint, to work in."""
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "labelled", 12, labelled=True)
+    make_pictures(tmp_path / "unlabelled", 12, labelled=False)
+    dummy_checkpoint().save(tmp_path / "weights")
+    return tmp_path
+
+
+def arguments(root: str, *extra: str) -> list[str]:
+    """The command line of a short run."""
+    return [
+        "train",
+        "--config=configs/folder.py",
+        f"--config.dataset.name={root}",
+        f"--config.dataset.root={root}",
+        f"--config.dataset.class_names={root}/classes.txt",
+        "--config.weights=weights",
+        "--config.descriptions.engine=pixels",
+        "--config.train.batch_size=16",
+        "--config.train.max_steps=6",
+        "--config.train.learning_rate=1e-3",
+        "--config.train.warmup_steps=2",
+        "--config.checkpoint_every=2",
+        "--config.log_every=1",
+        "--config.store.long_side=24",
+        *extra,
+    ]
+
+
+def run(*args: str) -> dict:
+    """`results.json` of a run."""
+    train.main(arguments(*args))
+    config, _ = parse(arguments(*[a for a in args if not a.startswith("--workdir")]))
+    named = [a.split("=", 1)[1] for a in args if a.startswith("--workdir")]
+    directory = Path(named[0]) if named else train.default_workdir(config)
+    return json.loads((directory / "results.json").read_text(encoding="utf-8"))
+
+
+def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
+    found = run("labelled")
+    contract = (
+        "method preset dataset protocol model weights weights_sha256 descriptions_sha256 seed "
+        "steps alpha momentum learning_rate class_names template n_train n_test zero_shot adapted "
+        "train_seconds images_per_second device version"
+    )
+    assert set(contract.split()) <= found.keys()
+    assert (found["n_train"], found["n_test"], found["steps"]) == (36, 36, 6)
+    assert 0 <= found["zero_shot"]["top1"] <= found["zero_shot"]["top5"] == 1
+    assert found["class_names"] == list(CLASSES)
+    assert found["descriptions"]["image"]["found"] == 36
+    directory = place / "runs/labelled-latteclip-s0"
+    steps = [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+    capsys.readouterr()
+    evaluate.main(["evaluate", f"--workdir={directory}"])
+    assert capsys.readouterr().out.strip() == found["table"]
+
+    predict.main(
+        ["predict", f"--workdir={directory}", "--format=jsonl", "--top=2", "labelled/test"]
+    )
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(lines) == 36
+    right = np.mean([Path(line["image"]).parent.name == line["class"] for line in lines])
+    assert right == pytest.approx(found["adapted"]["top1"])
+    assert all(len(line["top"]) == 2 and line["score"] == line["top"][0]["score"] for line in lines)
+
+    # The same command again shows the finished run; another configuration is refused.
+    assert run("labelled") == found
+    with pytest.raises(ConfigError, match=r"method\.alpha: there 0\.99, here 0\.5"):
+        train.main(arguments("labelled", "--config.method.alpha=0.5", f"--workdir={directory}"))
+
+
+def test_a_folder_without_labels(place):
+    found = run("unlabelled", "--config.dataset.labels=none")
+    assert found["zero_shot"] is None and found["adapted"] is None
+    figures = found["label_free"]
+    assert 0 <= figures["label_agreement"] <= 1
+    assert sum(figures["class_shares"]) == pytest.approx(1)
+    assert len(figures["prototype_drift"]) == len(CLASSES)
+    assert max(figures["prototype_drift"]) > 0
+
+
+def test_labels_of_the_training_images_change_nothing(place):
+    """An unsupervised method gives the same model whether or not labels are there."""
+    (place / "labels.csv").write_text(
+        "image,label\n"
+        + "".join(
+            f"{p.relative_to(place / 'unlabelled').as_posix()},{CLASSES[i % 3]}\n"
+            for i, p in enumerate(sorted((place / "unlabelled").rglob("*.*")))
+            if p.suffix != ".txt"
+        ),
+        encoding="utf-8",
+    )
+    run("unlabelled", "--workdir=without")
+    run("unlabelled", "--workdir=with", "--config.dataset.labels=labels.csv")
+    one, two = ((place / d / "model/model.safetensors").read_bytes() for d in ("without", "with"))
+    assert one == two
+
+
+def test_an_interrupted_run_continues_as_if_nothing_had_been(place, monkeypatch):
+    run("labelled", "--workdir=whole")
+    written = RunLog.write
+
+    def interrupt(self, step, figures):
+        written(self, step, figures)
+        if step == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunLog, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("labelled", "--workdir=broken")
+    assert not (place / "broken/results.json").exists()
+    monkeypatch.setattr(RunLog, "write", written)
+    run("labelled", "--workdir=broken")
+    for file in ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl"):
+        assert (place / "whole" / file).read_bytes() == (place / "broken" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("method", ["flyp", "flyp_oracle", "zero_shot"])
+def test_other_methods(place, method):
+    found = run("labelled", f"--config.method.name={method}")
+    assert found["method"] == method
+    assert found["steps"] == (0 if method == "zero_shot" else 6)
+    base = dummy_checkpoint().params
+    adapted = safetensors.numpy.load_file(
+        place / f"runs/labelled-{method}-s0" / workdir.MODEL / "model.safetensors"
+    )
+    same = all(np.array_equal(base[name], adapted[name]) for name in base)
+    assert same == (method == "zero_shot")
+    if method == "zero_shot":
+        assert found["zero_shot"] == found["adapted"]
+
+
+def test_the_released_preset_and_a_streamed_store(place):
+    found = run("labelled", "--config.preset=released_code", "--config.store.placement=host")
+    assert (found["preset"], found["momentum"], found["steps"]) == ("released_code", 0.0, 6)
+
+
+def test_what_is_missing_is_said(place):
+    with pytest.raises(DataError, match=r"python -m captioning\.describe --config=configs/folder"):
+        train.main(arguments("labelled", "--config.descriptions.engine=llava"))
+    assert not (place / "runs").exists()  # nothing was claimed for a run that cannot start
+    with pytest.raises(DataError, match="flyp_oracle trains with true labels"):
+        train.main(arguments("unlabelled", "--config.method.name=flyp_oracle"))
+    with pytest.raises(ConfigError, match=r"python -m convert\.openclip_to_flax"):
+        train.main(arguments("labelled", "--config.weights="))
+    with pytest.raises(ConfigError, match="multiple of the 8 devices"):
+        train.main(arguments("labelled", "--config.train.batch_size=20"))
+    with pytest.raises(ConfigError, match="Did you mean 'latteclip'"):
+        train.main(arguments("labelled", "--config.method.name=lateclip"))
+
+
+def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(place, capsys):
+    found = run("labelled", "--config.train.batch_size=512", "--config.method.name=flyp")
+    assert found["batch_size"] == 32  # 36 images on 8 devices
+    assert "batch of 32 instead of 512" in capsys.readouterr().out
