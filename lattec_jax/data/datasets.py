@@ -50,11 +50,15 @@ def load(config: ConfigDict) -> Dataset:
             f"(artefacts go into a directory of that name), found {config.dataset.name!r}; "
             "set --config.dataset.name=NAME"
         )
-    kinds = ("folder", "digits")
+    kinds = ("folder", "coop", "digits")
     if config.dataset.kind == "folder":
         from lattec_jax.data.folder import load_folder
 
         dataset = load_folder(config)
+    elif config.dataset.kind == "coop":
+        from lattec_jax.data.coop import load_coop
+
+        dataset = load_coop(config)
     elif config.dataset.kind == "digits":
         from lattec_jax.demo.digits import load_digits_dataset
 

@@ -1,4 +1,4 @@
-"""The method once more, in NumPy with float64 and plain loops, written from the paper's equations."""
+"""The method once more, in NumPy with float64 and loops, written from the paper's equations."""
 
 from __future__ import annotations
 
