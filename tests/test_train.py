@@ -89,7 +89,9 @@ def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
     assert found["class_names"] == list(CLASSES)
     assert found["descriptions"]["image"]["found"] == 36
     directory = place / "runs/labelled-latteclip-s0"
-    steps = [json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == [1, 2, 3, 4, 5, 6]
 
     capsys.readouterr()

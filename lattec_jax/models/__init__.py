@@ -1,0 +1,1 @@
+"""The Flax CLIP, its configuration and its checkpoint directory."""

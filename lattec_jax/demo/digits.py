@@ -1,0 +1,92 @@
+"""The demo's target domain: the handwritten digits that scikit-learn carries, as PNG files.
+
+1,797 pictures of 8 × 8 pixels in 17 grey levels, light ink on a dark ground: the test part of
+"Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning
+Repository, 1998, CC BY 4.0), `sklearn.datasets.load_digits`.
+
+The split is fixed: of each class, the first 100 of a permutation by NumPy's `default_rng(0)` are
+the training part (1,000 pictures) and the others the test part (797). scikit-learn does not say who
+wrote which digit, so both parts show the same hands.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from lattec_jax.data.datasets import Dataset, Split, artifacts_dir
+from lattec_jax.errors import DataError
+
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PROTOCOL = "100 of each of scikit-learn's digits, inductive, last step"
+
+_SPLIT_SEED = 0
+_TRAINING_PER_CLASS = 100
+
+
+def load_digits_dataset(config: ConfigDict) -> Dataset:
+    """The demo's data set below `artifacts_dir(config) / "images"`; the files are written once.
+
+    Labels of the training part serve the oracle and analysis only.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    pictures, labels = _sklearn_digits()
+    folder = artifacts_dir(config) / "images"
+    parts = dict(zip(("train", "test"), split_indices(labels), strict=True))
+    if not folder.is_dir():
+        _write(folder, pictures, parts)
+    splits = {}
+    for part, indices in parts.items():
+        ids = tuple(f"{part}/{index:04d}.png" for index in indices)
+        paths = tuple(folder / name for name in ids)
+        splits[part] = Split(ids=ids, paths=paths, labels=labels[indices])
+    return Dataset(name=config.dataset.name, class_names=CLASS_NAMES, protocol=PROTOCOL, **splits)
+
+
+def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the training and of the test part, from the `[N]` labels of all."""
+    rng = np.random.default_rng(_SPLIT_SEED)
+    train: list[int] = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        train.extend(members[:_TRAINING_PER_CLASS])
+    chosen = np.zeros(len(labels), bool)
+    chosen[train] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
+    """`[N, 8, 8]` uint8 pictures and `[N]` int32 labels."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "expected scikit-learn, which carries the demo's handwritten digits, found none; "
+            "pip install 'lattec_jax[demo]'"
+        ) from error
+    digits = load_digits()
+    # 17 grey levels, 0 to 16, spread over 0 to 255.
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int32)
+
+
+def _write(folder: Path, pictures: np.ndarray, parts: dict[str, np.ndarray]) -> None:
+    """Write the PNG files; `folder` appears, by one rename, only when all are there."""
+    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    for part, indices in parts.items():
+        (unfinished / part).mkdir(parents=True, exist_ok=True)
+        for index in indices:
+            Image.fromarray(pictures[index]).save(unfinished / part / f"{index:04d}.png")
+    try:
+        os.replace(unfinished, folder)
+    except OSError:
+        # Another process was faster: its files are the same.
+        shutil.rmtree(unfinished)
+        if not folder.is_dir():
+            raise

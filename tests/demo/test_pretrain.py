@@ -1,0 +1,72 @@
+"""The tiny CLIP: that it is made as said, and that the one that ships is sound."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import configs.demo
+from captioning.engines.pixels import describe_picture
+from lattec_jax.demo import pretrain
+from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.clip import define
+
+SHIPPED = Path(pretrain.__file__).parent / "tiny_clip"
+
+
+@pytest.fixture(scope="module")
+def held_out() -> pretrain.Rendered:
+    return pretrain.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
+
+
+def test_a_few_steps_lower_the_loss_and_a_loadable_directory_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pretrain, "PICTURES", 200)
+    monkeypatch.setattr(pretrain, "HELD_OUT_PICTURES", 20)
+    monkeypatch.setattr(pretrain, "BATCH_SIZE", 32)
+    losses = []
+    run = pretrain.pretrain
+    monkeypatch.setattr(pretrain, "pretrain", lambda *a: losses.append(run(*a)[1]) or run(*a))
+    monkeypatch.setattr("sys.argv", ["pretrain", f"--out={tmp_path / 'clip'}", "--steps=30"])
+    pretrain.main()
+    assert np.mean(losses[0][-9:]) < np.mean(losses[0][:9]) - 0.2
+    found = Checkpoint.load(tmp_path / "clip")
+    assert found.source["steps"] == 30
+    assert found.config.vision.image_size == (32, 32)
+
+
+def test_captions_are_of_three_kinds() -> None:
+    rendered = pretrain.render(TRAINING_FONTS, 10, seed=0, drop=0.3)
+    for label, (name, both, strokes) in zip(rendered.labels, rendered.captions, strict=True):
+        assert name == f"a photo of a {pretrain.CLASS_NAMES[label]}."
+        assert both == f"{name[:-1]}, {strokes}"
+
+
+def test_the_shipped_one_reads_held_out_faces(held_out: pretrain.Rendered) -> None:
+    clip = Checkpoint.load(SHIPPED)
+    accuracy = pretrain.measure(define(clip.config), clip.params, clip.tokenizer, held_out)
+    assert accuracy["pictures"] > 0.85
+    assert accuracy["descriptions"] > 0.6
+
+
+def test_the_shipped_one_is_small_and_the_demo_uses_it() -> None:
+    assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 2.5e6
+    config = configs.demo.get_config()
+    assert Path(config.weights) == SHIPPED
+    assert config.presets.paper.template == pretrain.TEMPLATE
+
+
+def test_the_shipped_tokenizer_knows_the_engines_words(held_out: pretrain.Rendered) -> None:
+    from sklearn.datasets import load_digits
+
+    tokenizer = Checkpoint.load(SHIPPED).tokenizer
+    texts = [caption for captions in held_out.captions for caption in captions]
+    for picture in load_digits().images[:100]:
+        pixels = pretrain.Image.fromarray((picture * 15.9375).astype(np.uint8))
+        texts.append(describe_picture(pixels))
+    unknown = 1
+    assert not (tokenizer(texts) == unknown).any()
