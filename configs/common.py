@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.template = placeholder(str)  # {} stands for the class name
 
     config.dataset = ConfigDict()
-    config.dataset.kind = "folder"
+    config.dataset.kind = "folder"  # "folder", "coop" or "digits"
     config.dataset.name = ""
     config.dataset.root = ""
     config.dataset.train = "train"  # folder below root or .txt list of paths; "": root itself
@@ -29,6 +29,8 @@ def get_config() -> ConfigDict:
     config.dataset.split_seed = 0
     config.dataset.class_names = ""  # text file, one a line; "": names of the class sub-folders
     config.dataset.labels = "auto"  # "auto", "none", "folders" or a CSV with header image,label
+    config.dataset.images = ""  # only "coop": folder of images below root
+    config.dataset.split = ""  # only "coop": split file below root
 
     config.store = ConfigDict()
     config.store.long_side = 336  # bound on the long side of training pictures, in pixels

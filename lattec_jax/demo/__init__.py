@@ -1,1 +1,1 @@
-"""The demo: a tiny CLIP, digits rendered from fonts to pre-train it, handwritten ones to adapt to."""
+"""The demo: a tiny CLIP, rendered digits to pre-train it and handwritten ones to adapt it to."""

@@ -1,0 +1,1 @@
+"""Measurements. Each prints the table that a README holds."""

@@ -1,0 +1,52 @@
+"""The demo: a tiny CLIP that has seen printed digits only learns to read handwritten ones.
+
+    python -m lattec_jax.train --config=configs/demo.py
+
+1,000 handwritten digits without their labels for training, 797 for testing; no network, no GPU, no
+torch. `python -m lattec_jax.demo.pretrain` made the tiny CLIP.
+
+Expect (two CPU cores, seeds 0 to 4): @@EXPECT@@
+
+How the values were chosen, without the test part. The run is a thirtieth of the paper's 1,800 steps
+on EuroSAT. With the paper's α = μ = 0.99 a prototype's text turns over once in a hundred steps, so
+the short run needs values that turn over as much in all: 0.99^(1800/60) = 0.74. That rule was checked
+on the training part, whose labels were looked at for these measurements only (gain over zero-shot in
+points, mean of seeds 0 to 2, with true and with shuffled descriptions, learning rate 1e-3):
+
+@@DEV@@
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import common
+
+TINY_CLIP = Path(__file__).resolve().parent.parent / "lattec_jax" / "demo" / "tiny_clip"
+
+
+def get_config() -> ConfigDict:
+    """The demo's values; everything else is the paper's (`configs/common.py`)."""
+    config = common.get_config()
+    config.weights = str(TINY_CLIP)
+    config.dataset.kind = "digits"
+    config.dataset.name = "digits"
+
+    config.descriptions.engine = "pixels"
+    # The engine looks at pixels only and reads no prompt; these stand in the files for the record.
+    prompts = config.descriptions.prompts
+    prompts.image = "Describe the symbol in the photo concisely, using less than 20 words."
+    prompts.group = (
+        "Describe the common visual attributes of the symbol in all the photos concisely, "
+        "in fewer than 20 words."
+    )
+
+    config.train.batch_size = 128
+    config.train.max_steps = 60
+    config.train.epochs = 10  # 7 steps each; max_steps decides
+    config.train.learning_rate = 1e-3
+    config.train.warmup_steps = 6
+    config.method.alpha = 0.74
+    config.method.momentum = 0.74
+    config.log_every = 5
+    return config
