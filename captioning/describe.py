@@ -22,6 +22,7 @@ from captioning.engines import Engine, Request, load_engine
 from captioning.groups import sample_groups
 from lattec_jax import config as configuration
 from lattec_jax.data import datasets, pseudo_labels
+from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import DescriptionWriter, Record, descriptions_path
 from lattec_jax.data.preprocess import UnreadablePicture, open_picture
 from lattec_jax.errors import ConfigError, DataError
@@ -75,7 +76,7 @@ def describe(
     return outcomes
 
 
-def _groups(config: ConfigDict, dataset: datasets.Dataset) -> dict[str, tuple[str, ...]]:
+def _groups(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, ...]]:
     """The members of each image's group. Images without a pseudo-label were unreadable."""
     size = config.descriptions.group_size
     if size < 2:

@@ -136,7 +136,8 @@ def crop_and_resize(
 
     Returns:
         Whole grey levels from 0 to 255. PIL rounds after the horizontal and after the vertical
-        pass, and so does this.
+        pass, and so does this. (Pillow 13 takes the vertical pass first where a crop is reduced
+        much more in height than in width, pull request 9549; earlier versions never do.)
     """
     top, left, height, width = boxes.T
     across = resampling_weights(left, width, pictures.shape[2], size[1])  # [B, T, W]
@@ -179,19 +180,33 @@ def adjust_saturation(image: Float[Array, "S T 3"], factor: jax.Array) -> Float[
     return _blend(jnp.broadcast_to(luminance(image), image.shape), image, factor)
 
 
+def _bytes(share: jax.Array) -> jax.Array:
+    """255 times a share, cut to whole steps as if it were computed without rounding."""
+    nearest = jnp.round(share * 255)
+    return nearest - (share * 256 - nearest < share)
+
+
 def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "S T 3"]:
     """Turn the hue by `shift` full circles, in PIL's 8-bit HSV."""
+    red, green, blue = jnp.moveaxis(image, -1, 0)
     value, least = image.max(axis=-1), image.min(axis=-1)
     range_ = value - least
-    safe = jnp.where(range_ > 0, range_, 1.0)
-    red, green, blue = jnp.moveaxis((value[..., None] - image) / safe[..., None], -1, 0)
+    middle = red + green + blue - value - least
+    coloured = range_ > 0
+    offset = (value - middle) / jnp.where(coloured, range_, 1.0)
+    # One rounding in each case, as in PIL: a hue that falls on a whole step must not slip below it.
     hue = jnp.where(
-        image[..., 0] == value,
-        blue - green,
-        jnp.where(image[..., 1] == value, 2 + red - blue, 4 + green - red),
+        red == value,
+        jnp.where(blue == least, 1 - offset, offset - 1),
+        jnp.where(
+            green == value,
+            jnp.where(blue == least, 1 + offset, 3 - offset),
+            jnp.where(red == least, 3 + offset, 5 - offset),
+        ),
     )
-    hue = jnp.where(range_ > 0, jnp.floor(jnp.mod(hue / 6 + 1, 1.0) * 255), 0.0)
-    saturation = jnp.floor(255 * range_ / jnp.maximum(value, 1.0))
+    six = jnp.where(coloured, 6.0, 1.0)  # no constant, or XLA multiplies by a rounded 1/6
+    hue = jnp.where(coloured, _bytes(hue / six + (hue < 0)), 0.0)
+    saturation = _bytes(range_ / jnp.maximum(value, 1.0))
     # torchvision adds the shift as an unsigned byte, which wraps around.
     hue = jnp.mod(hue + jnp.trunc(shift * 255), 256)
     sector = hue * 6 / 255

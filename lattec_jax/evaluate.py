@@ -1,6 +1,6 @@
 """Evaluate a finished run on the test images of its data set.
 
-    python -m lattec_jax.evaluate --workdir=runs/demo-latteclip-s0
+    python -m lattec_jax.evaluate --workdir=runs/digits-latteclip-s0
 
 Prints top-1, top-5 and the accuracy of each class, before and after; without labels the share of
 images that each class is predicted for.
@@ -26,7 +26,7 @@ def main(argv: Sequence[str]) -> None:
     flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
     parse_flags(values, argv)
     if not values.workdir:
-        raise ConfigError("--workdir is missing; for example --workdir=runs/demo-latteclip-s0")
+        raise ConfigError("--workdir is missing; for example --workdir=runs/digits-latteclip-s0")
     directory = Path(values.workdir)
     config = from_json(directory / workdir.CONFIG)
     adapted, classifier = results.load_adapted(directory)

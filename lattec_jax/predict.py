@@ -1,6 +1,6 @@
 """Classify pictures with the model of a finished run.
 
-    python -m lattec_jax.predict --workdir=runs/demo-latteclip-s0 pictures/*.jpg
+    python -m lattec_jax.predict --workdir=runs/digits-latteclip-s0 pictures/*.jpg
     python -m lattec_jax.predict --workdir=... --top=3 --format=jsonl pictures/ > predictions.jsonl
 
 Arguments are pictures or folders of pictures. A picture that cannot be read is named on standard

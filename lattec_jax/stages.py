@@ -21,7 +21,7 @@ from lattec_jax.config import artifacts_dir
 from lattec_jax.data import datasets
 from lattec_jax.data import descriptions as description_files
 from lattec_jax.data import pseudo_labels as pseudo_label_files
-from lattec_jax.data.datasets import Dataset, Split
+from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.descriptions import Descriptions
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.data.store import Store, make_stores, open_store

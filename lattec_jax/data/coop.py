@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.data.datasets import Dataset, Split
+from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.errors import DataError
 
 DATA_DIR = "LATTECLIP_DATA_DIR"

@@ -1,40 +1,24 @@
-"""A data set: class names, and which pictures are for training and for testing."""
+"""Data sets by kind (`config.dataset.kind`). A new kind is a file and one entry in `KINDS`."""
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import re
-from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.config import artifacts_dir, did_you_mean
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.config import did_you_mean
+from lattec_jax.data.coop import load_coop
+from lattec_jax.data.dataset import Dataset, check
+from lattec_jax.data.folder import load_folder
+from lattec_jax.demo.digits import load_digits_dataset
+from lattec_jax.errors import ConfigError
 
-__all__ = ["Dataset", "Split", "artifacts_dir", "check", "load"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """N pictures. `ids` are POSIX paths relative to the data root, unique within the split."""
-
-    ids: tuple[str, ...]
-    paths: tuple[Path, ...]
-    labels: np.ndarray | None  # [N] int32, None where they are not known
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-    """Training labels, where there are any, serve the oracle and analysis only."""
-
-    name: str
-    class_names: tuple[str, ...]
-    train: Split
-    test: Split | None
-    protocol: str  # how the test figures come about, for results.json
+KINDS: dict[str, Callable[[ConfigDict], Dataset]] = {
+    "folder": load_folder,
+    "coop": load_coop,
+    "digits": load_digits_dataset,
+}
 
 
 def load(config: ConfigDict) -> Dataset:
@@ -50,81 +34,12 @@ def load(config: ConfigDict) -> Dataset:
             f"(artefacts go into a directory of that name), found {config.dataset.name!r}; "
             "set --config.dataset.name=NAME"
         )
-    kinds = ("folder", "coop", "digits")
-    if config.dataset.kind == "folder":
-        from lattec_jax.data.folder import load_folder
-
-        dataset = load_folder(config)
-    elif config.dataset.kind == "coop":
-        from lattec_jax.data.coop import load_coop
-
-        dataset = load_coop(config)
-    elif config.dataset.kind == "digits":
-        from lattec_jax.demo.digits import load_digits_dataset
-
-        dataset = load_digits_dataset(config)
-    else:
+    kind = config.dataset.kind
+    if kind not in KINDS:
         raise ConfigError(
-            f"config.dataset.kind: expected one of {', '.join(kinds)}, "
-            f"found {config.dataset.kind!r}. {did_you_mean(config.dataset.kind, kinds)}"
+            f"config.dataset.kind: expected one of {', '.join(KINDS)}, "
+            f"found {kind!r}. {did_you_mean(kind, KINDS)}"
         )
+    dataset = KINDS[kind](config)
     check(dataset)
     return dataset
-
-
-def check(dataset: Dataset) -> None:
-    """Raise DataError where a data set breaks what everything else relies on.
-
-    At least two class names, none twice; ids unique within a split; one label a picture, each of
-    an existing class; no picture in both splits.
-    """
-    names = dataset.class_names
-    if len(names) < 2:
-        raise DataError(
-            f"expected at least two class names, found {len(names)}: {', '.join(names) or 'none'}"
-        )
-    repeated = [name for name, count in Counter(names).items() if count > 1 or not name.strip()]
-    if repeated:
-        raise DataError(f"expected class names that differ, found {repeated[0]!r} twice or empty")
-    for part, split in (("train", dataset.train), ("test", dataset.test)):
-        if split is not None:
-            _check_split(part, split, len(names))
-    if dataset.test is not None:
-        _check_apart(dataset.train, dataset.test)
-
-
-def _check_split(part: str, split: Split, classes: int) -> None:
-    if not split.ids:
-        raise DataError(f"expected pictures in the {part} part, found none")
-    image, count = Counter(split.ids).most_common(1)[0]
-    if count > 1:
-        raise DataError(f"the {part} part names the picture {image!r} {count} times; name it once")
-    if split.labels is None:
-        return
-    if len(split.labels) != len(split.ids) or not all(0 <= n < classes for n in split.labels):
-        raise DataError(
-            f"expected {len(split.ids)} labels from 0 to {classes - 1} in the {part} part, found "
-            f"{len(split.labels)} from {min(split.labels)} to {max(split.labels)}"
-        )
-
-
-def _check_apart(train: Split, test: Split) -> None:
-    """The protocol is inductive: training never sees a test picture, by whatever path."""
-    folders: dict[str, str] = {}
-
-    def real(path: Path) -> str:
-        folder, name = os.path.split(os.path.abspath(path))
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        return os.path.join(folders[folder], name)
-
-    trained = {real(path): image for image, path in zip(train.ids, train.paths, strict=True)}
-    both = [
-        image for image, path in zip(test.ids, test.paths, strict=True) if real(path) in trained
-    ]
-    if both:
-        raise DataError(
-            f"{len(both)} of {len(test.ids)} test pictures are training pictures as well, the "
-            f"first: {both[0]!r}; training must not see test pictures. Choose other "
-            "config.dataset.train and config.dataset.test"
-        )

@@ -21,7 +21,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.data.datasets import Dataset, Split
+from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")

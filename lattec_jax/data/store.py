@@ -34,7 +34,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from lattec_jax.data.datasets import Split
+from lattec_jax.data.dataset import Split
 from lattec_jax.data.preprocess import (
     FORMATS,
     Preprocess,

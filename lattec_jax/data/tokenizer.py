@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 import html
+import json
 import string
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
@@ -138,11 +139,18 @@ class Tokenizer:
                 f"expected the tokenizer settings {sorted(keys)} in the checkpoint at {directory}, "
                 f"found {sorted(settings)}"
             )
+        text = path.read_text(encoding="utf-8")
         try:
-            backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-        except Exception as error:  # the library raises nothing narrower
-            raise WeightsError(f"the tokenizer in {path} cannot be read: {error}") from error
-        return cls(backend, **settings)
+            content = json.loads(text)
+        except ValueError as error:
+            raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
+        # The library raises a bare Exception for what it cannot read, so look before it does.
+        if not isinstance(content, dict) or not {"model", "post_processor"} <= content.keys():
+            raise WeightsError(
+                f"expected a file of the tokenizers library with a model and a post-processor in "
+                f"{path}, found other JSON; convert the weights again"
+            )
+        return cls(tokenizers.Tokenizer.from_str(text), **settings)
 
     def _encode_with_special_tokens(self, text: str) -> list[int]:
         """Encode a cleaned text in which the start or the end token may be written out.

@@ -19,7 +19,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lattec_jax.data.datasets import Dataset, Split, artifacts_dir
+from lattec_jax.config import artifacts_dir
+from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.errors import DataError
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")

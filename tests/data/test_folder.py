@@ -14,7 +14,7 @@ import pytest
 from configs import common
 from lattec_jax.config import resolve
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets import Dataset, Split
+from lattec_jax.data.dataset import Dataset, Split, check
 from lattec_jax.errors import ConfigError, DataError
 
 
@@ -291,7 +291,7 @@ def test_works_in_the_c_locale(tmp_path):
 def test_check_of_other_data_sets(tmp_path):
     good = Split(("a", "b"), (tmp_path / "a", tmp_path / "b"), np.array([0, 1], np.int32))
     dataset = Dataset("name", ("x", "y"), good, None, "inductive")
-    datasets.check(dataset)
+    check(dataset)
     other = Split(("a", "a"), (tmp_path / "c", tmp_path / "d"), None)
     for changes, message in [
         ({"class_names": ("x", "x")}, "'x' twice"),
@@ -303,7 +303,7 @@ def test_check_of_other_data_sets(tmp_path):
         ({"test": dataclasses.replace(good, ids=("q", "r"))}, "2 of 2 test pictures"),
     ]:
         with pytest.raises(DataError, match=message):
-            datasets.check(dataclasses.replace(dataset, **changes))
+            check(dataclasses.replace(dataset, **changes))
 
 
 def test_digits(tmp_path):

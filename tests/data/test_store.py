@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from lattec_jax.data import store
-from lattec_jax.data.datasets import Split
+from lattec_jax.data.dataset import Split
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.store import make_stores, open_store
 from lattec_jax.errors import DataError
@@ -197,7 +197,7 @@ MAKE = """
 import sys, time
 from pathlib import Path
 from lattec_jax.data import store
-from lattec_jax.data.datasets import Split
+from lattec_jax.data.dataset import Split
 from lattec_jax.data.preprocess import Preprocess
 pictures, target, delay = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
 opened = store.open_picture

@@ -1,0 +1,90 @@
+"""A data set: class names, and which pictures are for training and for testing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from lattec_jax.errors import DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """N pictures. `ids` are POSIX paths relative to the data root, unique within the split."""
+
+    ids: tuple[str, ...]
+    paths: tuple[Path, ...]
+    labels: np.ndarray | None  # [N] int32, None where they are not known
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """Training labels, where there are any, serve the oracle and analysis only."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: Split
+    test: Split | None
+    protocol: str  # how the test figures come about, for results.json
+
+
+def check(dataset: Dataset) -> None:
+    """Raise DataError where a data set breaks what everything else relies on.
+
+    At least two class names, none twice; ids unique within a split; one label a picture, each of
+    an existing class; no picture in both splits.
+    """
+    names = dataset.class_names
+    if len(names) < 2:
+        raise DataError(
+            f"expected at least two class names, found {len(names)}: {', '.join(names) or 'none'}"
+        )
+    repeated = [name for name, count in Counter(names).items() if count > 1 or not name.strip()]
+    if repeated:
+        raise DataError(f"expected class names that differ, found {repeated[0]!r} twice or empty")
+    for part, split in (("train", dataset.train), ("test", dataset.test)):
+        if split is not None:
+            _check_split(part, split, len(names))
+    if dataset.test is not None:
+        _check_apart(dataset.train, dataset.test)
+
+
+def _check_split(part: str, split: Split, classes: int) -> None:
+    if not split.ids:
+        raise DataError(f"expected pictures in the {part} part, found none")
+    image, count = Counter(split.ids).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"the {part} part names the picture {image!r} {count} times; name it once")
+    if split.labels is None:
+        return
+    if len(split.labels) != len(split.ids) or not all(0 <= n < classes for n in split.labels):
+        raise DataError(
+            f"expected {len(split.ids)} labels from 0 to {classes - 1} in the {part} part, found "
+            f"{len(split.labels)} from {min(split.labels)} to {max(split.labels)}"
+        )
+
+
+def _check_apart(train: Split, test: Split) -> None:
+    """The protocol is inductive: training never sees a test picture, by whatever path."""
+    folders: dict[str, str] = {}
+
+    def real(path: Path) -> str:
+        folder, name = os.path.split(os.path.abspath(path))
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        return os.path.join(folders[folder], name)
+
+    trained = {real(path): image for image, path in zip(train.ids, train.paths, strict=True)}
+    both = [
+        image for image, path in zip(test.ids, test.paths, strict=True) if real(path) in trained
+    ]
+    if both:
+        raise DataError(
+            f"{len(both)} of {len(test.ids)} test pictures are training pictures as well, the "
+            f"first: {both[0]!r}; training must not see test pictures. Choose other "
+            "config.dataset.train and config.dataset.test"
+        )
