@@ -79,12 +79,15 @@ def table(class_names: Sequence[str], before: Mapping, after: Mapping, images: i
     return "\n".join(lines)
 
 
-def test_figures(found: Mapping[str, Any]) -> dict[str, float]:
-    """What an evaluation during training logs."""
-    accuracy = found["accuracy"] or {}
-    return {f"test_{name}": value for name, value in accuracy.items()} | {
-        "class_entropy": found["class_entropy"]
-    }
+def test_figures(inputs: Inputs, found: Mapping[str, Any]) -> dict[str, float]:
+    """What an evaluation during training logs: top-1, top-5 and each class, with labels."""
+    figures = {"class_entropy": found["class_entropy"]}
+    if found["accuracy"]:
+        figures |= {f"test_{name}": value for name, value in found["accuracy"].items()}
+        for name, value in zip(inputs.dataset.class_names, found["per_class"], strict=True):
+            if value is not None:
+                figures[f"test_class/{name}"] = value
+    return figures
 
 
 def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str, Any]:

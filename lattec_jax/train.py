@@ -85,11 +85,14 @@ def train(config: ConfigDict, directory: Path, config_path: str) -> dict[str, An
                     jax.block_until_ready(state)
                     clock.compiled()
                 run_log.advance()
+                logged = {}
                 if done % config.log_every == 0 or done == steps:
-                    run_log.write(done, jax.device_get(figures))
+                    logged |= jax.device_get(figures)
                 if config.eval_every and done % config.eval_every == 0:
                     found = examine(inputs, state.params, classifier(inputs, method, state))
-                    run_log.write(done, results.test_figures(found))
+                    logged |= results.test_figures(inputs, found)
+                if logged:
+                    run_log.write(done, logged)
                 if done % config.checkpoint_every == 0 or done == steps:
                     checkpoints.save(state, done)
             jax.block_until_ready(state)

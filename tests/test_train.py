@@ -77,7 +77,7 @@ def run(*args: str) -> dict:
 
 
 def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
-    found = run("labelled")
+    found = run("labelled", "--config.eval_every=3")
     contract = (
         "method preset dataset protocol model weights weights_sha256 descriptions_sha256 seed "
         "steps alpha momentum learning_rate class_names template n_train n_test zero_shot adapted "
@@ -93,6 +93,8 @@ def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
         json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()
     ]
     assert steps == [1, 2, 3, 4, 5, 6]
+    evaluated = json.loads((directory / "metrics.jsonl").read_text().splitlines()[2])
+    assert {"test_top1", "test_top5", "test_class/dog", "loss"} <= evaluated.keys()
 
     capsys.readouterr()
     evaluate.main(["evaluate", f"--workdir={directory}"])
@@ -108,9 +110,9 @@ def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
     assert all(len(line["top"]) == 2 and line["score"] == line["top"][0]["score"] for line in lines)
 
     # The same command again shows the finished run; another configuration is refused.
-    assert run("labelled") == found
+    assert run("labelled", "--config.eval_every=3") == found
     with pytest.raises(ConfigError, match=r"method\.alpha: there 0\.99, here 0\.5"):
-        train.main(arguments("labelled", "--config.method.alpha=0.5", f"--workdir={directory}"))
+        train.main(arguments("labelled", "--config.eval_every=3", "--config.method.alpha=0.5"))
 
 
 def test_a_folder_without_labels(place):
