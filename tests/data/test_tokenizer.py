@@ -249,7 +249,7 @@ def test_damaged_tokenizers_are_user_errors(tmp_path):
     with pytest.raises(WeightsError, match="tokenizer settings"):
         Tokenizer.load(tmp_path, {"clean": "lower"})
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(WeightsError, match="expected a file of the tokenizers library|is not JSON"):
+    with pytest.raises(WeightsError, match="expected a file of the tokenizers library"):
         Tokenizer.load(tmp_path, settings)
     with pytest.raises(WeightsError, match="no such file"):
         Tokenizer.load(tmp_path / "elsewhere", settings)

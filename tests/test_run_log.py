@@ -1,0 +1,57 @@
+"""Metrics on disk: no step lost, none twice."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lattec_jax.errors import DataError
+from lattec_jax.run_log import RunLog
+
+
+def write(workdir, start: int, steps: list[int], **figures: float) -> None:
+    with RunLog(workdir, start, 10, 4) as log:
+        for step in steps:
+            log.advance()
+            log.write(step, {"loss": 10.0 - step, **figures})
+
+
+def lines(workdir) -> list[dict]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def scalars(workdir, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(workdir / "tensorboard")).Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+def test_a_resumed_log_has_every_step_once(tmp_path):
+    write(tmp_path, 0, [2, 4, 6])
+    write(tmp_path, 4, [6, 8, 10])  # the checkpoint of step 4 was the last
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 10]
+    assert scalars(tmp_path, "loss") == [(s, 10.0 - s) for s in (2, 4, 6, 8, 10)]
+
+
+def test_a_half_written_last_line_is_dropped(tmp_path):
+    write(tmp_path, 0, [2, 4])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6, "lo')
+    write(tmp_path, 4, [6])
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
+
+
+def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_lost(tmp_path):
+    write(tmp_path, 0, [2, 4])
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"step": 2', '"step" 2'))
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"metrics\.jsonl, line 1: expected a JSON object"):
+        write(tmp_path, 4, [6])
+    assert path.read_bytes() == before
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+    write(tmp_path, 0, [1], gradient_norm=float("nan"), scale=float("inf"))
+    assert lines(tmp_path) == [{"step": 1, "loss": 9.0, "gradient_norm": None, "scale": None}]

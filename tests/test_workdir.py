@@ -1,0 +1,71 @@
+"""Who may use a work directory."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from ml_collections import ConfigDict
+
+from lattec_jax import workdir
+from lattec_jax.errors import ConfigError
+
+
+def config(**changes) -> ConfigDict:
+    values = {"seed": 0, "template": "a photo of a {}.", "method": {"texts": ("class", "image")}}
+    return ConfigDict({**values, **changes})
+
+
+def test_the_same_configuration_goes_on(tmp_path):
+    place = tmp_path / "runs" / "one"
+    workdir.claim(place, config())
+    assert json.loads((place / "config.json").read_text())["method"]["texts"] == ["class", "image"]
+    workdir.claim(place, config())
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
+    workdir.claim(tmp_path, config())
+    before = (tmp_path / "config.json").read_bytes()
+    other = config(seed=1, method={"texts": ("class",)}, extra=3)
+    with pytest.raises(ConfigError) as refused:
+        workdir.claim(tmp_path, other)
+    message = str(refused.value)
+    assert "seed: there 0, here 1" in message
+    assert "method.texts: there ['class', 'image'], here ['class']" in message
+    assert "extra: there '(absent)', here 3" in message
+    assert "template" not in message
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="not empty and no work directory"):
+        workdir.check(tmp_path, config())
+    with pytest.raises(ConfigError, match="not empty and no work directory"):
+        workdir.claim(tmp_path, config())
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_checking_writes_nothing(tmp_path):
+    workdir.check(tmp_path / "new", config())
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_claim_left_is_no_obstacle(tmp_path):
+    (tmp_path / "config.partial").write_text("{")
+    workdir.claim(tmp_path, config())
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"not empty and no work directory"):
+        workdir.claim(tmp_path / "file", config())
+    with pytest.raises(ConfigError, match="cannot write the work directory"):
+        workdir.claim(tmp_path / "file" / "below", config())
+
+
+def test_a_damaged_config_is_said(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
+        workdir.check(tmp_path, config())
