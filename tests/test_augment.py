@@ -1,0 +1,349 @@
+"""Crops, their distribution and the colours, against PIL and torchvision."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+from PIL import Image
+
+from lattec_jax import augment
+from tests import torch_fix
+
+SIZE = (24, 32)
+RATIO = (3 / 4, 4 / 3)
+
+
+@pytest.fixture(scope="module")
+def torchvision():
+    """torchvision's transforms; the tests that need them are skipped where torch is missing."""
+    pytest.importorskip("torch")
+    torch_fix.define_missing_torchvision_operators()
+    return pytest.importorskip("torchvision.transforms")
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Stripes, a colour gradient, hard edges and noise, up to the ends of the range."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width]
+    waves = 127 + 140 * np.sin(x[..., None] / (2, 5, 9) + y[..., None] / (7, 3, 4))
+    waves[height // 3 : height // 2] = rng.integers(0, 256, 3)
+    waves[:, width // 3 : width // 2] = 255 * rng.integers(0, 2, (height, 1, 1))
+    noise = rng.integers(0, 256, (height, width, 3))
+    waves[height // 2 :, width // 2 :] = noise[height // 2 :, width // 2 :]
+    return np.clip(waves, 0, 255).astype(np.uint8)
+
+
+@functools.cache
+def colours() -> np.ndarray:
+    """Random colours, nearly grey ones, greys, pure ones and black and white: `[40, 100, 3]`."""
+    rng = np.random.default_rng(1)
+    image = rng.integers(0, 256, (40, 100, 3))
+    image[:8] = np.clip(image[:8, :, :1] + rng.integers(-3, 4, (8, 100, 3)), 0, 255)
+    image[8:10] = image[8:10, :, :1]
+    image[10:14] = 255 * rng.integers(0, 2, (4, 100, 3))
+    image[14:18, :, 0] = image[14:18, :, 1]  # two channels alike
+    return image.astype(np.uint8)
+
+
+# Crops ----------------------------------------------------------------------------------------
+
+
+# Height and width of the picture; top, left, height and width of the box.
+CROPS = [
+    ((50, 70), (0, 0, 50, 70)),  # all of it
+    ((50, 70), (7, 11, 24, 32)),  # of the output's own size: copied
+    ((50, 70), (26, 38, 24, 32)),  # the same in the last corner
+    ((50, 70), (3, 5, 9, 13)),  # enlarged
+    ((50, 70), (0, 61, 50, 9)),  # narrower and higher, on the right edge
+    ((50, 70), (45, 0, 5, 70)),  # on the bottom edge
+    ((50, 70), (49, 69, 1, 1)),  # one pixel
+    ((50, 70), (10, 69, 40, 1)),  # one column
+    ((96, 40), (0, 0, 96, 40)),
+    ((33, 96), (1, 2, 31, 93)),  # reduced by a broken factor
+    ((96, 96), (0, 0, 96, 96)),  # as large as the padded frame
+    ((1, 1), (0, 0, 1, 1)),
+    ((1, 96), (0, 20, 1, 60)),
+]
+
+
+@pytest.fixture(scope="module")
+def crops():
+    """What `crop_and_resize` makes of `CROPS`, once on zeros and once on loud padding."""
+    crop = jax.jit(augment.crop_and_resize, static_argnums=2)
+    boxes = np.array([box for _, box in CROPS], np.int32)
+    found = []
+    for padding in (0, 255):
+        frames = np.full((len(CROPS), 96, 96, 3), padding, np.uint8)
+        for number, ((height, width), _) in enumerate(CROPS):
+            frames[number, :height, :width] = picture(height, width, number)
+        found.append(np.asarray(crop(frames, boxes, SIZE)))
+    return found
+
+
+@pytest.mark.parametrize("number", range(len(CROPS)))
+def test_crops_are_pil_s_to_a_grey_level(crops, number):
+    (height, width), (top, left, h, w) = CROPS[number]
+    box = Image.fromarray(picture(height, width, number)).crop((left, top, left + w, top + h))
+    # One pass after the other, because Pillow 13 turns them round for some boxes.
+    bicubic = Image.Resampling.BICUBIC
+    rows = box.resize((SIZE[1], h), bicubic)
+    expected = np.asarray(rows.resize(SIZE[::-1], bicubic), np.float32)
+    found = crops[0][number]
+    assert found.shape == (*SIZE, 3)
+    assert np.array_equal(found, np.round(found)) and found.min() >= 0 and found.max() <= 255
+    difference = np.abs(found - expected)
+    assert difference.max() <= 1
+    assert difference.mean() < 0.01
+    at_once = np.asarray(box.resize(SIZE[::-1], bicubic), np.float32)
+    assert np.abs(found - at_once).mean() < 0.5
+    if (h, w) == SIZE:
+        assert difference.max() == 0
+
+
+def test_padding_never_leaks_into_a_crop(crops):
+    np.testing.assert_array_equal(crops[0], crops[1])
+
+
+# Boxes ----------------------------------------------------------------------------------------
+
+
+def boxes_of(size: tuple[int, int], scale, ratio, draws: int, seed: int = 0) -> np.ndarray:
+    """Many draws for a picture of one size: `[draws, 4]`."""
+    sizes = np.tile(np.array(size, np.int32), (draws, 1))
+    return np.asarray(augment.random_boxes(jax.random.key(seed), sizes, scale, ratio))
+
+
+@pytest.mark.parametrize(
+    ("size", "scale", "ratio"),
+    [
+        ((240, 300), (0.08, 1.0), RATIO),  # mostly the first draw
+        ((180, 320), (0.6, 1.0), RATIO),  # many draws do not fit, some pictures fall back
+        ((224, 224), (0.9, 1.0), RATIO),  # LatteCLIP's
+        ((150, 100), (0.2, 0.5), (0.4, 3.0)),
+    ],
+)
+def test_boxes_are_distributed_like_torchvision_s(torchvision, size, scale, ratio):
+    import torch
+
+    draws = 4000
+    torch.manual_seed(0)
+    image = torch.empty(3, *size)
+    draw = torchvision.RandomResizedCrop.get_params
+    theirs = np.array([draw(image, scale, ratio) for _ in range(draws)])
+    ours = boxes_of(size, scale, ratio, draws)
+
+    def figures(boxes: np.ndarray) -> dict[str, np.ndarray]:
+        top, left, height, width = boxes.T.astype(float)
+        return {
+            "area": height * width,
+            "ratio": width / height,
+            "height": height,
+            "top": top,
+            "left": left,
+            # The place within the room that there is, where there is any.
+            "share of top": (top / np.maximum(size[0] - height, 1))[height < size[0]],
+            "share of left": (left / np.maximum(size[1] - width, 1))[width < size[1]],
+        }
+
+    for (name, one), other in zip(figures(ours).items(), figures(theirs).values(), strict=True):
+        assert scipy.stats.ks_2samp(one, other).pvalue > 1e-3, name
+
+
+def test_the_check_of_distributions_tells_another_one_apart(torchvision):
+    """The bounds above are no formality: slightly other settings do not pass."""
+    import torch
+
+    torch.manual_seed(0)
+    image = torch.empty(3, 240, 300)
+    draw = torchvision.RandomResizedCrop.get_params
+    theirs = np.array([draw(image, (0.08, 1.0), RATIO) for _ in range(4000)])
+    ours = boxes_of((240, 300), (0.14, 1.0), RATIO, 4000)
+    area = [boxes[:, 2] * boxes[:, 3] for boxes in (ours, theirs)]
+    assert scipy.stats.ks_2samp(*area).pvalue < 1e-6
+
+
+@pytest.mark.parametrize("size", [(20, 200), (200, 20), (7, 300), (336, 3), (1, 1)])
+def test_where_nothing_fits_the_box_is_torchvision_s_central_one(torchvision, size):
+    import torch
+
+    scale = (0.9, 1.0)
+    expected = torchvision.RandomResizedCrop.get_params(torch.empty(3, *size), scale, RATIO)
+    found = boxes_of(size, scale, RATIO, 50)
+    assert np.array_equal(found, np.tile(expected, (50, 1)))
+
+
+def test_boxes_always_lie_inside():
+    """For any size from one pixel up, also where the ratio leaves less than half a pixel."""
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate(
+        [
+            rng.integers(1, 337, (3000, 2)),
+            rng.integers(1, 4, (1500, 2)),
+            np.stack([rng.integers(1, 337, 500), np.ones(500, int)], axis=1),
+        ]
+    ).astype(np.int32)
+    for scale, ratio in [((0.9, 1.0), RATIO), ((0.01, 1.0), (0.1, 10.0)), ((0.5, 1.0), (3.0, 4.0))]:
+        boxes = np.asarray(augment.random_boxes(jax.random.key(1), sizes, scale, ratio))
+        assert boxes[:, :2].min() >= 0
+        assert boxes[:, 2:].min() >= 1
+        assert (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
+
+
+# Colours --------------------------------------------------------------------------------------
+
+FACTORS = (0.0, 0.37, 0.5, 0.8137, 1.0, 1.193, 1.5, 1.9)
+SHIFTS = (-0.5, -0.1, -0.0731, 0.0, 0.03, 0.1, 0.25, 0.5)
+
+
+def agrees(found: jax.Array, expected: Image.Image) -> None:
+    difference = np.abs(np.asarray(found) - np.asarray(expected, np.float32))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.05
+
+
+@pytest.mark.parametrize("which", range(4))
+def test_each_adjustment_is_torchvision_s_to_a_grey_level(torchvision, which):
+    functional = torchvision.functional
+    ours = augment.ADJUSTMENTS[which]
+    theirs = (
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+        functional.adjust_hue,
+    )[which]
+    image = Image.fromarray(colours())
+    values = SHIFTS if which == 3 else FACTORS
+    adjusted = jax.jit(jax.vmap(ours, in_axes=(None, 0)))(
+        jnp.asarray(colours(), jnp.float32), jnp.array(values)
+    )
+    for found, value in zip(adjusted, values, strict=True):
+        agrees(found, theirs(image, value))
+
+
+def test_hue_and_saturation_are_pil_s_for_every_kind_of_colour(torchvision):
+    """All combinations of every fifth level: a hue step is six grey levels, so none may be off."""
+    levels = np.arange(0, 256, 5, dtype=np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(52, -1, 3)
+    found = jax.jit(augment.adjust_hue)(cube.astype(np.float32), 0.05)
+    agrees(found, torchvision.functional.adjust_hue(Image.fromarray(cube), 0.05))
+
+
+def test_jitter_in_every_order_is_torchvision_s(torchvision):
+    functional = torchvision.functional
+    orders = np.array(list(itertools.permutations(range(4))), np.int32)
+    factors = np.random.default_rng(2).uniform(0.5, 1.5, (len(orders), 4)).astype(np.float32)
+    factors[:, 3] = factors[:, 3] * 0.2 - 0.2  # from −0.1 to 0.1
+    image = colours()
+    ours = jax.jit(jax.vmap(augment.jitter, in_axes=(None, 0, 0)))(
+        image.astype(np.float32), factors, orders
+    )
+    steps = [
+        functional.adjust_brightness,
+        functional.adjust_contrast,
+        functional.adjust_saturation,
+        functional.adjust_hue,
+    ]
+    changes = []
+    for found, given, order in zip(ours, factors, orders, strict=True):
+        expected = Image.fromarray(image)
+        for which in order:
+            expected = steps[which](expected, float(given[which]))
+        difference = np.abs(np.asarray(found) - np.asarray(expected, np.float32))
+        # A level that one step leaves open may be amplified by the next ones.
+        assert (difference > 1).mean() < 0.02
+        assert difference.mean() < 0.1
+        changes.append(np.asarray(expected))
+    assert np.std(changes, axis=0).max() > 20  # the orders and factors do make a difference
+
+
+def test_luminance_is_pil_s():
+    image = colours()
+    found = np.asarray(augment.luminance(jnp.asarray(image, jnp.float32)))
+    np.testing.assert_array_equal(found[..., 0], np.asarray(Image.fromarray(image).convert("L")))
+
+
+def test_color_jitter_touches_the_share_that_it_is_told_to():
+    images = jnp.asarray(np.broadcast_to(colours()[:4, :8], (400, 4, 8, 3)), jnp.float32)
+    apply = jax.jit(augment.random_color_jitter, static_argnums=(2, 3))
+
+    def touched(probability: float) -> np.ndarray:
+        found = apply(jax.random.key(3), images, (0.5, 0.5, 0.5, 0.1), probability)
+        return np.asarray((found != images).any(axis=(1, 2, 3)))
+
+    assert not touched(0.0).any()
+    assert touched(1.0).all()
+    assert abs(touched(0.8).mean() - 0.8) < 0.08  # four standard deviations
+
+
+def test_color_jitter_draws_torchvision_s_factors():
+    """On a grey picture with only brightness, the level shows the factor."""
+    images = jnp.full((2000, 1, 1, 3), 100.0)
+    found = augment.random_color_jitter(jax.random.key(4), images, (0.4, 0.0, 0.0, 0.0), 1.0)
+    levels = np.asarray(found)[:, 0, 0, 0]
+    assert scipy.stats.kstest(levels, "uniform", args=(60, 80)).statistic < 0.04
+    # A strength above 1 does not go below black.
+    found = augment.random_color_jitter(jax.random.key(4), images, (1.5, 0.0, 0.0, 0.0), 1.0)
+    levels = np.asarray(found)[:, 0, 0, 0]
+    assert scipy.stats.kstest(levels, "uniform", args=(0, 250)).statistic < 0.04
+
+
+# The whole ------------------------------------------------------------------------------------
+
+PLAIN = augment.Augmentation((1.0, 1.0), (1.0, 1.0), (0.0, 0.0, 0.0, 0.0), 0.0, 0.0)
+apply = jax.jit(augment.augment, static_argnums=(3, 4))
+
+
+def squares() -> tuple[np.ndarray, np.ndarray]:
+    """Padded square pictures and their sizes."""
+    sides = (40, 33, 24, 8)
+    frames = np.full((len(sides), 40, 40, 3), 77, np.uint8)
+    for number, side in enumerate(sides):
+        frames[number, :side, :side] = picture(side, side, number)
+    return frames, np.array([(side, side) for side in sides], np.int32)
+
+
+def test_augment_of_whole_squares_is_the_resize():
+    frames, sizes = squares()
+    found = np.asarray(apply(jax.random.key(0), frames, sizes, (24, 24), PLAIN))
+    for crop, frame, (side, _) in zip(found, frames, sizes, strict=True):
+        image = Image.fromarray(frame[:side, :side])
+        expected = np.asarray(image.resize((24, 24), Image.Resampling.BICUBIC), np.float32)
+        assert np.abs(crop * 255 - expected).max() <= 1.001
+    assert found.max() <= 1
+
+
+def test_greyscale_all_or_none():
+    frames, sizes = squares()
+    plain = np.asarray(apply(jax.random.key(0), frames, sizes, (24, 24), PLAIN))
+    grey = np.asarray(
+        apply(jax.random.key(0), frames, sizes, (24, 24), PLAIN._replace(greyscale_probability=1.0))
+    )
+    assert (plain.max(axis=-1) > plain.min(axis=-1)).any(axis=(1, 2)).all()
+    for colour, level in zip(plain, grey, strict=True):
+        image = Image.fromarray(np.round(colour * 255).astype(np.uint8)).convert("L")
+        expected = np.asarray(image, np.float32)[..., None] / 255
+        np.testing.assert_allclose(level, np.broadcast_to(expected, level.shape), atol=1e-6)
+
+
+def test_the_key_decides_everything():
+    frames, sizes = squares()
+    settings = augment.Augmentation((0.3, 1.0), RATIO, (0.5, 0.5, 0.5, 0.1), 0.8, 0.2)
+    one, again, other = (
+        np.asarray(apply(jax.random.key(seed), frames, sizes, (24, 24), settings))
+        for seed in (5, 5, 6)
+    )
+    np.testing.assert_array_equal(one, again)
+    assert (np.abs(one - other).max(axis=(1, 2, 3)) > 0.05).all()
+    # Equal pictures in one batch get draws of their own.
+    same = np.asarray(
+        apply(
+            jax.random.key(5), frames[:1].repeat(4, 0), sizes[:1].repeat(4, 0), (24, 24), settings
+        )
+    )
+    assert all(np.abs(a - b).max() > 0.05 for a, b in itertools.combinations(same, 2))
