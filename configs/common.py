@@ -54,7 +54,9 @@ def get_config() -> ConfigDict:
     config.method.texts = ("class", "image", "group")  # Table 2
     config.method.labels = ("zero_shot", "current")  # L_zs and L_ft; Table 3
     config.method.mixer = True  # False: all weights 1; Table 3
-    config.method.update = placeholder(str)  # "sequential": label by label; "joint": one mean
+    config.method.prototype_update = placeholder(
+        str
+    )  # "sequential": label by label; "joint": one mean
     config.method.weigh_by = placeholder(str)  # prototypes "current" or of the "epoch_start"
     config.method.group_text = placeholder(str)  # "own" or "redrawn" among the same zero-shot label
     config.method.loss = placeholder(str)  # "sum" or "mean" of the two directions of InfoNCE
@@ -93,7 +95,7 @@ def get_config() -> ConfigDict:
     paper.method = ConfigDict(
         {
             "momentum": 0.99,
-            "update": "sequential",
+            "prototype_update": "sequential",
             "weigh_by": "current",
             "group_text": "own",
             "loss": "sum",
@@ -102,7 +104,7 @@ def get_config() -> ConfigDict:
     released.method = ConfigDict(
         {
             "momentum": 0.0,
-            "update": "joint",
+            "prototype_update": "joint",
             "weigh_by": "epoch_start",
             "group_text": "redrawn",
             "loss": "mean",

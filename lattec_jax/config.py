@@ -7,8 +7,10 @@ are `None` and named below `config.presets.<preset>` are filled in by `resolve` 
 
 from __future__ import annotations
 
+import ast
 import difflib
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -51,6 +53,11 @@ def parse(
         raise ConfigError(
             f"--config is missing; for example --config=configs/demo.py. {_available_configs()}"
         )
+    if not isinstance(values.config, ConfigDict) or "presets" not in values.config:
+        raise ConfigError(
+            f"get_config of {values['config'].config_filename} returned "
+            f"{type(values.config).__name__}; expected the ConfigDict of configs/common.py, changed"
+        )
     return resolve(values.config), values
 
 
@@ -63,15 +70,19 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     try:
         return values(argv)
     except (KeyError, AttributeError) as error:
-        raise ConfigError(f"unknown configuration key {_one_line(error)}") from error
-    except (flags.Error, OSError, TypeError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(_unknown_key(error)) from error
+    except (flags.Error, ImportError, OSError, TypeError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
-def _one_line(error: Exception) -> str:
-    """The message of an exception, without the quotes that a KeyError adds, once or twice."""
-    message = str(error.args[0]) if error.args else str(error)
-    return " ".join(message.replace("\\n", " ").replace("\\'", "'").strip("'").split())
+def _unknown_key(error: KeyError | AttributeError) -> str:
+    """What ml_collections says of a key that is not there, in our words."""
+    message = str(error)
+    key = re.search(r"\w+", message)
+    meant = re.search(r'Did you mean "(\w+)"', message)
+    return f"unknown configuration key {key[0] if key else message!r}." + (
+        f" Did you mean {meant[1]!r}?" if meant else ""
+    )
 
 
 def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
@@ -85,8 +96,30 @@ def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
                     f"no configuration file {value} (looked in {Path.cwd()} and "
                     f"{PACKAGED_CONFIGS}). {_available_configs(Path(value).name)}"
                 )
-            argument = f"--config={packaged}"
+            argument, value = f"--config={packaged}", str(packaged)
+        if name.lstrip("-") == "config" and value:
+            _check_defines_get_config(Path(value))
         yield argument
+
+
+def _check_defines_get_config(path: Path) -> None:
+    """Raise ConfigError unless `path` is a Python file with a `get_config` at its top level.
+
+    What goes wrong inside of it keeps its traceback: it is the user's program.
+    """
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
+    names = {getattr(node, "name", None) for node in tree.body}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    if "get_config" not in names:
+        raise ConfigError(
+            f"the configuration file {path} defines no function get_config; expected one that "
+            "returns an ml_collections.ConfigDict, as configs/folder.py has it"
+        )
 
 
 def _available_configs(name: str = "") -> str:

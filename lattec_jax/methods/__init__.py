@@ -14,7 +14,7 @@ from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.methods.zero_shot import ZeroShot
 
 CHOICES = {
-    "update": ("sequential", "joint"),
+    "prototype_update": ("sequential", "joint"),
     "weigh_by": ("current", "epoch_start"),
     "group_text": ("own", "redrawn"),
     "loss": ("sum", "mean"),
@@ -40,7 +40,7 @@ def _latteclip(config: ConfigDict) -> LatteCLIP:
         description_kinds=tuple(kind for kind in config.texts if kind != "class"),
         label_names=tuple(config.labels),
         mixer=config.mixer,
-        update_rule=config.update,
+        prototype_update=config.prototype_update,
         weigh_by=config.weigh_by,
         loss_reduction=config.loss,
     )

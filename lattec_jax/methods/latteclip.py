@@ -99,7 +99,7 @@ class LatteCLIP:
     description_kinds: tuple[str, ...] = ("image", "group")
     label_names: tuple[str, ...] = ("zero_shot", "current")  # Table 3: L_zs and L_ft
     mixer: bool = True  # Table 3: False sets all weights to 1
-    update_rule: str = "sequential"  # the released code: "joint"
+    prototype_update: str = "sequential"  # the released code: "joint"
     weigh_by: str = "current"  # the released code: "epoch_start"
     loss_reduction: str = "sum"  # the released code: "mean"
 
@@ -162,7 +162,7 @@ class LatteCLIP:
     ) -> tuple[Prototypes, dict[str, Float[Array, ""]]]:
         """Move the prototypes: label by label (paper) or by one mean over all (released code)."""
         moved, mixed = state.current, aux["mixed"]
-        if self.update_rule == "joint":
+        if self.prototype_update == "joint":
             # [J, B, D] -> [J · B, D]
             mixed = mixed.reshape(-1, mixed.shape[-1])
             moved = move_prototypes(moved, mixed, labels.reshape(-1), self.momentum)

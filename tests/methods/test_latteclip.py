@@ -146,7 +146,7 @@ def test_absent_classes_do_not_move(case):
 
 
 def test_released_update_takes_one_mean_over_both_labels(case):
-    method = LatteCLIP(0.9, 0.0, update_rule="joint", loss_reduction="mean")
+    method = LatteCLIP(0.9, 0.0, prototype_update="joint", loss_reduction="mean")
     loss, moved, current = run(method, case, jnp.float32)
     paper_loss, _, _ = run(LatteCLIP(0.9, 0.0), case, jnp.float32)
     assert loss == pytest.approx(paper_loss / 2, rel=1e-5)

@@ -1,0 +1,67 @@
+"""From configuration to method."""
+
+from __future__ import annotations
+
+import pytest
+
+from lattec_jax.config import parse
+from lattec_jax.errors import ConfigError
+from lattec_jax.methods import METHODS, make_method
+from lattec_jax.methods.flyp import FLYP
+from lattec_jax.methods.latteclip import LatteCLIP
+
+
+def method(*overrides: str):
+    config, _ = parse(["train", "--config=configs/folder.py", *overrides])
+    return make_method(config.method)
+
+
+def test_the_presets_make_the_methods_that_they_describe():
+    assert method() == LatteCLIP(
+        alpha=0.99,
+        momentum=0.99,
+        class_text=True,
+        description_kinds=("image", "group"),
+        label_names=("zero_shot", "current"),
+        mixer=True,
+        prototype_update="sequential",
+        weigh_by="current",
+        loss_reduction="sum",
+    )
+    assert method("--config.preset=released_code") == LatteCLIP(
+        alpha=0.99,
+        momentum=0.0,
+        prototype_update="joint",
+        weigh_by="epoch_start",
+        loss_reduction="mean",
+    )
+
+
+def test_ablations_of_the_configuration():
+    found = method("--config.method.texts=('group',)", "--config.method.labels=('current',)")
+    assert (found.class_text, found.description_kinds) == (False, ("group",))
+    assert found.requires == {"descriptions"}
+    assert not method("--config.method.mixer=False").mixer
+
+
+def test_every_method_answers_to_its_name():
+    for name in METHODS:
+        assert method(f"--config.method.name={name}").name == name
+    assert method("--config.method.name=flyp_oracle") == FLYP(oracle=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.method.name=flip", "expected one of latteclip.*Did you mean 'flyp'"),
+        ("--config.method.prototype_update=join", "found 'join'. Did you mean 'joint'"),
+        ("--config.method.labels=('zero',)", "labels: expected one or both"),
+        ("--config.method.labels=()", "labels: expected one or both"),
+        ("--config.method.texts=()", "texts: expected at least one"),
+        ("--config.method.alpha=1.5", "alpha: expected 0 to 1, found 1.5"),
+        ("--config.method.momentum=-0.1", "momentum: expected 0 to 1, found -0.1"),
+    ],
+)
+def test_settings_outside_their_choices_are_refused(override, message):
+    with pytest.raises(ConfigError, match=message):
+        method(override)
