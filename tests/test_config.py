@@ -9,7 +9,15 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
-from lattec_jax.config import command, default_workdir, from_json, parse, resolve, to_json
+from lattec_jax.config import (
+    command,
+    default_workdir,
+    from_json,
+    leaves,
+    parse,
+    resolve,
+    to_json,
+)
 from lattec_jax.errors import ConfigError, DataError
 
 FOLDER = "--config=configs/folder.py"
@@ -65,7 +73,7 @@ def test_an_explicit_value_wins_over_the_preset():
     ("argument", "message"),
     [
         ("--config.trian.epochs=3", "unknown configuration key 'trian'. Did you mean 'train'"),
-        ("--config.train.epoch=3", 'unknown configuration key.*Did you mean "epochs"'),
+        ("--config.train.epoch=3", "unknown configuration key 'epoch'. Did you mean 'epochs'"),
         ("--config.train.epochs=many", "config.train.epochs=many: invalid literal"),
         ("--config.preset=papr", "expected one of paper, released_code.*Did you mean 'paper'"),
         ("--confg.train.epochs=3", "Unknown command line flag"),
@@ -130,6 +138,13 @@ def test_json_and_back(tmp_path):
     assert json.loads(to_json(again)) == json.loads(to_json(config))
     with pytest.raises(ConfigError, match=r"no config\.json in .*nowhere; expected the work dir"):
         from_json(tmp_path / "nowhere" / "config.json")
+
+
+def test_no_key_hides_behind_a_method_of_the_dictionary():
+    """`config.update` would be a bound method, not the value."""
+    config = read(FOLDER)
+    keys = {part for path, _ in leaves(config) for part in path.split(".")}
+    assert not [key for key in keys if hasattr(ConfigDict, key)]
 
 
 def test_a_preset_that_names_no_key_is_refused():
