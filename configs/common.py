@@ -54,9 +54,8 @@ def get_config() -> ConfigDict:
     config.method.texts = ("class", "image", "group")  # Table 2
     config.method.labels = ("zero_shot", "current")  # L_zs and L_ft; Table 3
     config.method.mixer = True  # False: all weights 1; Table 3
-    config.method.prototype_update = placeholder(
-        str
-    )  # "sequential": label by label; "joint": one mean
+    # "sequential": label by label; "joint": one mean over both
+    config.method.prototype_update = placeholder(str)
     config.method.weigh_by = placeholder(str)  # prototypes "current" or of the "epoch_start"
     config.method.group_text = placeholder(str)  # "own" or "redrawn" among the same zero-shot label
     config.method.loss = placeholder(str)  # "sum" or "mean" of the two directions of InfoNCE

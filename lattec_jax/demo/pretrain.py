@@ -7,8 +7,9 @@ A ViT of 32 × 32 pixels (patch 8, width 96, 3 layers) and a causal text tower (
 picture are of three kinds: the class, the class with what the pixel engine says of the strokes, and
 the strokes alone, so that a description lands near the pictures and so the classes that it fits.
 
-Every choice here (sizes, length, learning rate) was made on rendered digits of held-out faces,
-whose accuracy is printed. The handwritten digits are never looked at.
+Every choice here was made on rendered digits of held-out faces, whose accuracy is printed; the
+handwritten digits are not looked at. The length is the shortest of 300, 600, 1,200 steps that reads
+90% of them: 85.9% after 300 steps, 90.7% after 600.
 """
 
 from __future__ import annotations
