@@ -44,7 +44,6 @@ def get_config() -> ConfigDict:
     config.descriptions.prompts.group = ""
     config.descriptions.group_size = 4
     config.descriptions.seed = 0  # draws the members of the groups
-    config.descriptions.batch_size = 64
     config.descriptions.shuffle = False  # control experiment: descriptions of other images
 
     config.method = ConfigDict()
