@@ -37,28 +37,27 @@ def parse(
         The resolved configuration and the parsed flags.
 
     Raises:
-        ConfigError: no such file, a file that cannot be used, an unknown key or flag, or a value of
-            the wrong type.
+        ConfigError: no such file, an unknown key or flag, or a value of the wrong type.
     """
-    files = [a.partition("=")[2] for a in argv[1:] if a.lstrip("-").partition("=")[0] == "config"]
-    if not files or not files[-1]:
-        raise ConfigError(
-            f"--config=FILE is missing; for example --config=configs/demo.py. {_available_configs()}"
-        )
-    config = _load(_find(files[-1]))
-    others = [a for a in argv if a.lstrip("-").partition("=")[0] != "config"]
+    argv = [argv[0], *_find_config_files(argv[1:])]
     values = flags.FlagValues()
-    try:  # keys are looked up here, values are read below
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=others)
-    except (KeyError, AttributeError) as error:
-        raise ConfigError(f"unknown configuration key {_one_line(error)}") from error
-    except flags.Error as error:
-        raise ConfigError(_one_line(error)) from error
+    config_flags.DEFINE_config_file(
+        "config", None, "Configuration file.", flag_values=values, sys_argv=list(argv)
+    )
     if define is not None:
         define(values)
-    rest = parse_flags(values, others)
+    rest = parse_flags(values, argv)
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    if values.config is None:
+        raise ConfigError(
+            f"--config is missing; for example --config=configs/demo.py. {_available_configs()}"
+        )
+    if not isinstance(values.config, ConfigDict) or "presets" not in values.config:
+        raise ConfigError(
+            f"get_config of {values['config'].config_filename} returned "
+            f"{type(values.config).__name__}; expected the ConfigDict of configs/common.py, changed"
+        )
     return resolve(values.config), values
 
 
@@ -66,54 +65,61 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """Parse `argv` into `values` and return what is not a flag, program name first.
 
     Raises:
-        ConfigError: an unknown flag or a value of the wrong type.
+        ConfigError: an unknown flag or key, or a value of the wrong type.
     """
     try:
         return values(argv)
-    except (flags.Error, TypeError) as error:
-        raise ConfigError(_one_line(error)) from error
+    except (KeyError, AttributeError) as error:
+        raise ConfigError(_unknown_key(error)) from error
+    except (flags.Error, ImportError, OSError, TypeError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
 
 
-def _one_line(error: Exception) -> str:
-    """The message of an exception, without the quotes that a KeyError adds around it."""
-    while error.args and isinstance(error.args[0], Exception):
-        error = error.args[0]
-    return " ".join(str(error.args[0] if error.args else error).split())
-
-
-def _find(file: str) -> Path:
-    """The configuration file of this path, or else the packaged one of this name."""
-    path, packaged = Path(file), PACKAGED_CONFIGS / Path(file).name
-    for found in (path, packaged):
-        if found.is_file():
-            return found
-    raise ConfigError(
-        f"no configuration file {file} (looked in {Path.cwd()} and {PACKAGED_CONFIGS}). "
-        f"{_available_configs(path.name)}"
+def _unknown_key(error: KeyError | AttributeError) -> str:
+    """What ml_collections says of a key that is not there, in our words."""
+    message = str(error)
+    key = re.search(r"\w+", message)
+    meant = re.search(r'Did you mean "(\w+)"', message)
+    return f"unknown configuration key {key[0] if key else message!r}." + (
+        f" Did you mean {meant[1]!r}?" if meant else ""
     )
 
 
-def _load(path: Path) -> ConfigDict:
-    """What `get_config()` of a configuration file returns."""
-    name = f"{path.stem}_config"
-    loader = importlib.machinery.SourceFileLoader(name, str(path))
-    module = types.ModuleType(name)
-    module.__file__ = str(path)
+def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
+    """Replace a configuration path that does not exist here by the packaged file of that name."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        if name.lstrip("-") == "config" and value and not Path(value).exists():
+            packaged = PACKAGED_CONFIGS / Path(value).name
+            if not packaged.exists():
+                raise ConfigError(
+                    f"no configuration file {value} (looked in {Path.cwd()} and "
+                    f"{PACKAGED_CONFIGS}). {_available_configs(Path(value).name)}"
+                )
+            argument, value = f"--config={packaged}", str(packaged)
+        if name.lstrip("-") == "config" and value:
+            _check_defines_get_config(Path(value))
+        yield argument
+
+
+def _check_defines_get_config(path: Path) -> None:
+    """Raise ConfigError unless `path` is a Python file with a `get_config` at its top level.
+
+    What goes wrong inside of it keeps its traceback: it is the user's program.
+    """
     try:
-        loader.exec_module(module)
-        config = module.get_config() if hasattr(module, "get_config") else None
-    except Exception as error:  # noqa: BLE001 - anything may go wrong in a file of the user's
-        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__)
-                 if f.filename == str(path)]  # fmt: skip
-        where = f"line {lines[-1]}, " if lines else ""
-        raise ConfigError(f"{path}: {where}{type(error).__name__}: {error}") from error
-    if not isinstance(config, ConfigDict):
-        found = f"get_config() that returns {type(config).__name__}"
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
+    names = {getattr(node, "name", None) for node in tree.body}
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom):
+            names |= {alias.asname or alias.name for alias in node.names}
+    if "get_config" not in names:
         raise ConfigError(
-            f"{path}: expected a function get_config() that returns a ConfigDict, found "
-            f"{found if hasattr(module, 'get_config') else 'none'}; configs/folder.py is an example"
+            f"the configuration file {path} defines no function get_config; expected one that "
+            "returns an ml_collections.ConfigDict, as configs/folder.py has it"
         )
-    return config
 
 
 def _available_configs(name: str = "") -> str:
