@@ -14,6 +14,7 @@ CORE = [
     "absl-py>=2.1",
     "flax>=0.12.8,<0.13",
     "ftfy>=6.3,<7",
+    "huggingface_hub>=1.0,<3",
     "jax>=0.10,<0.12",
     "jaxtyping>=0.3,<0.4",
     "ml_collections>=1.1,<2",
@@ -28,7 +29,12 @@ CORE = [
     "tokenizers>=0.21,<0.24",
     "tqdm>=4.66",
 ]
-CONVERT = ["open_clip_torch>=3.3,<4"]
+CONVERT = [
+    "open_clip_torch>=3.3,<4",
+    "protobuf>=4",  # with sentencepiece: tokenizers that the hub has only in its format
+    "sentencepiece>=0.2",
+    "transformers>=5.17,<6",
+]
 DEMO = ["matplotlib>=3.9"]
 
 setup(

@@ -4,7 +4,8 @@
 
 Beside the file goes `open_clip_config.json`, so that open_clip reads both with
 `open_clip.create_model_and_transforms("local-dir:FOLDER")`, and `convert.openclip_to_flax` needs no
-other flags to convert them back.
+other flags to convert them back. Where the model has a tokenizer of the hub, its files go there
+too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import safetensors.numpy
 from convert import names
 from convert.sources import HUB_CONFIG
 from lattec_jax.config import command
+from lattec_jax.data.tokenizer import HubTokenizer
 from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
@@ -31,31 +33,35 @@ _CLIP_VOCABULARY = 49408
 
 
 def export(checkpoint: Checkpoint, path: Path) -> None:
-    """Write OpenCLIP's weights to `path` and its configuration beside it.
+    """Write OpenCLIP's weights to `path`, its configuration and a hub's tokenizer beside it.
 
     Raises:
         WeightsError: the name does not end in .safetensors, the file exists, or another model's
-            configuration lies beside it.
+            configuration or tokenizer lies beside it.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"--out={path}: expected a name that ends in .safetensors")
     if path.exists():
         raise WeightsError(f"{path} exists and is not overwritten; choose another name")
     custom_text = bool(checkpoint.source.get("custom_text"))
-    content = json.dumps(hub_config(checkpoint, custom_text), indent=2) + "\n"
-    beside = path.parent / HUB_CONFIG
-    if beside.exists() and beside.read_text(encoding="utf-8") != content:
-        raise WeightsError(
-            f"{beside} is the configuration of other weights and is not overwritten; choose a "
-            "folder of its own for each model"
-        )
+    texts = {HUB_CONFIG: json.dumps(hub_config(checkpoint, custom_text), indent=2) + "\n"}
+    if isinstance(checkpoint.tokenizer, HubTokenizer):
+        texts |= checkpoint.tokenizer.transformers_files()
+    for name, text in texts.items():
+        beside = path.parent / name
+        if beside.exists() and beside.read_text(encoding="utf-8") != text:
+            raise WeightsError(
+                f"{beside} belongs to other weights (it is their configuration or tokenizer) and "
+                "is not overwritten; choose a folder of its own for each model"
+            )
     tensors = names.to_open_clip(checkpoint.params, checkpoint.config, custom_text)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        weights, config = Path(scratch) / "weights", Path(scratch) / "config"
+        weights = Path(scratch) / "weights"
         safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
-        config.write_text(content, encoding="utf-8")
-        os.replace(config, beside)
+        for name, text in texts.items():
+            (Path(scratch) / name).write_text(text, encoding="utf-8")
+            os.replace(Path(scratch) / name, path.parent / name)
         os.replace(weights, path)
 
 
@@ -64,8 +70,7 @@ def hub_config(checkpoint: Checkpoint, custom_text: bool) -> dict[str, Any]:
     model = open_clip_model_cfg(checkpoint.config)
     if custom_text:
         model["custom_text"] = True
-    if checkpoint.tokenizer.clean != "lower":
-        model["text_cfg"]["tokenizer_kwargs"] = {"clean": checkpoint.tokenizer.clean}
+    model["text_cfg"] |= checkpoint.tokenizer.open_clip_settings()
     return {
         "model_cfg": model,
         "preprocess_cfg": {"mode": "RGB", **checkpoint.preprocess.to_dict()},
@@ -128,7 +133,8 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = Checkpoint.load(arguments.checkpoint)
     export(checkpoint, arguments.out)
     print(f"wrote {arguments.out} and {arguments.out.parent / HUB_CONFIG}")
-    if checkpoint.tokenizer.vocab_size != _CLIP_VOCABULARY:
+    tokenizer = checkpoint.tokenizer
+    if not isinstance(tokenizer, HubTokenizer) and tokenizer.vocab_size != _CLIP_VOCABULARY:
         print(
             "note: this model has a tokenizer of its own, which open_clip does not read; give "
             f"open_clip the token ids that {arguments.checkpoint / 'tokenizer.json'} makes",

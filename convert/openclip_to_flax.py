@@ -1,12 +1,15 @@
 """OpenCLIP's weights to a checkpoint directory.
 
     python -m convert.openclip_to_flax --model=ViT-B-32 --pretrained=laion2b_s34b_b79k --out=DIR
+    python -m convert.openclip_to_flax --out=DIR \\
+        --pretrained=hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K
     python -m convert.openclip_to_flax --pretrained=FOLDER/open_clip_model.safetensors --out=DIR
     python -m convert.openclip_to_flax --model=ViT-B-32 --pretrained=mine.safetensors \\
         --preprocess-of=laion2b_s34b_b79k --out=DIR
 
 The directory is complete in itself: parameters, model configuration, tokenizer, preprocessing. A
-.safetensors file is converted without torch; a tag or a .pt file needs it.
+.safetensors file, local or of the Hugging Face hub (hf:...), is converted without torch; a tag or a
+.pt file needs it. A tokenizer of the hub is looked for beside a local file first.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from convert import names, sources
+from convert import hub, names, sources
 from convert.sources import Source
 from lattec_jax.config import command
 from lattec_jax.errors import ConfigError
@@ -69,6 +72,13 @@ def _read_source(arguments: argparse.Namespace) -> Source:
             "--mean, --std, --interpolation and --resize-mode go together; missing: "
             + ", ".join(sorted(set(values) - set(preprocess)))
         )
+    if hub.is_hub_name(arguments.pretrained):
+        if preprocess or arguments.preprocess_of or arguments.model:
+            raise ConfigError(
+                f"{arguments.pretrained} brings its own architecture and preprocessing; leave out "
+                "--model, --preprocess-of, --mean, --std, --interpolation and --resize-mode"
+            )
+        return sources.from_hub(arguments.pretrained)
     if sources.is_file_name(arguments.pretrained):
         return sources.from_file(
             Path(arguments.pretrained), arguments.model, arguments.preprocess_of, preprocess
@@ -95,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--model", help="open_clip's name of the architecture, such as ViT-B-32")
     parser.add_argument(
-        "--pretrained", required=True, help="open_clip's tag, or a .safetensors or .pt file"
+        "--pretrained",
+        required=True,
+        help="open_clip's tag, a .safetensors or .pt file, or hf:organisation/name",
     )
     parser.add_argument("--out", required=True, type=Path, help="the directory to write")
     files = parser.add_argument_group(

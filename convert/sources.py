@@ -1,4 +1,4 @@
-"""Where OpenCLIP's weights come from: one of its pretrained tags, or a local file.
+"""Where OpenCLIP's weights come from: a pretrained tag, a repository of the hub, or a local file.
 
 The architecture, the activation and the preprocessing are those that the weights' own configuration
 states. None of them is ever assumed.
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from convert import hub
 from lattec_jax.config import did_you_mean
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
@@ -25,10 +26,10 @@ from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import read_safetensors
 from lattec_jax.models.config import CLIPConfig
 
-HUB_CONFIG = "open_clip_config.json"
+HUB_CONFIG = hub.CONFIG_FILE
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _FILE_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
-_INSTALL = "pip install 'lattec_jax[convert]'"
+_INSTALL = "pip install -e '.[convert]'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Source:
     preprocess_cfg: dict[str, Any]  # OpenCLIP's
     where: str  # what was read, for messages
     description: dict[str, Any]  # for the checkpoint's `source`
+    folder: Path | None = None  # of a local file: a tokenizer may lie beside it
 
 
 def from_tag(model: str, tag: str) -> Source:
@@ -59,6 +61,18 @@ def from_tag(model: str, tag: str) -> Source:
         where=f"open_clip's {model} {tag}",
         description={"model": model, "pretrained": tag, "file": path.name},
     )
+
+
+def from_hub(name: str) -> Source:
+    """Read `hf:organisation/name` (or `...@revision`) from the hub or its cache.
+
+    Raises:
+        WeightsError: it cannot be had, or is not a plain ViT CLIP of open_clip.
+    """
+    path = hub.fetch(name)
+    source = from_file(path, model=None)
+    description = {"hub": name.partition(":")[2], "commit": path.parent.name, "file": path.name}
+    return dataclasses.replace(source, where=name, description=description)
 
 
 def from_file(
@@ -117,6 +131,7 @@ def from_file(
         preprocess_cfg=preprocess_cfg,
         where=str(path),
         description={"model": model, "pretrained": path.name, "preprocess": ways[0]},
+        folder=path.parent,
     )
 
 
@@ -167,14 +182,18 @@ def open_clip_folder() -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
+def built_in_models() -> list[str]:
+    """Names of all architectures that open_clip knows, plain ViT or not."""
+    return sorted(path.stem for path in (open_clip_folder() / "model_configs").glob("*.json"))
+
+
 def built_in_model_cfg(model: str) -> dict[str, Any]:
     """open_clip's own configuration of the architecture `model`.
 
     Raises:
         WeightsError: open_clip has no such model.
     """
-    folder = open_clip_folder() / "model_configs"
-    names = sorted(path.stem for path in folder.glob("*.json"))
+    folder, names = open_clip_folder() / "model_configs", built_in_models()
     if model not in names:
         raise WeightsError(
             f"open_clip has no model {model!r}. {did_you_mean(model, names)} "
@@ -201,16 +220,11 @@ def tokenizer_for(source: Source) -> Tokenizer:
     """The tokenizer of the weights.
 
     Raises:
-        WeightsError: it is not CLIP's.
+        WeightsError: it cannot be had, or has settings that are not read.
     """
     text = source.model_cfg["text_cfg"]
-    name = text.get("hf_tokenizer_name")
-    if name:
-        raise WeightsError(
-            f"{source.where} needs the Hugging Face tokenizer {name!r}; only CLIP's own is read. "
-            "Choose a model without hf_tokenizer_name, such as ViT-B-32, ViT-B-16, ViT-L-14 or "
-            "ViT-H-14"
-        )
+    if text.get("hf_tokenizer_name"):
+        return hub.tokenizer(text, source.folder, source.where)
     settings = dict(text.get("tokenizer_kwargs") or {})
     clean = settings.pop("clean", "lower")
     if settings:
@@ -231,12 +245,21 @@ def preprocess_for(source: Source) -> Preprocess:
     return Preprocess.from_open_clip(source.preprocess_cfg, image_size)
 
 
+def tags_of(model: str) -> list[str]:
+    """open_clip's pretrained tags of a model.
+
+    Raises:
+        WeightsError: open_clip cannot be imported.
+    """
+    return list(_import_open_clip().list_pretrained_tags_by_model(model))
+
+
 def _tag_cfg(model: str, tag: str) -> dict[str, Any]:
     """What open_clip knows about a pretrained tag: where it is, preprocessing, activation."""
     open_clip = _import_open_clip()
     found = open_clip.get_pretrained_cfg(model, tag)
     if not found:
-        tags = open_clip.list_pretrained_tags_by_model(model)
+        tags = tags_of(model)
         raise WeightsError(
             f"open_clip has no pretrained tag {tag!r} of {model}. {did_you_mean(tag, tags)} "
             f"Tags of {model}: {', '.join(tags) or 'none'}; a file name ends in "
@@ -272,9 +295,14 @@ def _download(model: str, tag: str, tag_cfg: dict[str, Any]) -> Path:
     try:
         return Path(open_clip.download_pretrained(tag_cfg))
     except (OSError, RuntimeError) as error:
+        repository = tag_cfg.get("hf_hub", "").strip("/")
+        if repository:
+            ways = hub.ways_without_network(repository)
+        else:
+            ways = f"Without a network here, fetch {tag_cfg.get('url')} elsewhere and pass the file"
         raise WeightsError(
-            f"the weights of {model} {tag} could not be downloaded: {error}. Without network, pass "
-            "--pretrained=FILE.safetensors"
+            f"the weights of {model} {tag} could not be downloaded: {str(error).rstrip('. ')}. "
+            f"{ways}"
         ) from error
 
 

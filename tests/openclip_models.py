@@ -54,6 +54,24 @@ def shrunken(
     return config
 
 
+def miniature(model: str) -> dict[str, Any]:
+    """The configuration of `model` with every key that it has, its sizes made tiny.
+
+    Whether a key is there, and how head width, MLP ratio, pooling, masks and end token are set,
+    stays as it is; a head width that is set becomes a quarter, and one that is not stays
+    open_clip's 64.
+    """
+    config = copy.deepcopy(model_cfg(model))
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    config["embed_dim"] = 24
+    if "head_width" in vision:
+        vision["head_width"] //= 4
+    vision |= {"layers": 2, "width": 2 * vision.get("head_width", 64), "patch_size": 8}
+    vision["image_size"] = 16 if vision["image_size"] == 224 else 24
+    text |= {"layers": 2, "width": 32, "heads": 2, "vocab_size": 300}
+    return config
+
+
 def random_open_clip(config: dict[str, Any], seed: int = 0) -> Any:
     """An open_clip model in evaluation mode, every parameter of which is random.
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.config import artifacts_dir
 from lattec_jax.errors import DataError, WeightsError
+from lattec_jax.weights import locate
 
 COMMAND = "python -m lattec_jax.pseudo_label --config=..."
 
@@ -36,13 +37,13 @@ class PseudoLabels:
     margins: np.ndarray  # [N] float32
 
 
-def weights_sha256(directory: str | os.PathLike[str]) -> str:
-    """The SHA-256 of a checkpoint's parameters.
+def weights_sha256(weights: str | os.PathLike[str]) -> str:
+    """The SHA-256 of the parameters that `config.weights` names, in any of its forms.
 
     Raises:
         WeightsError: there is no checkpoint.
     """
-    path = Path(directory) / "model.safetensors"
+    path = locate(weights) / "model.safetensors"
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -54,19 +55,26 @@ def weights_sha256(directory: str | os.PathLike[str]) -> str:
 
 
 def provenance(
-    weights: str, class_names: Sequence[str], templates: Sequence[str]
+    weights: str, names: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> dict[str, Any]:
-    """What pseudo-labels depend on. `weights` is the SHA-256 of the parameters."""
+    """What pseudo-labels depend on.
+
+    Args:
+        weights: SHA-256 of the parameters.
+        names: of each class, the display name first.
+        templates: of the class-descriptions.
+    """
     return {
         "weights_sha256": weights,
-        "class_names": list(class_names),
+        "class_names": [own[0] for own in names],
+        "names": [list(own) for own in names],
         "templates": list(templates),
     }
 
 
 def pseudo_labels_path(config: ConfigDict, source: Mapping[str, Any]) -> Path:
     """Where the pseudo-labels of this provenance lie, below the artefacts of the data set."""
-    text = json.dumps([source["class_names"], source["templates"]])
+    text = json.dumps([source["names"], source["templates"]])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{source['weights_sha256'][:8]}-{digest}.jsonl"
     return artifacts_dir(config) / "pseudo_labels" / name

@@ -1,4 +1,4 @@
-"""Text to token ids: CLIP's byte-pair tokenizer and the demo's word-level one.
+"""Text to token ids: CLIP's byte-pair tokenizer, those of the hub, and the demo's word-level one.
 
 Cleaning (mending encodings, HTML entities, white space, case) happens in Python, because that is
 where open_clip does it and where its rules come from. All the rest is in `tokenizer.json`, which
@@ -14,7 +14,7 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import ftfy
 import numpy as np
@@ -59,6 +59,8 @@ class Tokenizer:
     that the end token stays, because the text tower reads its feature there.
     """
 
+    _settings: ClassVar[tuple[str, ...]] = ("clean", "context_length", "pad_id")
+
     def __init__(
         self, backend: tokenizers.Tokenizer, context_length: int, pad_id: int, clean: str
     ) -> None:
@@ -68,17 +70,20 @@ class Tokenizer:
                 f"the tokenizer's text cleaning is {clean!r}; expected one of "
                 f"{', '.join(sorted(_CLEANERS))}"
             )
-        if context_length < 2:
-            raise WeightsError(
-                f"the tokenizer's context_length is {context_length}; start and end token alone "
-                "need 2"
-            )
         self.context_length = context_length
         self.pad_id = pad_id
         self.clean = clean
         self._backend = backend
         self._clean = _CLEANERS[clean]
-        empty = backend.encode("").ids
+        self._read_special_tokens(backend.encode("").ids)
+
+    def _read_special_tokens(self, empty: list[int]) -> None:
+        """Learn start and end token from the encoding of the empty text."""
+        if self.context_length < 2:
+            raise WeightsError(
+                f"the tokenizer's context_length is {self.context_length}; start and end token "
+                "alone need 2"
+            )
         if len(empty) != 2:
             raise WeightsError(
                 "expected a tokenizer that puts one start token and one end token around a text, "
@@ -86,7 +91,7 @@ class Tokenizer:
             )
         self.start_id, self.end_id = empty
         # Written out inside a text, open_clip reads these as the tokens that they spell.
-        self._special = {backend.id_to_token(i): i for i in empty}
+        self._special = {self._backend.id_to_token(i): i for i in empty}
 
     @property
     def vocab_size(self) -> int:
@@ -118,10 +123,14 @@ class Tokenizer:
         tokens[np.arange(len(ids)), lengths + 1] = self.end_id
         return tokens
 
+    def open_clip_settings(self) -> dict[str, Any]:
+        """What open_clip's `text_cfg` says of this tokenizer."""
+        return {} if self.clean == "lower" else {"tokenizer_kwargs": {"clean": self.clean}}
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Write `tokenizer.json`; return what `load` needs besides."""
         self._backend.save(str(directory / FILE_NAME))
-        return {"clean": self.clean, "context_length": self.context_length, "pad_id": self.pad_id}
+        return {name: getattr(self, name) for name in self._settings}
 
     @classmethod
     def load(cls, directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
@@ -133,11 +142,11 @@ class Tokenizer:
         path = directory / FILE_NAME
         if not path.is_file():
             raise WeightsError(f"expected the tokenizer in {path}, found no such file")
-        keys = {"clean", "context_length", "pad_id"}
-        if set(settings) != keys:
+        kind = HubTokenizer if "hf_name" in settings else Tokenizer
+        if set(settings) != set(kind._settings):
             raise WeightsError(
-                f"expected the tokenizer settings {sorted(keys)} in the checkpoint at {directory}, "
-                f"found {sorted(settings)}"
+                f"expected the tokenizer settings {sorted(kind._settings)} in the checkpoint at "
+                f"{directory}, found {sorted(settings)}"
             )
         text = path.read_text(encoding="utf-8")
         try:
@@ -150,7 +159,7 @@ class Tokenizer:
                 f"expected a file of the tokenizers library with a model and a post-processor in "
                 f"{path}, found other JSON; convert the weights again"
             )
-        return cls(tokenizers.Tokenizer.from_str(text), **settings)
+        return kind(tokenizers.Tokenizer.from_str(text), **settings)
 
     def _encode_with_special_tokens(self, text: str) -> list[int]:
         """Encode a cleaned text in which the start or the end token may be written out.
@@ -165,6 +174,81 @@ class Tokenizer:
             else:
                 ids.extend(token.id for token in self._backend.model.tokenize(word))
         return ids
+
+
+class HubTokenizer(Tokenizer):
+    """A tokenizer of the Hugging Face hub, equal to open_clip's `HFTokenizer` id for id.
+
+    `tokenizer.json` holds all its rules: which special tokens surround a text (BERT's `[CLS]` and
+    `[SEP]`, XLM-R's `<s>` and `</s>`, T5's `</s>` alone) and which are read inside of one. An
+    over-long text is cut so that they stay.
+    """
+
+    _settings = (*Tokenizer._settings, "hf_name", "zeroed_id")
+
+    def __init__(
+        self,
+        backend: tokenizers.Tokenizer,
+        context_length: int,
+        pad_id: int,
+        clean: str,
+        hf_name: str,
+        zeroed_id: int | None,
+    ) -> None:
+        """Wrap the backend of a tokenizer of transformers.
+
+        Args:
+            backend: its truncation and padding are set here.
+            context_length: tokens per text, special ones included.
+            pad_id: fills the rows.
+            clean: "whitespace" where open_clip's configuration says nothing.
+            hf_name: the tokenizer's name on the hub, for exports.
+            zeroed_id: the separator that open_clip's `strip_sep_token` replaces by 0; None where it
+                is kept.
+        """
+        self.hf_name, self.zeroed_id = hf_name, zeroed_id
+        super().__init__(backend, context_length, pad_id, clean)
+        backend.no_padding()
+        backend.enable_truncation(context_length)
+
+    def _read_special_tokens(self, empty: list[int]) -> None:
+        if self.context_length <= len(empty):
+            raise WeightsError(
+                f"the tokenizer's context_length is {self.context_length}; the special tokens of "
+                f"{self.hf_name} alone need {len(empty)}"
+            )
+
+    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
+        """Encode N texts.
+
+        Returns:
+            `[N, context_length]` int32.
+        """
+        texts = [self._clean(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        tokens = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        for row, encoding in zip(tokens, self._backend.encode_batch_fast(texts), strict=True):
+            row[: len(encoding.ids)] = encoding.ids
+        if self.zeroed_id is not None:
+            tokens[tokens == self.zeroed_id] = 0
+        return tokens
+
+    def open_clip_settings(self) -> dict[str, Any]:
+        """What open_clip's `text_cfg` says of this tokenizer."""
+        settings: dict[str, Any] = {} if self.clean == "whitespace" else {"clean": self.clean}
+        if self.zeroed_id is not None:
+            settings["strip_sep_token"] = True
+        return {"hf_tokenizer_name": self.hf_name, "tokenizer_kwargs": settings}
+
+    def transformers_files(self) -> dict[str, str]:
+        """Names and contents of the files from which transformers makes the same tokenizer."""
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": self._backend.id_to_token(self.pad_id),
+        }
+        if self.zeroed_id is not None:
+            settings["sep_token"] = self._backend.id_to_token(self.zeroed_id)
+        config = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        return {FILE_NAME: self._backend.to_str(), "tokenizer_config.json": config}
 
 
 def word_tokenizer(words: Sequence[str], context_length: int) -> Tokenizer:

@@ -69,6 +69,7 @@ class Checkpoint:
             new = Path(scratch) / "new"
             new.mkdir()
             safetensors.numpy.save_file(_contiguous(self.params), new / WEIGHTS_FILE)
+            os.chmod(new / WEIGHTS_FILE, 0o644)  # the library makes it for its owner alone
             content = {
                 "format": FORMAT,
                 "model": self.config.to_dict(),

@@ -40,6 +40,19 @@ _TEXT_OFF: dict[str, Any] = {
     "scale_fc": False,
     "act_kwargs": None,
 }
+# What `from_open_clip` reads, and what changes nothing here: settings of training, of towers that
+# are refused, and of the tokenizer. Any other key may change the model, so it is refused.
+_BOTH_READ = {"width", "layers", "mlp_ratio", "pool_type", "ls_init_value", "norm_kwargs"}
+_VISION_KNOWN = {*_VISION_OFF, *_BOTH_READ, "head_width", "patch_size", "image_size", "no_ln_pre"}
+_VISION_KNOWN |= {"final_ln_after_pool", "patch_dropout", "output_tokens", "attn_pooler_queries"}
+_VISION_KNOWN |= {"attn_pooler_heads", "timm_model_pretrained", "timm_pool", "timm_proj"}
+_VISION_KNOWN |= {"timm_proj_bias", "timm_drop", "timm_drop_path"}
+_TEXT_KNOWN = {*_TEXT_OFF, *_BOTH_READ, "heads", "context_length", "vocab_size", "no_causal_mask"}
+_TEXT_KNOWN |= {"eos_id", "pad_id", "output_tokens", "hf_model_pretrained", "hf_proj_type"}
+_TEXT_KNOWN |= {"hf_pooler_type", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
+_TOP_KNOWN = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "cast_dtype"}
+_TOP_KNOWN |= {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "output_dict"}
+VISION_POOLS, TEXT_POOLS = ("tok", "avg"), ("argmax", "eos", "last", "first")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +118,11 @@ class CLIPConfig:
         vision, text = config["vision_cfg"], config["text_cfg"]
         _refuse_unsupported("vision_cfg", vision, _VISION_OFF)
         _refuse_unsupported("text_cfg", text, _TEXT_OFF)
+        _refuse_unknown("model_cfg", config, _TOP_KNOWN)
+        _refuse_unknown("vision_cfg", vision, _VISION_KNOWN)
+        _refuse_unknown("text_cfg", text, _TEXT_KNOWN)
+        _refuse_other_pool("vision_cfg", vision, "tok", VISION_POOLS)
+        _refuse_other_pool("text_cfg", text, "argmax", TEXT_POOLS)
         if not isinstance(vision["layers"], int):
             raise WeightsError(
                 "expected a vision transformer, found a ResNet image tower "
@@ -177,11 +195,36 @@ def _refuse_unsupported(section: str, found: Mapping[str, Any], off: Mapping[str
         )
 
 
+def _refuse_unknown(section: str, found: Mapping[str, Any], known: set[str]) -> None:
+    """Raise WeightsError if `found` holds a key that may mean anything."""
+    unknown = sorted(set(found) - known)
+    unknown += [f"norm_kwargs.{k}" for k in (found.get("norm_kwargs") or {}) if k != "eps"]
+    if unknown:
+        raise WeightsError(
+            f"expected the settings of open_clip 3.3 in {section}, found {', '.join(unknown)} too; "
+            "what they do to the model is not known here. Choose one of open_clip's plain ViT "
+            "models (docs/models.md lists them)"
+        )
+
+
+def _refuse_other_pool(
+    section: str, found: Mapping[str, Any], default: str, pools: tuple[str, ...]
+) -> None:
+    """Raise WeightsError for a way of reading out a tower that is not implemented."""
+    pool = found.get("pool_type", default)
+    if pool not in pools:
+        raise WeightsError(
+            f"{section}.pool_type: expected one of {', '.join(pools)}, found {pool!r}; choose one "
+            "of open_clip's plain ViT models"
+        )
+
+
 def text_lengths(tokens: np.ndarray, config: TextConfig) -> np.ndarray:
     """How many leading tokens of each text its feature depends on.
 
-    With a causal tower read out at the end-of-text token, nothing after that token matters. Other
-    towers need all of them.
+    With a causal tower read out at the end-of-text token, nothing after that token matters,
+    whatever the padding: the token that is looked for is the first of its kind. Other towers need
+    all of them: without a causal mask every token sees the padding, and "last" reads it.
 
     Args:
         tokens: `[N, L]` token ids.

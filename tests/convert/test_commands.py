@@ -153,7 +153,7 @@ def test_exports_overwrite_nothing(hub_folder, tmp_path):
     checkpoint = f"--checkpoint={tmp_path / 'flax'}"
     with pytest.raises(WeightsError, match="exists and is not overwritten"):
         to_open_clip(checkpoint, f"--out={weights}")
-    with pytest.raises(WeightsError, match="configuration of other weights"):
+    with pytest.raises(WeightsError, match="belongs to other weights"):
         to_open_clip(checkpoint, f"--out={hub_folder / 'other.safetensors'}")
     with pytest.raises(WeightsError, match=r"ends in \.safetensors"):
         to_open_clip(checkpoint, f"--out={tmp_path / 'weights.pt'}")

@@ -12,7 +12,7 @@ from configs import common
 from lattec_jax.data import pseudo_labels
 from lattec_jax.errors import DataError, WeightsError
 
-SOURCE = pseudo_labels.provenance("ab" * 32, ["cat", "dög"], ["a photo of a {}."])
+SOURCE = pseudo_labels.provenance("ab" * 32, [("cat", "tom"), ("dög",)], ["a photo of a {}."])
 IDS = ["x/1.jpg", "ü.jpg", "z.jpg"]
 LABELS = np.array([1, 0, 1], np.int64)
 SCORES = np.array([0.9, 0.6, 0.1 + 0.2], np.float32)
@@ -53,6 +53,7 @@ def test_lines(path):
     [
         ("weights_sha256", "cd" * 32),
         ("class_names", ["dög", "cat"]),
+        ("names", [["cat"], ["dög"]]),
         ("templates", ["a drawing of a {}."]),
     ],
 )
@@ -96,7 +97,7 @@ def test_path():
         str(pseudo_labels.pseudo_labels_path(config, {**SOURCE, **changes}))
         for changes in (
             {},
-            {"class_names": ["cat"]},
+            {"names": [["cat"], ["dög"]]},
             {"templates": []},
             {"weights_sha256": "f" * 64},
         )

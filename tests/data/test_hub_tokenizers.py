@@ -1,0 +1,190 @@
+"""Tokenizers of the Hugging Face hub against open_clip's HFTokenizer, on small ones made here."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from convert import hub
+from lattec_jax.data.tokenizer import HubTokenizer, Tokenizer
+from lattec_jax.errors import WeightsError
+from tests import hub_tokenizers
+from tests.data.test_tokenizer import FRAGMENTS, random_texts
+from tests.openclip_models import model_cfg
+
+SPECIAL = ["[SEP]", "[CLS]", "[PAD]", "[UNK]", "[MASK]", "<s>", "</s>", "<pad>", "<unk>", "<mask>"]
+SPECIAL += ["<extra_id_0>", "▁", "a▁b", "x </s> y", "[SEP]a[SEP]", " <mask> b", "##ing", "[sep]"]
+
+
+def texts(count: int, seed: int) -> list[str]:
+    """Random texts, some with special tokens written out in them."""
+    rng = random.Random(seed)
+    some = random_texts(count, seed)
+    return SPECIAL + [f"{t} {rng.choice(SPECIAL)} {t}" if rng.random() < 0.1 else t for t in some]
+
+
+def corpus() -> list[str]:
+    """Texts to train on, of few enough characters."""
+    known = set("".join(FRAGMENTS)) | {chr(code) for code in range(0x20, 0x7F)}
+    return [text for text in random_texts(6000, seed=7) if set(text) <= known and len(text) < 999]
+
+
+@pytest.fixture(scope="module", params=hub_tokenizers.KINDS)
+def kind(request) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(kind, tmp_path_factory) -> Path:
+    """A saved tokenizer of each kind."""
+    return hub_tokenizers.make(kind, tmp_path_factory.mktemp(kind) / "t", corpus())
+
+
+def text_cfg(kind: str, folder: Path) -> dict:
+    """The text configuration of the kind's model, its tokenizer's name replaced by the folder."""
+    config = model_cfg(hub_tokenizers.KINDS[kind])["text_cfg"]
+    return {**config, "hf_tokenizer_name": str(folder)}
+
+
+def reference(config: dict):
+    """open_clip's tokenizer of a text configuration."""
+    from open_clip.tokenizer import HFTokenizer
+
+    return HFTokenizer(
+        config["hf_tokenizer_name"],
+        context_length=config["context_length"],
+        **config.get("tokenizer_kwargs", {}),
+    )
+
+
+def assert_equal(ours: Tokenizer, theirs, strings: list[str]) -> None:
+    found, expected = ours(strings), theirs(strings).numpy()
+    assert found.dtype == np.int32
+    different = [strings[row] for row in np.flatnonzero((found != expected).any(axis=1))]
+    assert not different, different[:10]
+
+
+def test_equals_open_clip(kind, folder):
+    config = text_cfg(kind, folder)
+    strings = texts(5_000, seed=3)
+    ours = hub.tokenizer(config, None, "the test")
+    assert_equal(ours, reference(config), strings)
+    assert len(np.unique(ours(strings))) > 200  # the vocabulary is used
+
+
+@pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
+@pytest.mark.parametrize("strip", [False, True])
+def test_every_cleaning_with_and_without_separator(kind, folder, clean, strip):
+    config = text_cfg(kind, folder)
+    settings = {"clean": clean, "strip_sep_token": strip}
+    if kind == "mt5":  # has no separator token, and open_clip fails on it
+        del settings["strip_sep_token"]
+    config |= {"tokenizer_kwargs": settings, "context_length": 12}
+    assert_equal(hub.tokenizer(config, None, "the test"), reference(config), texts(500, seed=4))
+
+
+def test_every_length(kind, folder):
+    for length in (4, 5, 16, 77):
+        config = text_cfg(kind, folder) | {"context_length": length}
+        strings = ["", "a", *(" ".join(["photo"] * count) for count in range(length + 3))]
+        assert_equal(hub.tokenizer(config, None, "the test"), reference(config), strings)
+
+
+def test_special_tokens_of_each_kind(kind, folder):
+    row = hub.tokenizer(text_cfg(kind, folder), None, "the test")("photo")[0]
+    end = np.flatnonzero(row)[-1]
+    if kind == "bert":  # the separator is zeroed
+        assert row[0] == 2 and 3 not in row and not row[end + 1 :].any()
+    elif kind == "xlm-v":
+        last = row.tolist().index(2)
+        assert row[0] == 0 and set(row[last + 1 :]) == {1}
+    else:
+        assert row[end] == 1 and row[0] > 1 and not row[end + 1 :].any()
+
+
+def test_saved_is_self_contained_and_needs_no_transformers(kind, folder, tmp_path):
+    ours = hub.tokenizer(text_cfg(kind, folder), None, "the test")
+    settings = json.loads(json.dumps(ours.save(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    loaded = Tokenizer.load(tmp_path, settings)
+    assert isinstance(loaded, HubTokenizer)
+    strings = texts(500, seed=5)
+    np.testing.assert_array_equal(loaded(strings), ours(strings))
+    assert loaded.open_clip_settings() == ours.open_clip_settings()
+    assert loaded(strings[0]).shape == (1, ours.context_length)
+    assert loaded([]).shape == (0, ours.context_length)
+    code = (
+        "import sys, json; from pathlib import Path;"
+        "sys.modules['transformers'] = sys.modules['torch'] = None;"
+        "from lattec_jax.data.tokenizer import Tokenizer;"
+        "print(Tokenizer.load(Path(sys.argv[1]), json.loads(sys.argv[2]))('a photo').tolist())"
+    )
+    arguments = [sys.executable, "-c", code, str(tmp_path), json.dumps(settings)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == ours("a photo").tolist()
+
+
+def test_exported_files_make_the_same_tokenizer(kind, folder, tmp_path):
+    """What goes beside exported weights is read by open_clip's own tokenizer class."""
+    config = text_cfg(kind, folder)
+    ours = hub.tokenizer(config, None, "the test")
+    for name, text in ours.transformers_files().items():
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    exported = config | {"hf_tokenizer_name": str(tmp_path)}
+    exported["tokenizer_kwargs"] = ours.open_clip_settings()["tokenizer_kwargs"]
+    assert exported["tokenizer_kwargs"] == config.get("tokenizer_kwargs", {})
+    assert_equal(ours, reference(exported), texts(500, seed=6))
+    # Files beside the weights come before the name, as in open_clip.
+    beside = hub.tokenizer(config | {"hf_tokenizer_name": "no/such"}, tmp_path, "the test")
+    np.testing.assert_array_equal(beside(SPECIAL), ours(SPECIAL))
+
+
+def test_vocabulary_file_alone(tmp_path):
+    """google/mt5-base has a sentencepiece model and no tokenizer.json."""
+    hub_tokenizers.raw_sentencepiece("mt5", tmp_path / "raw", corpus(), 800)
+    config = text_cfg("mt5", tmp_path / "raw")
+    assert_equal(hub.tokenizer(config, None, "t"), reference(config), texts(500, seed=9))
+
+
+def test_tokens_beyond_the_models_vocabulary_are_plain_text(tmp_path):
+    """T5's hundred extra tokens, where the model has no embedding for them."""
+    hub_tokenizers.raw_sentencepiece("mt5", tmp_path / "raw", corpus(), 800)
+    settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100}
+    (tmp_path / "raw" / "tokenizer_config.json").write_text(json.dumps(settings))
+    known = hub.tokenizer(text_cfg("mt5", tmp_path / "raw"), None, "t").vocab_size
+    config = text_cfg("mt5", tmp_path / "raw") | {"vocab_size": known - 100}
+    ours = hub.tokenizer(config, None, "the test")
+    assert ours.vocab_size == known - 100
+    assert ours("a <extra_id_7> b").max() < known - 100
+    np.testing.assert_array_equal(ours("a photo"), reference(config)("a photo").numpy())
+
+
+def test_what_is_not_read_says_so(kind, folder, tmp_path, monkeypatch):
+    config = text_cfg(kind, folder)
+    for changed in (
+        {"tokenizer_kwargs": {"language": "fr"}},
+        {"tokenizer_kwargs": {"tokenizer_mode": "clips"}},
+        {"tokenizer_mode": "clips"},
+    ):
+        with pytest.raises(WeightsError, match=r"weights\.x: .*is not read"):
+            hub.tokenizer(config | changed, None, "weights.x")
+    with pytest.raises(WeightsError, match=r"special tokens of .* alone need"):
+        hub.tokenizer(config | {"context_length": 1}, None, "weights.x")
+    with pytest.raises(WeightsError, match="text cleaning is 'upper'"):
+        hub.tokenizer(config | {"tokenizer_kwargs": {"clean": "upper"}}, None, "weights.x")
+    left = config | {"tokenizer_kwargs": {"padding_side": "left"}}
+    with pytest.raises(WeightsError, match="pads and cuts on the right"):
+        hub.tokenizer(left, None, "weights.x")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    missing = config | {"hf_tokenizer_name": str(tmp_path / "none")}
+    with pytest.raises(WeightsError, match=r"cannot be read from the hub.*HF_HOME"):
+        hub.tokenizer(missing, None, "weights.x")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(WeightsError, match=r"pip install .*\[convert\]"):
+        hub.tokenizer(config, None, "weights.x")
