@@ -25,6 +25,7 @@ from lattec_jax.data import datasets, pseudo_labels
 from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import DescriptionWriter, Record, descriptions_path
 from lattec_jax.data.preprocess import UnreadablePicture, open_picture
+from lattec_jax.data.prompts import templates
 from lattec_jax.errors import ConfigError, DataError
 
 
@@ -82,7 +83,7 @@ def _groups(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, ...]]:
     if size < 2:
         raise ConfigError(f"config.descriptions.group_size: expected 2 or more, found {size}")
     source = pseudo_labels.provenance(
-        pseudo_labels.weights_sha256(config.weights), dataset.class_names, (config.template,)
+        pseudo_labels.weights_sha256(config.weights), dataset.names, templates(config)
     )
     path = pseudo_labels.pseudo_labels_path(config, source)
     labels = pseudo_labels.read(path, None, source)

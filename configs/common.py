@@ -16,8 +16,13 @@ def get_config() -> ConfigDict:
     config.preset = "paper"
     config.seed = 0
     config.artifacts = "artifacts"  # stores, pseudo-labels and descriptions go below this folder
-    config.weights = ""  # directory written by python -m convert.openclip_to_flax
-    config.template = placeholder(str)  # {} stands for the class name
+    # A directory written by python -m convert.openclip_to_flax, a .safetensors or .pt file, a tag
+    # (ViT-B-32:laion2b_s34b_b79k) or a repository of the hub (hf:laion/...): lattec_jax/weights.py.
+    config.weights = ""
+    # {} stands for the class name. Several templates make an ensemble for all that is computed
+    # once: pseudo-labels, initial prototypes, the zero-shot and FLYP's final classifier. A training
+    # step encodes the first template only: an ensemble of 80 would cost 80 times as much.
+    config.templates = placeholder(tuple)
 
     config.dataset = ConfigDict()
     config.dataset.kind = "folder"  # "folder", "coop" or "digits"
@@ -27,13 +32,17 @@ def get_config() -> ConfigDict:
     config.dataset.test = "test"  # the same; "": a share of the training images is held out
     config.dataset.held_out = 0.2  # that share; 0: no test images
     config.dataset.split_seed = 0
-    config.dataset.class_names = ""  # text file, one a line; "": names of the class sub-folders
+    config.dataset.class_names = (
+        ""  # text file, "name | another name" a line; "": names of sub-folders
+    )
     config.dataset.labels = "auto"  # "auto", "none", "folders" or a CSV with header image,label
     config.dataset.images = ""  # only "coop": folder of images below root
     config.dataset.split = ""  # only "coop": split file below root
 
     config.store = ConfigDict()
-    config.store.long_side = 336  # bound on the long side of training pictures, in pixels
+    # Bound on the long side of training pictures in pixels; 0: none; None: 1.5 times the model's
+    # input, so that pictures up to 3:2 keep at least the model's resolution in both directions.
+    config.store.long_side = placeholder(int)
     config.store.max_unreadable = 0.01  # share of unreadable pictures above which a run stops
     config.store.placement = "auto"  # training store: "device", "host" (streamed) or "auto"
 
@@ -44,6 +53,7 @@ def get_config() -> ConfigDict:
     config.descriptions.prompts.group = ""
     config.descriptions.group_size = 4
     config.descriptions.seed = 0  # draws the members of the groups
+    config.descriptions.max_missing = 0.05  # share of images without one above which a run stops
     config.descriptions.shuffle = False  # control experiment: descriptions of other images
 
     config.method = ConfigDict()
@@ -61,6 +71,7 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 512
+    config.train.micro_batch = 0  # images encoded at a time, a divisor of the batch; 0: all of it
     config.train.max_steps = placeholder(int)
     config.train.epochs = placeholder(int)
     config.train.learning_rate = placeholder(float)
@@ -89,7 +100,7 @@ def get_config() -> ConfigDict:
     config.keep_checkpoints = 2
 
     paper, released = ConfigDict(), ConfigDict()
-    paper.template = released.template = "a photo of a {}."
+    paper.templates = released.templates = ("a photo of a {}.",)
     paper.method = ConfigDict(
         {
             "momentum": 0.99,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 ATTEMPTS = 10  # of torchvision, before it falls back to a central crop
 
@@ -26,6 +26,22 @@ class Augmentation(NamedTuple):
     color_jitter: tuple[float, float, float, float]
     color_jitter_probability: float
     greyscale_probability: float
+
+
+class JitterDraws(NamedTuple):
+    """What `ColorJitter` draws for each of B images."""
+
+    factors: Float[Array, "B 4"]  # of brightness, contrast, saturation and hue
+    orders: Int[Array, "B 4"]  # in which these four are applied
+    chosen: Bool[Array, " B"]  # the others stay as they are
+
+
+class Draws(NamedTuple):
+    """All that is random in the crops of B pictures; None where a setting turns a part off."""
+
+    boxes: Int[Array, "B 4"]  # top, left, height and width, in pixels
+    jitter: JitterDraws | None
+    grey: Bool[Array, " B"] | None
 
 
 def augment(
@@ -44,16 +60,33 @@ def augment(
         size: height and width of the crops.
         settings: see `Augmentation`.
     """
+    return apply_draws(pictures, draw(key, sizes, settings), size)
+
+
+def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) -> Draws:
+    """The random numbers of a batch, so that its pictures can be cropped piece by piece."""
     crop_key, jitter_key, grey_key = jax.random.split(key, 3)
+    batch = sizes.shape[0]
     boxes = random_boxes(crop_key, sizes, settings.scale, settings.ratio)
-    images = crop_and_resize(pictures, boxes, size)
+    jitter_draws = grey = None
     if any(settings.color_jitter) and settings.color_jitter_probability > 0:
-        images = random_color_jitter(
-            jitter_key, images, settings.color_jitter, settings.color_jitter_probability
+        jitter_draws = draw_color_jitter(
+            jitter_key, batch, settings.color_jitter, settings.color_jitter_probability
         )
     if settings.greyscale_probability > 0:
-        chosen = jax.random.bernoulli(grey_key, settings.greyscale_probability, images.shape[:1])
-        images = jnp.where(chosen[:, None, None, None], luminance(images), images)
+        grey = jax.random.bernoulli(grey_key, settings.greyscale_probability, (batch,))
+    return Draws(boxes, jitter_draws, grey)
+
+
+def apply_draws(
+    pictures: UInt8[Array, "B H W 3"], draws: Draws, size: tuple[int, int]
+) -> Float[Array, "B S T 3"]:
+    """Crops in [0, 1] of the model's size; each picture by itself."""
+    images = crop_and_resize(pictures, draws.boxes, size)
+    if draws.jitter is not None:
+        images = color_jitter(images, draws.jitter)
+    if draws.grey is not None:
+        images = jnp.where(draws.grey[:, None, None, None], luminance(images), images)
     return images / 255
 
 
@@ -245,18 +278,22 @@ def jitter(
     return image
 
 
-def random_color_jitter(
+def draw_color_jitter(
     key: Key[Array, ""],
-    images: Float[Array, "B S T 3"],
+    batch: int,
     strength: tuple[float, float, float, float],
     probability: float,
-) -> Float[Array, "B S T 3"]:
-    """torchvision's `ColorJitter` on a random share of the images, each with a draw of its own."""
-    batch = images.shape[0]
+) -> JitterDraws:
+    """Draw as torchvision's `ColorJitter` does, for a random share of the images."""
     factor_key, order_key, choice_key = jax.random.split(key, 3)
     bounds = jnp.array([*[(max(0.0, 1 - s), 1 + s) for s in strength[:3]],
                         (-strength[3], strength[3])])  # fmt: skip
     factors = jax.random.uniform(factor_key, (batch, 4), minval=bounds[:, 0], maxval=bounds[:, 1])
     orders = jax.vmap(lambda k: jax.random.permutation(k, 4))(jax.random.split(order_key, batch))
-    chosen = jax.random.bernoulli(choice_key, probability, (batch,))
-    return jnp.where(chosen[:, None, None, None], jax.vmap(jitter)(images, factors, orders), images)
+    return JitterDraws(factors, orders, jax.random.bernoulli(choice_key, probability, (batch,)))
+
+
+def color_jitter(images: Float[Array, "B S T 3"], draws: JitterDraws) -> Float[Array, "B S T 3"]:
+    """torchvision's `ColorJitter`, each image with a draw of its own."""
+    jittered = jax.vmap(jitter)(images, draws.factors, draws.orders)
+    return jnp.where(draws.chosen[:, None, None, None], jittered, images)

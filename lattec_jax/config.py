@@ -91,7 +91,7 @@ def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
         name, _, value = argument.partition("=")
         if name.lstrip("-") == "config" and value and not Path(value).exists():
             packaged = PACKAGED_CONFIGS / Path(value).name
-            if not packaged.exists():
+            if Path(value).parent != Path("configs") or not packaged.exists():
                 raise ConfigError(
                     f"no configuration file {value} (looked in {Path.cwd()} and "
                     f"{PACKAGED_CONFIGS}). {_available_configs(Path(value).name)}"

@@ -17,5 +17,9 @@ class DataError(UserError):
     """Images, labels, class names, descriptions or pseudo-labels that cannot be used."""
 
 
+class TrainingError(UserError):
+    """Training that went wrong, such as a loss that is not finite."""
+
+
 class WeightsError(UserError):
     """A model checkpoint that cannot be used."""

@@ -16,8 +16,7 @@ from absl import flags
 from lattec_jax import results, sharding, stages, workdir
 from lattec_jax.config import command, from_json, parse_flags
 from lattec_jax.data import datasets
-from lattec_jax.errors import ConfigError
-from lattec_jax.evaluation import class_tokens
+from lattec_jax.errors import ConfigError, DataError
 
 
 def main(argv: Sequence[str]) -> None:
@@ -32,17 +31,21 @@ def main(argv: Sequence[str]) -> None:
     adapted, classifier = results.load_adapted(directory)
 
     dataset, weights = datasets.load(config), stages.load_weights(config)
-    mesh = sharding.make_mesh()
+    trained = adapted.source["class_names"]
+    if list(dataset.class_names) != trained:
+        raise DataError(
+            f"the run in {directory} was trained on the classes {', '.join(trained)}, found "
+            f"{', '.join(dataset.class_names)}; restore the class names to evaluate it"
+        )
+    mesh = sharding.make_mesh(config.compute.fsdp)
     encoders = stages.make_encoders(config, weights, mesh)
     part = "test" if dataset.test else "train"
     pictures = stages.open_pictures(config, dataset, part, weights)
     labels = pictures.labels if dataset.test else None
-    tokens = class_tokens(
-        dataset.class_names, config.template, weights.tokenizer, weights.config.text
-    )
+    prompts = stages.make_prompts(config, dataset, weights)
     params = sharding.put(mesh, weights.params)
     pixels, classes = pictures.evaluation.pixels, len(dataset.class_names)
-    before = encoders.images(params, pixels, "zero-shot") @ encoders.texts(params, tokens).T
+    before = encoders.images(params, pixels, "zero-shot") @ encoders.classes(params, prompts).T
     params = sharding.put(mesh, adapted.params)
     after = encoders.images(params, pixels, "adapted") @ classifier.T
     print(

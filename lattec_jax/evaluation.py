@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +12,9 @@ from tqdm import tqdm
 
 from lattec_jax import sharding
 from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.text_plan import bucket_length, round_up
-from lattec_jax.data.tokenizer import Tokenizer
+from lattec_jax.data.prompts import ClassPrompts
+from lattec_jax.data.text_plan import round_up
 from lattec_jax.models.clip import Params, bind
-from lattec_jax.models.config import TextConfig, text_lengths
 
 
 class Encoders:
@@ -53,6 +50,20 @@ class Encoders:
         """Unit features of token matrices."""
         return self._encode(self._texts, params, tokens, None)
 
+    def classes(self, params: Params, prompts: ClassPrompts) -> Float[np.ndarray, "C D"]:
+        """The zero-shot classifier: the mean of each class's unit features, a unit vector again.
+
+        Source: open_clip 3.3, `zero_shot_classifier.build_zero_shot_classifier`.
+        """
+        features = self.texts(params, prompts.tokens)
+        count = len(prompts.first)
+        if len(features) == count:  # one description each: nothing to average
+            return features
+        sums = np.zeros((count, features.shape[1]), features.dtype)
+        np.add.at(sums, prompts.classes, features)
+        means = sums / np.bincount(prompts.classes)[:, None].astype(sums.dtype)
+        return means / np.linalg.norm(means, axis=1, keepdims=True)
+
     def _encode(
         self, encode: jax.stages.Wrapped, params: Params, rows: np.ndarray, progress: str | None
     ) -> np.ndarray:
@@ -76,15 +87,6 @@ class Encoders:
                     features[-3] = np.asarray(features[-3])
                 bar.update(count)
         return np.concatenate([np.asarray(f) for f in features])
-
-
-def class_tokens(
-    class_names: Sequence[str], template: str, tokenizer: Tokenizer, config: TextConfig
-) -> Int[np.ndarray, "C M"]:
-    """Tokens of each class-description, cropped to the bucket of the longest."""
-    tokens = tokenizer([template.replace("{}", name) for name in class_names])
-    longest = int(text_lengths(tokens, config).max())
-    return tokens[:, : bucket_length(longest, config.context_length)]
 
 
 def class_probabilities(

@@ -43,6 +43,28 @@ def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
     return size
 
 
+def choose_pieces(config: ConfigDict, batch_size: int, mesh: Mesh) -> int:
+    """How many pieces a batch is encoded in (`lattec_jax.micro_batches`).
+
+    A batch that was made smaller because there are few images need not divide: the last piece is
+    filled up.
+
+    Raises:
+        ConfigError: the pieces do not divide the configured batch, or the devices a piece.
+    """
+    piece, whole = config.train.micro_batch, config.train.batch_size
+    if piece == 0:
+        return 1
+    if piece < 0 or whole % piece or piece % mesh.size:
+        fitting = [n for n in range(mesh.size, whole + 1, mesh.size) if whole % n == 0]
+        raise ConfigError(
+            "config.train.micro_batch: expected 0 (the whole batch) or a divisor of "
+            f"config.train.batch_size={whole} that is a multiple of the {mesh.size} devices, found "
+            f"{piece}; {', '.join(map(str, fitting)) or 'with this batch none'} would do"
+        )
+    return -(-batch_size // piece)
+
+
 def make_batches(
     config: ConfigDict, inputs: Inputs, method: Method, batch_size: int, mesh: Mesh
 ) -> tuple[Batches, np.ndarray, np.ndarray]:
@@ -94,7 +116,7 @@ def make_tables(
         return None if array is None else jax.device_put(np.asarray(array), everywhere)
 
     return Tables(
-        class_tokens=put(inputs.class_tokens),
+        class_tokens=put(inputs.prompts.first),
         description_tokens=put(description_tokens),
         present=put(present),
         targets=Targets(put(inputs.zero_shot.labels), put(true)),
@@ -145,7 +167,7 @@ def device_batches(
                 text_rows=tuple(jax.device_put(rows, split) for rows in host.text_rows),
                 text_places=jax.device_put(host.text_places, split),
                 text_images=jax.device_put(host.text_images, split),
-                starts_epoch=jax.device_put(np.asarray(host.starts_epoch), everywhere),
+                ends_epoch=jax.device_put(np.asarray(host.ends_epoch), everywhere),
                 pixels=pixels,
                 sizes=sizes,
             ),

@@ -11,12 +11,13 @@ def top_k_accuracy(
 ) -> float:
     """Share of images whose true class is among the k best scores.
 
-    Equal scores are resolved in favour of the lower class, as `argmax` does.
+    Equal scores are resolved in favour of the lower class, as `argmax` does; an image with a score
+    that is not a number counts as wrong.
     """
     true = scores[np.arange(len(labels)), labels][:, None]
     lower = np.arange(scores.shape[1])[None, :] < labels[:, None]
     ahead = (scores > true) | ((scores == true) & lower)
-    return float(np.mean(ahead.sum(axis=1) < k))
+    return float(np.mean((ahead.sum(axis=1) < k) & ~np.isnan(scores).any(axis=1)))
 
 
 def per_class_accuracy(

@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
     class_names = checkpoint.source["class_names"]
     paths = [path for argument in arguments for path in pictures_at(Path(argument))]
 
-    mesh = sharding.make_mesh()
+    mesh = sharding.make_mesh(config.compute.fsdp)
     encoders = stages.make_encoders(config, checkpoint, mesh)
     params = sharding.put(mesh, checkpoint.params)
     top = min(values.top, len(class_names))

@@ -15,6 +15,7 @@ import numpy as np
 from lattec_jax import stages
 from lattec_jax.config import command, parse
 from lattec_jax.data import datasets
+from lattec_jax.data.prompts import templates
 from lattec_jax.data.pseudo_labels import provenance, pseudo_labels_path
 from lattec_jax.metrics import class_shares
 from lattec_jax.sharding import make_mesh
@@ -23,7 +24,11 @@ from lattec_jax.sharding import make_mesh
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config, _ = parse(argv)
-    dataset, weights, mesh = datasets.load(config), stages.load_weights(config), make_mesh()
+    dataset, weights, mesh = (
+        datasets.load(config),
+        stages.load_weights(config),
+        make_mesh(config.compute.fsdp),
+    )
     pictures = stages.open_pictures(config, dataset, "train", weights)
     encoders = stages.make_encoders(config, weights, mesh)
     labels = stages.pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
@@ -32,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
     for name, share in zip(dataset.class_names, shares, strict=True):
         print(f"{share:7.1%}  {name}")
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
-    source = provenance(weights.sha256, dataset.class_names, (config.template,))
+    source = provenance(weights.sha256, dataset.names, templates(config))
     print(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
 
 

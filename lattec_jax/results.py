@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from lattec_jax.workdir import CLASSIFIER, MODEL
 
 def classifier(inputs: Inputs, method: Method, state: TrainState) -> Float[np.ndarray, "C D"]:
     """The unit vector of each class, as the method has it at this state."""
-    encode = lambda: inputs.encoders.texts(state.params, inputs.class_tokens)  # noqa: E731
+    encode = lambda: inputs.encoders.classes(state.params, inputs.prompts)  # noqa: E731
     return np.asarray(method.classifier(state.method, encode))
 
 
@@ -110,10 +111,26 @@ def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
         "momentum": config.method.momentum if mixes else None,
         "learning_rate": config.train.learning_rate if method.trains else None,
         "class_names": list(inputs.dataset.class_names),
-        "template": config.template,
+        "names": [list(names) for names in inputs.dataset.names],
+        "template": config.templates[0],
+        "templates": list(config.templates),
         "dtype": config.compute.dtype,
         "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "version": lattec_jax.__version__,
+    }
+
+
+def record_inputs(inputs: Inputs, batch_size: int) -> dict[str, Any]:
+    """What a run is made of, so that it is not continued with anything else."""
+    labels = np.ascontiguousarray(inputs.zero_shot.labels)
+    return {
+        "weights_sha256": inputs.weights.sha256,
+        "class_names": list(inputs.dataset.class_names),
+        "training_images": inputs.pictures.fingerprint,
+        "test_images": inputs.test.fingerprint if inputs.test else None,
+        "pseudo_labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "descriptions_sha256": inputs.texts.sha256 if inputs.texts else None,
+        "batch_size": batch_size,
     }
 
 

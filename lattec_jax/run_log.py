@@ -35,9 +35,9 @@ class RunLog:
         _drop_after(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
         self._events = EventFileWriter(str(workdir / "tensorboard"))
-        if start:  # TensorBoard then forgets what an interrupted run wrote beyond this step
-            again = SessionLog(status=SessionLog.START)
-            self._events.add_event(Event(step=start + 1, wall_time=time.time(), session_log=again))
+        # TensorBoard then forgets what an interrupted run wrote beyond this step.
+        begin = SessionLog(status=SessionLog.START)
+        self._events.add_event(Event(step=start + 1, wall_time=time.time(), session_log=begin))
         self._batch_size = batch_size
         self._bar = tqdm(
             total=steps * batch_size,

@@ -8,8 +8,8 @@ error that names the command.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -23,13 +23,15 @@ from lattec_jax.data import descriptions as description_files
 from lattec_jax.data import pseudo_labels as pseudo_label_files
 from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.descriptions import Descriptions
+from lattec_jax.data.prompts import ClassPrompts, class_prompts, templates
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.data.store import Store, make_stores, open_store
 from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.evaluation import Encoders, class_probabilities, class_tokens
+from lattec_jax.evaluation import Encoders, class_probabilities
 from lattec_jax.methods.base import Method
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
+from lattec_jax.weights import locate
 
 log = logging.getLogger(__name__)
 DTYPES = {"float32": np.dtype("float32"), "bfloat16": jax.numpy.bfloat16.dtype}
@@ -44,6 +46,7 @@ class Pictures:
     labels: np.ndarray | None  # [N] int32; None where unknown
     evaluation: Store
     training: Store | None
+    fingerprint: str  # of the files and how they are read
 
     @property
     def unreadable(self) -> list[str]:
@@ -62,15 +65,15 @@ class Inputs:
     test: Pictures | None
     zero_shot: PseudoLabels
     texts: Descriptions | None  # None for a method that uses none
-    class_tokens: np.ndarray  # [C, M]
+    prompts: ClassPrompts
 
 
-def gather(config: ConfigDict, config_path: str, method: Method, mesh: Mesh) -> Inputs:
+def gather(config: ConfigDict, arguments: str, method: Method, mesh: Mesh) -> Inputs:
     """Read what there is and make the cheap stages that are missing.
 
     Args:
         config: a resolved configuration.
-        config_path: of the configuration file, for the commands in messages.
+        arguments: the command line's `--config...` arguments, for the commands in messages.
         method: says what it requires.
         mesh: the devices that make pseudo-labels.
 
@@ -86,31 +89,22 @@ def gather(config: ConfigDict, config_path: str, method: Method, mesh: Mesh) -> 
     encoders = make_encoders(config, weights, mesh)
     pictures = open_pictures(config, dataset, "train", weights)
     test = open_pictures(config, dataset, "test", weights) if dataset.test else None
+    prompts = make_prompts(config, dataset, weights)
     zero_shot = pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
     texts = None
     if "descriptions" in method.requires:
-        texts = descriptions(config, config_path, pictures, method.description_kinds)
-    tokens = class_tokens(
-        dataset.class_names, config.template, weights.tokenizer, weights.config.text
-    )
-    return Inputs(dataset, weights, encoders, pictures, test, zero_shot, texts, tokens)
+        texts = descriptions(config, arguments, pictures, method.description_kinds)
+    return Inputs(dataset, weights, encoders, pictures, test, zero_shot, texts, prompts)
 
 
 def load_weights(config: ConfigDict) -> Checkpoint:
-    """The CLIP that `config.weights` names.
+    """The CLIP that `config.weights` names (`lattec_jax/weights.py` says how).
 
     Raises:
         ConfigError: no weights are named.
         WeightsError: there is no usable checkpoint at that place.
     """
-    if not config.weights:
-        raise ConfigError(
-            "config.weights: expected a directory of converted weights, found nothing. Make one "
-            "with python -m convert.openclip_to_flax --model=ViT-B-32 "
-            "--pretrained=laion2b_s34b_b79k --out=weights/ViT-B-32 and pass "
-            "--config.weights=weights/ViT-B-32"
-        )
-    return Checkpoint.load(Path(config.weights))
+    return Checkpoint.load(locate(config.weights))
 
 
 def compute_dtype(config: ConfigDict) -> np.dtype:
@@ -133,6 +127,18 @@ def make_encoders(config: ConfigDict, weights: Checkpoint, mesh: Mesh) -> Encode
     return Encoders(definition, weights.preprocess, mesh, config.compute.eval_batch_size)
 
 
+def training_bound(config: ConfigDict, weights: Checkpoint) -> int:
+    """The bound on the long side of training pictures, in pixels; 0 for none."""
+    if config.store.long_side is not None:
+        return config.store.long_side
+    return round(1.5 * max(weights.preprocess.size))
+
+
+def make_prompts(config: ConfigDict, dataset: Dataset, weights: Checkpoint) -> ClassPrompts:
+    """The class-descriptions of the data set for the configured model."""
+    return class_prompts(dataset.names, templates(config), weights.tokenizer, weights.config.text)
+
+
 def open_pictures(config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint) -> Pictures:
     """Make the stores of the split `part` ("train" or "test") where they are missing, open them."""
     split: Split = getattr(dataset, part)
@@ -140,7 +146,7 @@ def open_pictures(config: ConfigDict, dataset: Dataset, part: str, weights: Chec
         split,
         artifacts_dir(config) / "stores",
         weights.preprocess,
-        config.store.long_side if part == "train" else None,
+        training_bound(config, weights) if part == "train" else None,
         config.store.max_unreadable,
     )
     evaluation = open_store(paths.evaluation)
@@ -149,7 +155,7 @@ def open_pictures(config: ConfigDict, dataset: Dataset, part: str, weights: Chec
         row = {image: index for index, image in enumerate(split.ids)}
         labels = split.labels[[row[image] for image in evaluation.ids]]
     training = open_store(paths.training) if paths.training else None
-    return Pictures(evaluation.ids, labels, evaluation, training)
+    return Pictures(evaluation.ids, labels, evaluation, training, paths.evaluation.name)
 
 
 def pseudo_labels(
@@ -161,7 +167,11 @@ def pseudo_labels(
     mesh: Mesh,
 ) -> PseudoLabels:
     """Zero-shot predictions of the frozen model for the un-augmented training pictures."""
-    source = pseudo_label_files.provenance(weights.sha256, dataset.class_names, (config.template,))
+    source = pseudo_label_files.provenance(weights.sha256, dataset.names, templates(config))
+    # The captioning stage finds the file without these; here they tell labels of other pictures, of
+    # another preprocessing or precision.
+    source |= {"images": pictures.fingerprint, "dtype": config.compute.dtype}
+    source["model"] = hashlib.sha256(repr(weights.config).encode()).hexdigest()
     path = pseudo_label_files.pseudo_labels_path(config, source)
     if path.exists():
         try:
@@ -169,12 +179,9 @@ def pseudo_labels(
         except DataError as error:  # pictures were added, or the file is damaged
             log.warning("making the pseudo-labels again: %s", error)
     params = sharding.put(mesh, weights.params)
-    tokens = class_tokens(
-        dataset.class_names, config.template, weights.tokenizer, weights.config.text
-    )
     probabilities = class_probabilities(
         encoders.images(params, pictures.evaluation.pixels, progress="pseudo-labels"),
-        encoders.texts(params, tokens),
+        encoders.classes(params, make_prompts(config, dataset, weights)),
         float(weights.params["logit_scale"]),
     )
     best = np.sort(probabilities, axis=1)[:, -2:]
@@ -190,12 +197,12 @@ def pseudo_labels(
 
 
 def descriptions(
-    config: ConfigDict, config_path: str, pictures: Pictures, kinds: tuple[str, ...]
+    config: ConfigDict, arguments: str, pictures: Pictures, kinds: tuple[str, ...]
 ) -> Descriptions:
     """The generated texts of the training pictures.
 
     Args:
-        config_path: of the configuration file, for the command in the error message.
+        arguments: the command line's `--config...` arguments, for the command in messages.
         kinds: of text that the method mixes, beside the class-description.
 
     Raises:
@@ -206,15 +213,25 @@ def descriptions(
         from captioning.describe import describe  # no torch behind a cheap engine
 
         describe(config, kinds)
+    command = f"python -m captioning.describe {arguments}"
     missing = [kind for kind, path in paths.items() if not path.exists()]
     if missing:
         raise DataError(
             f"no descriptions of kind {' and '.join(missing)} for {config.dataset.name} (looked "
-            f"for {', '.join(str(paths[kind]) for kind in missing)}). Make them with: "
-            f"python -m captioning.describe --config={config_path}. To train on the class names "
-            "alone, set --config.method.texts='(\"class\",)'"
+            f"for {', '.join(str(paths[kind]) for kind in missing)}). Make them with: {command}, "
+            'or write them with a captioner of your own (README, "A real run"). To train on the '
+            "class names alone, set --config.method.texts='(\"class\",)'"
         )
     found = description_files.read(list(paths.values()), kinds, pictures.ids)
+    for kind, counts in found.counts.items():
+        share = counts["missing"] / len(pictures.ids)
+        log.info("%s descriptions: %s", kind, counts)
+        if share > config.descriptions.max_missing:
+            raise DataError(
+                f"{counts['missing']} of {len(pictures.ids)} images have no {kind} description in "
+                f"{paths[kind]} ({share:.1%}); config.descriptions.max_missing allows "
+                f"{config.descriptions.max_missing:.1%}. Finish them with: {command}"
+            )
     if config.descriptions.shuffle:
         found = description_files.shuffled(found, config.seed)
     return found

@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from lattec_jax import sharding
-from lattec_jax.augment import Augmentation, augment
+from lattec_jax.augment import Augmentation, Draws, apply_draws, draw
 from lattec_jax.methods.base import Features, Method, Targets
-from lattec_jax.models.clip import CLIP, Params, bind
+from lattec_jax.micro_batches import Encoder
+from lattec_jax.models.clip import Params
 from lattec_jax.state import TrainState, clamp_logit_scale, state_shardings
 
 Figures = dict[str, Float[Array, ""]]
@@ -44,7 +45,7 @@ class Batch(NamedTuple):
     text_rows: tuple[Int[Array, " n"], ...]
     text_places: Int[Array, " BK"]
     text_images: Int[Array, "B K"]
-    starts_epoch: Bool[Array, ""]
+    ends_epoch: Bool[Array, ""]
     pixels: UInt8[Array, "B H W 3"] | None = None  # only where the store is streamed
     sizes: Int[Array, "B 2"] | None = None
 
@@ -57,6 +58,7 @@ class StepSettings(NamedTuple):
     std: tuple[float, float, float]
     augmentation: Augmentation
     seed: int
+    pieces: int = 1  # that a batch is encoded in (`lattec_jax.micro_batches`)
 
 
 def unique_classes(
@@ -75,21 +77,35 @@ def unique_classes(
     return found, inverse.reshape(labels.shape)
 
 
-def encode_texts(
-    model: CLIP, groups: list[Int[Array, "n L"]], mesh: Mesh
-) -> list[Float[Array, "n D"]]:
-    """Encode token matrices, those of one length in one pass; shares them out over the devices."""
+def encode_images(
+    encoder: Encoder,
+    key: Key[Array, ""],
+    tables: Tables,
+    batch: Batch,
+    settings: StepSettings,
+) -> Float[Array, "B D"]:
+    """Features of augmented crops, which are made piece by piece from the draws of the batch."""
+    resident = batch.pixels is None
+    sizes = tables.sizes[batch.images] if resident else batch.sizes
+    draws = draw(key, sizes, settings.augmentation)
+    mean, std = jnp.asarray(settings.mean), jnp.asarray(settings.std)
+
+    def load(piece: tuple[jax.Array, Draws]) -> Float[Array, "P H W 3"]:
+        pixels = tables.pixels[piece[0]] if resident else piece[0]
+        pixels = jax.lax.with_sharding_constraint(pixels, sharding.over_batch(encoder.mesh))
+        return (apply_draws(pixels, piece[1], settings.image_size) - mean) / std
+
+    return encoder.images((batch.images if resident else batch.pixels, draws), load)
+
+
+def encode_texts(encoder: Encoder, groups: list[Int[Array, "n L"]]) -> list[Float[Array, "n D"]]:
+    """Encode token matrices, those of one length in one pass."""
     by_length: dict[int, list[int]] = {}
     for index, tokens in enumerate(groups):
         by_length.setdefault(tokens.shape[1], []).append(index)
     encoded: dict[int, jax.Array] = {}
     for indices in by_length.values():
-        tokens = jnp.concatenate([groups[i] for i in indices])
-        count = tokens.shape[0]
-        # The devices share rows evenly: repeat the first rows up to a multiple of them.
-        padded = jnp.pad(tokens, ((0, -count % mesh.size), (0, 0)), mode="wrap")
-        padded = jax.lax.with_sharding_constraint(padded, sharding.over_batch(mesh))
-        features = model.encode_text(padded)[:count]
+        features = encoder.texts(jnp.concatenate([groups[i] for i in indices]))
         start = 0
         for i in indices:
             encoded[i] = features[start : start + groups[i].shape[0]]
@@ -97,19 +113,17 @@ def encode_texts(
     return [encoded[i] for i in range(len(groups))]
 
 
-def encode_batch(
-    model: CLIP,
+def gather_features(
+    encoder: Encoder,
     method: Method,
     method_state: object,
-    images: Float[Array, "B H W 3"],
+    image_features: Float[Array, "B D"],
     tables: Tables,
     batch: Batch,
     text_lengths: tuple[int, ...],
-    mesh: Mesh,
 ) -> tuple[Features, Int[Array, "J B"]]:
     """All features that a method's loss needs, and the labels it chose."""
-    image_features = model.encode_image(images)
-    classifier = method.classifier(method_state, lambda: model.encode_text(tables.class_tokens))
+    classifier = method.classifier(method_state, lambda: encoder.texts(tables.class_tokens))
     targets = Targets(*(None if t is None else t[batch.images] for t in tables.targets))
     labels = method.labels(
         jax.lax.stop_gradient(image_features), jax.lax.stop_gradient(classifier), targets
@@ -118,7 +132,7 @@ def encode_batch(
     groups = [tables.class_tokens[classes]]
     for rows, length in zip(batch.text_rows, text_lengths, strict=True):
         groups.append(tables.description_tokens[rows, :length])
-    class_features, *texts = encode_texts(model, groups, mesh)
+    class_features, *texts = encode_texts(encoder, groups)
     batch_size, kinds = batch.text_images.shape
     dimension = image_features.shape[1]
     if texts:
@@ -132,7 +146,7 @@ def encode_batch(
         class_texts=class_features[places],
         descriptions=descriptions,
         present=tables.present[batch.text_images, jnp.arange(kinds)],
-        scale=jnp.exp(model.logit_scale[...]),
+        scale=encoder.scale,
     )
     return features, labels
 
@@ -153,27 +167,27 @@ def make_train_step(
     """
 
     def loss(
-        params: Params, method_state: object, images: jax.Array, tables: Tables, batch: Batch,
+        params: Params, state: TrainState, tables: Tables, batch: Batch,
         text_lengths: tuple[int, ...],
     ) -> tuple[jax.Array, tuple]:  # fmt: skip
-        model = bind(definition, params)
-        features, labels = encode_batch(
-            model, method, method_state, images, tables, batch, text_lengths, mesh
+        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+        encoder = Encoder(definition, params, mesh, settings.pieces)
+        images = encode_images(encoder, key, tables, batch, settings)
+        features, labels = gather_features(
+            encoder, method, state.method, images, tables, batch, text_lengths
         )
-        value, aux = method.loss(features, labels, method_state)
+        value, aux = method.loss(features, labels, state.method)
         return value, (labels, aux)
 
     def step(
         state: TrainState, tables: Tables, batch: Batch, text_lengths: tuple[int, ...]
     ) -> tuple[TrainState, Figures]:
-        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
-        images = crop_batch(key, tables, batch, settings, mesh)
         (value, (labels, aux)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state.method, images, tables, batch, text_lengths
+            state.params, state, tables, batch, text_lengths
         )
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         params = clamp_logit_scale(optax.apply_updates(state.params, updates))
-        method_state, figures = method.update(state.method, labels, aux, batch.starts_epoch)
+        method_state, figures = method.update(state.method, labels, aux, batch.ends_epoch)
         figures |= {
             "loss": value,
             "gradient_norm": optax.tree.norm(gradient),
@@ -185,16 +199,3 @@ def make_train_step(
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), figures
 
     return jax.jit(step, donate_argnums=0, static_argnums=3)
-
-
-def crop_batch(
-    key: jax.Array, tables: Tables, batch: Batch, settings: StepSettings, mesh: Mesh
-) -> Float[Array, "B H W 3"]:
-    """Augmented crops, normalised by the model's mean and deviation."""
-    if batch.pixels is None:
-        pixels, sizes = tables.pixels[batch.images], tables.sizes[batch.images]
-    else:
-        pixels, sizes = batch.pixels, batch.sizes
-    pixels = jax.lax.with_sharding_constraint(pixels, sharding.over_batch(mesh))
-    images = augment(key, pixels, sizes, settings.image_size, settings.augmentation)
-    return (images - jnp.asarray(settings.mean)) / jnp.asarray(settings.std)

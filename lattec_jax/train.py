@@ -10,6 +10,8 @@ are an error that names the command that makes them.
 from __future__ import annotations
 
 import json
+import math
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +29,7 @@ from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.config import command, default_workdir, parse
 from lattec_jax.data.batches import prefetch
+from lattec_jax.errors import ConfigError, TrainingError
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method
 from lattec_jax.models.clip import define
@@ -36,39 +39,42 @@ from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
 from lattec_jax.step import StepSettings, make_train_step
 
 
-def train(config: ConfigDict, directory: Path, config_path: str) -> dict[str, Any]:
+def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
     """Run, or continue, one adaptation and return what `results.json` holds.
 
     Args:
         config: a resolved configuration.
         directory: the work directory.
-        config_path: of the configuration file, for commands in messages.
+        arguments: the command line's `--config...` arguments, for commands in messages.
     """
     workdir.check(directory, config)
+    check_intervals(config)
+
+    # ---------------------------------------------------------------- data and the stages before
+    method = make_method(config.method)
+    mesh = sharding.make_mesh(config.compute.fsdp)
+    inputs = stages.gather(config, arguments, method, mesh)
+    batch_size = feed.choose_batch_size(config, len(inputs.pictures.ids), mesh)
+    workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
     finished = directory / workdir.RESULTS
     if finished.exists():
         found = json.loads(finished.read_text(encoding="utf-8"))
         print(f"{directory} holds a finished run\n{found['table']}")
         return found
-
-    # ---------------------------------------------------------------- data and the stages before
-    method = make_method(config.method)
-    mesh = sharding.make_mesh(config.compute.fsdp)
-    inputs = stages.gather(config, config_path, method, mesh)
-    batch_size = feed.choose_batch_size(config, len(inputs.pictures.ids), mesh)
     batches, texts, present = feed.make_batches(config, inputs, method, batch_size, mesh)
 
     # ----------------------------------------------------------------------- model and optimiser
     params = sharding.put(mesh, inputs.weights.params)
-    class_features = inputs.encoders.texts(params, inputs.class_tokens)  # [C, D], pre-trained
+    class_features = inputs.encoders.classes(params, inputs.prompts)  # [C, D], pre-trained
     steps = total_steps(config, method, batches.steps_per_epoch)
     optimiser = make_optimiser(config.train, steps)
     state = init_state(params, optimiser, method.init(jnp.asarray(class_features)), mesh)
-    step_function = compile_step(config, inputs, method, optimiser, steps, mesh)
+    pieces = feed.choose_pieces(config, batch_size, mesh)
+    step_function = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
     before = examine(inputs, params, class_features)
 
     # ------------------------------------------------------------------------------------- train
-    workdir.claim(directory, config)
+    workdir.claim(directory, config, record)
     clock = Clock()
     with Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
         start = 0
@@ -85,15 +91,17 @@ def train(config: ConfigDict, directory: Path, config_path: str) -> dict[str, An
                     jax.block_until_ready(state)
                     clock.compiled()
                 run_log.advance()
+                saving = done % config.checkpoint_every == 0 or done == steps
                 logged = {}
-                if done % config.log_every == 0 or done == steps:
+                if done % config.log_every == 0 or saving:
                     logged |= jax.device_get(figures)
+                    stop_unless_finite(logged["loss"], done, checkpoints.latest)
                 if config.eval_every and done % config.eval_every == 0:
                     found = examine(inputs, state.params, classifier(inputs, method, state))
                     logged |= results.test_figures(inputs, found)
                 if logged:
                     run_log.write(done, logged)
-                if done % config.checkpoint_every == 0 or done == steps:
+                if saving:
                     checkpoints.save(state, done)
             jax.block_until_ready(state)
             clock.stop((steps - start - 1) * batch_size)
@@ -116,6 +124,23 @@ def train(config: ConfigDict, directory: Path, config_path: str) -> dict[str, An
     return found
 
 
+def check_intervals(config: ConfigDict) -> None:
+    """Raise ConfigError for an interval that is none."""
+    for key, least in (("log_every", 1), ("checkpoint_every", 1), ("eval_every", 0)):
+        if config[key] < least:
+            raise ConfigError(f"config.{key}: expected at least {least} steps, found {config[key]}")
+
+
+def stop_unless_finite(loss: float, step: int, saved: int | None) -> None:
+    """Raise TrainingError for a loss that is not finite, before anything of it is saved."""
+    if not math.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss} at step {step}; expected a finite number. Lower "
+            "--config.train.learning_rate (in another --workdir). "
+            + (f"The checkpoint of step {saved} is kept" if saved else "No checkpoint was saved")
+        )
+
+
 def total_steps(config: ConfigDict, method: Method, steps_per_epoch: int) -> int:
     """min(max_steps, epochs); none for a method that does not train."""
     if not method.trains:
@@ -129,6 +154,7 @@ def compile_step(
     method: Method,
     optimiser: optax.GradientTransformation,
     steps: int,
+    pieces: int,
     mesh: Mesh,
 ) -> Callable:
     """The train step for this configuration, compiled at its first call."""
@@ -145,6 +171,7 @@ def compile_step(
             greyscale_probability=config.augment.greyscale_probability,
         ),
         seed=config.seed,
+        pieces=pieces,
     )
     definition = define(
         inputs.weights.config, dtype=stages.compute_dtype(config), remat=config.compute.remat
@@ -181,8 +208,8 @@ def main(argv: Sequence[str]) -> None:
 
     config, values = parse(argv, define_flags)
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
-    config_path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), "...")
-    train(config, directory, config_path)
+    arguments = shlex.join(a for a in argv[1:] if a.lstrip("-").startswith("config"))
+    train(config, directory, arguments)
 
 
 if __name__ == "__main__":

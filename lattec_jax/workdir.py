@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from lattec_jax.config import from_json, leaves, to_json
 from lattec_jax.errors import ConfigError
 
 CONFIG = "config.json"
+INPUTS = "inputs.json"  # what the run was made of, by digests
 RESULTS = "results.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"  # the adapted CLIP, a checkpoint directory
@@ -36,7 +38,8 @@ def check(workdir: Path, config: ConfigDict) -> None:
                 f"or repeat that run's command to continue it. Differing keys:{listed}"
             )
     elif workdir.exists() and (
-        not workdir.is_dir() or any(p.suffix != ".partial" for p in workdir.iterdir())
+        not workdir.is_dir()
+        or any(p.suffix != ".partial" and p.name != INPUTS for p in workdir.iterdir())
     ):
         raise ConfigError(
             f"{workdir} is not empty and no work directory (no {CONFIG} in it); choose another "
@@ -44,21 +47,56 @@ def check(workdir: Path, config: ConfigDict) -> None:
         )
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
+def check_inputs(workdir: Path, record: Mapping[str, Any]) -> None:
+    """Refuse to go on with other data, weights or texts than the run began with.
+
+    Raises:
+        ConfigError: naming what differs.
+    """
+    path = workdir / INPUTS
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    now = json.loads(json.dumps(record))
+    differing = [key for key in now if before.get(key) != now[key]]
+    if differing:
+        listed = "".join(
+            f"\n  {key}: there {_short(before.get(key))}, here {_short(now[key])}"
+            for key in differing
+        )
+        raise ConfigError(
+            f"the run in {workdir} began with other inputs; restore them to continue it, or choose "
+            f"another --workdir. What differs:{listed}"
+        )
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
     """Take a work directory for a run, or go on in it.
 
     Raises:
-        ConfigError: see `check`; or it cannot be written.
+        ConfigError: see `check` and `check_inputs`; or it cannot be written.
     """
     check(workdir, config)
-    path = workdir / CONFIG
-    if path.exists():
-        return
+    check_inputs(workdir, record)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(to_json(config), encoding="utf-8")
-        os.replace(partial, path)
+        # The configuration comes last: where it is, the inputs are there as well.
+        for name, text in (
+            (INPUTS, json.dumps(record, indent=2) + "\n"),
+            (CONFIG, to_json(config)),
+        ):
+            if not (workdir / name).exists():
+                partial = workdir / f"{name}.partial"
+                partial.write_text(text, encoding="utf-8")
+                os.replace(partial, workdir / name)
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
 

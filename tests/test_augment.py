@@ -270,10 +270,12 @@ def test_luminance_is_pil_s():
 
 def test_color_jitter_touches_the_share_that_it_is_told_to():
     images = jnp.asarray(np.broadcast_to(colours()[:4, :8], (400, 4, 8, 3)), jnp.float32)
-    apply = jax.jit(augment.random_color_jitter, static_argnums=2)
+    apply = jax.jit(augment.color_jitter)
 
     def touched(probability: float) -> np.ndarray:
-        found = apply(jax.random.key(3), images, (0.5, 0.5, 0.5, 0.1), probability)
+        strength = (0.5, 0.5, 0.5, 0.1)
+        draws = augment.draw_color_jitter(jax.random.key(3), 400, strength, probability)
+        found = apply(images, draws)
         return np.asarray((found != images).any(axis=(1, 2, 3)))
 
     assert not touched(0.0).any()
@@ -281,16 +283,17 @@ def test_color_jitter_touches_the_share_that_it_is_told_to():
     assert abs(touched(0.8).mean() - 0.8) < 0.08  # four standard deviations
 
 
-def test_color_jitter_draws_torchvision_s_factors():
-    """On a grey picture with only brightness, the level shows the factor."""
-    images = jnp.full((2000, 1, 1, 3), 100.0)
-    found = augment.random_color_jitter(jax.random.key(4), images, (0.4, 0.0, 0.0, 0.0), 1.0)
-    levels = np.asarray(found)[:, 0, 0, 0]
-    assert scipy.stats.kstest(levels, "uniform", args=(60, 80)).statistic < 0.04
-    # A strength above 1 does not go below black.
-    found = augment.random_color_jitter(jax.random.key(4), images, (1.5, 0.0, 0.0, 0.0), 1.0)
-    levels = np.asarray(found)[:, 0, 0, 0]
-    assert scipy.stats.kstest(levels, "uniform", args=(0, 250)).statistic < 0.04
+def test_color_jitter_draws_torchvision_s_factors_and_orders():
+    strength = (0.4, 1.5, 0.2, 0.1)  # a strength above 1 does not go below black
+    draws = augment.draw_color_jitter(jax.random.key(4), 2400, strength, 1.0)
+    bounds = [(0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1)]
+    for found, (low, high) in zip(np.asarray(draws.factors).T, bounds, strict=True):
+        assert scipy.stats.kstest(found, "uniform", args=(low, high - low)).pvalue > 1e-3
+    assert np.abs(np.corrcoef(np.asarray(draws.factors).T) - np.eye(4)).max() < 0.1
+    # Every image has an order of its own, all 24 equally often.
+    orders, counts = np.unique(np.asarray(draws.orders), axis=0, return_counts=True)
+    np.testing.assert_array_equal(orders, list(itertools.permutations(range(4))))
+    assert scipy.stats.chisquare(counts).pvalue > 1e-3
 
 
 # The whole ------------------------------------------------------------------------------------
@@ -347,3 +350,18 @@ def test_the_key_decides_everything():
         )
     )
     assert all(np.abs(a - b).max() > 0.05 for a, b in itertools.combinations(same, 2))
+
+
+def test_pictures_cropped_piece_by_piece_are_those_of_the_batch():
+    rng = np.random.default_rng(8)
+    pictures = jnp.asarray(rng.integers(0, 256, (6, 12, 14, 3)).astype(np.uint8))
+    sizes = jnp.asarray(rng.integers(8, 13, (6, 2)))
+    settings = augment.Augmentation((0.3, 1.0), RATIO, (0.5, 0.5, 0.5, 0.1), 0.8, 0.4)
+    draws = augment.draw(jax.random.key(2), sizes, settings)
+    crop = jax.jit(augment.apply_draws, static_argnums=2)
+    pieces = [
+        crop(pictures[i::2], jax.tree.map(lambda x, i=i: x[i::2], draws), (5, 6)) for i in (0, 1)
+    ]
+    whole = apply(jax.random.key(2), pictures, sizes, (5, 6), settings)
+    np.testing.assert_array_equal(whole[0::2], pieces[0])
+    np.testing.assert_array_equal(whole[1::2], pieces[1])

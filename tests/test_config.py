@@ -41,6 +41,8 @@ def test_the_papers_preset_is_the_default():
     )
     assert not any(config.augment.color_jitter)
     assert "presets" not in config
+    with pytest.raises(AttributeError, match="epoch"):
+        config.train.epoch = 3  # locked: a slip in the code makes no new key
 
 
 def test_the_released_codes_preset():
@@ -119,6 +121,8 @@ def test_what_goes_wrong_in_a_users_get_config_keeps_its_traceback(tmp_path):
 def test_packaged_files_are_found_from_anywhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert read("--config=configs/demo.py").dataset.kind == "digits"
+    with pytest.raises(ConfigError, match=r"no configuration file mine/demo\.py"):
+        read("--config=mine/demo.py")  # a slip is not taken for the packaged one
     # A file of that name in the current directory comes first.
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs/demo.py").write_text(

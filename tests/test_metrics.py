@@ -51,3 +51,8 @@ def test_drift_is_zero_for_the_same_and_two_for_opposites():
     np.testing.assert_allclose(metrics.drift(vectors, vectors), 0)
     np.testing.assert_allclose(metrics.drift(vectors, -vectors), 2)
     np.testing.assert_allclose(metrics.drift(vectors, np.roll(vectors, 1, axis=0)), 1)
+
+
+def test_scores_that_are_no_numbers_are_never_right():
+    scores = np.array([[np.nan, np.nan, np.nan], [0.1, 0.9, 0.0]])
+    assert metrics.accuracies(scores, np.array([0, 1])) == {"top1": 0.5, "top5": 0.5}

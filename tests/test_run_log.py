@@ -6,9 +6,16 @@ import json
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 from lattec_jax.errors import DataError
 from lattec_jax.run_log import RunLog
+
+
+@pytest.fixture(autouse=True)
+def event_files_in_order(monkeypatch):
+    """Files of one second and one process are read in the order of their numbers as text."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def write(workdir, start: int, steps: list[int], **figures: float) -> None:
@@ -55,3 +62,25 @@ def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_lost(tmp_path):
 def test_what_is_not_finite_is_null(tmp_path):
     write(tmp_path, 0, [1], gradient_norm=float("nan"), scale=float("inf"))
     assert lines(tmp_path) == [{"step": 1, "loss": 9.0, "gradient_norm": None, "scale": None}]
+
+
+def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
+    with RunLog(tmp_path, 0, 10, 4) as log:
+        log.write(1, {"loss": 0.5})
+        assert lines(tmp_path) == [{"step": 1, "loss": 0.5}]  # also where the run is killed now
+
+
+def test_a_run_interrupted_twice_has_every_step_once(tmp_path):
+    write(tmp_path, 0, [2, 4])
+    write(tmp_path, 2, [4, 6, 8])
+    write(tmp_path, 6, [8, 10])
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6, 8, 10]
+    assert [step for step, _ in scalars(tmp_path, "loss")] == [2, 4, 6, 8, 10]
+
+
+def test_a_run_that_starts_again_from_nothing_keeps_nothing(tmp_path):
+    """It was stopped before its first checkpoint."""
+    write(tmp_path, 0, [2, 4])
+    write(tmp_path, 0, [2, 4, 6])
+    assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
+    assert [step for step, _ in scalars(tmp_path, "loss")] == [2, 4, 6]

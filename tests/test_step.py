@@ -15,6 +15,7 @@ from lattec_jax.data.text_plan import full_plan, make_plan
 from lattec_jax.methods.base import Method, Targets
 from lattec_jax.methods.flyp import FLYP
 from lattec_jax.methods.latteclip import LatteCLIP
+from lattec_jax.micro_batches import Encoder
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import bind, define
 from lattec_jax.models.config import text_lengths
@@ -23,7 +24,8 @@ from lattec_jax.step import (
     Batch,
     StepSettings,
     Tables,
-    encode_batch,
+    encode_images,
+    gather_features,
     make_train_step,
     unique_classes,
 )
@@ -80,7 +82,7 @@ def on_device(host) -> Batch:
         text_rows=tuple(map(jnp.asarray, host.text_rows)),
         text_places=jnp.asarray(host.text_places),
         text_images=jnp.asarray(host.text_images),
-        starts_epoch=jnp.asarray(host.starts_epoch),
+        ends_epoch=jnp.asarray(host.ends_epoch),
     )
 
 
@@ -152,15 +154,14 @@ def test_cropping_and_deduplication_change_nothing(classes):
     host = world.batches(batch_size, K).at(2)
     assert len(host.text_lengths) > 1  # several groups, or the test shows nothing
     features, labels = jax.jit(
-        lambda params: encode_batch(
-            bind(definition, params),
+        lambda params: gather_features(
+            Encoder(definition, params, mesh),
             method,
             state,
-            images,
+            bind(definition, params).encode_image(images),
             world.tables(K, 16),
             on_device(host),
             host.text_lengths,
-            mesh,
         )
     )(world.checkpoint.params)
 
@@ -195,21 +196,21 @@ def test_flyp_trains_both_towers_and_has_no_prototypes():
 
 
 def test_streamed_pictures_give_the_same_step():
-    world, method = World(classes=5), LatteCLIP(0.9, 0.9)
-    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    world = World(classes=5)
     settings = StepSettings(
         (16, 16), (0.5,) * 3, (0.2,) * 3, Augmentation((0.9, 1), (1, 1), (0,) * 4, 0, 0), 0
     )
-    from lattec_jax.step import crop_batch
-
+    encoder = Encoder(
+        define(world.checkpoint.config), world.checkpoint.params, sharding.make_mesh()
+    )
     host = world.batches(8, K).at(0)
-    tables = world.tables(K, 16)
-    resident = crop_batch(jax.random.key(0), tables, on_device(host), settings, mesh)
     streamed = on_device(host)._replace(
         pixels=jnp.asarray(world.pixels[host.images]), sizes=jnp.asarray(world.sizes[host.images])
     )
-    tables = tables._replace(pixels=None, sizes=None)
-    np.testing.assert_array_equal(
-        resident, crop_batch(jax.random.key(0), tables, streamed, settings, mesh)
-    )
-    assert method.requires == {"zero_shot", "descriptions"}
+    tables = world.tables(K, 16)
+    empty = tables._replace(pixels=None, sizes=None)
+    found = [
+        jax.jit(lambda b, t=t: encode_images(encoder, jax.random.key(0), t, b, settings))(batch)
+        for t, batch in ((tables, on_device(host)), (empty, streamed))
+    ]
+    np.testing.assert_array_equal(*found)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lattec_jax import evaluate, predict, train, workdir
 from lattec_jax.config import parse
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import ConfigError, DataError, TrainingError
 from lattec_jax.run_log import RunLog
 from tests.dummy import dummy_checkpoint
 
@@ -142,6 +142,42 @@ def test_labels_of_the_training_images_change_nothing(place):
     assert one == two
 
 
+def test_a_run_is_not_continued_with_other_data(place):
+    run("labelled")
+    (place / "labelled/classes.txt").write_text("dog\ncat\nbird\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*class_names: there"):
+        run("labelled")
+    with pytest.raises(DataError, match="was trained on the classes cat, dog, bird"):
+        evaluate.main(["evaluate", "--workdir=runs/labelled-latteclip-s0"])
+    (place / "labelled/classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+    picture = place / "labelled/train/cat/c001.png"
+    Image.new("RGB", (20, 20)).save(picture)
+    with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*training_images"):
+        run("labelled")
+
+
+def test_a_run_that_diverges_stops_and_saves_nothing_of_it(place):
+    with pytest.raises(TrainingError, match=r"the loss is \S+ at step \d.*Lower --config\.train"):
+        run("labelled", "--config.train.learning_rate=1e30")
+    directory = place / "runs/labelled-latteclip-s0"
+    assert not (directory / "results.json").exists()
+    saved = [int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit()]
+    assert all(step <= 2 for step in saved)
+
+
+def test_descriptions_of_a_part_of_the_images_are_refused(place):
+    run("labelled", "--workdir=first")
+    path = next((place / "artifacts/labelled/descriptions").glob("pixels-image.jsonl"))
+    half = path.read_text(encoding="utf-8").splitlines(keepends=True)[:18]
+    (path.parent / "mine-image.jsonl").write_text("".join(half), encoding="utf-8")
+    with pytest.raises(DataError, match=r"18 of 36 images have no image description.*50\.0%"):
+        train.main(
+            arguments(
+                "labelled", "--config.descriptions.engine=mine", "--config.method.texts=('image',)"
+            )
+        )
+
+
 def test_an_interrupted_run_continues_as_if_nothing_had_been(place, monkeypatch):
     run("labelled", "--workdir=whole")
     written = RunLog.write
@@ -182,15 +218,19 @@ def test_the_released_preset_and_a_streamed_store(place):
 
 
 def test_what_is_missing_is_said(place):
-    with pytest.raises(DataError, match=r"python -m captioning\.describe --config=configs/folder"):
+    with pytest.raises(
+        DataError, match=r"python -m captioning\.describe --config=configs/folder\.py --config\.d"
+    ):
         train.main(arguments("labelled", "--config.descriptions.engine=llava"))
     assert not (place / "runs").exists()  # nothing was claimed for a run that cannot start
     with pytest.raises(DataError, match="flyp_oracle trains with true labels"):
         train.main(arguments("unlabelled", "--config.method.name=flyp_oracle"))
-    with pytest.raises(ConfigError, match=r"python -m convert\.openclip_to_flax"):
+    with pytest.raises(ConfigError, match=r"config\.weights: expected a converted directory"):
         train.main(arguments("labelled", "--config.weights="))
     with pytest.raises(ConfigError, match="multiple of the 8 devices"):
         train.main(arguments("labelled", "--config.train.batch_size=20"))
+    with pytest.raises(ConfigError, match=r"config\.log_every: expected at least 1 steps, found 0"):
+        train.main(arguments("labelled", "--config.log_every=0"))
     with pytest.raises(ConfigError, match="Did you mean 'latteclip'"):
         train.main(arguments("labelled", "--config.method.name=lateclip"))
 

@@ -10,6 +10,8 @@ from ml_collections import ConfigDict
 from lattec_jax import workdir
 from lattec_jax.errors import ConfigError
 
+RECORD = {"weights_sha256": "ab", "class_names": ["cat", "dog"], "batch_size": 8}
+
 
 def config(**changes) -> ConfigDict:
     values = {"seed": 0, "template": "a photo of a {}.", "method": {"texts": ("class", "image")}}
@@ -18,17 +20,17 @@ def config(**changes) -> ConfigDict:
 
 def test_the_same_configuration_goes_on(tmp_path):
     place = tmp_path / "runs" / "one"
-    workdir.claim(place, config())
+    workdir.claim(place, config(), RECORD)
     assert json.loads((place / "config.json").read_text())["method"]["texts"] == ["class", "image"]
-    workdir.claim(place, config())
+    workdir.claim(place, config(), RECORD)
 
 
 def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
-    workdir.claim(tmp_path, config())
+    workdir.claim(tmp_path, config(), RECORD)
     before = (tmp_path / "config.json").read_bytes()
     other = config(seed=1, method={"texts": ("class",)}, extra=3)
     with pytest.raises(ConfigError) as refused:
-        workdir.claim(tmp_path, other)
+        workdir.claim(tmp_path, other, RECORD)
     message = str(refused.value)
     assert "seed: there 0, here 1" in message
     assert "method.texts: there ['class', 'image'], here ['class']" in message
@@ -42,7 +44,7 @@ def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path):
     with pytest.raises(ConfigError, match="not empty and no work directory"):
         workdir.check(tmp_path, config())
     with pytest.raises(ConfigError, match="not empty and no work directory"):
-        workdir.claim(tmp_path, config())
+        workdir.claim(tmp_path, config(), RECORD)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
 
@@ -53,19 +55,31 @@ def test_checking_writes_nothing(tmp_path):
 
 def test_what_a_killed_claim_left_is_no_obstacle(tmp_path):
     (tmp_path / "config.partial").write_text("{")
-    workdir.claim(tmp_path, config())
+    workdir.claim(tmp_path, config(), RECORD)
     assert (tmp_path / "config.json").exists()
 
 
 def test_a_place_that_cannot_be_written_is_said(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"not empty and no work directory"):
-        workdir.claim(tmp_path / "file", config())
+        workdir.claim(tmp_path / "file", config(), RECORD)
     with pytest.raises(ConfigError, match="cannot write the work directory"):
-        workdir.claim(tmp_path / "file" / "below", config())
+        workdir.claim(tmp_path / "file" / "below", config(), RECORD)
 
 
 def test_a_damaged_config_is_said(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
         workdir.check(tmp_path, config())
+
+
+def test_other_inputs_are_refused_with_what_differs(tmp_path):
+    workdir.claim(tmp_path, config(), RECORD)
+    workdir.check_inputs(tmp_path, RECORD)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ConfigError) as refused:
+        workdir.claim(tmp_path, config(), {**RECORD, "class_names": ["dog", "cat"]})
+    assert "class_names: there ['cat', 'dog'], here ['dog', 'cat']" in str(refused.value)
+    assert "weights_sha256" not in str(refused.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    workdir.check_inputs(tmp_path / "new", RECORD)  # nothing there, nothing to refuse

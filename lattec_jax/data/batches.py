@@ -30,7 +30,7 @@ class HostBatch:
             concatenated groups.
         text_images: `[B, K]` whose description each image uses: its own unless redrawn.
         text_lengths: tokens of each group of the plan.
-        starts_epoch: whether this is the first step of an epoch.
+        ends_epoch: whether this is the last step of an epoch.
     """
 
     images: np.ndarray
@@ -38,7 +38,7 @@ class HostBatch:
     text_places: np.ndarray
     text_images: np.ndarray
     text_lengths: tuple[int, ...]
-    starts_epoch: bool
+    ends_epoch: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +96,7 @@ class Batches:
             text_places=places,
             text_images=text_images,
             text_lengths=plan.lengths,
-            starts_epoch=place == 0,
+            ends_epoch=place == self.steps_per_epoch - 1,
         )
 
     def _same_label(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -30,12 +30,19 @@ class Dataset:
     train: Split
     test: Split | None
     protocol: str  # how the test figures come about, for results.json
+    synonyms: tuple[tuple[str, ...], ...] = ()  # further names of each class; (): none has any
+
+    @property
+    def names(self) -> tuple[tuple[str, ...], ...]:
+        """All names of each class, the display name (`class_names`) first."""
+        further = self.synonyms or ((),) * len(self.class_names)
+        return tuple((name, *more) for name, more in zip(self.class_names, further, strict=True))
 
 
 def check(dataset: Dataset) -> None:
     """Raise DataError where a data set breaks what everything else relies on.
 
-    At least two class names, none twice; ids unique within a split; one label a picture, each of
+    At least two classes, no name twice; ids unique within a split; one label a picture, each of
     an existing class; no picture in both splits.
     """
     names = dataset.class_names
@@ -43,7 +50,8 @@ def check(dataset: Dataset) -> None:
         raise DataError(
             f"expected at least two class names, found {len(names)}: {', '.join(names) or 'none'}"
         )
-    repeated = [name for name, count in Counter(names).items() if count > 1 or not name.strip()]
+    every = Counter(name for own in dataset.names for name in own)
+    repeated = [name for name, count in every.items() if count > 1 or not name.strip()]
     if repeated:
         raise DataError(f"expected class names that differ, found {repeated[0]!r} twice or empty")
     for part, split in (("train", dataset.train), ("test", dataset.test)):
@@ -70,17 +78,13 @@ def _check_split(part: str, split: Split, classes: int) -> None:
 
 def _check_apart(train: Split, test: Split) -> None:
     """The protocol is inductive: training never sees a test picture, by whatever path."""
-    folders: dict[str, str] = {}
-
-    def real(path: Path) -> str:
-        folder, name = os.path.split(os.path.abspath(path))
-        if folder not in folders:
-            folders[folder] = os.path.realpath(folder)
-        return os.path.join(folders[folder], name)
-
-    trained = {real(path): image for image, path in zip(train.ids, train.paths, strict=True)}
+    trained = {
+        os.path.realpath(path): image for image, path in zip(train.ids, train.paths, strict=True)
+    }
     both = [
-        image for image, path in zip(test.ids, test.paths, strict=True) if real(path) in trained
+        image
+        for image, path in zip(test.ids, test.paths, strict=True)
+        if os.path.realpath(path) in trained
     ]
     if both:
         raise DataError(

@@ -143,10 +143,15 @@ def read(
         for kind in kinds
     }
     digest = hashlib.sha256()
+    strangers: dict[tuple[str, str], str] = {}  # image and kind -> a member that is no such image
     for path in map(Path, paths):
         for record in _records(path, digest):
             if record.kind not in counts:
                 continue
+            strangers.pop((record.image, record.kind), None)  # the last record wins
+            other = next((member for member in record.members if member not in rows), None)
+            if other is not None and record.image in rows:
+                strangers[record.image, record.kind] = other
             row = rows.get(record.image)
             if row is None:
                 counts[record.kind]["unknown_image"] += 1
@@ -155,6 +160,13 @@ def read(
                 counts[record.kind]["duplicate"] += 1
             sources[record.kind][row] = (record.engine, record.model, record.prompt)
             texts[record.kind][row] = record.text
+    if strangers:
+        (image, kind), other = next(iter(strangers.items()))
+        raise DataError(
+            f"{len(strangers)} descriptions of groups have members that are not training images, "
+            f"the first: the {kind} description of {image!r} with {other!r}; describe them again "
+            "with python -m captioning.describe"
+        )
     for kind in kinds:
         texts[kind] = [(text or "").strip() or None for text in texts[kind]]
         described = sum(source is not None for source in sources[kind])

@@ -5,27 +5,31 @@
       train/dog/2.png               dog/2.png                b.webp
       test/cat/3.jpg              (a share is held out)    + --config.dataset.class_names=names.txt
 
-Ids are POSIX paths relative to the root. Names are compared without regard to case, and with "_" as
-a space; names that come from folders are shown with spaces too. Hidden files and folders are
-skipped, links to folders are followed.
+Ids are POSIX paths relative to the root. Class names, of which a class may have several, are
+compared as `class_names` says; those that come from folders are shown with spaces for "_". Hidden
+files and folders are skipped, links to folders are followed.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import logging
 import os
-import unicodedata
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from lattec_jax.data import class_names
+from lattec_jax.data.class_names import Names, key
 from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.errors import ConfigError, DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LISTED = 10  # items that an error message names
+log = logging.getLogger(__name__)
 
 
 def load_folder(config: ConfigDict) -> Dataset:
@@ -65,7 +69,14 @@ def load_folder(config: ConfigDict) -> Dataset:
             f"no training pictures are left below {root}: the test part takes all "
             f"{len(test)}; check config.dataset.train and config.dataset.test"
         )
-    return Dataset(settings.name, names, splits["train"], splits["test"], protocol)
+    return Dataset(
+        settings.name,
+        tuple(own[0] for own in names),
+        splits["train"],
+        splits["test"],
+        protocol,
+        tuple(own[1:] for own in names),
+    )
 
 
 def _root(value: str) -> Path:
@@ -88,7 +99,10 @@ def _source(root: Path, value: str, default: str) -> Path | None:
     """The folder or list of a split. None: not given, or the default name that is not there."""
     if not value:
         return None
-    found = _find(root, value)
+    if value == default:  # a folder of that name in the working directory is somebody else's
+        found = root / value if (root / value).exists() else None
+    else:
+        found = _find(root, value)
     if found is not None:
         if not found.is_dir() and found.suffix.lower() != ".txt":
             raise DataError(
@@ -118,11 +132,11 @@ def _refuse_class_as_split(
     """A class called "train" beside other class folders is not the training folder."""
     if not settings.class_names:
         return
-    known = {_key(name) for name in _read_class_names(root, settings.class_names)}
+    known = class_names.labels_by_key(_read_class_names(root, settings.class_names))
     for part, source in (("train", train), ("test", test)):
-        if source is None or source.parent != root or _key(source.name) not in known:
+        if source is None or source.parent != root or key(source.name) not in known:
             continue
-        others = [p.name for p in sorted(root.iterdir()) if p.is_dir() and _key(p.name) in known]
+        others = [p.name for p in sorted(root.iterdir()) if p.is_dir() and key(p.name) in known]
         if len(others) > 1:
             raise DataError(
                 f"{source} would be the {part} folder, but {source.name!r} is one of the class "
@@ -207,38 +221,22 @@ def _lines(path: Path) -> list[str]:
     return [line.strip() for line in text.split("\n")]
 
 
-def _key(name: str) -> str:
-    """What two spellings of a class name have in common."""
-    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
-
-
 def _class_names(
     root: Path, setting: str, source: Path, pictures: dict[str, Path]
-) -> tuple[str, ...]:
-    """The class names from their file, or else from the class sub-folders."""
+) -> list[tuple[str, ...]]:
+    """The names of each class from their file, or else from the class sub-folders."""
     if setting:
-        names = _read_class_names(root, setting)
-        where = setting
+        names, where = _read_class_names(root, setting), setting
     else:
         folders = {_class_folder(source, path) for path in pictures.values()} - {None}
-        names = [" ".join(name.replace("_", " ").split()) for name in sorted(folders)]
+        names = [(" ".join(name.replace("_", " ").split()),) for name in sorted(folders)]
         where = f"the sub-folders of {source}"
-    seen: dict[str, str] = {}
-    for name in names:
-        if _key(name) in seen:
-            raise DataError(
-                f"class names in {where}: {seen[_key(name)]!r} and {name!r} are the same name "
-                "(case and '_' do not count); keep one"
-            )
-        seen[_key(name)] = name
-    if len(names) < 2:
-        raise DataError(
-            f"expected at least two class names in {where}, found {len(names)}: "
-            f"{', '.join(names) or 'none'}. Name them in a text file, one a line, and set "
-            "--config.dataset.class_names=FILE, or put the pictures into one folder for each class"
-            + _hint_about_split(source)
-        )
-    return tuple(names)
+    advice = (
+        "Name them in a text file, one a line, and set --config.dataset.class_names=FILE, or put "
+        "the pictures into one folder for each class"
+    )
+    class_names.check(names, where, advice + _hint_about_split(source))
+    return names
 
 
 def _hint_about_split(source: Path) -> str:
@@ -247,19 +245,14 @@ def _hint_about_split(source: Path) -> str:
     return f'. If {source.name!r} is a class of yours, set --config.dataset.{source.name}=""'
 
 
-def _read_class_names(root: Path, setting: str) -> list[str]:
+def _read_class_names(root: Path, setting: str) -> list[tuple[str, ...]]:
     path = _find(root, setting)
     if path is None:
         raise DataError(
             f"config.dataset.class_names: no file {setting} (looked in {Path.cwd()} and "
             f"{root.absolute()}); expected a text file with one class name a line"
         )
-    names = _lines(path)
-    while names and not names[-1]:
-        names.pop()
-    if "" in names:
-        raise DataError(f"{path}, line {names.index('') + 1}: expected a class name, found nothing")
-    return names
+    return class_names.parse(_lines(path), path)
 
 
 def _class_folder(source: Path, path: Path) -> str | None:
@@ -273,16 +266,17 @@ def _class_folder(source: Path, path: Path) -> str | None:
 def _hold_out(
     pictures: dict[str, Path], share: float, seed: int
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Split sorted pictures by a seeded permutation into training and held-out ones."""
+    """Split pictures into training and held-out ones by a hash of seed and id, so that pictures
+    that are added later leave the others where they are."""
     if not 0 <= share < 1:
         raise ConfigError(
             f"config.dataset.held_out: expected a share of at least 0 and below 1, found {share}"
         )
     ids = list(pictures)
     count = min(max(1, round(share * len(ids))), len(ids) - 1) if share else 0
-    held = set(np.random.default_rng(seed).permutation(len(ids))[:count].tolist())
-    train = {image: pictures[image] for i, image in enumerate(ids) if i not in held}
-    return train, {image: pictures[image] for i, image in enumerate(ids) if i in held}
+    held = set(sorted(ids, key=lambda i: hashlib.sha256(f"{seed} {i}".encode()).digest())[:count])
+    train = {image: pictures[image] for image in ids if image not in held}
+    return train, {image: pictures[image] for image in ids if image in held}
 
 
 def _labels(
@@ -290,26 +284,35 @@ def _labels(
     setting: str,
     parts: dict[str, dict[str, Path]],
     bases: dict[str, Path],
-    names: Sequence[str],
+    names: Names,
 ) -> dict[str, np.ndarray | None]:
     """The labels of each part as `config.dataset.labels` wants them."""
     if setting == "none":
         return dict.fromkeys(parts)
     if setting not in ("auto", "folders"):
         return _labels_from_csv(root, setting, parts, names)
-    classes = {_key(name): label for label, name in enumerate(names)}
+    classes = class_names.labels_by_key(names)
     labels: dict[str, np.ndarray | None] = {}
     for part, pictures in parts.items():
         found = [_label_of_folders(root, bases[part], p, classes) for p in pictures.values()]
         labels[part] = None
         if None not in found:
             labels[part] = np.array(found, np.int32)
+        elif setting == "auto" and any(label is not None for label in found):
+            log.warning(
+                "%d of %d pictures of the %s part lie in folders that bear a class name; others, "
+                "the first %r, do not, so no labels are read there. Rename their folders, or set "
+                "config.dataset.labels",
+                *(len(found) - found.count(None), len(found), part),
+                list(pictures)[found.index(None)],
+            )
         elif setting == "folders":
             image = list(pictures)[found.index(None)]
+            shown = [own[0] for own in names]
             raise DataError(
                 f'config.dataset.labels="folders": expected every picture below a folder that '
                 f"bears a class name, but {found.count(None)} of {len(found)} in the {part} part "
-                f"are not, the first: {image!r}. The class names are {_listing(names)}"
+                f"are not, the first: {image!r}. The class names are {_listing(shown)}"
             )
     return labels
 
@@ -318,13 +321,13 @@ def _label_of_folders(root: Path, base: Path, path: Path, classes: dict[str, int
     """The class of the nearest folder above a picture, within its part, that bears one's name."""
     within = base if base.is_dir() else root
     for folder in reversed(Path(os.path.relpath(path, within)).parts[:-1]):
-        if _key(folder) in classes:
-            return classes[_key(folder)]
+        if key(folder) in classes:
+            return classes[key(folder)]
     return None
 
 
 def _labels_from_csv(
-    root: Path, setting: str, parts: dict[str, dict[str, Path]], names: Sequence[str]
+    root: Path, setting: str, parts: dict[str, dict[str, Path]], names: Names
 ) -> dict[str, np.ndarray | None]:
     file = _find(root, setting)
     if file is None or not file.is_file():
@@ -349,11 +352,11 @@ def _labels_from_csv(
 
 
 def _read_csv(
-    root: Path, file: Path, parts: dict[str, dict[str, Path]], names: Sequence[str]
+    root: Path, file: Path, parts: dict[str, dict[str, Path]], names: Names
 ) -> dict[str, int]:
     """Image id -> label, for the rows of a CSV."""
     known = set().union(*parts.values())
-    classes = {_key(name): label for label, name in enumerate(names)}
+    classes = class_names.labels_by_key(names)
     rows = csv.DictReader(_lines(file))
     header = [field.strip() for field in rows.fieldnames or ()]
     if "image" not in header or "label" not in header:
@@ -372,13 +375,14 @@ def _read_csv(
                 f"{where}: there is no picture {image!r}; expected a path relative to "
                 f"{root.absolute()} such as {min(known)!r}"
             )
-        number = classes.get(_key(label))
+        number = classes.get(key(label))
         if number is None and label.isdecimal() and int(label) < len(names):
             number = int(label)
         if number is None:
+            shown = [own[0] for own in names]
             raise DataError(
                 f"{where}: expected a class name or an index from 0 to {len(names) - 1}, found "
-                f"{label!r}. The class names are {_listing(names)}"
+                f"{label!r}. The class names are {_listing(shown)}"
             )
         if table.setdefault(image, number) != number:
             raise DataError(f"{where}: a second label for {image!r}, unlike the first")

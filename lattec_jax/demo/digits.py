@@ -70,7 +70,7 @@ def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
     except ImportError as error:
         raise DataError(
             "expected scikit-learn, which carries the demo's handwritten digits, found none; "
-            "pip install 'lattec_jax[demo]'"
+            "pip install scikit-learn"
         ) from error
     digits = load_digits()
     # 17 grey levels, 0 to 16, spread over 0 to 255.

@@ -59,7 +59,7 @@ class Renderer:
         if missing:
             raise DataError(
                 f"expected matplotlib's fonts in {folder}, found no {', '.join(missing)}; "
-                "install a matplotlib that carries them: pip install 'lattec_jax[demo]'"
+                "install a matplotlib that carries them: pip install -e '.[demo]'"
             )
         self.size = size
         self._paths = [str(folder / f"{name}.ttf") for name in fonts]
@@ -110,7 +110,7 @@ def _font_folder() -> Path:
     except ImportError as error:
         raise DataError(
             "expected matplotlib, whose fonts the demo's digits are drawn from, found none; "
-            "pip install 'lattec_jax[demo]'"
+            "pip install -e '.[demo]'"
         ) from error
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 

@@ -60,6 +60,6 @@ class Method(Protocol):
         """The loss, and whatever `update` and the log need from it."""
 
     def update(
-        self, state: State, labels: Int[Array, "J B"], aux: Any, starts_epoch: Bool[Array, ""]
+        self, state: State, labels: Int[Array, "J B"], aux: Any, ends_epoch: Bool[Array, ""]
     ) -> tuple[State, dict[str, Float[Array, ""]]]:
         """The next state, and figures for the log."""

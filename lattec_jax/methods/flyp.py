@@ -59,7 +59,7 @@ class FLYP:
         return (loss if self.loss_reduction == "sum" else loss / 2), None
 
     def update(
-        self, state: tuple[()], labels: Int[Array, "1 B"], aux: None, starts_epoch: Bool[Array, ""]
+        self, state: tuple[()], labels: Int[Array, "1 B"], aux: None, ends_epoch: Bool[Array, ""]
     ) -> tuple[tuple[()], dict[str, Float[Array, ""]]]:
         """Nothing to update."""
         return state, {}

@@ -158,7 +158,7 @@ class LatteCLIP:
         state: Prototypes,
         labels: Int[Array, "J B"],
         aux: dict[str, jax.Array],
-        starts_epoch: Bool[Array, ""],
+        ends_epoch: Bool[Array, ""],
     ) -> tuple[Prototypes, dict[str, Float[Array, ""]]]:
         """Move the prototypes: label by label (paper) or by one mean over all (released code)."""
         moved, mixed = state.current, aux["mixed"]
@@ -171,7 +171,7 @@ class LatteCLIP:
                 moved = move_prototypes(moved, t_bar, label, self.momentum)
         weighing = moved
         if self.weigh_by == "epoch_start":
-            weighing = jnp.where(starts_epoch, moved, state.weighing)
+            weighing = jnp.where(ends_epoch, moved, state.weighing)
         return Prototypes(moved, weighing), self._figures(labels, aux)
 
     def _weigh(self, texts: Float[Array, "... D"], state: Prototypes) -> Float[Array, ...]:

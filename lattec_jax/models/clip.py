@@ -219,7 +219,9 @@ class TextTower(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
         count, length = tokens.shape
-        x = self.token_embedding[...].astype(self.dtype)[tokens]
+        # Looked up before it is cast: the gradient of a common token is a sum over all its places,
+        # and bfloat16 would lose most of it.
+        x = self.token_embedding[...][tokens].astype(self.dtype)
         x = x + self.positional_embedding[...].astype(self.dtype)[:length]
         x = _run_blocks(self.blocks, x, self.remat)
         read_out = self.ln_final(x[jnp.arange(count), self._positions(tokens)])

@@ -70,7 +70,9 @@ def config(tmp_path):
 
 def write_labels(config, labels=LABELS, ids=tuple(IDS)) -> None:
     source = pseudo_labels.provenance(
-        pseudo_labels.weights_sha256(config.weights), CLASSES, [config.template]
+        pseudo_labels.weights_sha256(config.weights),
+        [(name,) for name in CLASSES],
+        config.templates,
     )
     path = pseudo_labels.pseudo_labels_path(config, source)
     scores = np.full(len(ids), 0.5)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+import threading
 
 import numpy as np
 import pytest
@@ -27,7 +29,7 @@ def test_an_epoch_is_a_permutation_without_its_incomplete_last_batch(batches):
         steps = [batches.at(epoch * 6 + place) for place in range(6)]
         seen = np.concatenate([host.images for host in steps])
         assert len(set(seen.tolist())) == 48 and seen.min() >= 0 and seen.max() < N
-        assert [host.starts_epoch for host in steps] == [True] + [False] * 5
+        assert [host.ends_epoch for host in steps] == [False] * 5 + [True]
     first = np.concatenate([batches.at(s).images for s in range(6)])
     second = np.concatenate([batches.at(s).images for s in range(6, 12)])
     assert not np.array_equal(first, second)
@@ -73,6 +75,10 @@ def test_redrawn_groups_share_the_label_and_change_with_the_step(batches):
     drawn = {s: redrawn.at(s).text_images[:, 1].tolist() for s in (0, 6)}
     assert drawn[0] != drawn[6]
     assert redrawn.at(6).text_images.tolist() == redrawn.at(6).text_images.tolist()
+    # With a single label the draw depends on nothing but seed and step.
+    single = dataclasses.replace(redrawn, groups=np.zeros(N, np.int32))
+    drawn = [single.at(step).text_images[:, 1].tolist() for step in range(4)]
+    assert all(one != other for one, other in itertools.combinations(drawn, 2))
 
 
 def test_prefetch_keeps_order_and_passes_exceptions():
@@ -102,3 +108,4 @@ def test_prefetch_runs_only_a_little_ahead():
     assert [next(stream) for _ in range(3)] == [0, 1, 2]
     stream.close()
     assert len(drawn) <= 6
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]

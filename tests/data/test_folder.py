@@ -71,12 +71,21 @@ def test_held_out_share(tmp_path):
     for split in (dataset.train, dataset.test):
         assert list(split.ids) == sorted(split.ids)
         assert split.labels.tolist() == [int(image[0] == "b") for image in split.ids]
-    order = np.random.default_rng(0).permutation(50)[:10]
-    every = sorted(dataset.train.ids + dataset.test.ids)
-    assert set(dataset.test.ids) == {every[i] for i in order}
+    digests = {
+        image: hashlib.sha256(f"0 {image}".encode()).hexdigest()
+        for image in (*dataset.train.ids, *dataset.test.ids)
+    }
+    assert set(dataset.test.ids) == set(sorted(digests, key=digests.get)[:10])
     assert load(tmp_path).test.ids == dataset.test.ids
     assert load(tmp_path, split_seed=1).test.ids != dataset.test.ids
     assert dataset.protocol == "0.2 held out (seed 0), inductive, last step"
+    before = set(dataset.train.ids)
+    touch(tmp_path, "a/00b.jpg")  # one more picture moves at most one other
+    assert (
+        len(before - set(load(tmp_path).train.ids))
+        + len(set(dataset.test.ids) - set(load(tmp_path).test.ids))
+        <= 1
+    )
 
 
 def test_no_test_pictures(tmp_path):
@@ -229,6 +238,11 @@ def test_mistakes_in_settings(usual, settings, error, message):
         ("cat\ndog\nCAT\n", "'cat' and 'CAT' are the same name"),
         ("a cat\na_cat", "'a cat' and 'a_cat' are the same name"),
         ("cat\n", "found 1: cat"),
+        (
+            "cat | \ndog\n",
+            r"names\.txt, line 1: expected a class name, found nothing beside a '\|'",
+        ),
+        ("cat | tom\ndog | Tom\n", "'tom' and 'Tom' are the same name"),
         ("", "found 0: none"),
     ],
 )
@@ -236,6 +250,20 @@ def test_mistakes_in_class_names(usual, text, message):
     (usual / "names.txt").write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=message):
         load(usual, class_names="names.txt")
+
+
+def test_several_names_of_a_class(tmp_path):
+    touch(tmp_path, "motor_car/1.jpg", "Automobile/2.jpg", "dog/3.jpg", "car/4.jpg")
+    (tmp_path / "names.txt").write_text("dog\nautomobile | car|motor car\n", encoding="utf-8")
+    dataset = load(tmp_path, class_names="names.txt", held_out=0.0)
+    assert dataset.class_names == ("dog", "automobile")
+    assert dataset.names == (("dog",), ("automobile", "car", "motor car"))
+    assert dataset.train.ids[0] == "Automobile/2.jpg"
+    assert dataset.train.labels.tolist() == [1, 1, 0, 1]
+    (tmp_path / "labels.csv").write_text("image,label\n" + "dog/3.jpg,Motor_Car\n")
+    lists = {"train": "train.txt", "labels": "labels.csv", "class_names": "names.txt"}
+    (tmp_path / "train.txt").write_text("dog/3.jpg\n")
+    assert load(tmp_path, **lists, held_out=0.0).train.labels.tolist() == [1]
 
 
 def test_no_pictures(tmp_path):
@@ -296,6 +324,7 @@ def test_check_of_other_data_sets(tmp_path):
     for changes, message in [
         ({"class_names": ("x", "x")}, "'x' twice"),
         ({"class_names": ("x",)}, "found 1: x"),
+        ({"synonyms": (("z",), ("z",))}, "'z' twice"),
         ({"train": other}, "'a' 2 times"),
         ({"train": dataclasses.replace(good, labels=np.array([0, 2]))}, "from 0 to 1 .* 0 to 2"),
         ({"train": dataclasses.replace(good, labels=np.array([0]))}, "expected 2 labels"),

@@ -57,7 +57,7 @@ def test_the_shipped_one_is_small_and_the_demo_uses_it() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 2.5e6
     config = configs.demo.get_config()
     assert Path(config.weights) == SHIPPED
-    assert config.presets.paper.template == pretrain.TEMPLATE
+    assert config.presets.paper.templates == (pretrain.TEMPLATE,)
 
 
 def test_the_shipped_tokenizer_knows_the_engines_words(held_out: pretrain.Rendered) -> None:

@@ -12,9 +12,10 @@ from lattec_jax import sharding
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.flyp import FLYP
 from lattec_jax.methods.latteclip import LatteCLIP
-from lattec_jax.models.clip import bind, define
+from lattec_jax.micro_batches import Encoder
+from lattec_jax.models.clip import define
 from lattec_jax.models.config import text_lengths
-from lattec_jax.step import Batch, Tables, encode_batch
+from lattec_jax.step import Batch, Tables, gather_features
 from tests.openclip_models import flat_params, random_open_clip, shrunken
 
 B, C, K = 12, 5, 2
@@ -64,19 +65,15 @@ class Setting:
             text_rows=(jnp.arange(B * kinds),) if kinds else (),
             text_places=jnp.arange(B * kinds),
             text_images=jnp.repeat(images[:, None], kinds, axis=1),
-            starts_epoch=jnp.asarray(False),
+            ends_epoch=jnp.asarray(False),
         )
 
         def loss(params):
-            features, labels = encode_batch(
-                bind(definition, params),
-                method,
-                state,
-                jnp.asarray(self.images),
-                tables,
-                batch,
-                (32,) if kinds else (),
-                mesh,
+            encoder = Encoder(definition, params, mesh)
+            image_features = encoder.images(jnp.asarray(self.images), lambda images: images)
+            lengths = (32,) if kinds else ()
+            features, labels = gather_features(
+                encoder, method, state, image_features, tables, batch, lengths
             )
             return method.loss(features, labels, state)[0], labels
 

@@ -163,15 +163,20 @@ def test_released_update_takes_one_mean_over_both_labels(case):
 
 
 def test_weights_by_the_prototypes_of_the_epochs_start(case):
+    """Three steps an epoch: the weights of each step are by the prototypes before the first."""
     method = LatteCLIP(0.5, 0.2, weigh_by="epoch_start")
     state = Prototypes(*(jnp.asarray(case.prototypes, jnp.float32),) * 2)
     labels = jnp.stack([jnp.asarray(case.zero_shot)] * 2)
-    _, aux = method.loss(case.features(np.asarray(labels), jnp.float32), labels, state)
-    within, _ = method.update(state, labels, aux, jnp.asarray(False))
-    np.testing.assert_array_equal(within.weighing, state.weighing)
-    assert np.abs(within.current - state.current).max() > 1e-3
-    _, later = method.loss(case.features(np.asarray(labels), jnp.float32), labels, within)
-    np.testing.assert_array_equal(later["description_weights"], aux["description_weights"])
+    features = case.features(np.asarray(labels), jnp.float32)
+    for step in range(7):
+        if step % 3 == 0:
+            at_start = state.current
+        _, aux = method.loss(features, labels, state)
+        expected = margin_weights(features.descriptions, at_start) * case.present
+        np.testing.assert_array_equal(aux["description_weights"], expected)
+        before = state.current
+        state, _ = method.update(state, labels, aux, jnp.asarray(step % 3 == 2))
+        assert np.abs(state.current - before).max() > 1e-6
 
 
 def test_ablations_drop_what_they_name(case):

@@ -108,3 +108,16 @@ def test_initial_parameters_are_those_that_a_checkpoint_expects():
     params = initial_params(config, seed=3)
     assert {name: value.shape for name, value in params.items()} == expected_shapes(config)
     assert all(value.dtype == jnp.float32 for value in params.values())
+
+
+def test_bfloat16_keeps_the_gradient_of_tokens_that_every_text_has():
+    checkpoint = dummy_checkpoint()
+    tokens = np.repeat(checkpoint.tokenizer(["a photo of the cat"])[:, :8], 1024, axis=0)
+
+    def gradient(dtype: type) -> np.ndarray:
+        definition = define(checkpoint.config, dtype=dtype)
+        loss = lambda p: bind(definition, p).encode_text(tokens)[:, :4].sum()  # noqa: E731
+        return np.asarray(jax.jit(jax.grad(loss))(checkpoint.params)["text/token_embedding"])
+
+    exact, rough = gradient(jnp.float32), gradient(jnp.bfloat16)
+    assert np.linalg.norm(rough - exact) <= 0.05 * np.linalg.norm(exact)

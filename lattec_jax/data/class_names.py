@@ -1,0 +1,60 @@
+"""Class names: a line of their file holds one class, "automobile | car", its display name first.
+
+Names are compared without regard to case, and with "_" as a space.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+
+from lattec_jax.errors import DataError
+
+Names = Sequence[tuple[str, ...]]  # of each class
+
+
+def key(name: str) -> str:
+    """What two spellings of a class name have in common."""
+    return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
+
+
+def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
+    """The names of each class, one class a line. Empty lines at the end do not count.
+
+    Raises:
+        DataError: a name is empty.
+    """
+    lines = list(lines)
+    while lines and not lines[-1]:
+        lines.pop()
+    names = [tuple(name.strip() for name in line.split("|")) for line in lines]
+    for number, own in enumerate(names, 1):
+        if "" in own:
+            raise DataError(
+                f"{path}, line {number}: expected a class name, found nothing"
+                + (f" beside a '|' in {lines[number - 1]!r}" if len(own) > 1 else "")
+            )
+    return names
+
+
+def check(names: Names, where: str, advice: str) -> None:
+    """Raise DataError for fewer than two classes (with `advice`) or a name that is there twice."""
+    seen: dict[str, str] = {}
+    for name in (name for own in names for name in own):
+        if key(name) in seen:
+            raise DataError(
+                f"class names in {where}: {seen[key(name)]!r} and {name!r} are the same name "
+                "(case and '_' do not count); keep one"
+            )
+        seen[key(name)] = name
+    if len(names) < 2:
+        raise DataError(
+            f"expected at least two class names in {where}, found {len(names)}: "
+            f"{', '.join(own[0] for own in names) or 'none'}. {advice}"
+        )
+
+
+def labels_by_key(names: Names) -> dict[str, int]:
+    """The label of each name, by its key."""
+    return {key(name): label for label, own in enumerate(names) for name in own}

@@ -1,0 +1,78 @@
+"""Class-descriptions: every template with every name of every class.
+
+The zero-shot classifier is an ensemble, as open_clip's `build_zero_shot_classifier` makes it: the
+features of all descriptions of a class, each normalised, are averaged and normalised again. It
+gives the pseudo-labels, the initial prototypes and FLYP's final classifier. Inside of a training
+step a class has one description, that of the first template and the first name: the text tower
+encodes it anew at each step, and an ensemble of 80 templates would cost 80 times as much.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from lattec_jax.data.text_plan import bucket_length
+from lattec_jax.data.tokenizer import Tokenizer
+from lattec_jax.errors import ConfigError
+from lattec_jax.models.config import TextConfig, text_lengths
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassPrompts:
+    """The tokens of all P class-descriptions of C classes."""
+
+    tokens: Int[np.ndarray, "P L"]
+    classes: Int[np.ndarray, " P"]  # which class each describes
+    first: Int[np.ndarray, "C M"]  # only the first template with the first name
+
+
+def templates(config: ConfigDict) -> tuple[str, ...]:
+    """`config.templates`, checked.
+
+    Raises:
+        ConfigError: no templates, or one without a place for the class name.
+    """
+    found = config.templates
+    if isinstance(found, str) or not found:
+        raise ConfigError(
+            "config.templates: expected one or more strings with {} for the class name, such as "
+            f"--config.templates='(\"a photo of a {{}}.\",)', found {found!r}"
+        )
+    for template in found:
+        if not isinstance(template, str) or "{}" not in template:
+            raise ConfigError(
+                "config.templates: expected {} in each, where the class name goes, found "
+                f"{template!r}"
+            )
+    return tuple(found)
+
+
+def class_prompts(
+    names: Sequence[Sequence[str]],
+    templates: Sequence[str],
+    tokenizer: Tokenizer,
+    config: TextConfig,
+) -> ClassPrompts:
+    """Tokens of the class-descriptions, cropped to the bucket of the longest.
+
+    Args:
+        names: of each class, the display name first.
+        templates: with {} for the name.
+        tokenizer: of the model.
+        config: of its text tower.
+    """
+    pairs = [(c, t, n) for c, own in enumerate(names) for t in templates for n in own]
+    tokens = tokenizer([template.replace("{}", name) for _, template, name in pairs])
+    classes = np.array([c for c, _, _ in pairs], np.int32)
+    first = tokens[np.searchsorted(classes, np.arange(len(names)))]
+    return ClassPrompts(_crop(tokens, config), classes, _crop(first, config))
+
+
+def _crop(tokens: Int[np.ndarray, "P L"], config: TextConfig) -> Int[np.ndarray, "P M"]:
+    longest = int(text_lengths(tokens, config).max())
+    return tokens[:, : bucket_length(longest, config.context_length)]
