@@ -82,7 +82,9 @@ class Encoders:
                 if count < size:  # the last batch: fill up, so that nothing is compiled again
                     batch = np.concatenate([batch, np.repeat(batch[:1], size - count, axis=0)])
                 # Not fetched here: the next batch is sent while this one is computed.
-                features.append(encode(params, jax.device_put(batch, where))[:count])
+                with jax.default_matmul_precision("highest"):  # float32 is float32 everywhere
+                    encoded = encode(params, jax.device_put(batch, where))
+                features.append(encoded[:count])
                 if len(features) > 2:
                     features[-3] = np.asarray(features[-3])
                 bar.update(count)

@@ -182,9 +182,11 @@ def make_train_step(
     def step(
         state: TrainState, tables: Tables, batch: Batch, text_lengths: tuple[int, ...]
     ) -> tuple[TrainState, Figures]:
-        (value, (labels, aux)), gradient = jax.value_and_grad(loss, has_aux=True)(
-            state.params, state, tables, batch, text_lengths
-        )
+        # Accelerators otherwise multiply float32 in fewer bits; bfloat16 towers are not touched.
+        with jax.default_matmul_precision("highest"):
+            (value, (labels, aux)), gradient = jax.value_and_grad(loss, has_aux=True)(
+                state.params, state, tables, batch, text_lengths
+            )
         updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
         params = clamp_logit_scale(optax.apply_updates(state.params, updates))
         method_state, figures = method.update(state.method, labels, aux, batch.ends_epoch)
