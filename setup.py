@@ -61,6 +61,7 @@ setup(
             *DEMO,
             "build>=1.2",
             "pytest>=8,<10",
+            "pytest-xdist>=3.6,<4",
             "ruff==0.17.6",
             "torch==2.13.0",
             "torchvision==0.28.0",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -39,17 +40,20 @@ def pictures_at(path: Path) -> list[Path]:
     return paths
 
 
-def read_pixels(
-    paths: Sequence[Path], preprocess: Preprocess
-) -> Iterator[tuple[Path, np.ndarray | UnreadablePicture]]:
-    """Each picture's evaluation pixels [S, S, 3], or why there are none."""
+def readable(
+    paths: Sequence[Path], preprocess: Preprocess, unreadable: list[Path]
+) -> Iterator[tuple[Path, np.ndarray]]:
+    """Each picture's evaluation pixels [S, S, 3]; the others are said and put in `unreadable`."""
     for path in paths:
         try:
             picture = open_picture(path)
             with picture_errors(path):
-                yield path, preprocess.pixels(picture)
+                pixels = preprocess.pixels(picture)
         except UnreadablePicture as error:
-            yield path, error
+            unreadable.append(path)
+            print(f"unreadable: {error}", file=sys.stderr)
+            continue
+        yield path, pixels
 
 
 def main(argv: Sequence[str]) -> None:
@@ -74,21 +78,14 @@ def main(argv: Sequence[str]) -> None:
     encoders = stages.make_encoders(config, checkpoint, mesh)
     params = sharding.put(mesh, checkpoint.params)
     top = min(values.top, len(class_names))
-    unreadable, width = 0, max(map(len, class_names))
-    batch_size = config.compute.eval_batch_size
-    for start in range(0, len(paths), batch_size):
-        good = []
-        for path, found in read_pixels(paths[start : start + batch_size], checkpoint.preprocess):
-            if isinstance(found, UnreadablePicture):
-                unreadable += 1
-                print(f"unreadable: {found}", file=sys.stderr)
-            else:
-                good.append((path, found))
-        if not good:
-            continue
-        features = encoders.images(params, np.stack([pixels for _, pixels in good]))
-        scores = class_probabilities(features, classifier, float(checkpoint.params["logit_scale"]))
-        for (path, _), row in zip(good, scores, strict=True):
+    scale, width = float(checkpoint.params["logit_scale"]), max(map(len, class_names))
+    unreadable: list[Path] = []
+    pictures = readable(paths, checkpoint.preprocess, unreadable)
+    # Full batches, so that the model is compiled for one size (and that of the last).
+    while batch := list(islice(pictures, config.compute.eval_batch_size)):
+        features = encoders.images(params, np.stack([pixels for _, pixels in batch]))
+        scores = class_probabilities(features, classifier, scale)
+        for (path, _), row in zip(batch, scores, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             if values.format == "jsonl":
                 top_k = [{"class": class_names[c], "score": float(row[c])} for c in best]

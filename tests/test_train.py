@@ -109,6 +109,14 @@ def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
     assert right == pytest.approx(found["adapted"]["top1"])
     assert all(len(line["top"]) == 2 and line["score"] == line["top"][0]["score"] for line in lines)
 
+    (place / "labelled/test/torn.jpg").write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as ended:
+        predict.main(["predict", f"--workdir={directory}", "labelled/test"])
+    shown = capsys.readouterr()
+    assert ended.value.code == 1 and "torn.jpg" in shown.err
+    assert len(shown.out.splitlines()) == 36
+    (place / "labelled/test/torn.jpg").unlink()
+
     # The same command again shows the finished run; another configuration is refused.
     assert run("labelled", "--config.eval_every=3") == found
     with pytest.raises(ConfigError, match=r"method\.alpha: there 0\.99, here 0\.5"):
