@@ -1,8 +1,9 @@
 """FLYP (arXiv 2212.00638): fine-tune both towers as CLIP was pre-trained, on the class template.
 
 Two baselines of the paper: with pseudo-labels that the current model assigns anew at every step,
-and with true labels (the oracle). Inference uses the adapted text features of the templates; there
-are no prototypes and no averaging of weights.
+and with true labels (the oracle). Training, its pseudo-labels included, takes the first template
+only; inference takes the adapted text features of the whole ensemble (`lattec_jax.data.prompts`).
+There are no prototypes and no averaging of weights.
 """
 
 from __future__ import annotations
