@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 import lattec_jax
 from lattec_jax import metrics
 from lattec_jax.errors import WeightsError
+from lattec_jax.files import write_whole
 from lattec_jax.methods.base import Method
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params
@@ -193,10 +194,8 @@ def save_adapted(
     Checkpoint(weights.config, params, weights.tokenizer, weights.preprocess, source).save(
         workdir / MODEL
     )
-    partial = workdir / (CLASSIFIER + ".partial")
     vectors = np.ascontiguousarray(class_vectors, np.float32)
-    partial.write_bytes(safetensors.numpy.save({"classifier": vectors}))
-    partial.replace(workdir / CLASSIFIER)
+    write_whole(workdir / CLASSIFIER, safetensors.numpy.save({"classifier": vectors}))
 
 
 def load_adapted(workdir: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
 from lattec_jax.errors import DataError
+from lattec_jax.files import write_whole
 
 METRICS = "metrics.jsonl"
 
@@ -91,13 +91,4 @@ def _drop_after(path: Path, step: int) -> None:
                 f"{path}, line {number}: expected a JSON object with a step, found {line[:80]!r}; "
                 "repair or remove the line"
             ) from error
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON so that the file is either whole or not there."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_whole(path, "".join(line + "\n" for line in kept))

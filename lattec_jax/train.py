@@ -30,11 +30,12 @@ from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.config import command, default_workdir, parse
 from lattec_jax.data.batches import prefetch
 from lattec_jax.errors import ConfigError, TrainingError
+from lattec_jax.files import write_json
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method
 from lattec_jax.models.clip import define
 from lattec_jax.results import classifier, examine
-from lattec_jax.run_log import RunLog, write_json
+from lattec_jax.run_log import RunLog
 from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
 from lattec_jax.step import StepSettings, make_train_step
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.config import from_json, leaves, to_json
 from lattec_jax.errors import ConfigError
+from lattec_jax.files import PARTIAL, write_json, write_whole
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # what the run was made of, by digests
@@ -39,7 +39,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
             )
     elif workdir.exists() and (
         not workdir.is_dir()
-        or any(p.suffix != ".partial" and p.name != INPUTS for p in workdir.iterdir())
+        or any(p.suffix != PARTIAL and p.name != INPUTS for p in workdir.iterdir())
     ):
         raise ConfigError(
             f"{workdir} is not empty and no work directory (no {CONFIG} in it); choose another "
@@ -89,14 +89,10 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         # The configuration comes last: where it is, the inputs are there as well.
-        for name, text in (
-            (INPUTS, json.dumps(record, indent=2) + "\n"),
-            (CONFIG, to_json(config)),
-        ):
-            if not (workdir / name).exists():
-                partial = workdir / f"{name}.partial"
-                partial.write_text(text, encoding="utf-8")
-                os.replace(partial, workdir / name)
+        if not (workdir / INPUTS).exists():
+            write_json(workdir / INPUTS, record)
+        if not (workdir / CONFIG).exists():
+            write_whole(workdir / CONFIG, to_json(config))
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
 

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.config import artifacts_dir
 from lattec_jax.errors import DataError, WeightsError
+from lattec_jax.files import write_json, write_whole
 from lattec_jax.weights import locate
 
 COMMAND = "python -m lattec_jax.pseudo_label --config=..."
@@ -101,20 +102,8 @@ def write(
         for i, n, s, m in rows
     ]
     # The provenance goes first: where labels exist, it is there as well.
-    _replace(path.with_suffix(".json"), json.dumps(dict(source), indent=2) + "\n")
-    _replace(path, "".join(line + "\n" for line in lines))
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_json(path.with_suffix(".json"), dict(source))
+    write_whole(path, "".join(line + "\n" for line in lines))
 
 
 def read(

@@ -12,10 +12,7 @@ from lattec_jax.errors import WeightsError
 
 # Settings of open_clip's towers that this project does not implement, each with the value that
 # leaves it off. A configuration that sets one of them is refused rather than half understood.
-_VISION_OFF: dict[str, Any] = {
-    "attentional_pool": False,
-    "timm_model_name": None,
-    "pos_embed_type": "learnable",
+_BLOCKS_OFF: dict[str, Any] = {
     "block_type": None,
     "qk_norm": False,
     "scaled_cosine_attn": False,
@@ -25,20 +22,19 @@ _VISION_OFF: dict[str, Any] = {
     "scale_fc": False,
     "act_kwargs": None,
 }
+_VISION_OFF: dict[str, Any] = {
+    "attentional_pool": False,
+    "timm_model_name": None,
+    "pos_embed_type": "learnable",
+    **_BLOCKS_OFF,
+}
 _TEXT_OFF: dict[str, Any] = {
     "hf_model_name": None,
     "embed_cls": False,
     "final_ln_after_pool": False,
     "proj_type": "linear",
     "proj_bias": False,
-    "block_type": None,
-    "qk_norm": False,
-    "scaled_cosine_attn": False,
-    "scale_heads": False,
-    "scale_attn_inner": False,
-    "scale_attn": False,
-    "scale_fc": False,
-    "act_kwargs": None,
+    **_BLOCKS_OFF,
 }
 # What `from_open_clip` reads, and what changes nothing here: settings of training, of towers that
 # are refused, and of the tokenizer. Any other key may change the model, so it is refused.

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import names
+from convert import names, openclip_to_flax
 from lattec_jax.models.checkpoint import expected_shapes
 from lattec_jax.models.config import CLIPConfig
 from tests.openclip_models import shrunken
@@ -20,6 +20,15 @@ PREPROCESS_CFG = {
     "interpolation": "bilinear",
     "resize_mode": "squash",
 }
+
+# The same preprocessing, as the command takes it.
+FLAGS = ["--mean=0.5,0.4,0.3", "--std=0.2,0.3,0.4", "--interpolation=bilinear"]
+FLAGS += ["--resize-mode=squash"]
+
+
+def to_flax(*arguments: object) -> None:
+    """Run the conversion command."""
+    openclip_to_flax.main(["openclip_to_flax", *map(str, arguments)])
 
 
 def random_tensors(config: CLIPConfig, seed: int = 0) -> dict[str, np.ndarray]:

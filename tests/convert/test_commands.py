@@ -11,26 +11,19 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import flax_to_openclip, names, openclip_to_flax
+from convert import flax_to_openclip, names
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import word_tokenizer
 from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
-from tests.convert.conftest import PREPROCESS_CFG, random_tensors
+from tests.convert.conftest import FLAGS, PREPROCESS_CFG, random_tensors, to_flax
 from tests.openclip_models import model_cfg, random_open_clip, state_dict
 from tests.torch_fix import define_missing_torchvision_operators
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("open_clip") is None, reason="needs open_clip's model configurations"
 )
-
-FLAGS = ["--mean=0.5,0.4,0.3", "--std=0.2,0.3,0.4", "--interpolation=bilinear"]
-FLAGS += ["--resize-mode=squash"]
-
-
-def to_flax(*arguments: object) -> None:
-    openclip_to_flax.main(["openclip_to_flax", *map(str, arguments)])
 
 
 def to_open_clip(*arguments: object) -> None:

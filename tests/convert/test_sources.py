@@ -8,23 +8,17 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import openclip_to_flax, sources
+from convert import sources
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
+from tests.convert.conftest import FLAGS, to_flax
 from tests.openclip_models import shrunken
 from tests.torch_fix import define_missing_torchvision_operators
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("open_clip") is None, reason="needs open_clip's model configurations"
 )
-
-FLAGS = ["--mean=0.5,0.4,0.3", "--std=0.2,0.3,0.4", "--interpolation=bilinear"]
-FLAGS += ["--resize-mode=squash"]
-
-
-def to_flax(*arguments: object) -> None:
-    openclip_to_flax.main(["openclip_to_flax", *map(str, arguments)])
 
 
 def test_torch_files(hub_folder, tmp_path):
