@@ -1,31 +1,36 @@
 """Describe the training images and their groups.
 
-    python -m captioning.describe --config=configs/demo.py [--kind=image,group]
+    python -m captioning.describe --config=configs/demo.py [--kind=image,group] [--shard=0/8]
+        [--processes=4]
 
-Writes one JSON line per image and kind (`lattec_jax/data/descriptions.py`). Every batch is on disk
-before the next begins, and the same command continues where it stopped: what is there for the same
-engine, model and prompt, and of groups the same members, is kept. A kind whose name begins with
-"group" describes several images with the same pseudo-label; every other kind a single image.
+Every answer is on disk at once, and the same command continues where it stopped: what was answered
+before for the same pictures, prompt, engine, model and decoding is kept. A kind whose name begins
+with "group" describes several images with the same pseudo-label; every other kind a single image.
+
+One process works on each GPU of this host (`--processes`, by default as many as the engine can
+use). On a cluster, `--shard=i/n` describes every n-th image, and `python -m captioning.merge` joins
+the parts when all are done; without it the parts are joined here.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from captioning.engines import Engine, Request, load_engine
-from captioning.groups import sample_groups
+from captioning import workers
+from captioning.engines import Engine, Identity, engine_module
+from captioning.merge import LISTED, Merged, check_replaceable, merge, merge_kind
+from captioning.shards import WHOLE, Shard, ShardWriter, answered, recorded, shard_path
+from captioning.tasks import Task, Tasks, check_kinds, make_tasks
+from captioning.work import Tally, work
 from lattec_jax import config as configuration
-from lattec_jax.data import datasets, pseudo_labels
-from lattec_jax.data.dataset import Dataset
-from lattec_jax.data.descriptions import DescriptionWriter, Record, descriptions_path
-from lattec_jax.data.preprocess import UnreadablePicture, open_picture
-from lattec_jax.data.prompts import templates
+from lattec_jax.data import datasets
+from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.errors import ConfigError, DataError
 
 
@@ -33,147 +38,85 @@ from lattec_jax.errors import ConfigError, DataError
 class Outcome:
     """What `describe` did for one kind, in images."""
 
-    path: Path
     written: int
     kept: int  # were there already
-    unreadable: tuple[
-        str, ...
-    ]  # have no description: a picture, or one of the group, is unreadable
+    failed: dict[str, str]  # image -> reason
+    merged: Merged | None  # None where only a part of the set was asked for
 
 
 def describe(
-    config: ConfigDict, kinds: Sequence[str] | None = None, engine: Engine | None = None
+    config: ConfigDict,
+    kinds: Sequence[str] | None = None,
+    engine: Engine | None = None,
+    shard: Shard = WHOLE,
 ) -> dict[str, Outcome]:
-    """Write the descriptions that are missing.
+    """Write the descriptions that are missing, and merge them if the whole set is asked for.
 
     Args:
         config: a resolved configuration.
         kinds: keys of `config.descriptions.prompts`; None: all of them.
         engine: in the place of the one that the configuration names.
+        shard: the part of the images.
 
     Raises:
         ConfigError: no such kind or engine.
-        DataError: groups are wanted and there are no pseudo-labels, or no picture can be read.
+        DataError: groups are wanted and there are no pseudo-labels, no picture can be read, or
+            nothing can be written.
+        EngineError: the engine cannot be loaded or does not work.
     """
-    prompts = config.descriptions.prompts
-    kinds = list(prompts) if kinds is None else list(kinds)
-    for kind in kinds:
-        if kind not in prompts:
-            raise ConfigError(
-                f"--kind: expected keys of config.descriptions.prompts ({', '.join(prompts)}), "
-                f"found {kind!r}. {configuration.did_you_mean(kind, prompts)}"
-            )
-    engine = engine or load_engine(config)
-    dataset = datasets.load(config)
-    paths = dict(zip(dataset.train.ids, dataset.train.paths, strict=True))
-    single = {image: (image,) for image in paths}
-    # All that can be missing is looked for before the first, perhaps long, kind begins.
-    members = {k: _groups(config, dataset) if k.startswith("group") else single for k in kinds}
+    kinds = check_kinds(config, kinds)
+    identity = engine.identity if engine else engine_module(config).identity(config)
     outcomes = {}
-    for kind in kinds:
-        outcome = _describe_kind(config, kind, engine, paths, members[kind])
-        no_group = tuple(image for image in paths if image not in members[kind])
-        outcomes[kind] = dataclasses.replace(outcome, unreadable=no_group + outcome.unreadable)
+    for kind, plan in _plan(config, kinds, identity, shard).items():
+        kept = len(plan.mine) - len(plan.wanted)
+        tally = Tally()
+        if plan.wanted:
+            engine = engine or engine_module(config).load(config)
+            with (
+                ShardWriter(shard_path(plan.path, shard)) as writer,
+                tqdm(
+                    total=len(plan.mine), initial=kept, desc=f"describing: {kind}", unit="image"
+                ) as bar,
+            ):
+                tally = work(engine, plan.wanted, writer, bar)
+            _check_any(kind, plan, tally)
+        merged = merge_kind(config, plan.tasks, identity) if shard == WHOLE else None
+        outcomes[kind] = Outcome(tally.written, kept, tally.failed, merged)
     return outcomes
 
 
-def _groups(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, ...]]:
-    """The members of each image's group. Images without a pseudo-label were unreadable."""
-    size = config.descriptions.group_size
-    if size < 2:
-        raise ConfigError(f"config.descriptions.group_size: expected 2 or more, found {size}")
-    source = pseudo_labels.provenance(
-        pseudo_labels.weights_sha256(config.weights), dataset.names, templates(config)
-    )
-    path = pseudo_labels.pseudo_labels_path(config, source)
-    labels = pseudo_labels.read(path, None, source)
-    known = set(dataset.train.ids)
-    kept = [row for row, image in enumerate(labels.ids) if image in known]
-    if not kept:
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is to be done for one kind."""
+
+    path: Path  # of the merged file
+    tasks: Tasks
+    mine: tuple[Task, ...]  # those of the shard
+    wanted: tuple[Task, ...]  # and of these the unanswered
+
+
+def _plan(
+    config: ConfigDict, kinds: Sequence[str], identity: Identity, shard: Shard
+) -> dict[str, _Plan]:
+    """All that can be missing is looked for here, before the first, perhaps long, kind begins."""
+    found = {}
+    for kind, tasks in make_tasks(config, kinds, datasets.load(config), identity).items():
+        path = descriptions_path(config, kind)
+        check_replaceable(path)
+        done = answered(recorded(path))
+        mine = tasks.tasks[shard.index :: shard.count]
+        wanted = tuple(task for task in mine if task.key not in done)
+        found[kind] = _Plan(path, tasks, mine, wanted)
+    return found
+
+
+def _check_any(kind: str, plan: _Plan, tally: Tally) -> None:
+    if len(tally.failed) == len(plan.mine):
+        image, reason = next(iter(tally.failed.items()))
         raise DataError(
-            f"{path} has no label for any of the {len(known)} training images; make them again "
-            f"with {pseudo_labels.COMMAND}"
+            f"none of the {len(plan.mine)} {kind} descriptions could be made, the first, of "
+            f"{image!r}, because: {reason}"
         )
-    ids = [labels.ids[row] for row in kept]
-    return sample_groups(ids, labels.labels[kept], size, config.descriptions.seed)
-
-
-def _describe_kind(
-    config: ConfigDict,
-    kind: str,
-    engine: Engine,
-    paths: Mapping[str, Path],
-    members: Mapping[str, tuple[str, ...]],
-) -> Outcome:
-    """Describe what `members` names (image -> the images to show), batch by batch."""
-    path, prompt = descriptions_path(config, kind), config.descriptions.prompts[kind]
-    grouped = kind.startswith("group")
-    unreadable: list[str] = []
-    written = 0
-    with DescriptionWriter(path) as writer:
-        done = writer.done(kind, prompt, engine.name, engine.model)
-        wanted = {
-            image: group
-            for image, group in members.items()
-            if image not in done or (grouped and done[image] != group)
-        }
-        kept = len(members) - len(wanted)
-        bar = tqdm(total=len(members), initial=kept, desc=f"describing: {kind}", unit="image")
-        with bar:
-            for batch in _batches(wanted, engine.batch_size):
-                requests = list(_requests(batch, kind, prompt, paths, unreadable))
-                for request, text in zip(requests, _texts(engine, requests), strict=True):
-                    group = wanted[request.image_id] if grouped else ()
-                    writer.append(
-                        Record(
-                            request.image_id, kind, text, engine.name, engine.model, prompt, group
-                        )
-                    )
-                writer.flush()
-                written += len(requests)
-                bar.update(len(batch))
-    if members and not written and not kept:
-        raise DataError(
-            f"none of the {len(members)} pictures can be read, the first: "
-            f"{paths[next(iter(members))]}; check config.dataset.root"
-        )
-    return Outcome(path, written, kept, tuple(unreadable))
-
-
-def _batches(
-    wanted: Mapping[str, tuple[str, ...]], size: int
-) -> Iterator[list[tuple[str, tuple[str, ...]]]]:
-    items = list(wanted.items())
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
-
-
-def _requests(
-    batch: Sequence[tuple[str, tuple[str, ...]]],
-    kind: str,
-    prompt: str,
-    paths: Mapping[str, Path],
-    unreadable: list[str],
-) -> Iterator[Request]:
-    """Open the pictures of a batch; images that cannot be shown go to `unreadable`."""
-    for image, group in batch:
-        try:
-            pictures = tuple(open_picture(paths[member]) for member in group)
-        except UnreadablePicture:
-            unreadable.append(image)
-            continue
-        yield Request(image, kind, prompt, pictures)
-
-
-def _texts(engine: Engine, requests: list[Request]) -> list[str]:
-    """The engine's texts, each on one line."""
-    texts = engine.describe(requests) if requests else []
-    if len(texts) != len(requests):
-        raise RuntimeError(
-            f"engine {engine.name}: expected {len(requests)} texts, one per request, "
-            f"found {len(texts)}"
-        )
-    return [" ".join(text.split()) for text in texts]
 
 
 def main(argv: Sequence[str]) -> None:
@@ -181,16 +124,38 @@ def main(argv: Sequence[str]) -> None:
 
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_list("kind", None, "Kinds to describe; default: all.", flag_values=values)
+        flags.DEFINE_string("shard", "0/1", "Part i of n: i/n.", flag_values=values)
+        flags.DEFINE_integer(
+            "processes", None, "Workers on this host; default: one per GPU.", flag_values=values
+        )
 
     config, values = configuration.parse(argv, define)
-    for kind, outcome in describe(config, values.kind).items():
+    shard = Shard.parse(values.shard)
+    kinds = check_kinds(config, values.kind)
+    processes = values.processes
+    if processes is None:
+        processes = engine_module(config).processes(config)
+    if processes < 1:
+        raise ConfigError(f"--processes: expected 1 or more, found {processes}")
+    if processes > 1:
+        # Planned once here: mistakes show at once, and the workers find the pictures hashed.
+        plans = _plan(config, kinds, engine_module(config).identity(config), shard)
+        wanted = sum(len(plan.wanted) for plan in plans.values())
+        if wanted:
+            workers.run([plan.path for plan in plans.values()], argv, shard, processes, wanted)
+        if shard == WHOLE:
+            for kind, merged in merge(config, kinds).items():
+                print(f"{kind}: {merged.report()}")
+        return
+    for kind, outcome in describe(config, kinds, None, shard).items():
         print(
-            f"{kind}: {outcome.written} written, {outcome.kept} kept, "
-            f"{len(outcome.unreadable)} without a description because a picture cannot be read "
-            f"-> {outcome.path}"
+            f"{kind}: {outcome.written} written, {outcome.kept} kept, {len(outcome.failed)} failed"
         )
-        for image in outcome.unreadable[:10]:
-            print(f"  unreadable: {image}")
+        if outcome.merged:
+            print(outcome.merged.report())
+        else:
+            for image, reason in list(outcome.failed.items())[:LISTED]:
+                print(f"  failed: {image}: {reason}")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
+
+from lattec_jax.errors import DataError
 
 
 def sample_groups(
@@ -13,20 +15,18 @@ def sample_groups(
     labels: Sequence[int] | np.ndarray,
     size: int,
     seed: int,
-    only: Iterable[str] | None = None,
 ) -> dict[str, tuple[str, ...]]:
     """One group for each image: itself first, then `size - 1` others of its pseudo-label.
 
     The others are drawn without replacement; with it where the class has fewer. An image alone in
     its class is repeated. The draw depends on the seed, the image and the members of its class, not
-    on the order of the images or on which of them are asked for, so shards agree.
+    on the order of the images.
 
     Args:
         ids: all N images.
         labels: their `[N]` pseudo-labels.
         size: images in a group.
         seed: of the draw.
-        only: the images whose groups are wanted; None: all.
 
     Returns:
         Image id -> ids of the members.
@@ -39,7 +39,7 @@ def sample_groups(
         classes.setdefault(label_of[image], []).append(image)
     place = {image: i for members in classes.values() for i, image in enumerate(members)}
     groups = {}
-    for image in ids if only is None else only:
+    for image in ids:
         members = classes[label_of[image]]
         others = len(members) - 1
         if others:
@@ -52,5 +52,80 @@ def sample_groups(
     return groups
 
 
+def sample_forced_groups(
+    ids: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    size: int,
+    seed: int,
+    true_labels: Sequence[int] | np.ndarray,
+    correct: int,
+) -> dict[str, tuple[str, ...]]:
+    """Groups with a given number of correct images: an analysis with labels (the paper, Table 4).
+
+    An image is correct in a group if the group's pseudo-label is its true label. The image itself
+    comes first, unless it is wrong and all have to be correct, or the other way round. Correct
+    members are drawn among those with the pseudo-label, or, where none of them is right, among all
+    images of that true class; wrong ones likewise, at last among all images of other classes.
+
+    Args:
+        ids: all N images.
+        labels: their `[N]` pseudo-labels.
+        size: images in a group.
+        seed: of the draw.
+        true_labels: `[N]`.
+        correct: images in a group that are correct, from 0 to `size`.
+
+    Returns:
+        Image id -> ids of the members.
+
+    Raises:
+        DataError: a pseudo-label's true class has no image, or every image is of it.
+    """
+    order = np.argsort(np.array(ids, dtype=object))
+    assigned, true = np.asarray(labels), np.asarray(true_labels)
+    pools = {
+        label: (
+            _pool(order, (assigned == label) & (true == label), true == label),
+            _pool(order, (assigned == label) & (true != label), true != label),
+        )
+        for label in np.unique(assigned).tolist()
+    }
+    groups = {}
+    for row, image in enumerate(ids):
+        rng = np.random.default_rng([seed, _number(image)])
+        pool_right, pool_wrong = pools[int(assigned[row])]
+        is_right = assigned[row] == true[row]
+        right, wrong = correct, size - correct
+        first = []
+        if right if is_right else wrong:
+            first = [row]
+            right, wrong = (right - 1, wrong) if is_right else (right, wrong - 1)
+        drawn = [*_draw(rng, pool_right, right, row), *_draw(rng, pool_wrong, wrong, row)]
+        groups[image] = tuple(ids[i] for i in [*first, *rng.permutation(drawn).astype(int)])
+    return groups
+
+
+def _pool(order: np.ndarray, wanted: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """Rows of the wanted images, or of the others where there are none, in the order of the ids."""
+    return order[(wanted if wanted.any() else otherwise)[order]]
+
+
+def _draw(rng: np.random.Generator, pool: np.ndarray, count: int, own: int) -> np.ndarray:
+    """`count` rows of the pool, without the image's own where there are others."""
+    if not count:
+        return np.zeros(0, int)
+    others = pool[pool != own]
+    if not len(others):
+        others = pool
+    if not len(others):
+        raise DataError(
+            "config.descriptions.correct_per_group: there are no images to draw from, because no "
+            "image, or every one, is of the class; leave it unset"
+        )
+    return rng.choice(others, count, replace=len(others) < count)
+
+
 def _number(image: str) -> int:
-    return int.from_bytes(hashlib.sha256(image.encode()).digest()[:8], "big")
+    """A number that depends on the id alone."""
+    digest = hashlib.sha256(image.encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -51,10 +51,27 @@ def get_config() -> ConfigDict:
     config.descriptions.prompts = ConfigDict()
     config.descriptions.prompts.image = ""
     config.descriptions.prompts.group = ""
-    config.descriptions.group_size = 4
+    config.descriptions.group_size = 4  # pictures in a collage
+    # Analysis (Table 4): how many of a group have the image's own true label; the paper: None.
+    config.descriptions.correct_per_group = placeholder(int)
+    config.descriptions.max_new_tokens = 77
     config.descriptions.seed = 0  # draws the members of the groups
     config.descriptions.max_missing = 0.05  # share of images without one above which a run stops
     config.descriptions.shuffle = False  # control experiment: descriptions of other images
+    config.descriptions.llava = ConfigDict()
+    # A LLaVA-NeXT checkpoint of the hub, or a directory; the revision is a commit, tag or branch.
+    config.descriptions.llava.model = "llava-hf/llava-v1.6-mistral-7b-hf"
+    config.descriptions.llava.revision = ""
+    config.descriptions.llava.precision = "nf4"  # or "int8", "bfloat16", "float32"
+    config.descriptions.llava.device = "auto"  # "cuda", "cpu"; "auto": never a 7B on the CPU
+    config.descriptions.llava.batch_size = 0  # 0: from the free memory
+    config.descriptions.openai = ConfigDict()
+    config.descriptions.openai.base_url = "http://localhost:8000/v1"
+    config.descriptions.openai.model = ""  # as the server names it
+    config.descriptions.openai.concurrency = 32  # requests at once
+    config.descriptions.openai.timeout = 120.0  # seconds for one answer
+    config.descriptions.openai.retries = 6  # after time-outs, lost connections, 429 and 5xx
+    config.descriptions.openai.key_variable = "OPENAI_API_KEY"  # environment variable of the key
 
     config.method = ConfigDict()
     config.method.name = "latteclip"  # latteclip, flyp, flyp_oracle, zero_shot

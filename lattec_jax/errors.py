@@ -17,6 +17,10 @@ class DataError(UserError):
     """Images, labels, class names, descriptions or pseudo-labels that cannot be used."""
 
 
+class EngineError(UserError):
+    """A captioning engine that lacks a package, model, device, memory or server."""
+
+
 class TrainingError(UserError):
     """Training that went wrong, such as a loss that is not finite."""
 

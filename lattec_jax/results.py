@@ -107,6 +107,7 @@ def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
         "descriptions_sha256": texts.sha256 if texts else None,
         "descriptions_shuffled": config.descriptions.shuffle if texts else None,
         "descriptions": texts.counts if texts else None,
+        "descriptions_notes": list(texts.notes) if texts else None,
         "seed": config.seed,
         "alpha": config.method.alpha if mixes else None,
         "momentum": config.method.momentum if mixes else None,

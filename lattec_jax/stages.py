@@ -21,9 +21,10 @@ from lattec_jax.config import artifacts_dir
 from lattec_jax.data import datasets
 from lattec_jax.data import descriptions as description_files
 from lattec_jax.data import pseudo_labels as pseudo_label_files
+from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset, Split
-from lattec_jax.data.descriptions import Descriptions
-from lattec_jax.data.prompts import ClassPrompts, class_prompts, templates
+from lattec_jax.data.descriptions import Descriptions, Expected
+from lattec_jax.data.prompts import ClassPrompts, class_prompts, description_prompt, templates
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.data.store import Store, make_stores, open_store
 from lattec_jax.errors import ConfigError, DataError
@@ -93,7 +94,9 @@ def gather(config: ConfigDict, arguments: str, method: Method, mesh: Mesh) -> In
     zero_shot = pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
     texts = None
     if "descriptions" in method.requires:
-        texts = descriptions(config, arguments, pictures, method.description_kinds)
+        texts = descriptions(
+            config, arguments, dataset, pictures, zero_shot, method.description_kinds
+        )
     return Inputs(dataset, weights, encoders, pictures, test, zero_shot, texts, prompts)
 
 
@@ -197,12 +200,21 @@ def pseudo_labels(
 
 
 def descriptions(
-    config: ConfigDict, arguments: str, pictures: Pictures, kinds: tuple[str, ...]
+    config: ConfigDict,
+    arguments: str,
+    dataset: Dataset,
+    pictures: Pictures,
+    zero_shot: PseudoLabels,
+    kinds: tuple[str, ...],
 ) -> Descriptions:
     """The generated texts of the training pictures.
 
     Args:
+        config: a resolved configuration.
         arguments: the command line's `--config...` arguments, for the command in messages.
+        dataset: that the pictures belong to.
+        pictures: for training.
+        zero_shot: their labels, which stand in some prompts.
         kinds: of text that the method mixes, beside the class-description.
 
     Raises:
@@ -222,16 +234,38 @@ def descriptions(
             'or write them with a captioner of your own (README, "A real run"). To train on the '
             "class names alone, set --config.method.texts='(\"class\",)'"
         )
-    found = description_files.read(list(paths.values()), kinds, pictures.ids)
+    expected = _expected(config, dataset, pictures, zero_shot, kinds)
+    found = description_files.read(list(paths.values()), kinds, pictures.ids, expected)
+    for note in found.notes:
+        log.warning("descriptions: %s", note)
     for kind, counts in found.counts.items():
         share = counts["missing"] / len(pictures.ids)
         log.info("%s descriptions: %s", kind, counts)
         if share > config.descriptions.max_missing:
             raise DataError(
                 f"{counts['missing']} of {len(pictures.ids)} images have no {kind} description in "
-                f"{paths[kind]} ({share:.1%}); config.descriptions.max_missing allows "
-                f"{config.descriptions.max_missing:.1%}. Finish them with: {command}"
+                f"{paths[kind]} ({share:.1%}; {counts['empty']} are empty, {counts['changed']} of "
+                f"pictures that have changed, {counts['other_prompt']} for another prompt); "
+                f"config.descriptions.max_missing allows {config.descriptions.max_missing:.1%}. "
+                f"Finish them with: {command}"
             )
     if config.descriptions.shuffle:
         found = description_files.shuffled(found, config.seed)
     return found
+
+
+def _expected(
+    config: ConfigDict,
+    dataset: Dataset,
+    pictures: Pictures,
+    zero_shot: PseudoLabels,
+    kinds: tuple[str, ...],
+) -> Expected:
+    """What the pictures and prompts are now."""
+    path_of = dict(zip(dataset.train.ids, dataset.train.paths, strict=True))
+    contents = content_hashes([path_of[image] for image in pictures.ids], content_path(config))
+    names = [dataset.class_names[label] for label in zero_shot.labels.tolist()]
+    return Expected(
+        contents,
+        {k: [description_prompt(config.descriptions.prompts[k], n) for n in names] for k in kinds},
+    )

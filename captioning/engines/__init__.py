@@ -1,11 +1,16 @@
-"""What describes images: the interface of captioning engines, and the engines by name."""
+"""What describes images: the interface of captioning engines, and the engines by name.
+
+An engine is a module with three functions: `identity(config)`, `processes(config)` and
+`load(config)`. The first two answer without loading a model, so that descriptions can be merged on
+a machine that has none.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, Protocol
 
 from ml_collections import ConfigDict
 from PIL import Image
@@ -13,8 +18,16 @@ from PIL import Image
 from lattec_jax.config import did_you_mean
 from lattec_jax.errors import ConfigError
 
-# Name -> module and class, whose constructor takes the whole configuration.
-ENGINES = {"pixels": ("captioning.engines.pixels", "PixelsEngine")}
+# Name -> module. Each imports what is heavy only when it loads.
+ENGINES = {"pixels": "captioning.engines.pixels"}
+
+
+class Identity(NamedTuple):
+    """Whatever, beside the request, decides what an engine says. Part of a description's key."""
+
+    engine: str
+    model: str
+    decoding: str  # precision, sampling, length, and how pictures are prepared; "" for none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,20 +40,52 @@ class Request:
     pictures: tuple[Image.Image, ...]  # one, or the members of a group; in the files' own modes
 
 
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """Why there is no text for a request: a line that a person can act on."""
+
+    reason: str
+
+
 class Engine(Protocol):
     """Turns requests into texts."""
 
-    name: str
-    model: str  # changes whenever the same request may get another text
-    batch_size: int  # requests that `describe` wants at once
+    identity: Identity
 
-    def describe(self, requests: Sequence[Request]) -> list[str]:
-        """One text per request, in their order; empty where there is nothing to say."""
+    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
+        """Answer every request once, in any order, as soon as its answer is there.
+
+        Requests are pulled when the engine wants them; their pictures are open. A text may be empty
+        where there is nothing to say. What fails for one request alone is a `Failure`.
+
+        Raises:
+            EngineError: what would fail for every request.
+        """
         ...
 
 
-def load_engine(config: ConfigDict) -> Engine:
-    """The engine that `config.descriptions.engine` names.
+class EngineModule(Protocol):
+    """What the module of an engine offers."""
+
+    def identity(self, config: ConfigDict) -> Identity:
+        """Of the engine that `load` would give for this configuration."""
+        ...
+
+    def processes(self, config: ConfigDict) -> int:
+        """How many processes make sense on this host: one per GPU, or one."""
+        ...
+
+    def load(self, config: ConfigDict) -> Engine:
+        """Load the engine.
+
+        Raises:
+            EngineError: a package, the model, a device, memory or the server is missing.
+        """
+        ...
+
+
+def engine_module(config: ConfigDict) -> EngineModule:
+    """The module of the engine that `config.descriptions.engine` names.
 
     Raises:
         ConfigError: no engine has this name.
@@ -52,5 +97,4 @@ def load_engine(config: ConfigDict) -> Engine:
             f"config.descriptions.engine: no engine {name!r}; this version has "
             f"{', '.join(sorted(ENGINES))}" + (f". {hint}" if hint else "")
         )
-    module, attribute = ENGINES[name]
-    return getattr(importlib.import_module(module), attribute)(config)
+    return importlib.import_module(ENGINES[name])

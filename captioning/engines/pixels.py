@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 from scipy import ndimage
 
-from captioning.engines import Request
+from captioning.engines import Identity, Request
 
 Attributes = dict[str, str]  # attribute -> the words for its value, "" for nothing to say
 
@@ -32,27 +32,36 @@ _MAX_WORDS = 25
 _DIRECTIONS = {"top": (0, True), "bottom": (0, False), "left": (1, True), "right": (1, False)}
 
 
+def identity(config: ConfigDict) -> Identity:
+    """Raise the number when the same picture would get other words."""
+    return Identity("pixels", "strokes-1", "")
+
+
+def processes(config: ConfigDict) -> int:
+    """One: a set is described in seconds."""
+    return 1
+
+
+def load(config: ConfigDict) -> PixelsEngine:
+    """Nothing is loaded."""
+    return PixelsEngine(identity(config))
+
+
 class PixelsEngine:
     """Describes pictures of single glyphs. Deterministic; takes a few milliseconds per picture."""
 
-    name = "pixels"
-    model = "strokes-1"  # raise the number when the same picture would get other words
-    batch_size = 64
-
-    def __init__(self, config: ConfigDict | None = None) -> None:
-        """`config` is accepted as by every engine and not needed."""
+    def __init__(self, identity: Identity) -> None:
+        self.identity = identity
         # A picture is measured once, however many groups it is a member of.
         self._measured: dict[bytes, Attributes] = {}
 
-    def describe(self, requests: Sequence[Request]) -> list[str]:
-        """One description per request, of its picture or of what most of its pictures share.
+    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str]]:
+        """Say of each request's picture what it is like, or what most of its pictures share.
 
         The prompt is not read: this engine has nothing to be asked.
         """
-        return [
-            _say([self._attributes(picture) for picture in request.pictures])
-            for request in requests
-        ]
+        for request in requests:
+            yield request, _say([self._attributes(picture) for picture in request.pictures])
 
     def _attributes(self, picture: Image.Image) -> Attributes:
         header = f"{picture.mode} {picture.size} ".encode()

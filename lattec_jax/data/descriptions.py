@@ -1,12 +1,18 @@
 """The file between captioning and training: one JSON object a line.
 
     {"image": id, "kind": "image" | "group" | ..., "text": str, "engine": str, "model": str,
-     "prompt": str, "members": [ids]}                     ("members": of groups only)
+     "prompt": str, "decoding": str, "members": [ids], "note": str, "key": str, "error": str}
 
-The rule for reading: of several records of one image and kind the last wins; an empty text counts
-as missing; a missing text takes no part in its image's mix (its weight is 0); records of unknown
-images are counted and ignored; a kind without any text for the given images is an error; so is a
-malformed line, except that a last line which was cut off while being written is dropped.
+Only the first three are needed, so that any captioner can write the file. "members" is of groups
+only, "note" of an analysis, "error" says why there is no text. "key" (`description_key`) covers all
+that the text depends on, the pictures' content included; the captioning stage writes it.
+
+The rule for reading: of several records of one image and kind the last wins; a missing text takes
+no part in its image's mix (its weight is 0). An empty text counts as missing, and so does one whose
+key says that its pictures have changed or whose prompt is no longer the configured one. Records of
+unknown images are counted and ignored; texts of different engines, models or decoding are never
+mixed; a kind without any text for the given images is an error; so is a malformed line, except that
+a last line which was cut off while being written is dropped.
 """
 
 from __future__ import annotations
@@ -18,9 +24,11 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Self
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -29,6 +37,7 @@ from lattec_jax.config import artifacts_dir
 from lattec_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+_REPEATED = ("kind", "engine", "model", "prompt", "decoding", "note")
 
 
 class Record(NamedTuple):
@@ -37,10 +46,14 @@ class Record(NamedTuple):
     image: str
     kind: str
     text: str
-    engine: str
-    model: str
-    prompt: str
-    members: tuple[str, ...] = ()  # of a group, the image itself among them
+    engine: str = ""
+    model: str = ""
+    prompt: str = ""
+    decoding: str = ""
+    members: tuple[str, ...] = ()  # of a group, in the order of the collage
+    note: str = ""  # says that an analysis, not the method, made it
+    key: str = ""
+    error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,135 +62,178 @@ class Descriptions:
 
     kinds: tuple[str, ...]
     texts: dict[str, list[str | None]]  # kind -> N texts, None where there is none
-    # kind -> {"found": images with a text, "missing": without, "empty": those of the missing whose
-    # text is empty, "duplicate": records that a later one replaces, "unknown_image": records}
+    # kind -> {"found": images with a text, "missing": without, and of these "empty": with an empty
+    # text, "changed": whose pictures changed, "other_prompt": with a text for another prompt;
+    # "duplicate": records that a later one replaces, "unknown_image": records}
     counts: dict[str, dict[str, int]]
     sha256: str  # of the files' contents, one after the other
+    notes: tuple[str, ...] = ()  # of analyses
+
+
+def is_group(kind: str) -> bool:
+    """Whether a kind of description is of several images together."""
+    return kind.startswith("group")
 
 
 def descriptions_path(config: ConfigDict, kind: str) -> Path:
-    """`<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`.
+    """`<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`; of groups with their size.
 
     Raises:
         ConfigError: the engine's or the kind's name cannot be part of a file name.
     """
-    engine = config.descriptions.engine
-    for what, name in (("config.descriptions.engine", engine), ("kind of description", kind)):
+    settings = config.descriptions
+    for what, name in (
+        ("config.descriptions.engine", settings.engine),
+        ("kind of description", kind),
+    ):
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ConfigError(f"{what}: expected letters, digits, '-', '_' and '.', found {name!r}")
-    return artifacts_dir(config) / "descriptions" / f"{engine}-{kind}.jsonl"
+    name = f"{settings.engine}-{kind}"
+    if is_group(kind):
+        name += f"-of-{settings.group_size}"
+        if settings.correct_per_group is not None:
+            name += f"-{settings.correct_per_group}-correct"
+    return artifacts_dir(config) / "descriptions" / f"{name}.jsonl"
 
 
-class DescriptionWriter:
-    """Appends records. What `flush` returned from survives a crash.
+def description_key(
+    kind: str, prompt: str, engine: str, model: str, decoding: str, contents: Sequence[str]
+) -> str:
+    """What tells whether a description may be used again: 32 hexadecimal digits.
 
-    Opening drops a last line that an earlier writer did not finish.
+    Args:
+        kind: of description.
+        prompt: as the model sees it.
+        engine: that answers.
+        model: of the engine.
+        decoding: of the engine.
+        contents: SHA-256 of each picture's file, in order.
     """
+    text = json.dumps([kind, prompt, engine, model, decoding, *contents])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        """Raises DataError where the file holds a malformed line."""
-        self._path = Path(path)
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._last: dict[tuple[str, str], Record] = {}
-        self._file: BinaryIO = open(self._path, "a+b")  # noqa: SIM115 (closed by `close`)
-        try:
-            whole = 0
-            for line, record in _lines(self._file, self._path):
-                whole += len(line)
-                if record is not None:
-                    self._last[record.image, record.kind] = record._replace(text="")
-            self._file.truncate(whole)
-            if whole and not line.endswith(b"\n"):
-                self._file.write(b"\n")
-        except DataError:
-            self._file.close()
-            raise
 
-    def done(self, kind: str, prompt: str, engine: str, model: str) -> dict[str, tuple[str, ...]]:
-        """The images whose newest record is of this prompt, engine and model, with its members."""
-        return {
-            image: record.members
-            for (image, of_kind), record in self._last.items()
-            if (of_kind, record.prompt, record.engine, record.model)
-            == (kind, prompt, engine, model)
-        }
+def key_of(record: Record, contents: Sequence[str]) -> str:
+    """The key that a record has if it is of pictures with these contents."""
+    source = (record.prompt, record.engine, record.model, record.decoding)
+    return description_key(record.kind, *source, contents)
 
-    def append(self, record: Record) -> None:
-        """Add a record; it is on disk after the next `flush`."""
-        values = record._asdict()
-        if not record.members:
-            del values["members"]
-        self._file.write((json.dumps(values, ensure_ascii=False) + "\n").encode())
-        self._last[record.image, record.kind] = record._replace(text="")
 
-    def flush(self) -> None:
-        """Hand what was appended to the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+def to_line(record: Record) -> bytes:
+    """A record as it stands in the file, line break included."""
+    values = {name: value for name, value in record._asdict().items() if value}
+    values |= {"text": record.text}
+    order = {name: values[name] for name in Record._fields if name in values}
+    # Names that are not UTF-8 keep their bytes as escapes.
+    text = json.dumps(order, ensure_ascii=False)
+    try:
+        return (text + "\n").encode()
+    except UnicodeEncodeError:
+        return (json.dumps(order) + "\n").encode()
 
-    def close(self) -> None:
-        """Flush and close."""
-        self.flush()
-        self._file.close()
 
-    def __enter__(self) -> Self:
-        return self
+def records(path: Path) -> Iterator[Record]:
+    """The records of a file, in its order.
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    Raises:
+        DataError: there is no such file, or a line is malformed.
+    """
+    with _opened(path) as file:
+        for _, record in lines(file, path):
+            if record is not None:
+                yield record
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What descriptions of the configured set look like now, so that old ones are noticed."""
+
+    contents: Sequence[str]  # SHA-256 of the N images' files
+    prompts: Mapping[str, Sequence[str]]  # kind -> N prompts
 
 
 def read(
-    paths: Sequence[str | os.PathLike[str]], kinds: Sequence[str], image_ids: Sequence[str]
+    paths: Sequence[str | os.PathLike[str]],
+    kinds: Sequence[str],
+    image_ids: Sequence[str],
+    expected: Expected | None = None,
 ) -> Descriptions:
     """Join the descriptions in `paths` with N images by id, by the rule at the top.
 
+    Args:
+        paths: of files.
+        kinds: that are wanted; records of others are skipped.
+        image_ids: the N images.
+        expected: tells which records with a key are out of date; None: none is.
+
     Raises:
-        DataError: a file is missing or malformed, or a kind has no text for any of the images.
+        DataError: a file is missing or malformed, a kind has no text for any of the images, or its
+            texts come from different engines, models or decoding.
     """
     rows = {image: row for row, image in enumerate(image_ids)}
-    texts: dict[str, list[str | None]] = {kind: [None] * len(rows) for kind in kinds}
-    sources: dict[str, list[tuple[str, ...] | None]] = {k: [None] * len(rows) for k in kinds}
-    counts = {
-        kind: dict.fromkeys(("found", "missing", "empty", "duplicate", "unknown_image"), 0)
-        for kind in kinds
-    }
+    newest: dict[str, list[Record | None]] = {kind: [None] * len(rows) for kind in kinds}
+    names = ("found", "missing", "empty", "changed", "other_prompt", "duplicate", "unknown_image")
+    counts = {kind: dict.fromkeys(names, 0) for kind in kinds}
     digest = hashlib.sha256()
-    strangers: dict[tuple[str, str], str] = {}  # image and kind -> a member that is no such image
     for path in map(Path, paths):
-        for record in _records(path, digest):
-            if record.kind not in counts:
-                continue
-            strangers.pop((record.image, record.kind), None)  # the last record wins
-            other = next((member for member in record.members if member not in rows), None)
-            if other is not None and record.image in rows:
-                strangers[record.image, record.kind] = other
-            row = rows.get(record.image)
-            if row is None:
-                counts[record.kind]["unknown_image"] += 1
-                continue
-            if sources[record.kind][row] is not None:
-                counts[record.kind]["duplicate"] += 1
-            sources[record.kind][row] = (record.engine, record.model, record.prompt)
-            texts[record.kind][row] = record.text
+        with _opened(path) as file:
+            for _, record in lines(file, path, digest):
+                if record is None or record.kind not in counts:
+                    continue
+                row = rows.get(record.image)
+                if row is None:
+                    counts[record.kind]["unknown_image"] += 1
+                    continue
+                if newest[record.kind][row] is not None:
+                    counts[record.kind]["duplicate"] += 1
+                newest[record.kind][row] = record
+    texts = {}
+    for kind in kinds:
+        texts[kind] = _usable(kind, newest[kind], rows, expected, counts[kind])
+        found = [r for r, t in zip(newest[kind], texts[kind], strict=True) if t is not None]
+        counts[kind]["found"] = len(found)
+        counts[kind]["missing"] = len(rows) - len(found)
+        _check_kind(kind, paths, counts[kind], found)
+    notes = {r.note: None for column in newest.values() for r in column if r is not None and r.note}
+    return Descriptions(tuple(kinds), texts, counts, digest.hexdigest(), tuple(notes))
+
+
+def _usable(
+    kind: str,
+    newest: Sequence[Record | None],
+    rows: Mapping[str, int],
+    expected: Expected | None,
+    counts: dict[str, int],
+) -> list[str | None]:
+    """The texts that may be used; counts the others."""
+    texts: list[str | None] = []
+    strangers = []
+    for row, record in enumerate(newest):
+        text = record.text.strip() if record else None
+        if record is not None:
+            members = record.members or (record.image,)
+            other = next((member for member in members if member not in rows), None)
+            if other is not None:
+                strangers.append((record.image, other))
+            elif not text:
+                counts["empty"] += 1
+            elif expected and record.key:
+                contents = [expected.contents[rows[member]] for member in members]
+                if record.prompt != expected.prompts[kind][row]:
+                    counts["other_prompt"] += 1
+                    text = None
+                elif key_of(record, contents) != record.key:
+                    counts["changed"] += 1
+                    text = None
+        texts.append(text or None)
     if strangers:
-        (image, kind), other = next(iter(strangers.items()))
+        image, other = strangers[0]
         raise DataError(
             f"{len(strangers)} descriptions of groups have members that are not training images, "
             f"the first: the {kind} description of {image!r} with {other!r}; describe them again "
             "with python -m captioning.describe"
         )
-    for kind in kinds:
-        texts[kind] = [(text or "").strip() or None for text in texts[kind]]
-        described = sum(source is not None for source in sources[kind])
-        found = sum(text is not None for text in texts[kind])
-        counts[kind] |= {
-            "found": found,
-            "missing": len(rows) - found,
-            "empty": described - found,
-        }
-        _check_kind(kind, paths, counts[kind], {s for s in sources[kind] if s is not None})
-    return Descriptions(tuple(kinds), texts, counts, digest.hexdigest())
+    return texts
 
 
 def shuffled(descriptions: Descriptions, seed: int) -> Descriptions:
@@ -196,41 +252,42 @@ def shuffled(descriptions: Descriptions, seed: int) -> Descriptions:
 
 
 def _check_kind(
-    kind: str, paths: Sequence[str | os.PathLike[str]], counts: dict[str, int], sources: set
+    kind: str,
+    paths: Sequence[str | os.PathLike[str]],
+    counts: dict[str, int],
+    found: Sequence[Record],
 ) -> None:
-    """Refuse a kind without texts; warn of one whose texts come from different questions."""
-    if not counts["found"]:
+    """Refuse a kind without texts, and one whose texts come from different sources."""
+    where = ", ".join(map(str, paths)) or "no file"
+    command = f"python -m captioning.describe --config=... --kind={kind}"
+    if not found:
         raise DataError(
-            f"no {kind!r} description for any of the {counts['missing']} images in "
-            f"{', '.join(map(str, paths)) or 'no file'} ({counts['unknown_image']} are of other "
-            f"images, {counts['empty']} empty); make them with "
-            f"python -m captioning.describe --config=... --kind={kind}"
+            f"no {kind!r} description for any of the {counts['missing']} images in {where} "
+            f"({counts['unknown_image']} are of other images, {counts['empty']} empty, "
+            f"{counts['changed']} of pictures that have changed, {counts['other_prompt']} for "
+            f"another prompt); make them with {command}"
         )
+    sources = Counter((r.engine, r.model, r.decoding) for r in found)
     if len(sources) > 1:
-        log.warning(
-            "the %s descriptions come from %d different engines, models or prompts; describe again "
-            "to have them alike",
-            kind,
-            len(sources),
+        listed = "; ".join(f"{n} of {' | '.join(s)}" for s, n in sources.most_common(4))
+        raise DataError(
+            f"the {kind} descriptions in {where} come from {len(sources)} different sources "
+            f"({listed}); keep those of one, or describe again with {command}"
         )
 
 
-def _records(path: Path, digest: Any) -> Iterator[Record]:
-    """The records of a file, whose whole content goes into `digest`."""
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         with open(path, "rb") as file:
-            for _, record in _lines(file, path, digest):
-                if record is not None:
-                    yield record
+            yield file
     except FileNotFoundError as error:
-        kind = path.stem.rpartition("-")[2]
         raise DataError(
-            f"no descriptions at {path}; make them with "
-            f"python -m captioning.describe --config=... --kind={kind}"
+            f"no descriptions at {path}; make them with python -m captioning.describe --config=..."
         ) from error
 
 
-def _lines(file: BinaryIO, path: Path, digest: Any = None) -> Iterator[tuple[bytes, Record | None]]:
+def lines(file: BinaryIO, path: Path, digest: Any = None) -> Iterator[tuple[bytes, Record | None]]:
     """Every whole line with its record (None: a blank line); a cut-off last line is left out."""
     file.seek(0)
     for number, line in enumerate(file, 1):
@@ -256,15 +313,15 @@ def _record(line: bytes) -> Record:
     values = json.loads(line)
     if not isinstance(values, dict):
         raise ValueError("not an object")
-    fields = [values.get(key) for key in ("image", "kind", "text")]
-    fields += [values.get(key, "") for key in ("engine", "model", "prompt")]
-    for key, value in zip(
-        ("image", "kind", "text", "engine", "model", "prompt"), fields, strict=True
-    ):
-        if not isinstance(value, str):
-            raise ValueError(f"{key} is missing or not a string")
     members = values.get("members", [])
     if not isinstance(members, list) or not all(isinstance(m, str) for m in members):
         raise ValueError("members is not a list of ids")
-    image, kind, text, *source = fields
-    return Record(image, sys.intern(kind), text, *map(sys.intern, source), tuple(members))
+    found = {"members": tuple(members)}
+    for name in Record._fields:
+        if name != "members":
+            value = values.get(name, None if name in ("image", "kind", "text") else "")
+            if not isinstance(value, str):
+                raise ValueError(f"{name} is missing or not a string")
+            # The same few strings stand in every line.
+            found[name] = sys.intern(value) if name in _REPEATED else value
+    return Record(**found)

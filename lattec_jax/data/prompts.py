@@ -1,4 +1,4 @@
-"""Class-descriptions: every template with every name of every class.
+"""Class-descriptions: every template with every name of every class; and the describing prompts.
 
 The zero-shot classifier is an ensemble, as open_clip's `build_zero_shot_classifier` makes it: the
 features of all descriptions of a class, each normalised, are averaged and normalised again. It
@@ -20,6 +20,8 @@ from lattec_jax.data.text_plan import bucket_length
 from lattec_jax.data.tokenizer import Tokenizer
 from lattec_jax.errors import ConfigError
 from lattec_jax.models.config import TextConfig, text_lengths
+
+CLASS = "{class}"  # in prompts for descriptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,11 @@ def templates(config: ConfigDict) -> tuple[str, ...]:
                 f"{template!r}"
             )
     return tuple(found)
+
+
+def description_prompt(template: str, class_name: str) -> str:
+    """The prompt for a description; `{class}` stands for the image's pseudo-label."""
+    return template.replace(CLASS, class_name)
 
 
 def class_prompts(

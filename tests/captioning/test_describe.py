@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,135 +16,145 @@ from PIL import Image
 
 from captioning import describe as command
 from captioning.describe import describe
-from captioning.engines import ENGINES, Request, load_engine
+from captioning.engines import ENGINES
 from captioning.groups import sample_groups
-from configs import common
-from lattec_jax.config import resolve
-from lattec_jax.data import pseudo_labels
-from lattec_jax.data.descriptions import descriptions_path, read
-from lattec_jax.errors import ConfigError, DataError
+from captioning.shards import Shard, shard_path, shard_paths
+from lattec_jax.data.descriptions import descriptions_path
+from lattec_jax.errors import ConfigError, DataError, EngineError
+from tests.captioning.ruler import IDS, LABELS, Ruler, make_config, texts, write_labels
 
-CLASSES = ("cat", "dog")
-IDS = [f"{i:02d}.png" for i in range(10)]
-LABELS = np.array([0, 1] * 5, np.int32)
-
-
-class Engine:
-    """Says how wide the pictures are; remembers what it was asked."""
-
-    name = "ruler"
-    batch_size = 4
-
-    def __init__(self, model: str = "1") -> None:
-        self.model = model
-        self.batches: list[list[Request]] = []
-
-    def describe(self, requests: Sequence[Request]) -> list[str]:
-        self.batches.append(list(requests))
-        return [f"width\n {' '.join(str(p.width) for p in r.pictures)}" for r in requests]
-
-    @property
-    def asked(self) -> list[str]:
-        return [request.image_id for batch in self.batches for request in batch]
+WIDTHS = [f"width {n + 1}" for n in range(10)]
 
 
 @pytest.fixture
-def config(tmp_path):
-    root = tmp_path / "pictures"
-    root.mkdir()
-    for number, image in enumerate(IDS):
-        Image.new("L" if number % 2 else "RGB", (number + 1, 3)).save(root / image)
-    (tmp_path / "names.txt").write_text("\n".join(CLASSES))
-    (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "model.safetensors").write_bytes(b"weights")
-    config = common.get_config()
-    config.artifacts = str(tmp_path / "artifacts")
-    config.weights = str(tmp_path / "weights")
-    config.dataset.update(
-        {"name": "mine", "root": str(root), "class_names": str(tmp_path / "names.txt")}
-    )
-    config.dataset.held_out = 0.0
-    config.descriptions.engine = "ruler"
-    config.descriptions.prompts.update({"image": "How wide?", "group": "How wide, all of you?"})
-    return resolve(config)
-
-
-def write_labels(config, labels=LABELS, ids=tuple(IDS)) -> None:
-    source = pseudo_labels.provenance(
-        pseudo_labels.weights_sha256(config.weights),
-        [(name,) for name in CLASSES],
-        config.templates,
-    )
-    path = pseudo_labels.pseudo_labels_path(config, source)
-    scores = np.full(len(ids), 0.5)
-    pseudo_labels.write(path, ids, labels, scores, scores, source)
-
-
-def texts(config, kind: str) -> list[str | None]:
-    return read([descriptions_path(config, kind)], [kind], IDS).texts[kind]
+def config(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
+    return make_config(tmp_path)
 
 
 def test_images(config):
-    engine = Engine()
+    engine = Ruler()
     outcome = describe(config, ["image"], engine)["image"]
-    assert [len(batch) for batch in engine.batches] == [4, 4, 2]
     assert engine.asked == IDS
-    request = engine.batches[0][1]
+    request = engine.requests[1]
     assert (request.kind, request.prompt) == ("image", "How wide?")
     assert request.pictures[0].mode == "L"
-    assert (outcome.written, outcome.kept, outcome.unreadable) == (10, 0, ())
-    assert outcome.path == Path(config.artifacts) / "mine/descriptions/ruler-image.jsonl"
-    assert texts(config, "image") == [f"width {n + 1}" for n in range(10)]
+    assert (outcome.written, outcome.kept, outcome.failed) == (10, 0, {})
+    assert outcome.merged.path == Path(config.artifacts) / "mine/descriptions/ruler-image.jsonl"
+    assert texts(config, "image") == WIDTHS
 
 
 def test_groups(config):
     write_labels(config)
-    engine = Engine()
+    engine = Ruler()
     describe(config, ["group"], engine)
     expected = sample_groups(IDS, LABELS, 4, seed=0)
-    for batch in engine.batches:
-        for request in batch:
-            widths = [IDS.index(member) + 1 for member in expected[request.image_id]]
-            assert [picture.width for picture in request.pictures] == widths
-            assert request.prompt == "How wide, all of you?"
+    for request in engine.requests:
+        widths = [IDS.index(member) + 1 for member in expected[request.image_id]]
+        assert [picture.width for picture in request.pictures] == widths
+        assert request.prompt == "How wide, all of you?"
     path = descriptions_path(config, "group")
+    assert path.name == "ruler-group-of-4.jsonl"
     assert '"members": ["00.png", ' in path.read_text(encoding="utf-8").splitlines()[0]
 
 
-def test_all_kinds_by_default(config):
+@pytest.mark.parametrize("size", [2, 8, 16])
+def test_groups_of_other_sizes_have_their_own_file(config, size):
     write_labels(config)
-    assert sorted(describe(config, None, Engine())) == ["group", "image"]
+    describe(config, ["group"], Ruler())
+    config.descriptions.group_size = size
+    engine = Ruler()
+    describe(config, ["group"], engine)
+    assert {len(request.pictures) for request in engine.requests} == {size}
+    assert {p.name for p in descriptions_path(config, "group").parent.glob("*.jsonl")} == {
+        "ruler-group-of-4.jsonl",
+        f"ruler-group-of-{size}.jsonl",
+    }
+
+
+def test_forced_groups_say_so(config, tmp_path):
+    write_labels(config)
+    config.descriptions.correct_per_group = 3
+    with pytest.raises(DataError, match="analysis with the true labels"):
+        describe(config, ["group"], Ruler())
+    true = ["cat", "dog", "dog", "dog", "cat", "cat", "cat", "dog", "cat", "dog"]
+    rows = "".join(f"{image},{name}\n" for image, name in zip(IDS, true, strict=True))
+    (tmp_path / "labels.csv").write_text("image,label\n" + rows)
+    config.dataset.labels = str(tmp_path / "labels.csv")
+    outcome = describe(config, ["group"], Ruler())["group"]
+    assert outcome.merged.path.name == "ruler-group-of-4-3-correct.jsonl"
+    assert "analysis with true labels: 3 of 4 images correct" in outcome.merged.report()
+    for line in outcome.merged.path.read_text().splitlines():
+        record = json.loads(line)
+        assert record["note"] == "analysis with true labels: 3 of 4 images correct"
+        assigned = ["cat", "dog"][LABELS[IDS.index(record["image"])]]
+        assert sum(true[IDS.index(m)] == assigned for m in record["members"]) == 3
+    config.descriptions.correct_per_group = 5
+    with pytest.raises(ConfigError, match="expected 0 to 4"):
+        describe(config, ["group"], Ruler())
+
+
+def test_prompts_may_name_the_pseudo_label(config):
+    config.descriptions.prompts.image = "How wide is this {class}?"
+    with pytest.raises(DataError, match=r"lattec_jax\.pseudo_label"):
+        describe(config, ["image"], Ruler())
+    write_labels(config)
+    engine = Ruler()
+    describe(config, ["image"], engine)
+    assert [request.prompt for request in engine.requests[:2]] == [
+        "How wide is this cat?",
+        "How wide is this dog?",
+    ]
+
+
+def test_all_kinds_by_default_and_new_ones_by_their_prompt(config):
+    write_labels(config)
+    config.descriptions.prompts.scene = "Where?"
+    assert sorted(describe(config, None, Ruler())) == ["group", "image", "scene"]
 
 
 def test_nothing_is_described_when_pseudo_labels_are_missing(config):
-    engine = Engine()
+    engine = Ruler()
     with pytest.raises(DataError, match=r"lattec_jax\.pseudo_label"):
         describe(config, ["image", "group"], engine)
-    assert not engine.batches
+    assert not engine.requests
 
 
 def test_what_is_there_is_kept(config):
-    describe(config, ["image"], Engine())
-    again = Engine()
+    describe(config, ["image"], Ruler())
+    again = Ruler()
     outcome = describe(config, ["image"], again)["image"]
-    assert again.batches == [] and (outcome.written, outcome.kept) == (0, 10)
-    other = Engine(model="2")
-    assert describe(config, ["image"], other)["image"].written == 10
-    assert descriptions_path(config, "image").read_text().count("\n") == 20
-    config = config.copy_and_resolve_references().unlock()
+    assert again.requests == [] and (outcome.written, outcome.kept) == (0, 10)
+
+
+def test_every_part_of_the_key_makes_new_descriptions_and_the_old_are_found_again(config):
+    describe(config, ["image"], Ruler())
+    assert describe(config, ["image"], Ruler(model="2"))["image"].written == 10
     config.descriptions.prompts.image = "How wide is it?"
+    assert describe(config, ["image"], Ruler(model="2"))["image"].written == 10
+    other = Ruler(model="2")
+    other.identity = other.identity._replace(decoding="roughly")
     assert describe(config, ["image"], other)["image"].written == 10
+    picture = Path(config.dataset.root) / IDS[3]
+    Image.new("L", (30, 3)).save(picture)
+    assert describe(config, ["image"], other)["image"].written == 1
+    assert texts(config, "image")[3] == "width 30"
+    config.descriptions.prompts.image = "How wide?"
+    back = Ruler()
+    describe(config, ["image"], back)
+    assert back.asked == [IDS[3]]  # only its picture is another
+    assert len(descriptions_path(config, "image").read_text().splitlines()) == 10
 
 
 def test_only_groups_whose_members_changed_are_described_again(config):
     write_labels(config)
-    describe(config, ["group"], Engine())
+    describe(config, ["group"], Ruler())
     changed = LABELS.copy()
     changed[0] = 1
     write_labels(config, changed)
     before = sample_groups(IDS, LABELS, 4, seed=0)
     after = sample_groups(IDS, changed, 4, seed=0)
-    engine = Engine()
+    engine = Ruler()
     describe(config, ["group"], engine)
     assert engine.asked == [image for image in IDS if before[image] != after[image]]
     assert engine.asked[0] == IDS[0]
@@ -151,101 +162,142 @@ def test_only_groups_whose_members_changed_are_described_again(config):
     assert texts(config, "group")[0] == f"width {widths}"
 
 
-def test_unreadable_pictures_are_skipped_and_reported(config):
-    (Path(config.dataset.root) / IDS[3]).write_bytes(b"no picture")
-    engine = Engine()
+def test_shards_together_are_the_whole(config):
+    write_labels(config)
+    whole = describe(config, None, Ruler())
+    expected = {kind: outcome.merged.path.read_bytes() for kind, outcome in whole.items()}
+    for outcome in whole.values():
+        for path in [outcome.merged.path, *shard_paths(outcome.merged.path)]:
+            path.unlink()
+    engines = [Ruler() for _ in range(3)]
+    for number in (2, 0, 1):
+        outcomes = describe(config, None, engines[number], Shard(number, 3))
+        assert all(outcome.merged is None for outcome in outcomes.values())
+    assert sum(len(engine.asked) for engine in engines) == 20
+    merged = describe(config, None, Ruler())
+    assert all(outcome.written == 0 for outcome in merged.values())
+    assert {k: outcome.merged.path.read_bytes() for k, outcome in merged.items()} == expected
+
+
+@pytest.mark.parametrize("text", ["3/3", "1", "a/b", "-1/2", "0/0", "1/2/3", ""])
+def test_shards_out_of_range(text):
+    with pytest.raises(ConfigError, match=r"--shard: expected i/n"):
+        Shard.parse(text)
+
+
+def test_unreadable_pictures_are_recorded_and_tried_again(config):
+    picture = Path(config.dataset.root) / IDS[3]
+    whole = picture.read_bytes()
+    picture.write_bytes(b"no picture")
+    engine = Ruler()
     outcome = describe(config, ["image"], engine)["image"]
     assert IDS[3] not in engine.asked and outcome.written == 9
-    assert outcome.unreadable == (IDS[3],)
-    # The stores leave it out, so it has no pseudo-label and is in no group.
+    assert list(outcome.failed) == list(outcome.merged.failed) == [IDS[3]]
+    assert "not a picture" in outcome.failed[IDS[3]]
+    assert texts(config, "image")[3] is None
+    again = describe(config, ["image"], Ruler())["image"]
+    assert (again.written, again.kept, list(again.failed)) == (0, 9, [IDS[3]])
+    picture.write_bytes(whole)
+    assert describe(config, ["image"], Ruler())["image"].written == 1
+    assert texts(config, "image") == WIDTHS
+
+
+def test_a_group_with_an_unreadable_member(config):
+    # The stores left one out, so that it has no pseudo-label and is in no group; another became
+    # unreadable after the labels were made, and a third was added.
     write_labels(config, np.delete(LABELS, 3), tuple(i for i in IDS if i != IDS[3]))
-    groups = Engine()
-    assert describe(config, ["group"], groups)["group"].unreadable == (IDS[3],)
-    assert len(groups.asked) == 9
-    # One became unreadable after the labels were made, and another picture was added.
     (Path(config.dataset.root) / IDS[4]).write_bytes(b"no picture")
     (Path(config.dataset.root) / "11.png").write_bytes(b"")
-    config = config.copy_and_resolve_references().unlock()
-    config.descriptions.prompts.group = "Once more?"
-    outcome = describe(config, ["group"], Engine())["group"]
+    outcome = describe(config, ["group"], Ruler())["group"]
     members = sample_groups(IDS[:3] + IDS[4:], np.delete(LABELS, 3), 4, seed=0)
     shown_with_it = {image for image, group in members.items() if IDS[4] in group}
-    assert set(outcome.unreadable) == {IDS[3], "11.png"} | shown_with_it
+    assert set(outcome.failed) == shown_with_it
+    assert set(outcome.merged.left_out) == {IDS[3], "11.png"}
     assert outcome.written == 9 - len(shown_with_it)
+
+
+def test_failures_of_the_engine_are_recorded_and_the_next_run_takes_only_them(config):
+    outcome = describe(config, ["image"], Ruler(fails=IDS[2:4]))["image"]
+    assert outcome.failed == {IDS[2]: "no ruler", IDS[3]: "no ruler"}
+    assert "failed: 02.png: no ruler" in outcome.merged.report()
+    rest = Ruler()
+    describe(config, ["image"], rest)
+    assert rest.asked == IDS[2:4]
+    assert texts(config, "image") == WIDTHS
 
 
 def test_no_readable_picture(config):
     for image in IDS:
         (Path(config.dataset.root) / image).write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 10 pictures"):
-        describe(config, ["image"], Engine())
+    with pytest.raises(DataError, match="none of the 10 image descriptions"):
+        describe(config, ["image"], Ruler())
+
+
+def test_an_engine_that_never_works_is_stopped(tmp_path):
+    config = make_config(tmp_path, 40)
+    engine = Ruler(fails=[f"{n:02d}.png" for n in range(40)])
+    with pytest.raises(EngineError, match=r"the first 20 descriptions all failed.*no ruler"):
+        describe(config, ["image"], engine)
+    assert len(engine.asked) == 20
 
 
 def test_groups_need_pseudo_labels(config):
     with pytest.raises(DataError, match=r"python -m lattec_jax\.pseudo_label --config"):
-        describe(config, ["group"], Engine())
+        describe(config, ["group"], Ruler())
     write_labels(config, LABELS[:2], ("old/1.png", "old/2.png"))
     with pytest.raises(DataError, match="no label for any of the 10 training images"):
-        describe(config, ["group"], Engine())
+        describe(config, ["group"], Ruler())
 
 
 def test_mistakes(config):
     with pytest.raises(ConfigError, match=r"group, image.*'grup'.*Did you mean 'group'"):
-        describe(config, ["grup"], Engine())
-    with pytest.raises(ConfigError, match=r"no engine 'ruler'; this version has .*pixels"):
-        describe(config)
-    config = config.copy_and_resolve_references().unlock()
+        describe(config, ["grup"], Ruler())
     config.descriptions.engine = "pixel"
     with pytest.raises(ConfigError, match="Did you mean 'pixels'"):
-        load_engine(config)
+        describe(config)
     config.descriptions.group_size = 1
+    write_labels(config)
     with pytest.raises(ConfigError, match="group_size: expected 2 or more, found 1"):
-        describe(config, ["group"], Engine())
+        describe(config, ["group"], Ruler())
 
 
-def test_every_engine_loads(config):
-    config = config.copy_and_resolve_references().unlock()
-    for name in ENGINES:
-        config.descriptions.engine = name
-        engine = load_engine(config)
-        assert engine.name == name and engine.model and engine.batch_size > 0
-
-
-def test_an_engine_that_loses_texts(config):
-    engine = Engine()
-    engine.describe = lambda requests: ["one"]
-    with pytest.raises(RuntimeError, match="expected 4 texts, one per request, found 1"):
+def test_an_engine_that_loses_requests(config):
+    engine = Ruler()
+    whole = engine.describe
+    engine.describe = lambda requests: (a for a in whole(requests) if a[0].image_id != IDS[4])
+    with pytest.raises(RuntimeError, match=f"left 1 requests unanswered, the first for '{IDS[4]}'"):
         describe(config, ["image"], engine)
 
 
-def test_interrupt_keeps_whole_batches(config):
-    class Stops(Engine):
+def test_an_interrupt_keeps_every_answer(config):
+    class Stops(Ruler):
         def describe(self, requests):
-            if len(self.batches) == 2:
-                raise KeyboardInterrupt
-            return super().describe(requests)
+            for number, answer in enumerate(super().describe(requests)):
+                if number == 7:
+                    raise KeyboardInterrupt
+                yield answer
 
     with pytest.raises(KeyboardInterrupt):
         describe(config, ["image"], Stops())
-    rest = Engine()
+    rest = Ruler()
     outcome = describe(config, ["image"], rest)["image"]
-    assert rest.asked == IDS[8:] and (outcome.written, outcome.kept) == (2, 8)
-    assert texts(config, "image") == [f"width {n + 1}" for n in range(10)]
+    assert rest.asked == IDS[7:] and (outcome.written, outcome.kept) == (3, 7)
+    assert texts(config, "image") == WIDTHS
 
 
 KILLED = """
 import sys, time
+from pathlib import Path
 from captioning.describe import describe
 from lattec_jax.config import from_json
-from pathlib import Path
-from tests.captioning.test_describe import Engine
-class Slow(Engine):
-    batch_size = 2
+from tests.captioning.ruler import Ruler
+class Slow(Ruler):
     def describe(self, requests):
-        if len(self.batches) == 3:
-            print("three", flush=True)
-            time.sleep(60)
-        return super().describe(requests)
+        for number, answer in enumerate(super().describe(requests)):
+            if number == 6:
+                print("six", flush=True)
+                time.sleep(60)
+            yield answer
 describe(from_json(Path(sys.argv[1])), ["image"], Slow())
 """
 
@@ -258,42 +310,120 @@ def test_continues_after_a_kill(config, tmp_path):
         stderr=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": os.getcwd()},
     )
-    assert process.stdout.readline() == b"three\n"
+    assert process.stdout.readline() == b"six\n"
+    with pytest.raises(DataError, match=r"written by another process.*--shard"):
+        describe(config, ["image"], Ruler())
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
-    path = descriptions_path(config, "image")
+    path = shard_path(descriptions_path(config, "image"), Shard(0, 1))
     with open(path, "ab") as file:
         file.write(path.read_bytes()[:40])  # as if killed in the middle of a line
-    rest = Engine()
+    rest = Ruler()
     describe(config, ["image"], rest)
     assert rest.asked == IDS[6:]
     assert path.read_text().count("\n") == 10
-    assert texts(config, "image") == [f"width {n + 1}" for n in range(10)]
+    assert texts(config, "image") == WIDTHS
 
 
-def test_the_command(config, tmp_path, monkeypatch, capsys):
-    (Path(config.dataset.root) / IDS[0]).write_bytes(b"")
-    file = tmp_path / "mine.py"
-    file.write_text(
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from captioning.describe import describe
+from lattec_jax.config import from_json
+from lattec_jax.errors import DataError
+from tests.captioning.ruler import Ruler
+class Fills(Ruler):
+    def describe(self, requests):
+        for number, answer in enumerate(super().describe(requests)):
+            if number == 3:
+                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
+            yield answer
+try:
+    describe(from_json(Path(sys.argv[1])), ["image"], Fills())
+except DataError as error:
+    print(error)
+"""
+
+
+def test_a_file_that_cannot_grow(config, tmp_path):
+    """The system refuses to write on, in the middle of a line, as on a full disk."""
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    process = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "config.json")],
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        check=True,
+    )
+    assert b"cannot write" in process.stdout and b"make room" in process.stdout
+    path = shard_path(descriptions_path(config, "image"), Shard(0, 1))
+    lines = path.read_text().splitlines()
+    assert 0 < len(lines) < 10 and path.stat().st_size <= 700
+    assert all(json.loads(line)["text"] for line in lines)
+    rest = Ruler()
+    describe(config, ["image"], rest)
+    assert rest.asked == IDS[len(lines) :]
+    assert texts(config, "image") == WIDTHS
+
+
+def write_config_file(config, path: Path) -> None:
+    path.write_text(
         "from configs import common\n"
+        "from captioning.engines import ENGINES\n"
+        'ENGINES["ruler"] = "tests.captioning.ruler"\n'
         "def get_config():\n"
         "    config = common.get_config()\n"
         f"    config.artifacts = {config.artifacts!r}\n"
+        f"    config.weights = {config.weights!r}\n"
         f"    config.dataset.update({config.dataset.to_dict()!r})\n"
-        f"    config.descriptions.update({config.descriptions.to_dict()!r})\n"
+        "    config.descriptions.engine = 'ruler'\n"
+        f"    config.descriptions.prompts.update({config.descriptions.prompts.to_dict()!r})\n"
         "    return config\n"
     )
-    monkeypatch.setattr(command, "load_engine", lambda config: Engine())
-    command.main(["describe", f"--config={file}", "--kind=image"])
+
+
+def test_the_command(config, tmp_path, capsys):
+    (Path(config.dataset.root) / IDS[0]).write_bytes(b"")
+    write_config_file(config, tmp_path / "mine.py")
+    command.main(["describe", f"--config={tmp_path / 'mine.py'}", "--kind=image", "--shard=0/2"])
     printed = capsys.readouterr().out
-    assert "image: 9 written, 0 kept, 1 without" in printed
-    assert f"unreadable: {IDS[0]}" in printed
+    assert "image: 4 written, 0 kept, 1 failed" in printed
+    assert f"failed: {IDS[0]}: cannot read the picture" in printed
+    command.main(["describe", f"--config={tmp_path / 'mine.py'}", "--kind=image"])
+    printed = capsys.readouterr().out
+    assert "image: 5 written, 4 kept, 1 failed" in printed
+    assert "9 descriptions ->" in printed and "words: 2 to 2, median 2" in printed
 
 
-def test_captioning_does_not_import_jax():
-    program = (
-        "import captioning.describe, lattec_jax.data.store, sys\n"
-        "print({'jax', 'torch'} & {*sys.modules})"
-    )
-    result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True)
-    assert result.stdout.strip() == b"set()"
+def test_several_workers_by_one_command(config, tmp_path, capsys, monkeypatch):
+    write_labels(config)
+    write_config_file(config, tmp_path / "mine.py")
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    arguments = ["describe", f"--config={tmp_path / 'mine.py'}", "--processes=3"]
+    command.main(arguments)
+    assert "10 descriptions ->" in capsys.readouterr().out
+    assert texts(config, "image") == WIDTHS
+    path = descriptions_path(config, "group")
+    assert len(shard_paths(path)) == 3
+    assert sorted(p.name for p in path.parent.glob("shards/*.log")) == [
+        f"worker-{n}-of-3.log" for n in range(3)
+    ]
+    with pytest.raises(ConfigError, match="--processes: expected 1 or more"):
+        command.main([*arguments[:2], "--processes=0"])
+
+
+def test_a_worker_that_fails(config, tmp_path, monkeypatch):
+    write_config_file(config, tmp_path / "mine.py")
+    monkeypatch.setenv("PYTHONPATH", os.getcwd())
+    path = shard_path(descriptions_path(config, "image"), Shard(1, 2))
+    path.parent.mkdir(parents=True)
+    path.touch()
+    arguments = ["x", f"--config={tmp_path / 'mine.py'}", "--kind=image", "--processes=2"]
+    with (
+        open(path) as held,
+        pytest.raises(EngineError, match=r"(?s)1 of 2 workers failed.*written by another process"),
+    ):
+        fcntl.flock(held, fcntl.LOCK_EX)
+        command.main(arguments)
+    command.main(arguments)
+    assert texts(config, "image") == WIDTHS

@@ -6,17 +6,22 @@ import hashlib
 import json
 import time
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
 from configs import common
 from lattec_jax.data.descriptions import (
     Descriptions,
-    DescriptionWriter,
+    Expected,
     Record,
+    description_key,
     descriptions_path,
+    key_of,
     read,
+    records,
     shuffled,
+    to_line,
 )
 from lattec_jax.errors import ConfigError, DataError
 
@@ -26,10 +31,9 @@ def record(image: str, text: str = "a text", kind: str = "image", **changes) -> 
     return Record(image, kind, text, **values)
 
 
-def write(path, *records: Record):
-    with DescriptionWriter(path) as writer:
-        for item in records:
-            writer.append(item)
+def write(path: Path, *written: Record) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(b"".join(map(to_line, written)))
     return path
 
 
@@ -41,6 +45,11 @@ def test_path():
     )
     with pytest.raises(ConfigError, match=r"found '\.\./image'"):
         descriptions_path(config, "../image")
+    config.descriptions.group_size = 8
+    assert descriptions_path(config, "group").name == "llava-group-of-8.jsonl"
+    assert descriptions_path(config, "group_scene").name == "llava-group_scene-of-8.jsonl"
+    config.descriptions.correct_per_group = 0
+    assert descriptions_path(config, "group").name == "llava-group-of-8-0-correct.jsonl"
 
 
 def test_lines_are_plain_json(tmp_path):
@@ -54,6 +63,11 @@ def test_lines_are_plain_json(tmp_path):
         {"image": "b", "kind": "group", "text": "two", **source, "members": ["b", "ü"]},
     ]
     assert "ü/1.jpg".encode() in lines[0]  # readable, not escaped
+
+
+COUNTS = dict.fromkeys(
+    ("found", "missing", "empty", "changed", "other_prompt", "duplicate", "unknown_image"), 0
+)
 
 
 def test_the_rule(tmp_path):
@@ -76,8 +90,9 @@ def test_the_rule(tmp_path):
         "group": ["last", None, None, None, None],
     }
     assert found.counts == {
-        "image": {"found": 2, "missing": 3, "empty": 2, "duplicate": 2, "unknown_image": 1},
-        "group": {"found": 1, "missing": 4, "empty": 0, "duplicate": 0, "unknown_image": 0},
+        "image": COUNTS
+        | {"found": 2, "missing": 3, "empty": 2, "duplicate": 2, "unknown_image": 1},
+        "group": COUNTS | {"found": 1, "missing": 4},
     }
     content = images.read_bytes() + groups.read_bytes()
     assert found.sha256 == hashlib.sha256(content).hexdigest()
@@ -87,7 +102,7 @@ def test_a_kind_without_texts(tmp_path):
     path = write(tmp_path / "d.jsonl", record("x"), record("a", ""))
     with pytest.raises(DataError, match=r"any of the 2 images .*1 are of other images, 1 empty"):
         read([path], ["image"], ["a", "b"])
-    with pytest.raises(DataError, match=r"captioning\.describe --config=\.\.\. --kind=group"):
+    with pytest.raises(DataError, match=r"no descriptions at .*captioning\.describe --config"):
         read([tmp_path / "llava-group.jsonl"], ["group"], ["a"])
 
 
@@ -108,9 +123,6 @@ def test_malformed_lines(tmp_path, line, reason):
     path.write_text(f"{good}\n{line}\n{good}", encoding="utf-8")
     with pytest.raises(DataError, match=rf"d\.jsonl:3: expected a JSON object.*{reason}"):
         read([path], ["image"], ["a"])
-    with pytest.raises(DataError, match=r"d\.jsonl:3"):
-        DescriptionWriter(path)
-    assert path.read_text(encoding="utf-8") == f"{good}\n{line}\n{good}"
 
 
 def test_a_file_that_is_not_utf8(tmp_path):
@@ -128,48 +140,73 @@ def test_a_last_line_that_was_cut_off(tmp_path, caplog):
         complete = end == len(whole) - 1  # all but the line break
         texts = read([path], ["image"], ["a", "b"]).texts["image"]
         assert texts == ["one", "zwei: ü" if complete else None]
-        with DescriptionWriter(path) as writer:
-            done = writer.done("image", "p", "e", "m")
-            assert set(done) == ({"a", "b"} if complete else {"a"})
-            writer.append(record("c", "three"))
-        assert read([path], ["image"], ["a", "b", "c"]).texts["image"] == [*texts, "three"]
     assert "d.jsonl:2: dropped a line that was cut off" in caplog.text
 
 
-def test_done_looks_at_the_newest_record(tmp_path):
-    write(
+def test_records_round_trip(tmp_path):
+    written = [
+        Record("a", "image", "t"),
+        Record("b", "group", "", *"empd", ("b", "c"), "note", "key", "error"),
+        Record("caf\udce9.jpg", "image", "a name that is not UTF-8"),
+    ]
+    assert list(records(write(tmp_path / "d.jsonl", *written))) == written
+
+
+def test_mixed_sources_are_refused(tmp_path):
+    path = write(tmp_path / "d.jsonl", record("a"), record("b"), record("a", model="other"))
+    with pytest.raises(DataError, match=r"2 different sources \(1 of e \| other \| ; 1 of e \| m"):
+        read([path], ["image"], ["a", "b"])
+    assert read([path], ["image"], ["a"]).texts["image"] == ["a text"]  # the other is not used
+
+
+def test_every_part_of_a_key_counts():
+    parts = ["image", "a prompt", "e", "m", "d"]
+    keys = {description_key(*parts, ["1", "2"])}
+    for place in range(5):
+        changed = [*parts]
+        changed[place] += "x"
+        keys.add(description_key(*changed, ["1", "2"]))
+    keys |= {description_key(*parts, contents) for contents in (["2", "1"], ["1"], ["1", "3"], [])}
+    assert len(keys) == 10 and {len(key) for key in keys} == {32}
+
+
+def test_what_is_out_of_date_counts_as_missing(tmp_path):
+    contents = {"a": "1", "b": "2", "c": "3", "d": "4"}
+
+    def keyed(image: str, kind: str = "image", **changes) -> Record:
+        found = record(image, kind=kind, **changes)
+        return found._replace(key=key_of(found, [contents[m] for m in found.members or (image,)]))
+
+    path = write(
         tmp_path / "d.jsonl",
-        record("a"),
-        record("b"),
-        record("b", prompt="other"),
-        record("c", kind="group", members=("c", "x")),
-        record("c", kind="group", members=("c", "y")),
-        record("d", ""),
+        keyed("a"),
+        keyed("b"),
+        keyed("c", prompt="old"),
+        record("d", prompt="of another captioner, whose lines have no key"),
+        keyed("a", kind="group", members=("a", "d")),
+        keyed("d", kind="group", members=("d", "b")),
     )
-    with DescriptionWriter(tmp_path / "d.jsonl") as writer:
-        assert writer.done("image", "p", "e", "m") == {"a": (), "d": ()}
-        assert writer.done("image", "other", "e", "m") == {"b": ()}
-        assert writer.done("group", "p", "e", "m") == {"c": ("c", "y")}
-        assert writer.done("image", "p", "e", "m2") == {}
-        writer.append(record("b"))
-        assert set(writer.done("image", "p", "e", "m")) == {"a", "b", "d"}
+    prompts = {"image": ["p"] * 4, "group": ["p"] * 4}
+    now = Expected(["1", "changed", "3", "4"], prompts)
+    found = read([path], ["image", "group"], list(contents), now)
+    assert found.texts["image"] == ["a text", None, None, "a text"]
+    assert found.texts["group"] == ["a text", None, None, None]
+    assert found.counts["image"] == COUNTS | {
+        "found": 2, "missing": 2, "changed": 1, "other_prompt": 1
+    }  # fmt: skip
+    assert found.counts["group"] == COUNTS | {"found": 1, "missing": 3, "changed": 1}
+    assert read([path], ["image"], list(contents)).counts["image"]["found"] == 4
 
 
-def test_flush_reaches_the_file(tmp_path):
-    writer = DescriptionWriter(tmp_path / "d.jsonl")
-    writer.append(record("a"))
-    writer.flush()
-    assert read([tmp_path / "d.jsonl"], ["image"], ["a"]).counts["image"]["found"] == 1
-    writer.close()
+def test_members_that_are_no_training_images(tmp_path):
+    path = write(tmp_path / "d.jsonl", record("a", kind="group", members=("a", "x")))
+    with pytest.raises(DataError, match="the group description of 'a' with 'x'"):
+        read([path], ["group"], ["a"])
 
 
-def test_mixed_prompts_are_pointed_out(tmp_path, caplog):
-    path = write(tmp_path / "d.jsonl", record("a"), record("b"), record("a", prompt="other"))
-    read([path], ["image"], ["a", "b"])
-    assert "2 different engines, models or prompts" in caplog.text
-    caplog.clear()
-    read([path], ["image"], ["a"])  # what was replaced does not count
-    assert not caplog.text
+def test_notes_are_handed_on(tmp_path):
+    path = write(tmp_path / "d.jsonl", record("a", note="an analysis"), record("b"))
+    assert read([path], ["image"], ["a", "b"]).notes == ("an analysis",)
 
 
 def test_shuffled():

@@ -1,0 +1,175 @@
+"""What is to be described: for each image and kind, which pictures, which prompt, and the key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from captioning.engines import Identity
+from captioning.groups import sample_forced_groups, sample_groups
+from lattec_jax.config import did_you_mean
+from lattec_jax.data import pseudo_labels
+from lattec_jax.data.content import content_hashes, content_path
+from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.descriptions import Record, description_key, is_group
+from lattec_jax.data.prompts import CLASS, description_prompt, templates
+from lattec_jax.data.pseudo_labels import PseudoLabels
+from lattec_jax.errors import ConfigError, DataError
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """One description that is wanted."""
+
+    image: str
+    kind: str
+    prompt: str
+    paths: tuple[Path, ...]  # of the pictures to show, in order
+    members: tuple[str, ...]  # their ids, of a group
+    note: str
+    key: str
+
+    def record(self, identity: Identity, text: str = "", error: str = "") -> Record:
+        """Its line, with a text or with the reason why there is none."""
+        return Record(
+            self.image, self.kind, text, identity.engine, identity.model, self.prompt,
+            identity.decoding, self.members, self.note, self.key, error,
+        )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Tasks:
+    """All of one kind, in the order of the data set."""
+
+    kind: str
+    tasks: tuple[Task, ...]
+    left_out: tuple[str, ...]  # images without a pseudo-label: they were unreadable
+
+
+def check_kinds(config: ConfigDict, kinds: Sequence[str] | None) -> list[str]:
+    """The kinds that are asked for; None: all that have a prompt.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    prompts = config.descriptions.prompts
+    kinds = list(prompts) if kinds is None else list(kinds)
+    for kind in kinds:
+        if kind not in prompts:
+            raise ConfigError(
+                f"--kind: expected keys of config.descriptions.prompts ({', '.join(prompts)}), "
+                f"found {kind!r}. {did_you_mean(kind, prompts)}"
+            )
+    return kinds
+
+
+def make_tasks(
+    config: ConfigDict, kinds: Sequence[str], dataset: Dataset, identity: Identity
+) -> dict[str, Tasks]:
+    """Everything that the kinds ask for, before any of it is described.
+
+    Raises:
+        ConfigError: a group of fewer than two images, or an impossible number of correct ones.
+        DataError: a kind needs pseudo-labels and there are none.
+    """
+    train = dataset.train
+    paths = dict(zip(train.ids, train.paths, strict=True))
+    hashes = content_hashes(train.paths, content_path(config))
+    contents = dict(zip(train.ids, hashes, strict=True))
+    labels = None
+    if any(is_group(kind) or CLASS in config.descriptions.prompts[kind] for kind in kinds):
+        labels = _read_labels(config, dataset)
+    found = {}
+    for kind in kinds:
+        groups, note = None, ""
+        if is_group(kind):
+            groups, note = _groups(config, dataset, labels)
+        found[kind] = _tasks_of_kind(
+            kind, config.descriptions.prompts[kind], dataset, labels, groups, note,
+            paths, contents, identity,
+        )  # fmt: skip
+    return found
+
+
+def _tasks_of_kind(
+    kind: str,
+    template: str,
+    dataset: Dataset,
+    labels: PseudoLabels | None,
+    groups: Mapping[str, tuple[str, ...]] | None,
+    note: str,
+    paths: Mapping[str, Path],
+    contents: Mapping[str, str],
+    identity: Identity,
+) -> Tasks:
+    needs_label = groups is not None or CLASS in template
+    names = {}
+    if labels is not None:
+        names = {
+            image: dataset.class_names[label]
+            for image, label in zip(labels.ids, labels.labels.tolist(), strict=True)
+        }
+    tasks, left_out = [], []
+    for image in paths:
+        if needs_label and image not in names:
+            left_out.append(image)
+            continue
+        prompt = description_prompt(template, names.get(image, ""))
+        members = groups[image] if groups is not None else ()
+        shown = members or (image,)
+        key = description_key(kind, prompt, *identity, [contents[member] for member in shown])
+        pictures = tuple(paths[member] for member in shown)
+        tasks.append(Task(image, kind, prompt, pictures, members, note, key))
+    return Tasks(kind, tuple(tasks), tuple(left_out))
+
+
+def _read_labels(config: ConfigDict, dataset: Dataset) -> PseudoLabels:
+    """Those of the training images that have one; the others were unreadable."""
+    source = pseudo_labels.provenance(
+        pseudo_labels.weights_sha256(config.weights), dataset.names, templates(config)
+    )
+    path = pseudo_labels.pseudo_labels_path(config, source)
+    labels = pseudo_labels.read(path, None, source)
+    known = set(dataset.train.ids)
+    kept = [row for row, image in enumerate(labels.ids) if image in known]
+    if not kept:
+        raise DataError(
+            f"{path} has no label for any of the {len(known)} training images; make them again "
+            f"with {pseudo_labels.COMMAND}"
+        )
+    return PseudoLabels(
+        tuple(labels.ids[row] for row in kept),
+        labels.labels[kept],
+        labels.scores[kept],
+        labels.margins[kept],
+    )
+
+
+def _groups(
+    config: ConfigDict, dataset: Dataset, labels: PseudoLabels
+) -> tuple[dict[str, tuple[str, ...]], str]:
+    """The members of each image's group, and the note that an analysis leaves in the file."""
+    size, correct = config.descriptions.group_size, config.descriptions.correct_per_group
+    seed = config.descriptions.seed
+    if size < 2:
+        raise ConfigError(f"config.descriptions.group_size: expected 2 or more, found {size}")
+    if correct is None:
+        return sample_groups(labels.ids, labels.labels, size, seed), ""
+    if not 0 <= correct <= size:
+        raise ConfigError(
+            f"config.descriptions.correct_per_group: expected 0 to {size} (group_size), found "
+            f"{correct}"
+        )
+    if dataset.train.labels is None:
+        raise DataError(
+            "config.descriptions.correct_per_group is an analysis with the true labels of the "
+            f"training images, and those of {dataset.name} have none; leave it unset"
+        )
+    row = {image: index for index, image in enumerate(dataset.train.ids)}
+    true = dataset.train.labels[np.array([row[image] for image in labels.ids])]
+    groups = sample_forced_groups(labels.ids, labels.labels, size, seed, true, correct)
+    return groups, f"analysis with true labels: {correct} of {size} images correct"

@@ -1,0 +1,89 @@
+"""Ten small pictures of different widths, two classes, and an engine that tells the widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from captioning.engines import Failure, Identity, Request
+from configs import common
+from lattec_jax.config import resolve
+from lattec_jax.data import pseudo_labels
+from lattec_jax.data.descriptions import descriptions_path, read
+
+CLASSES = ("cat", "dog")
+IDS = [f"{i:02d}.png" for i in range(10)]
+LABELS = np.array([0, 1] * 5, np.int32)
+
+
+class Ruler:
+    """Says how wide the pictures are; remembers what it was asked."""
+
+    def __init__(self, model: str = "1", fails: Iterable[str] = ()) -> None:
+        self.identity = Identity("ruler", model, "exact")
+        self.requests: list[Request] = []
+        self.fails = set(fails)
+
+    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
+        for request in requests:
+            self.requests.append(request)
+            widths = " ".join(str(picture.width) for picture in request.pictures)
+            failed = request.image_id in self.fails
+            yield request, Failure("no\nruler") if failed else f"width\n {widths}"
+
+    @property
+    def asked(self) -> list[str]:
+        return [request.image_id for request in self.requests]
+
+
+def identity(config: ConfigDict) -> Identity:
+    return Ruler().identity
+
+
+def processes(config: ConfigDict) -> int:
+    return 1
+
+
+def load(config: ConfigDict) -> Ruler:
+    return Ruler()
+
+
+def make_config(directory: Path, count: int = 10) -> ConfigDict:
+    """A set of pictures on disk and its unlocked configuration."""
+    root = directory / "pictures"
+    root.mkdir()
+    for number in range(count):
+        image = Image.new("L" if number % 2 else "RGB", (number + 1, 3))
+        image.save(root / f"{number:02d}.png")
+    (directory / "names.txt").write_text("\n".join(CLASSES))
+    (directory / "weights").mkdir()
+    (directory / "weights" / "model.safetensors").write_bytes(b"weights")
+    config = common.get_config()
+    config.artifacts = str(directory / "artifacts")
+    config.weights = str(directory / "weights")
+    config.dataset.update(
+        {"name": "mine", "root": str(root), "class_names": str(directory / "names.txt")}
+    )
+    config.dataset.held_out = 0.0
+    config.descriptions.engine = "ruler"
+    config.descriptions.prompts.update({"image": "How wide?", "group": "How wide, all of you?"})
+    return resolve(config).copy_and_resolve_references().unlock()
+
+
+def write_labels(config: ConfigDict, labels=LABELS, ids=tuple(IDS)) -> None:
+    source = pseudo_labels.provenance(
+        pseudo_labels.weights_sha256(config.weights),
+        [(name,) for name in CLASSES],
+        config.templates,
+    )
+    path = pseudo_labels.pseudo_labels_path(config, source)
+    scores = np.full(len(ids), 0.5)
+    pseudo_labels.write(path, ids, labels, scores, scores, source)
+
+
+def texts(config: ConfigDict, kind: str) -> list[str | None]:
+    return read([descriptions_path(config, kind)], [kind], IDS).texts[kind]
