@@ -101,6 +101,7 @@ def get_config() -> ConfigDict:
     config.augment = ConfigDict()
     config.augment.scale = (0.9, 1.0)  # share of the picture's area that a crop covers
     config.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
+    config.augment.flip_probability = 0.0  # left to right; neither the paper nor its code flips
     config.augment.color_jitter = placeholder(tuple)  # brightness, contrast, saturation, hue
     config.augment.color_jitter_probability = placeholder(float)
     config.augment.greyscale_probability = placeholder(float)

@@ -9,11 +9,14 @@ Sources: torchvision 0.28 `transforms.RandomResizedCrop` and `ColorJitter`; Pill
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
+from ml_collections import ConfigDict
+
+from lattec_jax.errors import ConfigError
 
 ATTEMPTS = 10  # of torchvision, before it falls back to a central crop
 
@@ -26,6 +29,42 @@ class Augmentation(NamedTuple):
     color_jitter: tuple[float, float, float, float]
     color_jitter_probability: float
     greyscale_probability: float
+    flip_probability: float
+
+    @classmethod
+    def from_config(cls, settings: ConfigDict) -> Augmentation:
+        """`config.augment`, checked.
+
+        Raises:
+            ConfigError: a value that no draw can be made with.
+        """
+        pairs = {name: _numbers(name, settings[name], 2) for name in ("scale", "ratio")}
+        for name, (low, high) in pairs.items():
+            if not 0 < low <= high or (name == "scale" and high > 1):
+                bound = "at most 1" if name == "scale" else "positive"
+                raise _unfit(name, f"two numbers from small to large, {bound}", settings[name])
+        strengths = _numbers("color_jitter", settings.color_jitter, 4)
+        if min(strengths) < 0 or strengths[3] > 0.5:
+            raise _unfit("color_jitter", "four strengths from 0, that of the hue to 0.5", strengths)
+        probabilities = {
+            name: settings[name] for name in cls._fields if name.endswith("probability")
+        }
+        for name, value in probabilities.items():
+            if not 0 <= value <= 1:
+                raise _unfit(name, "a probability from 0 to 1", value)
+        return cls(**pairs, color_jitter=strengths, **probabilities)
+
+
+def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
+    if not isinstance(values, (tuple, list)) or len(values) != count:
+        raise _unfit(name, f"{count} numbers", values)
+    if not all(isinstance(value, (int, float)) for value in values):
+        raise _unfit(name, f"{count} numbers", values)
+    return tuple(map(float, values))
+
+
+def _unfit(name: str, expected: str, found: Any) -> ConfigError:
+    return ConfigError(f"config.augment.{name}: expected {expected}, found {found!r}")
 
 
 class JitterDraws(NamedTuple):
@@ -40,6 +79,7 @@ class Draws(NamedTuple):
     """All that is random in the crops of B pictures; None where a setting turns a part off."""
 
     boxes: Int[Array, "B 4"]  # top, left, height and width, in pixels
+    flip: Bool[Array, " B"] | None  # left to right
     jitter: JitterDraws | None
     grey: Bool[Array, " B"] | None
 
@@ -68,14 +108,18 @@ def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) 
     crop_key, jitter_key, grey_key = jax.random.split(key, 3)
     batch = sizes.shape[0]
     boxes = random_boxes(crop_key, sizes, settings.scale, settings.ratio)
-    jitter_draws = grey = None
+    flip = jitter_draws = grey = None
+    if settings.flip_probability > 0:
+        # Folded in, so that the other draws are the same with and without flips.
+        flip_key = jax.random.fold_in(key, 3)
+        flip = jax.random.bernoulli(flip_key, settings.flip_probability, (batch,))
     if any(settings.color_jitter) and settings.color_jitter_probability > 0:
         jitter_draws = draw_color_jitter(
             jitter_key, batch, settings.color_jitter, settings.color_jitter_probability
         )
     if settings.greyscale_probability > 0:
         grey = jax.random.bernoulli(grey_key, settings.greyscale_probability, (batch,))
-    return Draws(boxes, jitter_draws, grey)
+    return Draws(boxes, flip, jitter_draws, grey)
 
 
 def apply_draws(
@@ -83,6 +127,8 @@ def apply_draws(
 ) -> Float[Array, "B S T 3"]:
     """Crops in [0, 1] of the model's size; each picture by itself."""
     images = crop_and_resize(pictures, draws.boxes, size)
+    if draws.flip is not None:
+        images = jnp.where(draws.flip[:, None, None, None], images[:, :, ::-1], images)
     if draws.jitter is not None:
         images = color_jitter(images, draws.jitter)
     if draws.grey is not None:
@@ -169,8 +215,8 @@ def crop_and_resize(
 
     Returns:
         Whole grey levels from 0 to 255. PIL rounds after the horizontal and after the vertical
-        pass, and so does this. (Pillow 13 takes the vertical pass first where a crop is reduced
-        much more in height than in width, pull request 9549; earlier versions never do.)
+        pass, and so does this. (Pillow 13 takes the vertical pass first where that is cheaper, pull
+        request 9549, which shows at hard edges; setup.py asks for an earlier one.)
     """
     top, left, height, width = boxes.T
     across = resampling_weights(left, width, pictures.shape[2], size[1])  # [B, T, W]

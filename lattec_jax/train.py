@@ -164,13 +164,7 @@ def compile_step(
         image_size=preprocess.size,
         mean=preprocess.mean,
         std=preprocess.std,
-        augmentation=Augmentation(
-            scale=tuple(config.augment.scale),
-            ratio=tuple(config.augment.ratio),
-            color_jitter=tuple(config.augment.color_jitter),
-            color_jitter_probability=config.augment.color_jitter_probability,
-            greyscale_probability=config.augment.greyscale_probability,
-        ),
+        augmentation=Augmentation.from_config(config.augment),
         seed=config.seed,
         pieces=pieces,
     )

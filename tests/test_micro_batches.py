@@ -77,7 +77,7 @@ class World:
         mesh = sharding.make_mesh(1, jax.devices()[:devices])
         definition = define(self.checkpoint.config, remat=remat)
         preprocess = self.checkpoint.preprocess
-        augmentation = Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.0,) * 4, 0.0, 0.2)
+        augmentation = Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.0,) * 4, 0.0, 0.2, 0.5)
         settings = StepSettings(
             preprocess.size, preprocess.mean, preprocess.std, augmentation, 3, BATCH // micro
         )

@@ -100,7 +100,7 @@ def train(
         preprocess.size,
         preprocess.mean,
         preprocess.std,
-        Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.4, 0.4, 0.4, 0.1), 0.8, 0.2),
+        Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),
         seed=3,
     )
     definition = define(world.checkpoint.config)
@@ -198,7 +198,7 @@ def test_flyp_trains_both_towers_and_has_no_prototypes():
 def test_streamed_pictures_give_the_same_step():
     world = World(classes=5)
     settings = StepSettings(
-        (16, 16), (0.5,) * 3, (0.2,) * 3, Augmentation((0.9, 1), (1, 1), (0,) * 4, 0, 0), 0
+        (16, 16), (0.5,) * 3, (0.2,) * 3, Augmentation((0.9, 1), (1, 1), (0,) * 4, 0, 0, 0), 0
     )
     encoder = Encoder(
         define(world.checkpoint.config), world.checkpoint.params, sharding.make_mesh()
