@@ -56,37 +56,67 @@ def image_transform():
     return pytest.importorskip("open_clip.transform").image_transform
 
 
+def pictures() -> list[tuple[str, Image.Image]]:
+    """200 pictures: 25 sizes in 8 modes."""
+    rng = np.random.default_rng(7)
+    more = [tuple(int(n) for n in rng.integers(1, 160, 2)) for _ in range(25 - len(SIZES))]
+    return [(f"{s} {m}", picture(s, m)) for s, m in itertools.product(SIZES + more, MODES)]
+
+
+def normalisations() -> list[tuple[tuple, tuple]]:
+    """Every pair of mean and deviation among open_clip's pretrained weights."""
+    from open_clip.pretrained import get_pretrained_cfg, list_pretrained
+
+    found = {}
+    for model, tag in list_pretrained():
+        ours = Preprocess.from_open_clip(get_pretrained_cfg(model, tag), 24)
+        found[ours.mean, ours.std] = None
+    return list(found)
+
+
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("size", [(24, 24), (24, 36), (37, 37)])
-def test_pixels_equal_open_clip(image_transform, size, interpolation, resize_mode):
-    transform = image_transform(
-        size if size[0] != size[1] else size[0],
-        is_train=False,
-        mean=MEAN,
-        std=STD,
-        interpolation=interpolation,
-        resize_mode=resize_mode,
-        fill_color=77,
-    )
-    transform.transforms = transform.transforms[:-1]  # without normalisation
-    ours = preprocess(size, interpolation=interpolation, resize_mode=resize_mode, fill_color=77)
+def test_pixels_equal_open_clip(image_transform, interpolation, resize_mode):
+    """Before normalisation to the bit, and after it, for every mean and deviation in use."""
+    pairs = normalisations()
+    assert len(pairs) >= 3
+    ours = preprocess((24, 24), interpolation=interpolation, resize_mode=resize_mode)
+    settings = {"interpolation": interpolation, "resize_mode": resize_mode}
+    transforms = [image_transform(24, is_train=False, mean=m, std=s, **settings) for m, s in pairs]
     compared = 0
-    for shape, mode in itertools.product(SIZES, MODES):
-        image = picture(shape, mode)
+    for name, image in pictures():
+        found = ours.pixels(image)
+        assert found.dtype == np.uint8 and found.shape == (24, 24, 3)
         try:
-            expected = transform(image.copy())
+            prepared = transforms[0].transforms[:-1]
+            whole = image.copy()
+            for operation in prepared:
+                whole = operation(whole)
         except ValueError:
             # A side that shrinks to nothing: open_clip fails, here one pixel is left.
-            assert resize_mode == "longest" and max(shape) > 36 * min(shape)
-            assert ours.pixels(image).shape == (*size, 3)
+            assert resize_mode == "longest" and max(image.size) > 24 * min(image.size), name
             continue
-        expected = np.rint(expected.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
-        found = ours.pixels(image)
-        assert found.dtype == np.uint8
-        np.testing.assert_array_equal(found, expected, err_msg=f"{shape} {mode}")
+        expected = np.rint(whole.numpy().transpose(1, 2, 0) * 255).astype(np.uint8)
+        np.testing.assert_array_equal(found, expected, err_msg=name)
+        for (mean, std), transform in zip(pairs, transforms, strict=True):
+            values = (found / np.float32(255) - np.float32(mean)) / np.float32(std)
+            theirs = transform.transforms[-1](whole).numpy().transpose(1, 2, 0)
+            np.testing.assert_allclose(values, theirs, atol=1e-6, rtol=0, err_msg=name)
         compared += 1
-    assert compared >= 60
+    assert compared >= (170 if resize_mode == "longest" else 200)
+
+
+@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_pixels_of_oblong_inputs_equal_open_clip(image_transform, interpolation, resize_mode):
+    settings = {"interpolation": interpolation, "resize_mode": resize_mode, "fill_color": 77}
+    transform = image_transform((24, 36), is_train=False, mean=MEAN, std=STD, **settings)
+    transform.transforms = transform.transforms[:-1]  # without normalisation
+    ours = preprocess((24, 36), **settings)
+    for shape, mode in itertools.product(SIZES[3:8], MODES):
+        expected = transform(picture(shape, mode)).numpy().transpose(1, 2, 0) * 255
+        found = ours.pixels(picture(shape, mode))
+        np.testing.assert_array_equal(found, np.rint(expected).astype(np.uint8), f"{shape} {mode}")
 
 
 def test_the_order_of_operations_shows():
