@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -247,3 +250,44 @@ def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(place, capsys
     found = run("labelled", "--config.train.batch_size=512", "--config.method.name=flyp")
     assert found["batch_size"] == 32  # 36 images on 8 devices
     assert "batch of 32 instead of 512" in capsys.readouterr().out
+
+
+def test_a_class_without_pictures_is_trained_with_and_reported(place):
+    names = place / "labelled" / "classes.txt"
+    names.write_text(names.read_text() + "fish\n")
+    found = run("labelled")
+    assert found["class_names"][3] == "fish"
+    assert found["per_class"]["adapted"][3] is None and found["per_class"]["adapted"][0] is not None
+    assert "no images" in found["table"]
+    assert len(found["label_free"]["class_shares"]) == 4
+
+
+def test_other_alphabets_in_the_c_locale(tmp_path):
+    """The whole command in an environment that knows ASCII only."""
+    root = tmp_path / "Bilder 猫"
+    make_pictures(root, 8, labelled=False)
+    for number, path in enumerate(sorted((root / "train").iterdir())):
+        path.rename(path.with_name(f"été {number} кот{path.suffix}"))
+    (root / "classes.txt").write_text("猫\nсобака\noiseau\n", encoding="utf-8")
+    dummy_checkpoint().save(tmp_path / "Gewichte ü")
+    command = arguments("Bilder 猫", "--config.dataset.name=mine", "--workdir=Lauf é")
+    command = [argument.replace("=weights", "=Gewichte ü") for argument in command]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": os.getcwd()}
+    environment.pop("PYTHONIOENCODING", None)
+
+    def run_in(environment: dict[str, str]) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "lattec_jax.train", *command[1:]],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+        )
+
+    ascii_only = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    assert b"set PYTHONUTF8=1" in run_in(environment | ascii_only).stderr
+    result = run_in(environment)
+    assert result.returncode == 0, result.stderr.decode(errors="replace")[-2000:]
+    results = json.loads((tmp_path / "Lauf é" / "results.json").read_text(encoding="utf-8"))
+    assert results["class_names"] == ["猫", "собака", "oiseau"]
+    texts = tmp_path / "artifacts" / "mine" / "descriptions" / "pixels-image.jsonl"
+    assert "été 0 кот".encode() in texts.read_bytes()

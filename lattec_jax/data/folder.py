@@ -16,6 +16,7 @@ import csv
 import hashlib
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
@@ -159,8 +160,10 @@ def _pictures(root: Path, source: Path, part: str) -> dict[str, Path]:
         try:
             image.encode()
         except UnicodeEncodeError as error:
+            encoding = sys.getfilesystemencoding()
+            remedy = "rename it" if encoding == "utf-8" else f"set PYTHONUTF8=1 (now {encoding})"
             raise DataError(
-                f"expected file names in UTF-8, found {os.fsencode(path)!r}; rename it"
+                f"expected file names in UTF-8, found {os.fsencode(path)!r}; {remedy}"
             ) from error
         found[image] = path
     if not found:
