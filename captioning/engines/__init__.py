@@ -19,7 +19,10 @@ from lattec_jax.config import did_you_mean
 from lattec_jax.errors import ConfigError
 
 # Name -> module. Each imports what is heavy only when it loads.
-ENGINES = {"pixels": "captioning.engines.pixels"}
+ENGINES = {
+    "llava": "captioning.engines.llava",
+    "pixels": "captioning.engines.pixels",
+}
 
 
 class Identity(NamedTuple):

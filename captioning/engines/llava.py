@@ -1,0 +1,187 @@
+"""LLaVA-NeXT through transformers, on one GPU: the paper's describer (LLaVA 1.6 Mistral 7B, 4-bit).
+
+Greedy decoding of whole batches; the next batch is prepared while one is generated. Linear layers
+of the language model are quantised by bitsandbytes, the vision tower and the projector never.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+from PIL import Image
+
+from captioning.collage import single_picture
+from captioning.engines import Failure, Identity, Request
+from captioning.engines import llava_loading as loading
+from lattec_jax.errors import ConfigError, EngineError
+
+LARGEST_BATCH = 64  # beyond it a batch waits for its longest description
+SHARE = 0.8  # of the free memory that a batch may take
+AHEAD = 2  # batches that are prepared while one is generated
+SMALL_FILE = 2**20  # bytes; of larger files of a checkpoint only the size is part of its identity
+
+
+def identity(config: ConfigDict) -> Identity:
+    """The model with its revision, or the content of a directory; and how it decodes."""
+    settings = config.descriptions.llava
+    name = settings.model
+    if Path(name).is_dir():
+        name = f"{Path(name).resolve().name}@{_digest(Path(name))}"
+    elif settings.revision:
+        name = f"{name}@{settings.revision}"
+    tokens = config.descriptions.max_new_tokens
+    return Identity("llava", name, f"{settings.precision}, greedy, at most {tokens} new tokens")
+
+
+def _digest(directory: Path) -> str:
+    """Changes with the files of a checkpoint: their names, sizes, and the content of small ones."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        if path.is_file():
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
+            if size < SMALL_FILE:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def processes(config: ConfigDict) -> int:
+    """One for each GPU that PyTorch sees, at least one."""
+    try:
+        import torch
+    except ImportError:  # `load` says what to install
+        return 1
+    return max(1, torch.cuda.device_count())
+
+
+def load(config: ConfigDict) -> LlavaEngine:
+    """Load the model. Raises ConfigError or EngineError, see `llava_loading.load`."""
+    settings, tokens = config.descriptions.llava, config.descriptions.max_new_tokens
+    if tokens < 1:
+        raise ConfigError(f"config.descriptions.max_new_tokens: expected 1 or more, found {tokens}")
+    if settings.batch_size < 0:
+        raise ConfigError(
+            "config.descriptions.llava.batch_size: expected 1 or more, or 0 to choose it by the "
+            f"free memory, found {settings.batch_size}"
+        )
+    model, processor, memory = loading.load(settings, tokens)
+    batch_size = settings.batch_size
+    if not batch_size:
+        free = loading.free_memory(model.device.type)
+        batch_size = min(LARGEST_BATCH, max(1, int(SHARE * free / memory.each)))
+    return LlavaEngine(identity(config), model, processor, batch_size, tokens)
+
+
+@dataclasses.dataclass
+class _Batch:
+    """Requests, and beside them the picture of each."""
+
+    requests: list[Request]
+    pictures: list[Image.Image]
+    inputs: Any  # of the model; None: not prepared
+
+
+class LlavaEngine:
+    """Describes pictures, and groups as collages."""
+
+    def __init__(
+        self, identity: Identity, model: Any, processor: Any, batch_size: int, new_tokens: int
+    ) -> None:
+        self.identity = identity
+        self.batch_size = batch_size  # halved when memory runs out
+        self._model, self._processor, self._new_tokens = model, processor, new_tokens
+
+    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
+        """See `Engine`. Answers come batch by batch.
+
+        Raises:
+            EngineError: the device no longer works.
+        """
+        wanted = iter(requests)
+        ahead: deque[Future[_Batch]] = deque()
+        with ThreadPoolExecutor(AHEAD) as pool:
+            while True:
+                batch = list(islice(wanted, self.batch_size))
+                if batch:
+                    ahead.append(pool.submit(self._prepare, batch))
+                if not ahead:
+                    return
+                if len(ahead) > AHEAD or not batch:
+                    yield from self._answer(ahead.popleft().result())
+
+    def prompt(self, text: str) -> str:
+        """The text as the model sees it: the checkpoint's chat template with one picture."""
+        turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
+        return self._processor.apply_chat_template([turn], add_generation_prompt=True)
+
+    def _prepare(self, requests: list[Request]) -> _Batch:
+        pictures = [single_picture(request.pictures) for request in requests]
+        try:
+            inputs = self._inputs(requests, pictures)
+        except (ValueError, RuntimeError, ZeroDivisionError):
+            inputs = None  # one of them cannot be shown: each is tried by itself
+        return _Batch(requests, pictures, inputs)
+
+    def _inputs(self, requests: Sequence[Request], pictures: Sequence[Image.Image]) -> Any:
+        """Token ids `[B, L]`, padded on the left, and tiles `[B, T, 3, S, S]`."""
+        texts = [self.prompt(request.prompt) for request in requests]
+        return self._processor(images=list(pictures), text=texts, padding=True, return_tensors="pt")
+
+    def _answer(self, batch: _Batch) -> Iterator[tuple[Request, str | Failure]]:
+        """All answers of a batch, in halves or one by one where it does not work as a whole."""
+        import torch
+
+        try:
+            texts = self._generate(batch)
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            half = len(batch.requests) // 2
+            if not half:
+                yield batch.requests[0], Failure("too little memory for a single description")
+                return
+            self.batch_size = max(1, min(self.batch_size, half))
+            pieces = [slice(0, half), slice(half, None)]
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            if "CUDA error" in str(error):  # nothing works after it
+                raise EngineError(f"the GPU failed: {error}; start the command again") from error
+            if len(batch.requests) == 1:
+                yield batch.requests[0], Failure(f"{type(error).__name__}: {error}")
+                return
+            pieces = [slice(i, i + 1) for i in range(len(batch.requests))]
+        else:
+            yield from zip(batch.requests, texts, strict=True)
+            return
+        for piece in pieces:
+            yield from self._answer(_Batch(batch.requests[piece], batch.pictures[piece], None))
+
+    def _generate(self, batch: _Batch) -> list[str]:
+        import torch
+
+        inputs = batch.inputs
+        if inputs is None:
+            inputs = self._inputs(batch.requests, batch.pictures)
+        length = inputs["input_ids"].shape[1]
+        limit = self._model.config.text_config.max_position_embeddings
+        if length + self._new_tokens > limit:
+            raise ValueError(
+                f"picture and prompt take {length} tokens; with {self._new_tokens} new ones that "
+                f"is more than the {limit} that the model can see"
+            )
+        inputs = inputs.to(self._model.device)
+        inputs["pixel_values"] = inputs["pixel_values"].to(self._model.dtype)
+        with torch.inference_mode():
+            found = self._model.generate(**inputs, max_new_tokens=self._new_tokens)
+        return self._processor.batch_decode(found[:, length:], skip_special_tokens=True)
+
+
+# One process has one GPU: nothing is gained by the tokenizer's threads beside the readers'.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

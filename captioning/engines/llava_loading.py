@@ -1,0 +1,288 @@
+"""Load a LLaVA-NeXT checkpoint so that it fits, with the vision tower and projector unquantised.
+
+Bytes of llava-hf/llava-v1.6-mistral-7b-hf, computed from its configuration (GiB):
+
+    precision   weights   and for each description of a batch
+    nf4             4.4   0.7
+    int8            7.6   0.7
+    bfloat16       14.1   0.7
+    float32        28.2   1.4
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from lattec_jax.config import did_you_mean
+from lattec_jax.errors import ConfigError, EngineError
+
+# Bytes for a weight of the language model's linear layers, and for every other parameter. Double
+# quantisation: 4 bits, 8 for each block of 64 and 32 for each 256 blocks (QLoRA, Sec. 3).
+PRECISIONS = {
+    "nf4": (0.5 + 1 / 64 + 4 / (64 * 256), 2),
+    "int8": (1, 2),
+    "bfloat16": (2, 2),
+    "float32": (4, 4),
+}
+# As transformers 5 names them; without "model." everything is quantised.
+UNQUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+LARGE = 1e9  # parameters of a model that is not run on a CPU unless it is asked for
+RESERVE = 2**30  # bytes left for the CUDA context and the allocator
+INSTALL = "pip install -e '.[captioning]'"
+
+
+class Memory(NamedTuple):
+    """Bytes."""
+
+    weights: int
+    each: int  # for one description of a batch: its key-value cache and activations
+
+
+def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
+    """Load the model that `config.descriptions.llava` names.
+
+    Args:
+        settings: `config.descriptions.llava`.
+        new_tokens: at most, in a description.
+
+    Returns:
+        The `LlavaNextForConditionalGeneration`, its processor, and the memory that they need.
+
+    Raises:
+        ConfigError: an unknown precision or device.
+        EngineError: a package, the checkpoint, a GPU or memory is missing.
+    """
+    if settings.precision not in PRECISIONS:
+        raise ConfigError(
+            f"config.descriptions.llava.precision: expected one of {', '.join(PRECISIONS)}, found "
+            f"{settings.precision!r}. {did_you_mean(settings.precision, PRECISIONS)}"
+        )
+    quantised = settings.precision in ("nf4", "int8")
+    _check_packages(quantised)
+    import torch
+    import transformers
+
+    where = {"revision": settings.revision or None}
+    config = _configuration(settings.model, where)
+    device = choose_device(settings, config)
+    need = memory(config, settings.precision, new_tokens)
+    check_memory(config, settings.precision, new_tokens, free_memory(device), device)
+    exact = settings.precision == "float32" or (quantised and device == "cpu")
+    dtype = torch.float32 if exact else torch.bfloat16
+    options: dict[str, Any] = {"dtype": dtype, "device_map": device, **where}
+    if quantised:
+        options["quantization_config"] = _quantisation(settings.precision, dtype)
+        # It warns at each call that it casts to half precision.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    try:
+        processor = transformers.LlavaNextProcessor.from_pretrained(settings.model, **where)
+        model = transformers.LlavaNextForConditionalGeneration.from_pretrained(
+            settings.model, **options
+        )
+    except (OSError, ValueError) as error:
+        raise EngineError(_unloadable(settings.model, error)) from error
+    if quantised:
+        check_quantised(model)
+    prepare_for_batches(model, processor)
+    return model.eval(), processor, need
+
+
+def prepare_for_batches(model: Any, processor: Any) -> None:
+    """Left padding and greedy decoding, whatever the checkpoint's files say."""
+    processor.tokenizer.padding_side = "left"
+    if processor.tokenizer.pad_token is None:
+        processor.tokenizer.pad_token = processor.tokenizer.eos_token
+    # Older checkpoints leave these to the model's configuration.
+    config = model.config
+    processor.patch_size = processor.patch_size or config.vision_config.patch_size
+    processor.vision_feature_select_strategy = (
+        processor.vision_feature_select_strategy or config.vision_feature_select_strategy
+    )
+    generation = model.generation_config
+    generation.do_sample, generation.num_beams = False, 1
+    generation.temperature = generation.top_p = generation.top_k = None
+    generation.pad_token_id = processor.tokenizer.pad_token_id
+
+
+def _check_packages(quantised: bool) -> None:
+    wanted = ["torch", "torchvision", "transformers", "accelerate"]
+    wanted += ["bitsandbytes"] if quantised else []
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        raise EngineError(f"engine llava needs {', '.join(missing)}; install: {INSTALL}")
+
+
+def _configuration(name: str, where: dict[str, Any]) -> Any:
+    import transformers
+
+    try:
+        config = transformers.AutoConfig.from_pretrained(name, **where)
+    except (OSError, ValueError) as error:
+        raise EngineError(_unloadable(name, error)) from error
+    if config.model_type != "llava_next":
+        raise EngineError(
+            f"config.descriptions.llava.model: expected a LLaVA-NeXT checkpoint (model_type "
+            f"llava_next), found {config.model_type} in {name}; serve other models to the engine "
+            "openai"
+        )
+    return config
+
+
+def _unloadable(name: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    return (
+        f"config.descriptions.llava.model: {name!r} cannot be loaded ({reason}). Name a directory, "
+        "or a checkpoint of the hub such as llava-hf/llava-v1.6-mistral-7b-hf; without a network, "
+        f"fetch it elsewhere with: hf download {name}, and copy its folder or the hub's cache "
+        "(HF_HOME)"
+    )
+
+
+def _quantisation(precision: str, dtype: Any) -> Any:
+    import transformers
+
+    if precision == "int8":
+        return transformers.BitsAndBytesConfig(
+            load_in_8bit=True, llm_int8_skip_modules=list(UNQUANTISED)
+        )
+    return transformers.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=list(UNQUANTISED),
+    )
+
+
+def check_quantised(model: Any) -> None:
+    """All linear layers of the language model and no others are quantised.
+
+    Raises:
+        EngineError: names of modules have changed, and with them what is quantised.
+    """
+    import torch
+    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+
+    wrong = []
+    for name, module in model.named_modules():
+        if isinstance(module, torch.nn.Linear):
+            quantised = isinstance(module, (Linear4bit, Linear8bitLt))
+            if quantised == name.startswith(UNQUANTISED):
+                wrong.append(name)
+    if wrong:
+        raise EngineError(
+            f"{len(wrong)} linear layers, the first {wrong[0]}, are quantised where they should "
+            "not be, or the reverse; this version of transformers names modules differently. "
+            f"Install the versions that were tested ({INSTALL}) or choose the precision bfloat16"
+        )
+
+
+def choose_device(settings: ConfigDict, config: Any) -> str:
+    """ "cuda" or "cpu".
+
+    Raises:
+        ConfigError: another device.
+        EngineError: no GPU, and the model is large.
+    """
+    import torch
+
+    if settings.device not in ("auto", "cuda", "cpu"):
+        raise ConfigError(
+            "config.descriptions.llava.device: expected auto, cuda or cpu, found "
+            f"{settings.device!r}"
+        )
+    if settings.device == "cpu":
+        return "cpu"
+    if torch.cuda.is_available():
+        return "cuda"
+    size = sum(count_parameters(config))
+    if settings.device == "cuda" or size > LARGE:
+        raise EngineError(
+            f"no GPU that PyTorch {torch.__version__} can use, and {settings.model} has "
+            f"{size / 1e9:.1f}e9 parameters. Describe on a machine with a GPU, use a server that "
+            "has one (--config.descriptions.engine=openai), or wait minutes for each description "
+            "with --config.descriptions.llava.device=cpu"
+        )
+    return "cpu"
+
+
+def count_parameters(config: Any) -> tuple[int, int]:
+    """Parameters of the linear layers that can be quantised, and all others."""
+    import torch
+    import transformers
+
+    with torch.device("meta"):
+        model = transformers.LlavaNextForConditionalGeneration(config)
+    linear = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and not name.startswith(UNQUANTISED)
+    )
+    return linear, sum(weight.numel() for weight in model.parameters()) - linear
+
+
+def longest_image(config: Any) -> int:
+    """Tokens of the picture that takes the most: all tiles of the largest grid."""
+    vision = config.vision_config
+    side = vision.image_size // vision.patch_size
+    grids = [
+        (height // vision.image_size * side) * (width // vision.image_size * side + 1)
+        for height, width in config.image_grid_pinpoints
+    ]
+    return side * side + max(grids)
+
+
+def memory(config: Any, precision: str, new_tokens: int) -> Memory:
+    """What a model of this configuration needs in a precision of `PRECISIONS`."""
+    linear, others = count_parameters(config)
+    of_linear, of_others = PRECISIONS[precision]
+    text, vision = config.text_config, config.vision_config
+    tokens = longest_image(config) + 128 + new_tokens  # 128: the prompt
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head * tokens
+    tiles = 1 + max(h * w // vision.image_size**2 for h, w in config.image_grid_pinpoints)
+    patches = (vision.image_size // vision.patch_size) ** 2 + 1
+    # The widest layer of each tower: gate, product and projection; queries to values and the MLP.
+    activations = 3 * tokens * text.intermediate_size + 3 * tiles * patches * (
+        vision.hidden_size + vision.intermediate_size
+    )
+    return Memory(
+        int(linear * of_linear + others * of_others), int((cache + activations) * of_others)
+    )
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on the device."""
+    import torch
+
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    with open("/proc/meminfo", encoding="ascii") as file:
+        lines = dict(line.split(":") for line in file)
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def check_memory(config: Any, precision: str, new_tokens: int, free: int, device: str) -> None:
+    """Raise EngineError where not even one description at a time fits; says what would."""
+    reserve = RESERVE if device == "cuda" else 0
+
+    def total(name: str) -> int:
+        return sum(memory(config, name, new_tokens)) + reserve
+
+    if total(precision) <= free:
+        return
+    fits = [name for name in PRECISIONS if total(name) <= free]
+    remedy = (
+        f"--config.descriptions.llava.precision={fits[-1]} would fit"
+        if fits
+        else f"not even {min(PRECISIONS, key=total)} would fit; use a larger device or a server "
+        "(--config.descriptions.engine=openai)"
+    )
+    raise EngineError(
+        f"too little memory on the {device}: {precision} needs {total(precision) / 2**30:.1f} GiB "
+        f"for the weights and one description, and {free / 2**30:.1f} GiB are free; {remedy}"
+    )

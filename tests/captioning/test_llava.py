@@ -1,0 +1,276 @@
+"""The real LlavaNext classes and bitsandbytes layers, tiny and randomly initialised, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioning.collage import collage
+from captioning.engines import Failure, Request, llava, llava_loading
+from configs import common
+from lattec_jax.errors import ConfigError, EngineError
+from tests import tiny_llava
+
+PROMPT = "Describe the object in the photo concisely, using less than 20 words."
+SIZES = [(60, 60), (1000, 30), (20, 700), (1, 1), (130, 70), (64, 64), (3, 90), (200, 201)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    tiny_llava.transformers()
+    return tiny_llava.save(tmp_path_factory.mktemp("llava") / "tiny")
+
+
+@pytest.fixture
+def config(checkpoint):
+    config = common.get_config()
+    config.descriptions.engine = "llava"
+    config.descriptions.max_new_tokens = 12
+    config.descriptions.llava.model = str(checkpoint)
+    config.descriptions.llava.precision = "float32"
+    return config
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    rng = np.random.default_rng([width, height, seed])
+    return Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def request(number: int, *pictures: Image.Image) -> Request:
+    return Request(str(number), "image", PROMPT, pictures)
+
+
+def said(engine, requests) -> dict[str, str | Failure]:
+    return {asked.image_id: text for asked, text in engine.describe(iter(requests))}
+
+
+def test_batches_say_what_single_pictures_say(config):
+    requests = [request(n, picture(*size)) for n, size in enumerate(SIZES)]
+    config.descriptions.llava.batch_size = 8
+    together = said(llava.load(config), requests)
+    config.descriptions.llava.batch_size = 1
+    assert said(llava.load(config), requests) == together
+    assert all(isinstance(text, str) for text in together.values())
+    assert len(set(together.values())) >= 6  # otherwise the pictures would not count
+
+
+@pytest.mark.parametrize("precision", ["nf4", "int8", "bfloat16"])
+def test_every_precision_describes(config, precision):
+    config.descriptions.llava.precision = precision
+    config.descriptions.llava.batch_size = 2
+    found = said(llava.load(config), [request(n, picture(60, 60, n)) for n in range(3)])
+    assert len(found) == 3 and all(isinstance(text, str) for text in found.values())
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
+def test_what_is_quantised(config, precision, kind, monkeypatch):
+    config.descriptions.llava.precision = precision
+    model, _, _ = llava_loading.load(config.descriptions.llava, 5)
+    kinds: dict[str, set[str]] = {}
+    for name, module in model.named_modules():
+        if "Linear" in type(module).__name__:
+            part = "lm_head" if name == "lm_head" else name.split(".")[1]
+            kinds.setdefault(part, set()).add(type(module).__name__)
+    assert kinds == {
+        "vision_tower": {"Linear"},
+        "multi_modal_projector": {"Linear"},
+        "language_model": {kind},
+        "lm_head": {"Linear"},
+    }
+    # With the names of transformers 4 the check has something to find.
+    monkeypatch.setattr(
+        llava_loading,
+        "_quantisation",
+        lambda precision, dtype: tiny_llava.transformers().BitsAndBytesConfig(
+            load_in_4bit=True, llm_int8_skip_modules=["vision_tower", "multi_modal_projector"]
+        ),
+    )
+    with pytest.raises(EngineError, match=r"linear layers, the first model\.vision_tower"):
+        llava_loading.load(config.descriptions.llava, 5)
+
+
+def test_the_prompt_is_the_chat_template_and_nothing_is_cut_off(config):
+    engine = llava.load(config)
+    words = "what is it? " * 300
+    asked = Request("long", "image", words.strip(), (picture(60, 60),))
+    inputs = engine._inputs([asked], asked.pictures)
+    ids = inputs["input_ids"][0].tolist()
+    tokenizer = engine._processor.tokenizer
+    image = tokenizer.convert_tokens_to_ids("<image>")
+    once = [t for t, before in zip(ids, [None, *ids], strict=False) if t != image or before != t]
+    text = tokenizer.decode(once, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    assert text == f"<s>[INST] <image>\n{words.strip()} [/INST]"
+
+
+@pytest.mark.parametrize("size", [(3000, 30), (30, 3000), (1, 1), (336, 1), (2, 500), (97, 101)])
+def test_image_tokens_are_as_many_as_image_features(config, size):
+    import torch
+
+    engine = llava.load(config)
+    asked = request(0, picture(*size))
+    inputs = engine._inputs([asked], asked.pictures)
+    tokens = int((inputs["input_ids"] == engine._model.config.image_token_id).sum())
+    with torch.inference_mode():
+        features = engine._model.model.get_image_features(
+            pixel_values=inputs["pixel_values"], image_sizes=inputs["image_sizes"]
+        )
+    features = getattr(features, "pooler_output", features)
+    assert tokens == sum(len(part) for part in features)
+
+
+def test_groups_are_shown_as_collages(config):
+    engine = llava.load(config)
+    members = [picture(40, 30, n) for n in range(4)]
+    (group,) = said(engine, [request(0, *members)]).values()
+    (shown,) = said(engine, [request(0, collage(members))]).values()
+    assert group == shown
+
+
+def test_memory_that_runs_out_halves_the_batch(config):
+    import torch
+
+    config.descriptions.llava.batch_size = 8
+    engine = llava.load(config)
+    requests = [request(n, picture(60, 60, n)) for n in range(10)]
+    expected = said(engine, requests)
+    generate, sizes = engine._model.generate, []
+
+    def scarce(**inputs):
+        sizes.append(len(inputs["input_ids"]))
+        if sizes[-1] > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return generate(**inputs)
+
+    engine._model.generate = scarce
+    assert said(engine, requests) == expected
+    assert engine.batch_size == 2 and sizes[0] == 8
+
+    def none(**inputs):
+        raise torch.OutOfMemoryError("out of memory")
+
+    engine._model.generate = none
+    found = said(engine, requests[:2])
+    assert all("too little memory" in failure.reason for failure in found.values())
+
+
+def test_one_that_fails_leaves_the_others(config):
+    config.descriptions.llava.batch_size = 4
+    engine = llava.load(config)
+    requests = [request(n, picture(60, 60, n)) for n in range(4)]
+    long = Request("long", "image", "x " * 5000, (picture(60, 60),))
+    found = said(engine, [*requests[:2], long, *requests[2:]])
+    assert "more than the 4096 that the model can see" in found.pop("long").reason
+    assert found == said(engine, requests)
+
+    def broken(**inputs):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    engine._model.generate = broken
+    with pytest.raises(EngineError, match="the GPU failed"):
+        said(engine, requests)
+
+
+def test_identities(config, checkpoint):
+    found = llava.identity(config)
+    assert re.fullmatch(r"tiny@[0-9a-f]{12}", found.model)
+    assert found.decoding == "float32, greedy, at most 12 new tokens"
+    file = checkpoint / "generation_config.json"
+    content = file.read_bytes()
+    file.write_bytes(content + b" ")
+    assert llava.identity(config).model != found.model
+    file.write_bytes(content)
+    config.descriptions.llava.model = "llava-hf/llava-v1.6-mistral-7b-hf"
+    assert llava.identity(config).model == "llava-hf/llava-v1.6-mistral-7b-hf"
+    config.descriptions.llava.revision = "abc"
+    assert llava.identity(config).model == "llava-hf/llava-v1.6-mistral-7b-hf@abc"
+
+
+def of_7b():
+    """The configuration of llava-v1.6-mistral-7b-hf, as on the hub."""
+    module = tiny_llava.transformers()
+    return module.LlavaNextConfig(
+        vision_config=module.CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=module.MistralConfig(
+            vocab_size=32064, rope_theta=1e6, sliding_window=None, num_key_value_heads=8
+        ),
+        image_token_index=32000,
+        image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    )
+
+
+def test_memory_of_the_7b():
+    config = of_7b()
+    assert sum(llava_loading.count_parameters(config)) == pytest.approx(7.566e9, rel=1e-3)
+    assert llava_loading.longest_image(config) == 2928  # 576 + 48 · 49
+    table = [line.split() for line in llava_loading.__doc__.splitlines()]
+    stated = {line[0]: line[1:] for line in table if line and line[0] in llava_loading.PRECISIONS}
+    assert stated.keys() == llava_loading.PRECISIONS.keys()
+    for precision, (weights, each) in stated.items():
+        found = llava_loading.memory(config, precision, 77)
+        assert float(weights) == round(found.weights / 2**30, 1)
+        assert float(each) == round(found.each / 2**30, 1)
+
+
+def test_too_little_memory_says_what_would_fit():
+    config = of_7b()
+    gib = 2**30
+    llava_loading.check_memory(config, "bfloat16", 77, 40 * gib, "cuda")
+    with pytest.raises(EngineError, match=r"bfloat16 needs 15\.\d GiB .* 10\.0 GiB are free.*int8"):
+        llava_loading.check_memory(config, "bfloat16", 77, 10 * gib, "cuda")
+    with pytest.raises(EngineError, match="precision=nf4 would fit"):
+        llava_loading.check_memory(config, "bfloat16", 77, 7 * gib, "cuda")
+    with pytest.raises(EngineError, match="not even nf4 would fit"):
+        llava_loading.check_memory(config, "nf4", 77, 2 * gib, "cuda")
+
+
+def test_no_gpu_for_the_7b(config, tmp_path):
+    of_7b().save_pretrained(tmp_path)
+    config.descriptions.llava.model = str(tmp_path)
+    with pytest.raises(EngineError, match=r"no GPU .*7\.6e9 parameters.*engine=openai.*device=cpu"):
+        llava.load(config)
+
+
+def test_mistakes(config, tmp_path, monkeypatch):
+    settings = config.descriptions.llava
+    for key, value, message in (
+        ("precision", "int4", r"precision: expected one of nf4, .*found 'int4'"),
+        ("device", "gpu", "device: expected auto, cuda or cpu, found 'gpu'"),
+        ("batch_size", -1, "batch_size: expected 1 or more"),
+    ):
+        before = settings[key]
+        settings[key] = value
+        with pytest.raises(ConfigError, match=message):
+            llava.load(config)
+        settings[key] = before
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
+    settings.model = str(tmp_path)
+    with pytest.raises(EngineError, match=r"expected a LLaVA-NeXT checkpoint.*found clip"):
+        llava.load(config)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    settings.model = "llava-hf/no-such-llava"
+    with pytest.raises(EngineError, match=r"'llava-hf/no-such-llava' cannot be loaded.*HF_HOME"):
+        llava.load(config)
+
+
+def test_missing_packages_name_the_extra(config, monkeypatch):
+    find = llava_loading.importlib.util.find_spec
+    monkeypatch.setattr(
+        llava_loading.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest),
+    )
+    config.descriptions.llava.precision = "nf4"
+    with pytest.raises(EngineError, match=r"needs bitsandbytes; install: .*\[captioning\]"):
+        llava.load(config)
