@@ -21,6 +21,7 @@ from lattec_jax.errors import ConfigError
 # Name -> module. Each imports what is heavy only when it loads.
 ENGINES = {
     "llava": "captioning.engines.llava",
+    "openai": "captioning.engines.openai",
     "pixels": "captioning.engines.pixels",
 }
 

@@ -1,0 +1,398 @@
+"""A captioning engine behind a server with the OpenAI chat API: vLLM, SGLang, llama.cpp, a service.
+
+Every description is one request to `<base_url>/chat/completions`; `concurrency` of them are in
+flight. The `openai` client sends them. Its own retries are switched off: they know neither a
+malformed answer nor a bound on the whole answer, and cannot make the other requests wait when the
+server asks for a pause.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import random
+import time
+import weakref
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from ml_collections import ConfigDict
+
+from captioning.engines import Failure, Identity, Request
+from captioning.engines.openai_wire import (
+    LONG_SIDE,
+    Refused,
+    Retry,
+    cause_of,
+    data_uri,
+    message_of,
+    model_names,
+    retry_after,
+    text_of,
+)
+from lattec_jax.config import did_you_mean
+from lattec_jax.errors import ConfigError, EngineError
+
+if TYPE_CHECKING:
+    import openai
+
+Answers = Generator[tuple[Request, str | Failure], None, None]
+
+log = logging.getLogger(__name__)
+
+_NO_KEY = "none"  # local servers take any key, but the client insists on one
+_CHECK_SECONDS = 20.0  # for the list of models
+_LONGEST_BACKOFF = 60.0  # seconds
+_LONGEST_PAUSE = 600.0  # seconds; a server that asks for more has run out of a quota
+_LEAST_LOST = 20  # requests in a row without an answer after which the server counts as lost
+_SHOWN = 300  # characters of what a server says
+_TRANSIENT = (408, 409, 425, 429)  # statuses that are worth another attempt, and all from 500 on
+
+
+def identity(config: ConfigDict) -> Identity:
+    """Of the model that the configuration names; no server is asked.
+
+    Raises:
+        ConfigError: the model is not named, or a setting is out of its range.
+    """
+    settings, length = config.descriptions.openai, config.descriptions.max_new_tokens
+    where = "config.descriptions.openai"
+    if not settings.model:
+        raise ConfigError(
+            f"{where}.model: expected the model as the server names it (see "
+            f"{settings.base_url.rstrip('/')}/models), found an empty string; for example "
+            f"--{where}.model=llava-hf/llava-v1.6-mistral-7b-hf"
+        )
+    if not _is_address(settings.base_url):
+        raise ConfigError(
+            f"{where}.base_url: expected an address such as http://localhost:8000/v1, "
+            f"found {settings.base_url!r}"
+        )
+    for key, value, valid, expected in (
+        (f"{where}.concurrency", settings.concurrency, settings.concurrency >= 1, "1 or more"),
+        (f"{where}.timeout", settings.timeout, settings.timeout > 0, "seconds above 0"),
+        (f"{where}.retries", settings.retries, settings.retries >= 0, "0 or more"),
+        ("config.descriptions.max_new_tokens", length, length >= 1, "1 or more"),
+    ):
+        if not valid:
+            raise ConfigError(f"{key}: expected {expected}, found {value}")
+    return Identity(
+        "openai",
+        settings.model,
+        f"temperature 0, at most {length} new tokens, long side at most {LONG_SIDE}",
+    )
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        return False
+
+
+def processes(config: ConfigDict) -> int:
+    """One: the server does the work, and `concurrency` keeps it busy."""
+    return 1
+
+
+def load(config: ConfigDict) -> OpenAIEngine:
+    """Check that the server is there and has the model.
+
+    Raises:
+        ConfigError: as `identity`.
+        EngineError: the client, the server, the model or the key is missing.
+    """
+    try:
+        import openai  # noqa: F401
+    except ImportError as error:
+        raise EngineError(
+            f"the engine 'openai' needs the package of this name ({error}); install it with "
+            "pip install -e '.[openai]'"
+        ) from error
+    engine = OpenAIEngine(config)
+    engine.check_server()
+    return engine
+
+
+# An iterator that something still refers to when the interpreter ends, such as the traceback of an
+# error, must be closed while the thread of its event loop can still run; later, it would wait for
+# that thread for ever.
+_unfinished: weakref.WeakSet[Answers] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_unfinished() -> None:
+    for answers in list(_unfinished):
+        answers.close()
+
+
+class OpenAIEngine:
+    """Sends requests to the server, and waits and tries again where that can help."""
+
+    def __init__(self, config: ConfigDict, backoff: float = 1.0) -> None:
+        """Connects to nothing yet.
+
+        Args:
+            config: a configuration that `identity` accepts.
+            backoff: seconds before the second attempt; they double with each further one.
+
+        Raises:
+            ConfigError: as `identity`.
+            EngineError: the key cannot be sent.
+        """
+        self.identity = identity(config)
+        settings = config.descriptions.openai
+        self.base_url: str = settings.base_url
+        self.concurrency: int = settings.concurrency
+        self.timeout: float = settings.timeout
+        self.attempts: int = settings.retries + 1
+        self.max_new_tokens: int = config.descriptions.max_new_tokens
+        self.backoff = backoff
+        self._key_variable: str = settings.key_variable
+        self._key = os.environ.get(self._key_variable, "").strip()
+        if not (self._key.isascii() and self._key.isprintable()):
+            raise EngineError(
+                f"the environment variable {self._key_variable} "
+                "(config.descriptions.openai.key_variable) holds characters that no key has; "
+                "expected printable ASCII. Set it again"
+            )
+
+    @property
+    def credentials(self) -> dict[str, str]:
+        """What both kinds of client are made with."""
+        return {"api_key": self._key or _NO_KEY, "base_url": self.base_url}
+
+    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
+        """Answer each request as soon as its answer is there.
+
+        At most `concurrency` requests are pulled that have not been answered. Closing the iterator
+        cancels them.
+
+        Raises:
+            EngineError: the key is refused, the model or the address is unknown, or the server does
+                not answer any more.
+        """
+        answers = self._answers(requests)
+        _unfinished.add(answers)
+        return answers
+
+    def _answers(self, requests: Iterable[Request]) -> Answers:
+        from anyio.from_thread import start_blocking_portal
+
+        pending: dict[Future[str | Failure], Request] = {}
+        # The event loop has a thread of its own, so that answers are taken in and pictures are
+        # encoded while the caller writes and reads files.
+        with start_blocking_portal() as portal:
+            session = _Session(self)
+            try:
+                for request in requests:
+                    pending[portal.start_task_soon(session.answer, request)] = request
+                    if len(pending) >= self.concurrency:
+                        yield from _answered(pending)
+                while pending:
+                    yield from _answered(pending)
+            finally:
+                for future in pending:
+                    future.cancel()  # before its client is closed
+                portal.call(session.close)
+
+    def check_server(self) -> None:
+        """Ask the server for its models. A server without that route passes.
+
+        Raises:
+            EngineError: no server answers, it refuses the key, or it does not have the model.
+        """
+        import openai
+
+        timeout = min(self.timeout, _CHECK_SECONDS)
+        try:
+            with openai.OpenAI(**self.credentials, timeout=timeout) as client:
+                answer = client.models.with_raw_response.list()
+        except openai.APIConnectionError as error:
+            raise EngineError(
+                f"no server answers at {self.base_url} ({self.line(cause_of(error))}). Start one, "
+                "for example with `vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, wait until it "
+                "listens, and check config.descriptions.openai.base_url"
+            ) from None
+        except openai.APIStatusError as error:
+            if error.status_code in (401, 403):
+                raise self.key_refused(error) from None
+            if error.status_code in (404, 405, 501):
+                return
+            raise EngineError(
+                f"the server at {self.base_url} cannot name its models: {self.said(error)}. Wait "
+                "until it is ready, and check config.descriptions.openai.base_url"
+            ) from None
+        names = model_names(answer.http_response.text)
+        if names and self.identity.model not in names:
+            hint = did_you_mean(self.identity.model, names)
+            raise EngineError(
+                f"config.descriptions.openai.model: the server at {self.base_url} has no model "
+                f"{self.identity.model!r}; it has {self.line(', '.join(names))}"
+                + (f". {hint}" if hint else "")
+            )
+
+    def key_refused(self, error: openai.APIStatusError) -> EngineError:
+        """Of the statuses 401 and 403."""
+        state = "is set, but its value was not accepted" if self._key else "is not set"
+        return EngineError(
+            f"the server at {self.base_url} refuses access: {self.said(error)}. The key is taken "
+            f"from the environment variable {self._key_variable} "
+            f"(config.descriptions.openai.key_variable), which {state}"
+        )
+
+    def not_found(self, error: openai.APIStatusError) -> EngineError:
+        """Of the statuses 404 and 405: an unknown model, or a wrong address."""
+        try:
+            self.check_server()
+        except EngineError as unknown_model:
+            return unknown_model
+        return EngineError(
+            f"the server has nothing at {error.request.url}: {self.said(error)}. Check "
+            "config.descriptions.openai.base_url, which mostly ends with /v1, found "
+            f"{self.base_url}, and config.descriptions.openai.model, found {self.identity.model}"
+        )
+
+    def said(self, error: openai.APIStatusError) -> str:
+        """Status and message of an answer that is an error, in one line."""
+        return self.line(f"{error.status_code}: {message_of(error.body) or error.response.text}")
+
+    def line(self, text: str) -> str:
+        """What came from outside in one line of bounded length, without the key."""
+        if self._key:
+            text = text.replace(self._key, "***")
+        text = " ".join(text.split())
+        return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+class _Session:
+    """The requests of one `describe`. Its coroutines run in the event loop's thread alone."""
+
+    def __init__(self, engine: OpenAIEngine) -> None:
+        import openai
+
+        self._engine = engine
+        # The timeout is that of _attempt, which bounds the whole answer.
+        self._client = openai.AsyncOpenAI(**engine.credentials, timeout=None, max_retries=0)
+        self._resume = 0.0  # when requests may be sent again, on the monotonic clock
+        self._lost = 0  # requests given up since the server last answered one
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._client.close()
+
+    async def answer(self, request: Request) -> str | Failure:
+        """The text for a request, after as many attempts as it takes and the settings allow."""
+        import anyio
+
+        engine, problem = self._engine, ""
+        picture = await anyio.to_thread.run_sync(data_uri, request.pictures)
+        for attempt in range(engine.attempts):
+            if attempt:
+                await anyio.sleep(self._backoff(attempt))
+            while (pause := self._resume - time.monotonic()) > 0:
+                await anyio.sleep(pause)
+            try:
+                text = await self._attempt(request.prompt, picture)
+            except Retry as error:
+                problem = str(error)
+            except Refused as error:
+                self._lost = 0
+                return Failure(engine.line(f"{_count(attempt + 1)}: {error}"))
+            else:
+                self._lost = 0
+                return text
+        self._lost += 1
+        reason = engine.line(f"{_count(engine.attempts)}: {problem}")
+        # Without this, a server that has gone would be asked for every picture that is left.
+        if self._lost >= max(_LEAST_LOST, 2 * engine.concurrency):
+            raise EngineError(
+                f"the server at {engine.base_url} did not answer the last {self._lost} requests, "
+                f"the last one {reason}. Check the server, then run the same command: it continues"
+            )
+        return Failure(reason)
+
+    def _backoff(self, attempt: int) -> float:
+        """Seconds before an attempt, numbered from 0; spread, as many wait at once."""
+        longest = min(_LONGEST_BACKOFF, self._engine.backoff * 2.0 ** (attempt - 1))
+        return longest * random.uniform(0.75, 1.0)
+
+    async def _attempt(self, prompt: str, picture: str) -> str:
+        """Send one request.
+
+        Raises:
+            Retry, Refused: it failed.
+            EngineError: so would every other.
+        """
+        import anyio
+        import openai
+
+        engine = self._engine
+        content = [
+            # The picture first, as LLaVA was trained.
+            {"type": "image_url", "image_url": {"url": picture}},
+            {"type": "text", "text": prompt},
+        ]
+        try:
+            with anyio.fail_after(engine.timeout):
+                answer = await self._client.chat.completions.with_raw_response.create(
+                    model=engine.identity.model,
+                    messages=[{"role": "user", "content": content}],
+                    temperature=0,
+                    max_tokens=engine.max_new_tokens,
+                )
+        # The client's errors hold the request with its key: nothing is chained to them.
+        except (TimeoutError, openai.APITimeoutError):
+            raise Retry(f"no answer within {engine.timeout:g} s") from None
+        except openai.APIConnectionError as error:
+            raise Retry(f"the connection failed: {cause_of(error)}") from None
+        except openai.APIStatusError as error:
+            raise await self._status_error(error) from None
+        return text_of(answer.http_response.text)
+
+    async def _status_error(self, error: openai.APIStatusError) -> Exception:
+        """What a status of 400 or more means for the request, or for all."""
+        import anyio
+
+        engine, status = self._engine, error.status_code
+        if status in (401, 403):
+            return engine.key_refused(error)
+        if status in (404, 405):
+            return await anyio.to_thread.run_sync(engine.not_found, error)
+        if status not in _TRANSIENT and status < 500:
+            return Refused(engine.said(error))
+        pause = retry_after(error.response.headers)
+        if pause > _LONGEST_PAUSE:
+            return EngineError(
+                f"the server at {engine.base_url} asks to wait {pause:.0f} s: "
+                f"{engine.said(error)}. Run the same command then: it continues"
+            )
+        if pause:
+            self._hold(pause, engine.said(error))
+        if status == 429:
+            return Retry(
+                "too many requests, a smaller config.descriptions.openai.concurrency may help: "
+                f"{engine.said(error)}"
+            )
+        return Retry(engine.said(error))
+
+    def _hold(self, pause: float, said: str) -> None:
+        """Let all requests wait, in seconds."""
+        now = time.monotonic()
+        if self._resume < now:
+            log.warning("the server asks to wait %.3g s: %s", pause, said)
+        self._resume = max(self._resume, now + pause)
+
+
+def _answered(pending: dict[Future[str | Failure], Request]) -> Answers:
+    """Wait for an answer; take all that are there out of `pending`."""
+    for future in wait(pending, return_when=FIRST_COMPLETED).done:
+        yield pending.pop(future), future.result()
+
+
+def _count(attempts: int) -> str:
+    return f"after {attempts} attempt{'s' * (attempts > 1)}"
