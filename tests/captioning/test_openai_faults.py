@@ -1,0 +1,321 @@
+"""The engine behind an OpenAI server that is slow, busy, broken or gone."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from captioning.engines import Failure, Request
+from captioning.engines.openai import OpenAIEngine
+from configs import common
+from lattec_jax.config import resolve
+from lattec_jax.errors import DataError, EngineError
+from tests.captioning.chat_server import (
+    MODEL,
+    ChatServer,
+    after,
+    body,
+    cut_off,
+    dripping,
+    dropped,
+    listing,
+    says,
+    status,
+    text_for,
+)
+
+pytest.importorskip("openai")
+
+ROOT = Path(__file__).resolve().parents[2]
+HTML = "<html>\n<h1>Bad\nGateway</h1></html>"
+
+# What is worth another attempt -> what is said of it where none succeeds.
+TRANSIENT = {
+    "silent": (after(30, says("late")), "no answer within 0.6 s"),
+    "dripping": (dripping, "no answer within 0.6 s"),
+    "busy": (status(429, "slow down"), "concurrency may help: 429: slow down"),
+    "pause": (status(429, "slow down", Retry_After="0.05"), "429: slow down"),
+    "broken": (status(500, "out of memory"), "500: out of memory"),
+    "overloaded": (lambda h: h.send(503, "", Retry_After="0.05"), "503:"),
+    "gateway": (lambda h: h.send(502, HTML, "text/html"), "502: <html> <h1>Bad Gateway</h1>"),
+    "dropped": (dropped, "the connection failed: Server disconnected"),
+    "cut off": (cut_off, "the connection failed: peer closed connection"),
+    "malformed": (body('{"choices": ['), 'the answer is not JSON: {"choices": ['),
+    "empty": (body(""), "the answer is not JSON: it is empty"),
+    "page": (body(HTML, "text/html"), "the answer is not JSON: <html> <h1>Bad Gateway"),
+    "list": (body("[]"), "the answer holds no text: []"),
+    "no choices": (body('{"id": 1}'), 'the answer holds no text: {"id": 1}'),
+    "null choices": (body('{"choices": null}'), 'the answer holds no text: {"choices": null}'),
+    "error": (body('{"error": {"message": "GPU lost"}}'), "the answer holds no text: GPU lost"),
+    "null": (says(None), "the answer holds no text: "),
+    "parts": (says([{"type": "text", "text": "a"}]), "the answer holds no text: "),
+}
+REFUSED = {
+    "picture": (status(400, "no such picture"), "400: no such picture"),
+    "large": (status(413, "too large"), "413: too large"),
+    "detail": (lambda h: h.send(422, '{"detail": "max_tokens"}'), "422: max_tokens"),
+    "bare": (lambda h: h.send(400, "", "text/plain"), "400:"),
+    "filter": (says(None, "content_filter"), "the server's content filter withheld the text"),
+    "half": (says("a dog and", "content_filter"), "the server's content filter withheld"),
+    "declined": (says(None, refusal="I must\nnot"), "the model refuses: I must not"),
+    "thinking": (says(None, "length"), "no text within config.descriptions.max_new_tokens"),
+    "thinking still": (says("", "length"), "no text within config.descriptions.max_new_tokens"),
+}
+
+
+@pytest.fixture
+def server():
+    server = ChatServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def engine(server) -> OpenAIEngine:
+    return make_engine(server)
+
+
+def make_engine(server: ChatServer, concurrency: int = 4, retries: int = 1, timeout: float = 30.0):
+    config = common.get_config()
+    config.descriptions.openai.update(
+        {"base_url": server.url, "model": MODEL, "key_variable": "LATTEC_TEST_KEY"}
+    )
+    config.descriptions.openai.update(
+        {"concurrency": concurrency, "retries": retries, "timeout": timeout}
+    )
+    return OpenAIEngine(resolve(config), backoff=0.01)
+
+
+def requests(*names: str) -> list[Request]:
+    return [Request(name, "image", name, (Image.new("RGB", (4, 4)),)) for name in names]
+
+
+def numbered(count: int) -> list[Request]:
+    return requests(*(str(number) for number in range(count)))
+
+
+def answers(engine: OpenAIEngine, wanted: list[Request]) -> dict[str, str | Failure]:
+    found = [(request.image_id, text) for request, text in engine.describe(wanted)]
+    assert len(dict(found)) == len(found)
+    return dict(found)
+
+
+@pytest.mark.parametrize("fault", TRANSIENT)
+def test_what_passes_is_tried_again(server, fault):
+    engine = make_engine(server, timeout=0.6 if "within" in TRANSIENT[fault][1] else 30.0)
+    server.script = {"b": [TRANSIENT[fault][0]]}
+    assert answers(engine, requests("a", "b", "c")) == {n: text_for(n) for n in "abc"}
+    assert server.attempts == {"a": 1, "b": 2, "c": 1}
+
+
+@pytest.mark.parametrize("fault", TRANSIENT)
+def test_what_does_not_pass_is_a_failure_of_its_request_alone(server, fault):
+    reply, said = TRANSIENT[fault]
+    engine = make_engine(server, timeout=0.6 if "within" in said else 30.0)
+    server.script = {"b": [reply] * 9}
+    found = answers(engine, requests("a", "b", "c"))
+    failure = found.pop("b")
+    assert found == {n: text_for(n) for n in "ac"}
+    assert isinstance(failure, Failure)
+    assert failure.reason.startswith("after 2 attempts: ")
+    assert said in failure.reason
+    assert "\n" not in failure.reason
+    assert len(failure.reason) <= 300
+    assert server.attempts == {"a": 1, "b": 2, "c": 1}
+
+
+@pytest.mark.parametrize("fault", REFUSED)
+def test_what_would_be_refused_again_is_not_repeated(server, engine, fault):
+    reply, said = REFUSED[fault]
+    server.script = {"b": [reply] * 9}
+    found = answers(engine, requests("a", "b", "c"))
+    assert found["b"].reason.startswith(f"after 1 attempt: {said}")
+    assert "\n" not in found["b"].reason
+    assert found["a"] == text_for("a")
+    assert found["c"] == text_for("c")
+    assert server.attempts["b"] == 1
+
+
+def test_texts_may_be_empty_or_cut(server, engine):
+    server.script = {"a": [says("")], "b": [says("a dog on a", "length")]}
+    assert answers(engine, requests("a", "b")) == {"a": "", "b": "a dog on a"}
+
+
+@pytest.mark.parametrize(
+    ("reply", "models", "message"),
+    [
+        (status(401, "who?"), listing(MODEL), r"401: who\?.*LATTEC_TEST_KEY.*is not set"),
+        (status(403, "no"), listing(MODEL), r"refuses access: 403: no"),
+        (status(404, "none"), listing("org/tiny"), r"has no model 'org/tiny-vision'; it has org/"),
+        (status(404, "none"), listing(MODEL), r"nothing at http.*completions: 404: none.*/v1"),
+        (status(404, "none"), status(404), r"nothing at http.*completions: 404: none.*/v1"),
+        (status(405, "GET"), listing(MODEL), r"nothing at http.*completions: 405: GET.*/v1"),
+        (status(429, "quota", Retry_After="7200"), listing(MODEL), r"wait 7200 s: 429: quota"),
+    ],
+)
+def test_what_fails_for_all_ends_the_run(server, engine, reply, models, message):
+    server.always, server.models = reply, models
+    with pytest.raises(EngineError, match=message):
+        answers(engine, numbered(100))
+    assert server.attempts.total() <= 4
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_lost_server_ends_the_run(server, gone):
+    engine = make_engine(server, concurrency=1)
+    found = {}
+    with pytest.raises(EngineError, match=r"did not answer the last 20 requests.*continues"):
+        for number, (request, text) in enumerate(engine.describe(numbered(200))):
+            found[request.image_id] = text
+            if number == 30 and gone:
+                # The open connection outlives the listener.
+                server.always = dropped
+                server.stop()
+            elif number == 30:
+                server.always = status(500, "out of memory")
+    assert list(found) == [str(number) for number in range(31 + 19)]
+    assert found["30"] == text_for("30")
+    assert found["49"].reason.startswith("after 2 attempts: ")
+
+
+def test_refused_pictures_do_not_end_the_run(server, engine):
+    server.always = status(400, "no such picture")
+    assert len(answers(engine, numbered(60))) == 60
+
+
+@pytest.mark.parametrize("other", [says("text"), status(400, "no such picture")])
+def test_a_server_that_answers_now_and_then_is_not_lost(server, other):
+    engine = make_engine(server, concurrency=1, retries=0)
+    server.script = {str(number): [status(500)] for number in range(0, 60, 2)}
+    server.always = other
+    assert len(answers(engine, numbered(60))) == 60
+
+
+def test_a_pause_holds_for_all(server):
+    engine = make_engine(server, concurrency=2)
+    server.script = {"0": [status(429, "slow down", Retry_After="0.6")]}
+    server.always = after(0.05, says("text"))
+    begin = time.monotonic()
+    assert set(answers(engine, numbered(8)).values()) == {"text"}
+    arrived = [at - begin for at in server.times]
+    early = [at for at in arrived if at < 0.6]
+    assert len(arrived) == 9
+    assert len(early) <= 3  # the two that were sent at first, and one that was under way
+
+
+def test_the_window_is_full_and_not_overfull(server):
+    engine = make_engine(server, concurrency=3)
+    server.always = after(0.05, says("text"))
+    pulled = answered = 0
+
+    def pull() -> Iterator[Request]:
+        nonlocal pulled
+        for request in numbered(20):
+            pulled += 1
+            assert pulled - answered <= 4
+            yield request
+
+    for _ in engine.describe(pull()):
+        answered += 1
+    assert answered == 20
+    assert server.most_at_once == 3
+
+
+def test_answers_come_as_soon_as_they_are_there(server):
+    engine = make_engine(server, concurrency=2)
+    server.script = {"0": [after(0.5, says("slow"))]}
+    order = [request.image_id for request, _ in engine.describe(numbered(6))]
+    assert order == ["1", "2", "3", "4", "5", "0"]
+
+
+def no_threads_but(before: set[threading.Thread]) -> bool:
+    """Whether the engine's threads end; those of the server in this process do not count."""
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        left = {t for t in set(threading.enumerate()) - before if "process_request" not in t.name}
+        if not left:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_closing_early_cancels_what_is_under_way(server, engine):
+    server.script = {"0": [says("first")]}
+    server.always = after(60, says("late"))
+    before = set(threading.enumerate())
+    found = engine.describe(numbered(50))
+    assert next(found)[1] == "first"
+    begin = time.monotonic()
+    found.close()
+    assert time.monotonic() - begin < 2
+    assert no_threads_but(before)
+    assert server.attempts.total() <= 4
+
+
+def test_closing_early_ends_pauses_and_backoff(server, engine):
+    server.script = {"0": [says("first")]}
+    server.always = status(429, "slow down", Retry_After="300")
+    found = engine.describe(numbered(50))
+    assert next(found)[1] == "first"
+    begin = time.monotonic()
+    found.close()
+    assert time.monotonic() - begin < 2
+
+
+def test_an_error_in_the_requests_comes_through(server, engine):
+    before = set(threading.enumerate())
+
+    def pull() -> Iterator[Request]:
+        yield from numbered(2)
+        raise DataError("no picture can be read")
+
+    with pytest.raises(DataError, match="no picture can be read"):
+        list(engine.describe(pull()))
+    assert no_threads_but(before)
+
+
+def test_an_engine_describes_one_kind_after_another(server, engine):
+    assert answers(engine, numbered(3)) == answers(engine, numbered(3))
+
+
+def test_no_requests_are_no_answers(server, engine):
+    assert answers(engine, []) == {}
+
+
+INTERRUPTED = """
+import sys, time
+sys.path.insert(0, ".")
+from tests.captioning.test_openai_faults import make_engine, numbered
+class Server:
+    url = sys.argv[1]
+found = make_engine(Server, timeout=600.0).describe(numbered(50))
+next(found)
+if sys.argv[2] == "waiting":
+    next(found)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("state", ["waiting", "elsewhere"])
+def test_control_c_ends_the_process_at_once(server, state):
+    server.script = {"0": [says("first")]}
+    server.always = after(60, says("late"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, server.url, state], cwd=ROOT, stderr=subprocess.PIPE
+    )
+    end = time.monotonic() + 30
+    while server.attempts.total() < (5 if state == "waiting" else 4) and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=5)
+    assert b"KeyboardInterrupt" in errors
+    assert process.returncode != 0
