@@ -172,3 +172,25 @@ def get_config() -> ConfigDict:
     )
     config.presets = ConfigDict({"paper": paper, "released_code": released})
     return config
+
+
+def set_prompts(config: ConfigDict, domain: str, domains: str, image: str, group: str) -> None:
+    """Let the preset decide the prompts for image and group descriptions.
+
+    Args:
+        config: changed in place.
+        domain: what the paper's prompt for an image asks about, such as "flower".
+        domains: the same for a group, such as "flowers".
+        image: the released code's prompt; {class} stands for the image's pseudo-label.
+        group: the released code's prompt for a group.
+    """
+    paper = {
+        "image": f"Describe the {domain} in the photo concisely, using less than 20 words.",
+        "group": f"Describe the common visual attributes of the {domains} in all the photos "
+        "concisely, in fewer than 20 words.",
+    }
+    for preset, prompts in (("paper", paper), ("released_code", {"image": image, "group": group})):
+        config.presets[preset].descriptions = ConfigDict({"prompts": prompts})
+    for kind in paper:
+        del config.descriptions.prompts[kind]
+        config.descriptions.prompts[kind] = placeholder(str)

@@ -24,11 +24,13 @@ def get_config() -> ConfigDict:
     config.dataset.split = "split_zhou_EuroSAT.json"
     config.store.long_side = 0  # the pictures are 64 x 64
 
-    prompts = config.descriptions.prompts
-    prompts.image = "Describe the land use in the satellite image concisely, less than 20 words."
-    prompts.group = (
-        "Describe the common visual attributes of the land use in all the satellite images "
-        "concisely, less than 20 words."
+    common.set_prompts(
+        config,
+        domain="land use",
+        domains="land use",
+        image="Describe the land use in the satellite image concisely, less than 20 words.",
+        group="Describe the common visual attributes of the land use in all the satellite images "
+        "concisely, less than 20 words.",
     )
     config.presets.released_code.train.epochs = 15
     return config

@@ -57,6 +57,17 @@ def test_the_released_codes_preset():
     assert read("--config=configs/eurosat.py").train.epochs == 50
 
 
+def test_the_preset_chooses_the_prompts():
+    paper = read("--config=configs/eurosat.py").descriptions.prompts
+    assert paper.image == "Describe the land use in the photo concisely, using less than 20 words."
+    released = read("--config=configs/eurosat.py", "--config.preset=released_code")
+    assert "less than 20 words" in released.descriptions.prompts.group
+    assert "all the satellite images" in released.descriptions.prompts.group
+    own = read("--config=configs/eurosat.py", "--config.descriptions.prompts.image=What is it?")
+    assert own.descriptions.prompts.image == "What is it?"
+    assert own.descriptions.prompts.group == paper.group
+
+
 def test_an_explicit_value_wins_over_the_preset():
     config = read(
         FOLDER,
