@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from lattec_jax.data.descriptions import descriptions_path, read
 CLASSES = ("cat", "dog")
 IDS = [f"{i:02d}.png" for i in range(10)]
 LABELS = np.array([0, 1] * 5, np.int32)
+pause = 0.0  # seconds for one description
 
 
 class Ruler:
@@ -30,6 +32,7 @@ class Ruler:
 
     def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
         for request in requests:
+            time.sleep(pause)
             self.requests.append(request)
             widths = " ".join(str(picture.width) for picture in request.pictures)
             failed = request.image_id in self.fails
