@@ -35,6 +35,14 @@ CONVERT = [
     "sentencepiece>=0.2",
     "transformers>=5.17,<6",
 ]
+CAPTIONING = [
+    "accelerate>=1.15,<2",
+    "bitsandbytes>=0.50,<0.51",
+    "torch>=2.13,<3",
+    "torchvision>=0.28,<1",
+    "transformers>=5.24,<6",
+]
+OPENAI = ["anyio>=4.10,<5", "openai>=2.54,<4"]
 DEMO = ["matplotlib>=3.9"]
 
 setup(
@@ -52,19 +60,27 @@ setup(
     install_requires=CORE,
     extras_require={
         "convert": CONVERT,
+        "captioning": CAPTIONING,
+        "openai": OPENAI,
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "demo": DEMO,
         # torch 2.13.0 and torchvision 0.28.0 are the pair that the tests were run with.
         "test": [
             *CONVERT,
+            *CAPTIONING,
+            *OPENAI,
             *DEMO,
             "build>=1.2",
+            "fastapi>=0.115",  # with pydantic, rich and uvicorn: `transformers serve`
+            "pydantic>=2",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",
+            "rich>=13",
             "ruff==0.17.6",
             "torch==2.13.0",
             "torchvision==0.28.0",
+            "uvicorn>=0.30",
         ],
     },
 )

@@ -231,7 +231,7 @@ def descriptions(
         raise DataError(
             f"no descriptions of kind {' and '.join(missing)} for {config.dataset.name} (looked "
             f"for {', '.join(str(paths[kind]) for kind in missing)}). Make them with: {command}, "
-            'or write them with a captioner of your own (README, "A real run"). To train on the '
+            'or write them with a captioner of your own (README, "Descriptions"). To train on the '
             "class names alone, set --config.method.texts='(\"class\",)'"
         )
     expected = _expected(config, dataset, pictures, zero_shot, kinds)
