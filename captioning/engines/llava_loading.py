@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -133,6 +134,8 @@ def _configuration(name: str, where: dict[str, Any]) -> Any:
 
 
 def _unloadable(name: str, error: Exception) -> str:
+    if name.startswith(("/", "./", "../", "~")) and not os.path.isdir(name):
+        return f"config.descriptions.llava.model: there is no directory {name}"
     reason = " ".join(str(error).split())[:300]
     return (
         f"config.descriptions.llava.model: {name!r} cannot be loaded ({reason}). Name a directory, "

@@ -258,6 +258,9 @@ def test_mistakes(config, tmp_path, monkeypatch):
     settings.model = str(tmp_path)
     with pytest.raises(EngineError, match=r"expected a LLaVA-NeXT checkpoint.*found clip"):
         llava.load(config)
+    settings.model = str(tmp_path / "none")
+    with pytest.raises(EngineError, match="there is no directory"):
+        llava.load(config)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     settings.model = "llava-hf/no-such-llava"
     with pytest.raises(EngineError, match=r"'llava-hf/no-such-llava' cannot be loaded.*HF_HOME"):
