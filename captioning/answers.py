@@ -1,0 +1,126 @@
+"""From what a language model says to a class: the rule of LLaVA zero-shot.
+
+The paper does not say how it reads an answer. Here, all names of a class count, and the first step
+that finds a class decides:
+
+1. exact: the answer, stripped, is a class name.
+2. normalised: the same without regard to case, with "_" as a space; or else exactly one class is
+   named in the answer by whole words. Words are runs of letters and digits in lower case: all
+   punctuation, "_" and "-" are spaces, apostrophes are dropped, and so are the articles a, an and
+   the, and the final "s" of words of more than three letters (not of "ss"). A name inside of a
+   longer name does not count: the longest wins, so that "a wild cat" is no "cat".
+3. closest: the one class whose normalised name has the greatest `difflib` ratio to the normalised
+   answer, of at least 0.6 (`CUTOFF`).
+4. unmatched: none of these, which counts as wrong. Where two classes tie, in any step, the answer
+   is unmatched, and no later step is tried.
+
+In scripts that put no spaces between words, a name is found where it is the whole answer.
+"""
+
+from __future__ import annotations
+
+import difflib
+import unicodedata
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from lattec_jax.data import class_names
+
+EXACT, NORMALISED, CLOSEST, UNMATCHED = "exact", "normalised", "closest", "unmatched"
+CUTOFF = 0.6  # the default of `difflib.get_close_matches`
+_ARTICLES = {"a", "an", "the"}
+
+Words = tuple[str, ...]
+
+
+class Match(NamedTuple):
+    """The class of an answer and the step that found it."""
+
+    label: int | None
+    how: str
+
+
+class Matcher:
+    """Finds the class that an answer means."""
+
+    def __init__(self, names: class_names.Names) -> None:
+        """`names`: of each class."""
+        self._exact: dict[str, set[int]] = {}
+        self._keys: dict[str, set[int]] = {}
+        self._words: dict[Words, set[int]] = {}
+        for label, own in enumerate(names):
+            for name in own:
+                self._exact.setdefault(name.strip(), set()).add(label)
+                self._keys.setdefault(class_names.key(name), set()).add(label)
+                if found := words(name):
+                    self._words.setdefault(found, set()).add(label)
+        self._longest = max(map(len, self._words), default=0)
+        self._known: dict[str, Match] = {}  # a set has many pictures and few different answers
+
+    def __call__(self, answer: str) -> Match:
+        """The class, by the rule at the top."""
+        if answer not in self._known:
+            self._known[answer] = self._match(answer)
+        return self._known[answer]
+
+    def _match(self, answer: str) -> Match:
+        for how, labels in self._steps(answer):
+            if len(labels) == 1:
+                return Match(next(iter(labels)), how)
+            if labels:
+                break
+        return Match(None, UNMATCHED)
+
+    def _steps(self, answer: str) -> Iterator[tuple[str, set[int]]]:
+        """The classes that each step finds; the costly last one only where it is wanted."""
+        yield EXACT, self._exact.get(answer.strip(), set())
+        yield NORMALISED, self._keys.get(class_names.key(answer), set())
+        said = words(answer)
+        yield NORMALISED, self._named(said)
+        yield CLOSEST, self._closest(said)
+
+    def _named(self, said: Words) -> set[int]:
+        """The classes of the names in the answer, but for those inside of longer ones."""
+        found: list[tuple[int, int]] = []
+        for start, stop in _spans(len(said), self._longest):
+            inside = any(first <= start and stop <= last for first, last in found)
+            if not inside and said[start:stop] in self._words:
+                found.append((start, stop))
+        return {label for start, stop in found for label in self._words[said[start:stop]]}
+
+    def _closest(self, said: Words) -> set[int]:
+        """The classes of the best ratio, if it reaches the cut-off."""
+        matcher = difflib.SequenceMatcher(autojunk=False)
+        matcher.set_seq2(" ".join(said))
+        best, labels = CUTOFF, set()
+        for name, own in self._words.items():
+            matcher.set_seq1(" ".join(name))
+            # Bounds from above: most pairs need no alignment.
+            if matcher.real_quick_ratio() < best or matcher.quick_ratio() < best:
+                continue
+            ratio = matcher.ratio()
+            if ratio > best:
+                best, labels = ratio, set(own)
+            elif ratio == best:
+                labels |= own
+        return labels
+
+
+def _spans(count: int, longest: int) -> Iterator[tuple[int, int]]:
+    """All runs of at most `longest` of `count` words, long ones first."""
+    for length in range(min(count, longest), 0, -1):
+        for start in range(count - length + 1):
+            yield start, start + length
+
+
+def words(text: str) -> Words:
+    """Normalised words; the articles stay where there is nothing else, as in a class "A"."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    folded = folded.replace("'", "").replace("’", "")
+    # Letters, the marks that many scripts write vowels with, and numbers.
+    kept = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in folded).split()
+    return tuple(map(_singular, [word for word in kept if word not in _ARTICLES] or kept))
+
+
+def _singular(word: str) -> str:
+    return word[:-1] if len(word) > 3 and word.endswith("s") and word[-2] != "s" else word

@@ -1,0 +1,194 @@
+"""LLaVA zero-shot, the paper's baseline: ask a language model for the class of each test picture.
+
+    python -m captioning.classify --config=configs/eurosat.py [--workdir=DIR] [--shard=0/8]
+
+The engine is the one of `config.descriptions`; no CLIP takes part. Answers are kept as descriptions
+are, in `<artifacts>/<dataset>/descriptions/shards/<engine>-category.*.jsonl`: each is on disk at
+once and the same command continues. `captioning/answers.py` states how an answer becomes a class.
+What is found goes to the work directory, by default `runs/<dataset>-llava_zero_shot-s<seed>`:
+`results.json` and `predictions.jsonl`. A picture without an answer counts as wrong.
+
+On a cluster `--shard=i/n` asks for every n-th picture and writes answers only; the command without
+it, when all are done, writes the results.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+import lattec_jax
+from captioning.classify_results import LISTED, predict, report, summarise
+from captioning.engines import Engine, Identity, engine_module
+from captioning.shards import WHOLE, Shard, ShardWriter, answered, recorded, shard_path
+from captioning.tasks import Task
+from captioning.work import Tally, work
+from lattec_jax import config as configuration
+from lattec_jax import workdir
+from lattec_jax.data import datasets
+from lattec_jax.data.content import content_hashes, content_path
+from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.descriptions import description_key, descriptions_path
+from lattec_jax.errors import DataError
+from lattec_jax.files import write_json, write_whole
+
+# The paper's words (arXiv 2410.08211), with no space after the colon.
+PROMPT = (
+    "Select the most appropriate category for the image from the following options:[options]. "
+    "Write only the category name."
+)
+KIND = "category"
+METHOD = "llava_zero_shot"
+PREDICTIONS = "predictions.jsonl"
+
+
+def questions(config: ConfigDict, dataset: Dataset, identity: Identity) -> list[Task]:
+    """One task for each test picture.
+
+    Raises:
+        DataError: there are no test pictures.
+    """
+    test = dataset.test
+    if test is None:
+        raise DataError(
+            f"{dataset.name} has no test pictures to classify; set config.dataset.test, or "
+            "config.dataset.held_out to a share"
+        )
+    prompt = PROMPT.replace("[options]", ", ".join(dataset.class_names))
+    hashes = content_hashes(test.paths, content_path(config))
+    return [
+        Task(image, KIND, prompt, (path,), (), "", description_key(KIND, prompt, *identity, [sha]))
+        for image, path, sha in zip(test.ids, test.paths, hashes, strict=True)
+    ]
+
+
+def ask(
+    config: ConfigDict,
+    tasks: Sequence[Task],
+    identity: Identity,
+    engine: Engine | None = None,
+    shard: Shard = WHOLE,
+) -> Tally:
+    """Get the answers of a shard that are missing.
+
+    Args:
+        config: a resolved configuration.
+        tasks: of all test pictures.
+        identity: of the engine.
+        engine: in the place of the one that the configuration names.
+        shard: the part of the pictures.
+
+    Raises:
+        EngineError: the engine cannot be loaded or does not work.
+        DataError: no picture can be read, or nothing can be written.
+    """
+    path = descriptions_path(config, KIND)
+    done = answered(recorded(path))
+    mine = tasks[shard.index :: shard.count]
+    wanted = [task for task in mine if task.key not in done]
+    if not wanted:
+        return Tally()
+    engine = engine or engine_module(config).load(config)
+    with (
+        ShardWriter(shard_path(path, shard)) as writer,
+        tqdm(total=len(mine), initial=len(mine) - len(wanted), desc=KIND, unit="image") as bar,
+    ):
+        tally = work(engine, wanted, writer, bar)
+    if len(tally.failed) == len(mine):
+        image, reason = next(iter(tally.failed.items()))
+        raise DataError(
+            f"none of the {len(mine)} test pictures could be classified, the first, {image!r}, "
+            f"because: {reason}"
+        )
+    return tally
+
+
+def _head(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str, Any]:
+    """What was run; null is what only a CLIP or a training run has."""
+    absent = (
+        "weights weights_sha256 descriptions_sha256 descriptions_shuffled descriptions "
+        "descriptions_notes alpha momentum learning_rate template templates dtype device batch_size"
+    )
+    return {
+        "method": METHOD,
+        "preset": config.preset,
+        "dataset": dataset.name,
+        "protocol": dataset.protocol,
+        **identity._asdict(),
+        "prompt": PROMPT,
+        "seed": config.seed,
+        "class_names": list(dataset.class_names),
+        "names": [list(names) for names in dataset.names],
+        "version": lattec_jax.__version__,
+        "steps": 0,
+        **dict.fromkeys(absent.split()),
+    }
+
+
+def classify(
+    config: ConfigDict, directory: Path | None = None, engine: Engine | None = None
+) -> dict[str, Any]:
+    """Ask for what is missing, write the results and return what `results.json` holds.
+
+    Args:
+        config: a resolved configuration.
+        directory: the work directory; None: the default one.
+        engine: in the place of the one that the configuration names.
+
+    Raises:
+        ConfigError: the work directory is another run's.
+        DataError, EngineError: see `questions` and `ask`.
+    """
+    # Recorded as a method of its own, so that no training run is mistaken for this one.
+    config = config.copy_and_resolve_references().unlock()
+    config.method.name = METHOD
+    directory = directory or configuration.default_workdir(config)
+    identity = engine.identity if engine else engine_module(config).identity(config)
+    dataset = datasets.load(config)
+    inputs = {"names": dataset.names, "engine": identity}
+    workdir.check(directory, config)
+    workdir.check_inputs(directory, inputs)
+    tasks = questions(config, dataset, identity)
+    ask(config, tasks, identity, engine)
+    predictions = predict(dataset, tasks, recorded(descriptions_path(config, KIND)))
+    found = _head(config, dataset, identity) | summarise(dataset, predictions)
+    workdir.claim(directory, config, inputs)
+    lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
+    write_whole(directory / PREDICTIONS, "".join(lines))
+    write_json(directory / workdir.RESULTS, found)
+    return found
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("workdir", "", "Where the results go.", flag_values=values)
+        flags.DEFINE_string(
+            "shard", "0/1", "Part i of n: i/n; answers only, no results.", flag_values=values
+        )
+
+    config, values = configuration.parse(argv, define)
+    shard = Shard.parse(values.shard)
+    if shard == WHOLE:
+        directory = Path(values.workdir) if values.workdir else None
+        print(report(classify(config, directory)))
+        return
+    identity = engine_module(config).identity(config)
+    tally = ask(config, questions(config, datasets.load(config), identity), identity, None, shard)
+    print(
+        f"part {shard.index} of {shard.count}: {tally.written} answered, {len(tally.failed)} "
+        "failed; when all parts are done, the command without --shard writes the results"
+    )
+    for image, reason in list(tally.failed.items())[:LISTED]:
+        print(f"  failed: {image}: {reason}")
+
+
+if __name__ == "__main__":
+    configuration.command(main)

@@ -1,0 +1,153 @@
+"""From an answer to a class: each step of the rule, and what no step may match."""
+
+from __future__ import annotations
+
+import difflib
+import time
+
+import pytest
+
+from captioning.answers import Matcher, words
+
+EUROSAT = [
+    "annual crop land",
+    "forest",
+    "herbaceous vegetation land",
+    "highway or road",
+    "industrial buildings",
+    "pasture land",
+    "permanent crop land",
+    "residential buildings",
+    "river",
+    "sea or lake",
+]
+
+
+def matched(names, answer):
+    """The display name of the class and the step."""
+    names = [(name,) if isinstance(name, str) else name for name in names]
+    label, how = Matcher(names)(answer)
+    return None if label is None else names[label][0], how
+
+
+@pytest.mark.parametrize(
+    ("answer", "name", "how"),
+    [
+        ("forest", "forest", "exact"),
+        ("  river \n", "river", "exact"),
+        ("Forest", "forest", "normalised"),
+        ("Forest.", "forest", "normalised"),
+        ("HIGHWAY_OR_ROAD", "highway or road", "normalised"),
+        ("sea-or-lake", "sea or lake", "normalised"),
+        ("The river", "river", "normalised"),
+        ("Rivers", "river", "normalised"),
+        ("Industrial building", "industrial buildings", "normalised"),
+        ("The category is: 'Pasture Land'.", "pasture land", "normalised"),
+        ("Annual   crop\tland", "annual crop land", "normalised"),
+        ("forrest", "forest", "closest"),
+        ("Residential", "residential buildings", "closest"),
+        ("herbaceous vegetation", "herbaceous vegetation land", "closest"),
+        ("forest and river", None, "unmatched"),
+        ("I cannot tell what this is.", None, "unmatched"),
+        ("deforestation of the Amazon", None, "unmatched"),
+        ("", None, "unmatched"),
+        (" \n", None, "unmatched"),
+        ("...", None, "unmatched"),
+        ("the", None, "unmatched"),
+    ],
+)
+def test_eurosat(answer, name, how):
+    if how == "closest":  # by a plain reading of the rule
+        ratios = [difflib.SequenceMatcher(None, n, answer.lower()).ratio() for n in EUROSAT]
+        assert EUROSAT[ratios.index(max(ratios))] == name and max(ratios) >= 0.6
+    assert matched(EUROSAT, answer) == (name, how)
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        ("cat", "cat"),
+        ("A wild cat.", "wild cat"),
+        ("It is a Wild-Cat", "wild cat"),
+        ("this cat is wild", "cat"),
+        ("a cat, or a wild cat", None),  # a cat apart from the wild one
+        ("wild cats and wild cats", "wild cat"),
+        ("a black cat", "cat"),
+        ("a european wild cat", "European wild cat"),
+        ("caterpillar tracks", None),
+    ],
+)
+def test_names_inside_of_names(answer, name):
+    assert matched(["cat", "wild cat", "European wild cat"], answer)[0] == name
+
+
+def test_overlapping_names_of_one_length_tie():
+    assert matched(["wild cat", "cat fish"], "a wild cat fish") == (None, "unmatched")
+
+
+def test_a_tie_is_not_broken_by_a_later_step():
+    # "dog, cat" is close to the third name, but two classes are named in it.
+    assert matched(["cat", "dog", "dog and cat show"], "dog, cat") == (None, "unmatched")
+    assert matched(["bat", "cat"], "rat") == (None, "unmatched")  # equally far
+    assert matched(["bat", "cat", "rats"], "zat") == (None, "unmatched")
+    assert matched([("bat", "cat"), ("cow",)], "rat") == ("bat", "closest")  # of one class
+
+
+def test_every_name_of_a_class_counts():
+    names = [("automobile", "car", "motor car"), ("lorry", "truck")]
+    assert matched(names, "car") == ("automobile", "exact")
+    assert matched(names, "A motor-car!") == ("automobile", "normalised")
+    assert matched(names, "a car, that is, an automobile") == ("automobile", "normalised")
+    assert matched(names, "a truck or a car") == (None, "unmatched")
+    assert matched(names, "trucck") == ("lorry", "closest")
+
+
+@pytest.mark.parametrize(
+    ("answer", "name", "how"),
+    [
+        ("猫", "猫", "exact"),
+        ("猫。", "猫", "normalised"),
+        ("Это Собака!", "собака", "normalised"),
+        ("FENNEC DU SAHARA", "fennec du sahara", "normalised"),
+        ("E\u0301TE\u0301", "été", "normalised"),  # decomposed
+        ("STRASSE", "Straße", "normalised"),
+        ("बिल्ली।", "बिल्ली", "normalised"),
+        ("犬", None, "unmatched"),
+    ],
+)
+def test_other_scripts(answer, name, how):
+    names = ["猫", "собака", "fennec du sahara", "été", "Straße", "बिल्ली"]
+    assert matched(names, answer) == (name, how)
+
+
+def test_names_that_normalisation_makes_alike():
+    # Letters, one of which is an article; signs only; a plural beside its singular.
+    assert matched(["A", "B", "S"], "A") == ("A", "exact")
+    assert matched(["A", "B", "S"], "a.") == ("A", "normalised")
+    assert matched(["A", "B", "S"], "It's a B.") == ("B", "normalised")
+    assert matched(["C", "C++", "?"], "c++") == ("C++", "normalised")
+    assert matched(["C", "C++", "?"], "?") == ("?", "exact")
+    assert matched(["C", "C++", "?"], "it is c++") == (None, "unmatched")
+    assert matched(["glass", "glasses"], "Glass") == ("glass", "normalised")
+    assert matched(["cat", "cats"], "Cats") == ("cats", "normalised")
+    assert matched(["cat", "cats"], "the cats") == (None, "unmatched")
+
+
+def test_words():
+    assert words("The bird-of-paradise flowers' glass_bus, an atlas.") == (
+        "bird", "of", "paradise", "flower", "glass", "bus", "atla",
+    )  # fmt: skip
+    assert words("The A") == ("the", "a")
+
+
+def test_four_hundred_classes():
+    """Each name finds its class in a sentence, and long answers do not take long."""
+    names = [f"scene {i} {'indoor' if i % 2 else 'outdoor'}" for i in range(400)]
+    match = Matcher([(name,) for name in names])
+    for label, name in enumerate(names):
+        assert match(f"The image shows {name.upper()}.") == (label, "normalised")
+    assert match(", ".join(names)) == (None, "unmatched")
+    start = time.perf_counter()
+    for number in range(200):
+        assert match(f"{number} nothing of what is listed " * 12) == (None, "unmatched")
+    assert time.perf_counter() - start < 10
