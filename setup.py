@@ -56,7 +56,7 @@ setup(
     packages=find_packages(
         include=["lattec_jax*", "captioning*", "convert*", "configs*"], exclude=["tests*"]
     ),
-    package_data={"lattec_jax.demo": ["tiny_clip/*"]},
+    package_data={"captioning": ["browse.html"], "lattec_jax.demo": ["tiny_clip/*"]},
     install_requires=CORE,
     extras_require={
         "convert": CONVERT,

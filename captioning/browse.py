@@ -1,0 +1,155 @@
+"""Look at pictures, collages, descriptions and pseudo-labels: one self-contained HTML page.
+
+    python -m captioning.browse --config=configs/eurosat.py [--out=browse.html] [--limit=500]
+
+The page needs no server and no network; it is filtered by class and by words. It shows `limit`
+images spread evenly over the training set (0: all), some 15 KB each: a thumbnail, the collage of
+its group, and what the configured engine said, merged or not yet.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from PIL import Image
+from tqdm import tqdm
+
+from captioning.collage import collage
+from captioning.engines import engine_module
+from captioning.shards import recorded
+from lattec_jax import config as configuration
+from lattec_jax.config import artifacts_dir
+from lattec_jax.data import datasets, pseudo_labels
+from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.descriptions import Record, descriptions_path, records
+from lattec_jax.data.preprocess import UnreadablePicture, open_picture
+from lattec_jax.data.prompts import templates
+from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.files import write_whole
+
+THUMBNAIL, COLLAGE = 160, 240  # pixels of the long side
+TEMPLATE = Path(__file__).with_name("browse.html")
+
+
+def page(config: ConfigDict, limit: int) -> tuple[str, int]:
+    """The page, and the number of images on it.
+
+    Args:
+        config: a resolved configuration.
+        limit: images at most; 0: all.
+
+    Raises:
+        ConfigError: a negative limit, or no such engine.
+        DataError: nothing has been described.
+    """
+    if limit < 0:
+        raise ConfigError(f"--limit: expected 0 or more, found {limit}")
+    engine_module(config)  # refuses an unknown engine
+    dataset = datasets.load(config)
+    texts = {kind: _newest(config, kind) for kind in config.descriptions.prompts}
+    if not any(texts.values()):
+        raise DataError(
+            f"nothing of {dataset.name} has been described by the engine "
+            f"{config.descriptions.engine} in {artifacts_dir(config) / 'descriptions'}; describe "
+            "first: python -m captioning.describe --config=..."
+        )
+    labels = _pseudo_labels(config, dataset)
+    count = len(dataset.train.ids)
+    rows = np.unique(np.linspace(0, count - 1, min(limit or count, count)).round().astype(int))
+    paths = dict(zip(dataset.train.ids, dataset.train.paths, strict=True))
+    cards = [_card(dataset, row, paths, texts, labels) for row in tqdm(rows.tolist(), unit="image")]
+    data = {"name": dataset.name, "classes": list(dataset.class_names), "images": cards}
+    # Nothing in the data can end the script element that carries it.
+    escaped = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e")
+    return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", escaped), len(cards)
+
+
+def _newest(config: ConfigDict, kind: str) -> dict[str, Record]:
+    """Image -> record: of the merged file where there is one, otherwise of the workers' files."""
+    path = descriptions_path(config, kind)
+    found = records(path) if path.exists() else recorded(path).values()
+    failures = [r for r in recorded(path).values() if r.error]
+    return {record.image: record for record in [*failures, *found] if record.kind == kind}
+
+
+def _pseudo_labels(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, float, float]]:
+    """Image -> class, score and margin; empty where they have not been made."""
+    if not config.weights:
+        return {}
+    source = pseudo_labels.provenance(
+        pseudo_labels.weights_sha256(config.weights), dataset.names, templates(config)
+    )
+    path = pseudo_labels.pseudo_labels_path(config, source)
+    if not path.exists():
+        return {}
+    found = pseudo_labels.read(path, None, source)
+    columns = zip(found.ids, found.labels, found.scores, found.margins, strict=True)
+    return {i: (dataset.class_names[n], float(s), float(m)) for i, n, s, m in columns}
+
+
+def _card(
+    dataset: Dataset,
+    row: int,
+    paths: dict[str, Path],
+    texts: dict[str, dict[str, Record]],
+    labels: dict[str, tuple[str, float, float]],
+) -> dict[str, Any]:
+    """What the page shows of one image."""
+    train = dataset.train
+    image = train.ids[row]
+    found = [by_image[image] for by_image in texts.values() if image in by_image]
+    members = next((record.members for record in found if record.members), ())
+    shown = [paths[member] for member in members if member in paths]
+    label, score, margin = labels.get(image, (None, None, None))
+    return {
+        "id": image,
+        "picture": _thumbnail([train.paths[row]], THUMBNAIL),
+        "collage": _thumbnail(shown, COLLAGE) if shown else None,
+        "members": list(members),
+        "texts": [{"kind": r.kind, "text": r.text, "error": r.error} for r in found],
+        "label": label,
+        "score": score,
+        "margin": margin,
+        "truth": None if train.labels is None else dataset.class_names[train.labels[row]],
+    }
+
+
+def _thumbnail(paths: Sequence[Path], side: int) -> str | None:
+    """A JPEG data URI of a picture, or of the collage of several; None: unreadable."""
+    try:
+        pictures = [open_picture(path) for path in paths]
+    except UnreadablePicture:
+        return None
+    picture = collage(pictures) if len(pictures) > 1 else pictures[0].convert("RGB")
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    picture.info.clear()
+    file = io.BytesIO()
+    picture.save(file, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+
+    def define(values: flags.FlagValues) -> None:
+        flags.DEFINE_string("out", "browse.html", "The page.", flag_values=values)
+        flags.DEFINE_integer("limit", 500, "Images at most; 0: all.", flag_values=values)
+
+    config, values = configuration.parse(argv, define)
+    content, count = page(config, values.limit)
+    path = Path(values.out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, content)
+    print(f"{count} images, {path.stat().st_size / 1e6:.1f} MB -> {path}")
+
+
+if __name__ == "__main__":
+    configuration.command(main)

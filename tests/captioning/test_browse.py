@@ -1,0 +1,116 @@
+"""The page: whole, harmless whatever was described, and with everything that is known."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from captioning import browse
+from captioning.collage import collage
+from captioning.describe import describe
+from captioning.engines import ENGINES
+from captioning.groups import sample_groups
+from captioning.shards import Shard
+from lattec_jax.data.preprocess import open_picture
+from lattec_jax.errors import ConfigError, DataError
+from tests.captioning.ruler import IDS, LABELS, Ruler, make_config, write_labels
+from tests.captioning.test_describe import write_config_file
+
+HOSTILE = "</script><script>alert(1)</script> \u2028 \"quoted\" & 'so' on"
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
+    return make_config(tmp_path)
+
+
+def data_of(page: str) -> dict:
+    (found,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', page)
+    return json.loads(found)
+
+
+def decoded(uri: str) -> Image.Image:
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
+
+
+def test_everything_that_is_known_is_on_the_page(config):
+    write_labels(config)
+    describe(config, None, Ruler(fails=[IDS[2]]))
+    page, count = browse.page(config, 0)
+    assert count == 10 and "http" not in page
+    data = data_of(page)
+    assert data["classes"] == ["cat", "dog"]
+    assert [image["id"] for image in data["images"]] == IDS
+    second, third = data["images"][1:3]
+    assert (second["label"], second["score"], second["truth"]) == ("dog", 0.5, None)
+    assert {"kind": "image", "text": "width 2", "error": ""} in second["texts"]
+    assert {"kind": "image", "text": "", "error": "no ruler"} in third["texts"]
+    members = sample_groups(IDS, LABELS, 4, seed=0)[IDS[1]]
+    assert second["members"] == list(members)
+    root = Path(config.dataset.root)
+    expected = collage([open_picture(root / member) for member in members])
+    expected.thumbnail((240, 240), Image.Resampling.LANCZOS)
+    found = decoded(second["collage"])
+    assert found.size == expected.size
+    assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 4
+    assert decoded(second["picture"]).size == (2, 3)
+
+
+def test_what_was_described_stays_data(config):
+    class Hostile(Ruler):
+        def describe(self, requests):
+            for request, _ in super().describe(requests):
+                yield request, HOSTILE
+
+    describe(config, ["image"], Hostile())
+    page, _ = browse.page(config, 3)
+    data = data_of(page)
+    assert len(data["images"]) == 3
+    assert data["images"][0]["texts"][0]["text"] == " ".join(HOSTILE.split())
+    assert "alert(1)</script>" not in page and "innerHTML" not in page
+
+
+def test_unmerged_parts_and_unreadable_pictures(config):
+    describe(config, ["image"], Ruler(), Shard(0, 2))
+    (Path(config.dataset.root) / IDS[0]).write_bytes(b"")
+    images = data_of(browse.page(config, 0)[0])["images"]
+    assert images[0]["picture"] is None and images[0]["texts"]
+    assert images[1]["picture"] and not images[1]["texts"] and images[1]["label"] is None
+
+
+def test_the_filter(config, tmp_path):
+    if shutil.which("node") is None:
+        pytest.skip("node is not installed")
+    (function,) = re.findall(r"function matches.*?\n}\n", browse.TEMPLATE.read_text(), re.S)
+    image = {"id": "a/Été.jpg", "label": "cat", "texts": [{"text": "Two red cars", "error": ""}]}
+    cases = [("", "", True), ("cat", "cars RED", True), ("dog", "", False), ("", "blue", False)]
+    calls = [f"matches({json.dumps(image)}, {json.dumps(c)}, {json.dumps(w)})" for c, w, _ in cases]
+    script = f"{function}\nconsole.log(JSON.stringify([{', '.join(calls)}]))"
+    result = subprocess.run(["node", "-e", script], capture_output=True, check=True)
+    assert json.loads(result.stdout) == [expected for _, _, expected in cases]
+
+
+def test_mistakes(config):
+    with pytest.raises(DataError, match=r"nothing of mine .*python -m captioning\.describe"):
+        browse.page(config, 0)
+    with pytest.raises(ConfigError, match="--limit: expected 0 or more"):
+        browse.page(config, -1)
+
+
+def test_the_command(config, tmp_path, capsys):
+    describe(config, ["image"], Ruler())
+    write_config_file(config, tmp_path / "mine.py")
+    out = tmp_path / "new" / "page.html"
+    browse.main(["browse", f"--config={tmp_path / 'mine.py'}", f"--out={out}", "--limit=4"])
+    assert "4 images" in capsys.readouterr().out
+    assert len(data_of(out.read_text(encoding="utf-8"))["images"]) == 4
