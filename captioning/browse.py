@@ -3,7 +3,7 @@
     python -m captioning.browse --config=configs/eurosat.py [--out=browse.html] [--limit=500]
 
 The page needs no server and no network; it is filtered by class and by words. It shows `limit`
-images spread evenly over the training set (0: all), some 15 KB each: a thumbnail, the collage of
+images spread evenly over the training set (0: all), 10 to 20 KB each: a thumbnail, the collage of
 its group, and what the configured engine said, merged or not yet.
 """
 
@@ -23,8 +23,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from captioning.collage import collage
-from captioning.engines import engine_module
+from captioning.engines import ENGINES, engine_module
 from captioning.shards import recorded
+from captioning.tasks import make_tasks
 from lattec_jax import config as configuration
 from lattec_jax.config import artifacts_dir
 from lattec_jax.data import datasets, pseudo_labels
@@ -32,7 +33,7 @@ from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, records
 from lattec_jax.data.preprocess import UnreadablePicture, open_picture
 from lattec_jax.data.prompts import templates
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import ConfigError, DataError, WeightsError
 from lattec_jax.files import write_whole
 
 THUMBNAIL, COLLAGE = 160, 240  # pixels of the long side
@@ -47,14 +48,13 @@ def page(config: ConfigDict, limit: int) -> tuple[str, int]:
         limit: images at most; 0: all.
 
     Raises:
-        ConfigError: a negative limit, or no such engine.
+        ConfigError: a negative limit, or an engine that is not configured.
         DataError: nothing has been described.
     """
     if limit < 0:
         raise ConfigError(f"--limit: expected 0 or more, found {limit}")
-    engine_module(config)  # refuses an unknown engine
     dataset = datasets.load(config)
-    texts = {kind: _newest(config, kind) for kind in config.descriptions.prompts}
+    texts = {kind: _answers(config, kind, dataset) for kind in config.descriptions.prompts}
     if not any(texts.values()):
         raise DataError(
             f"nothing of {dataset.name} has been described by the engine "
@@ -72,21 +72,31 @@ def page(config: ConfigDict, limit: int) -> tuple[str, int]:
     return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", escaped), len(cards)
 
 
-def _newest(config: ConfigDict, kind: str) -> dict[str, Record]:
-    """Image -> record: of the merged file where there is one, otherwise of the workers' files."""
+def _answers(config: ConfigDict, kind: str, dataset: Dataset) -> dict[str, Record]:
+    """Image -> text or failure for the present pictures, prompts and engine, merged or not.
+
+    A file of another captioner, without keys, is taken as it is.
+    """
     path = descriptions_path(config, kind)
-    found = records(path) if path.exists() else recorded(path).values()
-    failures = [r for r in recorded(path).values() if r.error]
-    return {record.image: record for record in [*failures, *found] if record.kind == kind}
+    others = {r.image: r for r in records(path) if not r.key} if path.exists() else {}
+    if config.descriptions.engine not in ENGINES:
+        return others
+    identity = engine_module(config).identity(config)
+    try:
+        tasks = make_tasks(config, [kind], dataset, identity)[kind].tasks
+    except (DataError, WeightsError):  # no pseudo-labels, without which this kind has no question
+        return others
+    found = recorded(path)
+    return others | {task.image: found[task.key] for task in tasks if task.key in found}
 
 
 def _pseudo_labels(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, float, float]]:
     """Image -> class, score and margin; empty where they have not been made."""
-    if not config.weights:
+    try:
+        sha256 = pseudo_labels.weights_sha256(config.weights)
+    except (ConfigError, WeightsError):  # the page does without them
         return {}
-    source = pseudo_labels.provenance(
-        pseudo_labels.weights_sha256(config.weights), dataset.names, templates(config)
-    )
+    source = pseudo_labels.provenance(sha256, dataset.names, templates(config))
     path = pseudo_labels.pseudo_labels_path(config, source)
     if not path.exists():
         return {}

@@ -20,6 +20,7 @@ from captioning.describe import describe
 from captioning.engines import ENGINES
 from captioning.groups import sample_groups
 from captioning.shards import Shard
+from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.data.preprocess import open_picture
 from lattec_jax.errors import ConfigError, DataError
 from tests.captioning.ruler import IDS, LABELS, Ruler, make_config, write_labels
@@ -84,8 +85,35 @@ def test_unmerged_parts_and_unreadable_pictures(config):
     describe(config, ["image"], Ruler(), Shard(0, 2))
     (Path(config.dataset.root) / IDS[0]).write_bytes(b"")
     images = data_of(browse.page(config, 0)[0])["images"]
-    assert images[0]["picture"] is None and images[0]["texts"]
+    assert images[0]["picture"] is None and not images[0]["texts"]  # it was of another picture
+    assert images[2]["texts"] == [{"kind": "image", "text": "width 3", "error": ""}]
     assert images[1]["picture"] and not images[1]["texts"] and images[1]["label"] is None
+
+
+def test_only_answers_to_the_present_prompt_are_shown(config):
+    class Echo(Ruler):
+        def describe(self, requests):
+            for request, _ in super().describe(requests):
+                yield request, f"answer to {request.prompt}"
+
+    for prompt in ("A", "B"):  # A merged, B in the parts of workers only
+        config.descriptions.prompts.image = prompt
+        for shard in [Shard(0, 1)] if prompt == "A" else [Shard(0, 2), Shard(1, 2)]:
+            describe(config, ["image"], Echo(), shard)
+    for prompt in ("A", "B", "A"):
+        config.descriptions.prompts.image = prompt
+        images = data_of(browse.page(config, 0)[0])["images"]
+        assert {t["text"] for i in images for t in i["texts"]} == {f"answer to {prompt}"}
+
+
+def test_files_of_another_captioner_and_missing_weights(config):
+    config.descriptions.engine = "mine"
+    config.weights = str(Path(config.weights) / "none")
+    path = descriptions_path(config, "image")
+    path.parent.mkdir(parents=True)
+    path.write_bytes(to_line(Record(IDS[0], "image", "by hand")))
+    images = data_of(browse.page(config, 0)[0])["images"]
+    assert images[0]["texts"][0]["text"] == "by hand" and images[0]["label"] is None
 
 
 def test_the_filter(config, tmp_path):
