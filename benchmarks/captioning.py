@@ -11,6 +11,7 @@ one process, one after the other, after a warm-up. Prints a Markdown table.
 from __future__ import annotations
 
 import argparse
+import gc
 import time
 from typing import Any
 
@@ -102,6 +103,7 @@ def rate(engine: LlavaEngine, requests: list[Request], batch: int, device: str) 
 
 def measure(precision: str, device: str, descriptions: int, batch: int) -> str:
     """One row of the table."""
+    gc.collect()  # quantised weights and their layers refer to each other: the last row's remain
     config = architecture(device)
     model = random_model(config, precision, device)
     processor = tiny_llava.processor(config)
@@ -115,7 +117,7 @@ def measure(precision: str, device: str, descriptions: int, batch: int) -> str:
         for n, pixels in enumerate(rng.integers(0, 256, (descriptions, side, side, 3), np.uint8))
     ]
     if not batch:
-        each = memory(config, precision, TOKENS).each
+        each = memory(config, precision, TOKENS, device).each
         batch = min(LARGEST_BATCH, descriptions, max(1, int(SHARE * free_memory(device) / each)))
     single = rate(engine, requests[: max(4, descriptions // 8)], 1, device)
     if device == "cuda":

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from PIL import Image
 
 from captioning.collage import single_picture
 from captioning.engines import Failure, Identity, Request
@@ -28,12 +27,19 @@ LARGEST_BATCH = 64  # beyond it a batch waits for its longest description
 SHARE = 0.8  # of the free memory that a batch may take
 AHEAD = 2  # batches that are prepared while one is generated
 SMALL_FILE = 2**20  # bytes; of larger files of a checkpoint only the size is part of its identity
+# What Pillow and the processor raise for a picture or a prompt that they cannot take.
+_UNFIT = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError)
 
 
 def identity(config: ConfigDict) -> Identity:
-    """The model with its revision, or the content of a directory; and how it decodes."""
+    """The model with its revision, or the content of a directory; and how it decodes.
+
+    Raises:
+        EngineError: the directory is not there.
+    """
     settings = config.descriptions.llava
     name = settings.model
+    loading.check_path(name)  # without its content a directory has no identity
     if Path(name).is_dir():
         name = f"{Path(name).resolve().name}@{_digest(Path(name))}"
     elif settings.revision:
@@ -55,7 +61,9 @@ def _digest(directory: Path) -> str:
 
 
 def processes(config: ConfigDict) -> int:
-    """One for each GPU that PyTorch sees, at least one."""
+    """One for each GPU that PyTorch sees and may use, at least one."""
+    if config.descriptions.llava.device == "cpu":
+        return 1
     try:
         import torch
     except ImportError:  # `load` says what to install
@@ -83,11 +91,10 @@ def load(config: ConfigDict) -> LlavaEngine:
 
 @dataclasses.dataclass
 class _Batch:
-    """Requests, and beside them the picture of each."""
+    """Requests, and what the model is given for them."""
 
     requests: list[Request]
-    pictures: list[Image.Image]
-    inputs: Any  # of the model; None: not prepared
+    inputs: Any  # None: not prepared
 
 
 class LlavaEngine:
@@ -124,51 +131,64 @@ class LlavaEngine:
         return self._processor.apply_chat_template([turn], add_generation_prompt=True)
 
     def _prepare(self, requests: list[Request]) -> _Batch:
-        pictures = [single_picture(request.pictures) for request in requests]
         try:
-            inputs = self._inputs(requests, pictures)
-        except (ValueError, RuntimeError, ZeroDivisionError):
+            inputs = self._inputs(requests)
+        except _UNFIT:
             inputs = None  # one of them cannot be shown: each is tried by itself
-        return _Batch(requests, pictures, inputs)
+        return _Batch(requests, inputs)
 
-    def _inputs(self, requests: Sequence[Request], pictures: Sequence[Image.Image]) -> Any:
+    def _inputs(self, requests: Sequence[Request]) -> Any:
         """Token ids `[B, L]`, padded on the left, and tiles `[B, T, 3, S, S]`."""
+        pictures = [single_picture(request.pictures) for request in requests]
         texts = [self.prompt(request.prompt) for request in requests]
-        return self._processor(images=list(pictures), text=texts, padding=True, return_tensors="pt")
+        start = self._processor.tokenizer.bos_token
+        # Some templates write the beginning of the text themselves.
+        written = start is not None and texts[0].startswith(start)
+        return self._processor(
+            images=pictures,
+            text=texts,
+            padding=True,
+            add_special_tokens=not written,
+            return_tensors="pt",
+        )
 
     def _answer(self, batch: _Batch) -> Iterator[tuple[Request, str | Failure]]:
         """All answers of a batch, in halves or one by one where it does not work as a whole."""
         import torch
 
-        try:
-            texts = self._generate(batch)
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            half = len(batch.requests) // 2
-            if not half:
-                yield batch.requests[0], Failure("too little memory for a single description")
+        requests = batch.requests
+        # Batches that were prepared before memory ran out are larger than what is known to fit.
+        size = self.batch_size
+        if len(requests) <= size:
+            try:
+                texts = self._generate(batch)
+            except torch.OutOfMemoryError:
+                if len(requests) == 1:
+                    yield requests[0], Failure("too little memory for a single description")
+                    return
+                self.batch_size = size = len(requests) // 2
+            except _UNFIT as error:
+                if "CUDA error" in str(error):  # nothing works after it
+                    message = f"the GPU failed: {error}; start the command again"
+                    raise EngineError(message) from error
+                if len(requests) == 1:
+                    line = " ".join(f"{type(error).__name__}: {error}".split())
+                    yield requests[0], Failure(line)
+                    return
+                size = 1
+            else:
+                yield from zip(requests, texts, strict=True)
                 return
-            self.batch_size = max(1, min(self.batch_size, half))
-            pieces = [slice(0, half), slice(half, None)]
-        except (ValueError, RuntimeError, ZeroDivisionError) as error:
-            if "CUDA error" in str(error):  # nothing works after it
-                raise EngineError(f"the GPU failed: {error}; start the command again") from error
-            if len(batch.requests) == 1:
-                yield batch.requests[0], Failure(f"{type(error).__name__}: {error}")
-                return
-            pieces = [slice(i, i + 1) for i in range(len(batch.requests))]
-        else:
-            yield from zip(batch.requests, texts, strict=True)
-            return
-        for piece in pieces:
-            yield from self._answer(_Batch(batch.requests[piece], batch.pictures[piece], None))
+            torch.cuda.empty_cache()  # only here no exception holds the tensors any more
+        for first in range(0, len(requests), size):
+            yield from self._answer(_Batch(requests[first : first + size], None))
 
     def _generate(self, batch: _Batch) -> list[str]:
         import torch
 
         inputs = batch.inputs
         if inputs is None:
-            inputs = self._inputs(batch.requests, batch.pictures)
+            inputs = self._inputs(batch.requests)
         length = inputs["input_ids"].shape[1]
         limit = self._model.config.text_config.max_position_embeddings
         if length + self._new_tokens > limit:

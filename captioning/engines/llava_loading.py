@@ -11,6 +11,7 @@ Bytes of llava-hf/llava-v1.6-mistral-7b-hf, computed from its configuration (GiB
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -63,37 +64,60 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
             f"{settings.precision!r}. {did_you_mean(settings.precision, PRECISIONS)}"
         )
     quantised = settings.precision in ("nf4", "int8")
+    check_path(settings.model)
     _check_packages(quantised)
     import torch
     import transformers
+    from safetensors import SafetensorError
 
     where = {"revision": settings.revision or None}
     config = _configuration(settings.model, where)
     device = choose_device(settings, config)
-    need = memory(config, settings.precision, new_tokens)
+    need = memory(config, settings.precision, new_tokens, device)
     check_memory(config, settings.precision, new_tokens, free_memory(device), device)
-    exact = settings.precision == "float32" or (quantised and device == "cpu")
-    dtype = torch.float32 if exact else torch.bfloat16
+    dtype = torch.float32 if bytes_of_others(settings.precision, device) == 4 else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "device_map": device, **where}
+    options["ignore_mismatched_sizes"] = True  # they are refused below
     if quantised:
         options["quantization_config"] = _quantisation(settings.precision, dtype)
         # It warns at each call that it casts to half precision.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
         processor = transformers.LlavaNextProcessor.from_pretrained(settings.model, **where)
-        model = transformers.LlavaNextForConditionalGeneration.from_pretrained(
-            settings.model, **options
+        model, report = transformers.LlavaNextForConditionalGeneration.from_pretrained(
+            settings.model, output_loading_info=True, **options
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise EngineError(_unloadable(settings.model, error)) from error
+    _check_complete(settings.model, report, processor)
     if quantised:
         check_quantised(model)
     prepare_for_batches(model, processor)
     return model.eval(), processor, need
 
 
+def _check_complete(name: str, report: dict[str, Any], processor: Any) -> None:
+    """Refuse what transformers fills with random numbers, or what cannot be prompted."""
+    absent = sorted(report["missing_keys"])
+    misshapen = sorted(key for key, *_ in report["mismatched_keys"])
+    if absent or misshapen:
+        raise EngineError(
+            f"{name} does not fit its config.json: {len(absent)} weights are missing and "
+            f"{len(misshapen)} have another shape, the first {[*absent, *misshapen][0]}; download "
+            "it again"
+        )
+    if processor.chat_template is None:
+        raise EngineError(
+            f"{name} has no chat template (chat_template.jinja or chat_template.json), so it is "
+            "not known how to put a prompt to it; take another revision, or a checkpoint such as "
+            "llava-hf/llava-v1.6-mistral-7b-hf"
+        )
+
+
 def prepare_for_batches(model: Any, processor: Any) -> None:
     """Left padding and greedy decoding, whatever the checkpoint's files say."""
+    import transformers
+
     processor.tokenizer.padding_side = "left"
     if processor.tokenizer.pad_token is None:
         processor.tokenizer.pad_token = processor.tokenizer.eos_token
@@ -103,10 +127,14 @@ def prepare_for_batches(model: Any, processor: Any) -> None:
     processor.vision_feature_select_strategy = (
         processor.vision_feature_select_strategy or config.vision_feature_select_strategy
     )
-    generation = model.generation_config
-    generation.do_sample, generation.num_beams = False, 1
-    generation.temperature = generation.top_p = generation.top_k = None
-    generation.pad_token_id = processor.tokenizer.pad_token_id
+    ends = model.generation_config.eos_token_id
+    # A fresh one: the checkpoint's may also penalise repetition or set a least length.
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        eos_token_id=processor.tokenizer.eos_token_id if ends is None else ends,
+        pad_token_id=processor.tokenizer.pad_token_id,
+    )
 
 
 def _check_packages(quantised: bool) -> None:
@@ -115,6 +143,15 @@ def _check_packages(quantised: bool) -> None:
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise EngineError(f"engine llava needs {', '.join(missing)}; install: {INSTALL}")
+    for name in wanted:
+        try:
+            importlib.import_module(name)
+        except (ImportError, RuntimeError) as error:
+            # Above all a torchvision that was built for another torch.
+            raise EngineError(
+                f"engine llava needs {name}, which cannot be imported ({error}); install "
+                f"versions that fit each other: {INSTALL}"
+            ) from error
 
 
 def _configuration(name: str, where: dict[str, Any]) -> Any:
@@ -130,12 +167,21 @@ def _configuration(name: str, where: dict[str, Any]) -> Any:
             f"llava_next), found {config.model_type} in {name}; serve other models to the engine "
             "openai"
         )
+    if getattr(config, "quantization_config", None):
+        raise EngineError(
+            f"config.descriptions.llava.model: expected unquantised weights, which "
+            f"config.descriptions.llava.precision then quantises; {name} is quantised already"
+        )
     return config
 
 
-def _unloadable(name: str, error: Exception) -> str:
+def check_path(name: str) -> None:
+    """Raise EngineError where `config.descriptions.llava.model` is a path to no directory."""
     if name.startswith(("/", "./", "../", "~")) and not os.path.isdir(name):
-        return f"config.descriptions.llava.model: there is no directory {name}"
+        raise EngineError(f"config.descriptions.llava.model: there is no directory {name}")
+
+
+def _unloadable(name: str, error: Exception) -> str:
     reason = " ".join(str(error).split())[:300]
     return (
         f"config.descriptions.llava.model: {name!r} cannot be loaded ({reason}). Name a directory, "
@@ -239,10 +285,18 @@ def longest_image(config: Any) -> int:
     return side * side + max(grids)
 
 
-def memory(config: Any, precision: str, new_tokens: int) -> Memory:
+def bytes_of_others(precision: str, device: str) -> int:
+    """Bytes of an activation, and of a parameter that is not quantised.
+
+    On the CPU what is quantised computes in float32.
+    """
+    return 4 if device == "cpu" and precision in ("nf4", "int8") else PRECISIONS[precision][1]
+
+
+def memory(config: Any, precision: str, new_tokens: int, device: str = "cuda") -> Memory:
     """What a model of this configuration needs in a precision of `PRECISIONS`."""
     linear, others = count_parameters(config)
-    of_linear, of_others = PRECISIONS[precision]
+    of_linear, of_others = PRECISIONS[precision][0], bytes_of_others(precision, device)
     text, vision = config.text_config, config.vision_config
     tokens = longest_image(config) + 128 + new_tokens  # 128: the prompt
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -274,7 +328,7 @@ def check_memory(config: Any, precision: str, new_tokens: int, free: int, device
     reserve = RESERVE if device == "cuda" else 0
 
     def total(name: str) -> int:
-        return sum(memory(config, name, new_tokens)) + reserve
+        return sum(memory(config, name, new_tokens, device)) + reserve
 
     if total(precision) <= free:
         return

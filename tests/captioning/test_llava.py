@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_the_prompt_is_the_chat_template_and_nothing_is_cut_off(config):
     engine = llava.load(config)
     words = "what is it? " * 300
     asked = Request("long", "image", words.strip(), (picture(60, 60),))
-    inputs = engine._inputs([asked], asked.pictures)
+    inputs = engine._inputs([asked])
     ids = inputs["input_ids"][0].tolist()
     tokenizer = engine._processor.tokenizer
     image = tokenizer.convert_tokens_to_ids("<image>")
@@ -112,7 +113,7 @@ def test_image_tokens_are_as_many_as_image_features(config, size):
 
     engine = llava.load(config)
     asked = request(0, picture(*size))
-    inputs = engine._inputs([asked], asked.pictures)
+    inputs = engine._inputs([asked])
     tokens = int((inputs["input_ids"] == engine._model.config.image_token_id).sum())
     with torch.inference_mode():
         features = engine._model.model.get_image_features(
@@ -135,7 +136,7 @@ def test_memory_that_runs_out_halves_the_batch(config):
 
     config.descriptions.llava.batch_size = 8
     engine = llava.load(config)
-    requests = [request(n, picture(60, 60, n)) for n in range(10)]
+    requests = [request(n, picture(60, 60, n)) for n in range(20)]
     expected = said(engine, requests)
     generate, sizes = engine._model.generate, []
 
@@ -147,7 +148,8 @@ def test_memory_that_runs_out_halves_the_batch(config):
 
     engine._model.generate = scarce
     assert said(engine, requests) == expected
-    assert engine.batch_size == 2 and sizes[0] == 8
+    assert engine.batch_size == 2
+    assert sizes == [8, 4, *[2] * 10]  # batches that were already prepared are not tried whole
 
     def none(**inputs):
         raise torch.OutOfMemoryError("out of memory")
@@ -162,8 +164,14 @@ def test_one_that_fails_leaves_the_others(config):
     engine = llava.load(config)
     requests = [request(n, picture(60, 60, n)) for n in range(4)]
     long = Request("long", "image", "x " * 5000, (picture(60, 60),))
-    found = said(engine, [*requests[:2], long, *requests[2:]])
+    closed = Image.new("RGB", (8, 8))
+    closed.close()
+    two = Request("two", "image", "What is <image>?", (picture(60, 60),))
+    bad = [long, request("closed", closed), two]
+    found = said(engine, [*requests[:2], *bad, *requests[2:]])
     assert "more than the 4096 that the model can see" in found.pop("long").reason
+    assert "closed image" in found.pop("closed").reason
+    assert "2 <image> tokens" in found.pop("two").reason
     assert found == said(engine, requests)
 
     def broken(**inputs):
@@ -187,6 +195,100 @@ def test_identities(config, checkpoint):
     assert llava.identity(config).model == "llava-hf/llava-v1.6-mistral-7b-hf"
     config.descriptions.llava.revision = "abc"
     assert llava.identity(config).model == "llava-hf/llava-v1.6-mistral-7b-hf@abc"
+
+
+def test_identity_of_a_directory_that_is_not_there(config, tmp_path):
+    config.descriptions.llava.model = str(tmp_path / "none")
+    with pytest.raises(EngineError, match="there is no directory"):
+        llava.identity(config)
+
+
+def test_processes(config, monkeypatch):
+    tiny_llava.transformers()
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert llava.processes(config) == 4
+    config.descriptions.llava.device = "cpu"
+    assert llava.processes(config) == 1
+
+
+def changed(config, tmp_path, file, change) -> None:
+    """Point the configuration to a copy of the checkpoint in which one file is changed."""
+    folder = tmp_path / "changed"
+    shutil.copytree(config.descriptions.llava.model, folder)
+    change(folder / file)
+    config.descriptions.llava.model = str(folder)
+
+
+def edit_weights(edit):
+    def change(path):
+        from safetensors.torch import load_file, save_file
+
+        weights = load_file(path)
+        edit(weights, next(name for name in weights if name.endswith("q_proj.weight")))
+        save_file(weights, path, metadata={"format": "pt"})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        (
+            "model.safetensors",
+            edit_weights(lambda weights, name: weights.pop(name)),
+            r"1 weights are missing and 0 .* the first model\..*q_proj\.weight",
+        ),
+        (
+            "model.safetensors",
+            edit_weights(lambda weights, name: weights.update({name: weights[name][:3].clone()})),
+            r"0 weights are missing and 1 have another shape",
+        ),
+        (
+            "model.safetensors",
+            lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+            "cannot be loaded",
+        ),
+        ("chat_template.jinja", lambda path: path.unlink(), "has no chat template"),
+        (
+            "config.json",
+            lambda path: path.write_text(
+                path.read_text().replace("{", '{"quantization_config": {"quant_method": "x"},', 1)
+            ),
+            "quantised already",
+        ),
+    ],
+)
+def test_damaged_checkpoints(config, tmp_path, file, change, message):
+    changed(config, tmp_path, file, change)
+    with pytest.raises(EngineError, match=message):
+        llava.load(config)
+
+
+def test_nothing_but_the_end_is_taken_from_the_checkpoints_generation(config, tmp_path):
+    requests = [request(n, picture(60, 60, n)) for n in range(3)]
+    expected = said(llava.load(config), requests)
+    settings = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "num_beams": 3}
+    settings |= {"min_new_tokens": 11, "eos_token_id": [2, 511]}
+    changed(
+        config, tmp_path, "generation_config.json", lambda p: p.write_text(json.dumps(settings))
+    )
+    engine = llava.load(config)
+    assert engine._model.generation_config.eos_token_id == [2, 511]
+    assert said(engine, requests) == expected
+
+
+def test_a_template_that_writes_the_beginning_itself(config, tmp_path):
+    changed(
+        config,
+        tmp_path,
+        "chat_template.jinja",
+        lambda path: path.write_text("{{ bos_token }}" + path.read_text()),
+    )
+    engine = llava.load(config)
+    ids = engine._inputs([request(0, picture(60, 60))])["input_ids"][0].tolist()
+    assert ids.count(1) == 1 and ids[0] == 1
 
 
 def of_7b():
@@ -221,6 +323,10 @@ def test_memory_of_the_7b():
         found = llava_loading.memory(config, precision, 77)
         assert float(weights) == round(found.weights / 2**30, 1)
         assert float(each) == round(found.each / 2**30, 1)
+    # On the CPU all but the quantised layers are float32.
+    assert llava_loading.memory(config, "nf4", 77, "cpu").weights / 2**30 == pytest.approx(
+        5.54, 0.01
+    )
 
 
 def test_too_little_memory_says_what_would_fit():
@@ -276,4 +382,17 @@ def test_missing_packages_name_the_extra(config, monkeypatch):
     )
     config.descriptions.llava.precision = "nf4"
     with pytest.raises(EngineError, match=r"needs bitsandbytes; install: .*\[captioning\]"):
+        llava.load(config)
+
+
+def test_a_torchvision_that_does_not_fit_torch(config, monkeypatch):
+    real = llava_loading.importlib.import_module
+
+    def broken(name):
+        if name == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return real(name)
+
+    monkeypatch.setattr(llava_loading.importlib, "import_module", broken)
+    with pytest.raises(EngineError, match=r"torchvision, which cannot be imported \(operator"):
         llava.load(config)
