@@ -38,9 +38,7 @@ def architecture(device: str) -> Any:
     """The 7B's configuration on a GPU, a small one on the CPU."""
     if device == "cpu":
         return tiny_llava.configuration(hidden=512, layers=6, tile=56, patch=14)
-    from tests.captioning.test_llava import of_7b
-
-    return of_7b()
+    return tiny_llava.of_7b()
 
 
 def random_model(config: Any, precision: str, device: str) -> Any:

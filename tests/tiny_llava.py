@@ -79,6 +79,27 @@ def configuration(hidden: int = 64, layers: int = 2, tile: int = 28, patch: int 
     )
 
 
+def of_7b() -> Any:
+    """The configuration of llava-v1.6-mistral-7b-hf, as on the hub."""
+    module = transformers()
+    return module.LlavaNextConfig(
+        vision_config=module.CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            image_size=336,
+            patch_size=14,
+            projection_dim=768,
+        ),
+        text_config=module.MistralConfig(
+            vocab_size=32064, rope_theta=1e6, sliding_window=None, num_key_value_heads=8
+        ),
+        image_token_index=32000,
+        image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
+    )
+
+
 def processor(config: Any) -> Any:
     """A `LlavaNextProcessor` for the configuration, with a byte-level tokenizer of 400 tokens."""
     import tokenizers

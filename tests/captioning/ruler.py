@@ -90,3 +90,20 @@ def write_labels(config: ConfigDict, labels=LABELS, ids=tuple(IDS)) -> None:
 
 def texts(config: ConfigDict, kind: str) -> list[str | None]:
     return read([descriptions_path(config, kind)], [kind], IDS).texts[kind]
+
+
+def write_config_file(config: ConfigDict, path: Path) -> None:
+    """The configuration as a file that commands read."""
+    path.write_text(
+        "from configs import common\n"
+        "from captioning.engines import ENGINES\n"
+        'ENGINES["ruler"] = "tests.captioning.ruler"\n'
+        "def get_config():\n"
+        "    config = common.get_config()\n"
+        f"    config.artifacts = {config.artifacts!r}\n"
+        f"    config.weights = {config.weights!r}\n"
+        f"    config.dataset.update({config.dataset.to_dict()!r})\n"
+        "    config.descriptions.engine = 'ruler'\n"
+        f"    config.descriptions.prompts.update({config.descriptions.prompts.to_dict()!r})\n"
+        "    return config\n"
+    )

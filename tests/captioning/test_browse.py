@@ -17,22 +17,14 @@ from PIL import Image
 from captioning import browse
 from captioning.collage import collage
 from captioning.describe import describe
-from captioning.engines import ENGINES
 from captioning.groups import sample_groups
 from captioning.shards import Shard
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.data.preprocess import open_picture
 from lattec_jax.errors import ConfigError, DataError
-from tests.captioning.ruler import IDS, LABELS, Ruler, make_config, write_labels
-from tests.captioning.test_describe import write_config_file
+from tests.captioning.ruler import IDS, LABELS, Ruler, write_config_file, write_labels
 
 HOSTILE = "</script><script>alert(1)</script> \u2028 \"quoted\" & 'so' on"
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
-    return make_config(tmp_path)
 
 
 def data_of(page: str) -> dict:

@@ -17,8 +17,7 @@ from lattec_jax import train
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records
 from lattec_jax.errors import ConfigError, DataError
-from tests.captioning.ruler import make_config
-from tests.captioning.test_describe import write_config_file
+from tests.captioning.ruler import make_config, write_config_file
 from tests.dummy import dummy_checkpoint
 from tests.test_train import arguments, make_pictures
 

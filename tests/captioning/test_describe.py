@@ -16,20 +16,21 @@ from PIL import Image
 
 from captioning import describe as command
 from captioning.describe import describe
-from captioning.engines import ENGINES
 from captioning.groups import sample_groups
 from captioning.shards import Shard, shard_path, shard_paths
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.errors import ConfigError, DataError, EngineError
-from tests.captioning.ruler import IDS, LABELS, Ruler, make_config, texts, write_labels
+from tests.captioning.ruler import (
+    IDS,
+    LABELS,
+    Ruler,
+    make_config,
+    texts,
+    write_config_file,
+    write_labels,
+)
 
 WIDTHS = [f"width {n + 1}" for n in range(10)]
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
-    return make_config(tmp_path)
 
 
 def test_images(config):
@@ -364,22 +365,6 @@ def test_a_file_that_cannot_grow(config, tmp_path):
     describe(config, ["image"], rest)
     assert rest.asked == IDS[len(lines) :]
     assert texts(config, "image") == WIDTHS
-
-
-def write_config_file(config, path: Path) -> None:
-    path.write_text(
-        "from configs import common\n"
-        "from captioning.engines import ENGINES\n"
-        'ENGINES["ruler"] = "tests.captioning.ruler"\n'
-        "def get_config():\n"
-        "    config = common.get_config()\n"
-        f"    config.artifacts = {config.artifacts!r}\n"
-        f"    config.weights = {config.weights!r}\n"
-        f"    config.dataset.update({config.dataset.to_dict()!r})\n"
-        "    config.descriptions.engine = 'ruler'\n"
-        f"    config.descriptions.prompts.update({config.descriptions.prompts.to_dict()!r})\n"
-        "    return config\n"
-    )
 
 
 def test_the_command(config, tmp_path, capsys):

@@ -17,8 +17,7 @@ from captioning.engines import ENGINES
 from captioning.merge import merge
 from captioning.shards import shard_paths
 from lattec_jax.data.descriptions import descriptions_path, records
-from tests.captioning.ruler import make_config, write_labels
-from tests.captioning.test_describe import write_config_file
+from tests.captioning.ruler import make_config, write_config_file, write_labels
 
 IMAGES, SHARDS, KILLS = 600, 4, 50
 

@@ -291,29 +291,8 @@ def test_a_template_that_writes_the_beginning_itself(config, tmp_path):
     assert ids.count(1) == 1 and ids[0] == 1
 
 
-def of_7b():
-    """The configuration of llava-v1.6-mistral-7b-hf, as on the hub."""
-    module = tiny_llava.transformers()
-    return module.LlavaNextConfig(
-        vision_config=module.CLIPVisionConfig(
-            hidden_size=1024,
-            intermediate_size=4096,
-            num_hidden_layers=24,
-            num_attention_heads=16,
-            image_size=336,
-            patch_size=14,
-            projection_dim=768,
-        ),
-        text_config=module.MistralConfig(
-            vocab_size=32064, rope_theta=1e6, sliding_window=None, num_key_value_heads=8
-        ),
-        image_token_index=32000,
-        image_grid_pinpoints=[[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],
-    )
-
-
 def test_memory_of_the_7b():
-    config = of_7b()
+    config = tiny_llava.of_7b()
     assert sum(llava_loading.count_parameters(config)) == pytest.approx(7.566e9, rel=1e-3)
     assert llava_loading.longest_image(config) == 2928  # 576 + 48 · 49
     table = [line.split() for line in llava_loading.__doc__.splitlines()]
@@ -330,7 +309,7 @@ def test_memory_of_the_7b():
 
 
 def test_too_little_memory_says_what_would_fit():
-    config = of_7b()
+    config = tiny_llava.of_7b()
     gib = 2**30
     llava_loading.check_memory(config, "bfloat16", 77, 40 * gib, "cuda")
     with pytest.raises(EngineError, match=r"bfloat16 needs 15\.\d GiB .* 10\.0 GiB are free.*int8"):
@@ -342,7 +321,7 @@ def test_too_little_memory_says_what_would_fit():
 
 
 def test_no_gpu_for_the_7b(config, tmp_path):
-    of_7b().save_pretrained(tmp_path)
+    tiny_llava.of_7b().save_pretrained(tmp_path)
     config.descriptions.llava.model = str(tmp_path)
     with pytest.raises(EngineError, match=r"no GPU .*7\.6e9 parameters.*engine=openai.*device=cpu"):
         llava.load(config)

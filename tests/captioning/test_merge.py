@@ -8,19 +8,11 @@ import pytest
 
 from captioning import merge as command
 from captioning.describe import describe
-from captioning.engines import ENGINES
 from captioning.merge import merge
 from captioning.shards import Shard
 from lattec_jax.data.descriptions import Record, descriptions_path, records, to_line
 from lattec_jax.errors import ConfigError, DataError
-from tests.captioning.ruler import IDS, Ruler, make_config, texts, write_labels
-from tests.captioning.test_describe import write_config_file
-
-
-@pytest.fixture
-def config(tmp_path, monkeypatch):
-    monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
-    return make_config(tmp_path)
+from tests.captioning.ruler import IDS, Ruler, texts, write_config_file, write_labels
 
 
 def test_incomplete_sets_are_refused_with_what_is_missing(config):

@@ -20,18 +20,11 @@ from captioning.engines.openai_wire import data_uri, retry_after
 from configs import common
 from lattec_jax.config import resolve
 from lattec_jax.errors import ConfigError, EngineError
-from tests.captioning.chat_server import MODEL, ChatServer, body, listing, says, status
+from tests.captioning.chat_server import MODEL, body, listing, says, status
 
 pytest.importorskip("openai")
 
 KEY = "sk-a-very-secret-key"
-
-
-@pytest.fixture
-def server():
-    server = ChatServer()
-    yield server
-    server.stop()
 
 
 @pytest.fixture

@@ -72,13 +72,6 @@ REFUSED = {
 
 
 @pytest.fixture
-def server():
-    server = ChatServer()
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def engine(server) -> OpenAIEngine:
     return make_engine(server)
 

@@ -1,0 +1,22 @@
+"""What several tests of captioning start from."""
+
+import pytest
+
+from captioning.engines import ENGINES
+from tests.captioning.chat_server import ChatServer
+from tests.captioning.ruler import make_config
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Ten pictures and the engine `ruler`."""
+    monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
+    return make_config(tmp_path)
+
+
+@pytest.fixture
+def server():
+    """A server with the OpenAI chat API that answers as it is told."""
+    server = ChatServer()
+    yield server
+    server.stop()
