@@ -25,14 +25,13 @@ from tqdm import tqdm
 from captioning.collage import collage
 from captioning.engines import ENGINES, engine_module
 from captioning.shards import recorded
-from captioning.tasks import make_tasks
+from captioning.tasks import labels_file, make_tasks
 from lattec_jax import config as configuration
 from lattec_jax.config import artifacts_dir
 from lattec_jax.data import datasets, pseudo_labels
 from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, records
 from lattec_jax.data.preprocess import UnreadablePicture, open_picture
-from lattec_jax.data.prompts import templates
 from lattec_jax.errors import ConfigError, DataError, WeightsError
 from lattec_jax.files import write_whole
 
@@ -93,11 +92,9 @@ def _answers(config: ConfigDict, kind: str, dataset: Dataset) -> dict[str, Recor
 def _pseudo_labels(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, float, float]]:
     """Image -> class, score and margin; empty where they have not been made."""
     try:
-        sha256 = pseudo_labels.weights_sha256(config.weights)
+        path, source = labels_file(config, dataset)
     except (ConfigError, WeightsError):  # the page does without them
         return {}
-    source = pseudo_labels.provenance(sha256, dataset.names, templates(config))
-    path = pseudo_labels.pseudo_labels_path(config, source)
     if not path.exists():
         return {}
     found = pseudo_labels.read(path, None, source)

@@ -21,20 +21,19 @@ from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import lattec_jax
 from captioning.classify_results import LISTED, predict, report, summarise
 from captioning.engines import Engine, Identity, engine_module
-from captioning.shards import WHOLE, Shard, ShardWriter, answered, recorded, shard_path
+from captioning.shards import WHOLE, Shard, recorded
 from captioning.tasks import Task
-from captioning.work import Tally, work
+from captioning.work import Part, Tally, work_through
 from lattec_jax import config as configuration
 from lattec_jax import workdir
 from lattec_jax.data import datasets
 from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset
-from lattec_jax.data.descriptions import description_key, descriptions_path
+from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.errors import DataError
 from lattec_jax.files import write_json, write_whole
 
@@ -63,15 +62,14 @@ def questions(config: ConfigDict, dataset: Dataset, identity: Identity) -> list[
     prompt = PROMPT.replace("[options]", ", ".join(dataset.class_names))
     hashes = content_hashes(test.paths, content_path(config))
     return [
-        Task(image, KIND, prompt, (path,), (), "", description_key(KIND, prompt, *identity, [sha]))
-        for image, path, sha in zip(test.ids, test.paths, hashes, strict=True)
+        Task.make(image, KIND, prompt, identity, [(path, content)])
+        for image, path, content in zip(test.ids, test.paths, hashes, strict=True)
     ]
 
 
 def ask(
     config: ConfigDict,
     tasks: Sequence[Task],
-    identity: Identity,
     engine: Engine | None = None,
     shard: Shard = WHOLE,
 ) -> Tally:
@@ -80,7 +78,6 @@ def ask(
     Args:
         config: a resolved configuration.
         tasks: of all test pictures.
-        identity: of the engine.
         engine: in the place of the one that the configuration names.
         shard: the part of the pictures.
 
@@ -88,25 +85,11 @@ def ask(
         EngineError: the engine cannot be loaded or does not work.
         DataError: no picture can be read, or nothing can be written.
     """
-    path = descriptions_path(config, KIND)
-    done = answered(recorded(path))
-    mine = tasks[shard.index :: shard.count]
-    wanted = [task for task in mine if task.key not in done]
-    if not wanted:
+    part = Part.of(descriptions_path(config, KIND), tasks, shard)
+    if not part.wanted:
         return Tally()
     engine = engine or engine_module(config).load(config)
-    with (
-        ShardWriter(shard_path(path, shard)) as writer,
-        tqdm(total=len(mine), initial=len(mine) - len(wanted), desc=KIND, unit="image") as bar,
-    ):
-        tally = work(engine, wanted, writer, bar)
-    if len(tally.failed) == len(mine):
-        image, reason = next(iter(tally.failed.items()))
-        raise DataError(
-            f"none of the {len(mine)} test pictures could be classified, the first, {image!r}, "
-            f"because: {reason}"
-        )
-    return tally
+    return work_through(part, engine, KIND, "test pictures could be classified")
 
 
 def _head(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str, Any]:
@@ -155,7 +138,7 @@ def classify(
     workdir.check(directory, config)
     workdir.check_inputs(directory, inputs)
     tasks = questions(config, dataset, identity)
-    ask(config, tasks, identity, engine)
+    ask(config, tasks, engine)
     predictions = predict(dataset, tasks, recorded(descriptions_path(config, KIND)))
     found = _head(config, dataset, identity) | summarise(dataset, predictions)
     workdir.claim(directory, config, inputs)
@@ -181,7 +164,7 @@ def main(argv: Sequence[str]) -> None:
         print(report(classify(config, directory)))
         return
     identity = engine_module(config).identity(config)
-    tally = ask(config, questions(config, datasets.load(config), identity), identity, None, shard)
+    tally = ask(config, questions(config, datasets.load(config), identity), None, shard)
     print(
         f"part {shard.index} of {shard.count}: {tally.written} answered, {len(tally.failed)} "
         "failed; when all parts are done, the command without --shard writes the results"

@@ -16,22 +16,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from captioning import workers
 from captioning.engines import Engine, Identity, engine_module
-from captioning.merge import LISTED, Merged, check_replaceable, merge, merge_kind
-from captioning.shards import WHOLE, Shard, ShardWriter, answered, recorded, shard_path
-from captioning.tasks import Task, Tasks, check_kinds, make_tasks
-from captioning.work import Tally, work
+from captioning.merge import LISTED, Merged, check_replaceable, merge_kind
+from captioning.shards import WHOLE, Shard
+from captioning.tasks import Tasks, check_kinds, make_tasks
+from captioning.work import Part, Tally, work_through
 from lattec_jax import config as configuration
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,56 +65,27 @@ def describe(
     kinds = check_kinds(config, kinds)
     identity = engine.identity if engine else engine_module(config).identity(config)
     outcomes = {}
-    for kind, plan in _plan(config, kinds, identity, shard).items():
-        kept = len(plan.mine) - len(plan.wanted)
+    for kind, (tasks, part) in _plan(config, kinds, identity, shard).items():
         tally = Tally()
-        if plan.wanted:
+        if part.wanted:
             engine = engine or engine_module(config).load(config)
-            with (
-                ShardWriter(shard_path(plan.path, shard)) as writer,
-                tqdm(
-                    total=len(plan.mine), initial=kept, desc=f"describing: {kind}", unit="image"
-                ) as bar,
-            ):
-                tally = work(engine, plan.wanted, writer, bar)
-            _check_any(kind, plan, tally)
-        merged = merge_kind(config, plan.tasks, identity) if shard == WHOLE else None
-        outcomes[kind] = Outcome(tally.written, kept, tally.failed, merged)
+            what = f"{kind} descriptions could be made"
+            tally = work_through(part, engine, f"describing: {kind}", what)
+        merged = merge_kind(config, tasks, identity) if shard == WHOLE else None
+        outcomes[kind] = Outcome(tally.written, part.kept, tally.failed, merged)
     return outcomes
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """What is to be done for one kind."""
-
-    path: Path  # of the merged file
-    tasks: Tasks
-    mine: tuple[Task, ...]  # those of the shard
-    wanted: tuple[Task, ...]  # and of these the unanswered
 
 
 def _plan(
     config: ConfigDict, kinds: Sequence[str], identity: Identity, shard: Shard
-) -> dict[str, _Plan]:
+) -> dict[str, tuple[Tasks, Part]]:
     """All that can be missing is looked for here, before the first, perhaps long, kind begins."""
     found = {}
     for kind, tasks in make_tasks(config, kinds, datasets.load(config), identity).items():
         path = descriptions_path(config, kind)
         check_replaceable(path)
-        done = answered(recorded(path))
-        mine = tasks.tasks[shard.index :: shard.count]
-        wanted = tuple(task for task in mine if task.key not in done)
-        found[kind] = _Plan(path, tasks, mine, wanted)
+        found[kind] = tasks, Part.of(path, tasks.tasks, shard)
     return found
-
-
-def _check_any(kind: str, plan: _Plan, tally: Tally) -> None:
-    if len(tally.failed) == len(plan.mine):
-        image, reason = next(iter(tally.failed.items()))
-        raise DataError(
-            f"none of the {len(plan.mine)} {kind} descriptions could be made, the first, of "
-            f"{image!r}, because: {reason}"
-        )
 
 
 def main(argv: Sequence[str]) -> None:
@@ -139,13 +108,14 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError(f"--processes: expected 1 or more, found {processes}")
     if processes > 1:
         # Planned once here: mistakes show at once, and the workers find the pictures hashed.
-        plans = _plan(config, kinds, engine_module(config).identity(config), shard)
-        wanted = sum(len(plan.wanted) for plan in plans.values())
+        identity = engine_module(config).identity(config)
+        plans = _plan(config, kinds, identity, shard).values()
+        wanted = sum(len(part.wanted) for _, part in plans)
         if wanted:
-            workers.run([plan.path for plan in plans.values()], argv, shard, processes, wanted)
+            workers.run([part.path for _, part in plans], argv, shard, processes, wanted)
         if shard == WHOLE:
-            for kind, merged in merge(config, kinds).items():
-                print(f"{kind}: {merged.report()}")
+            for tasks, _ in plans:
+                print(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
         return
     for kind, outcome in describe(config, kinds, None, shard).items():
         print(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -32,6 +33,21 @@ class Task:
     members: tuple[str, ...]  # their ids, of a group
     note: str
     key: str
+
+    @classmethod
+    def make(
+        cls,
+        image: str,
+        kind: str,
+        prompt: str,
+        identity: Identity,
+        shown: Sequence[tuple[Path, str]],
+        members: tuple[str, ...] = (),
+        note: str = "",
+    ) -> Task:
+        """A task with its key; `shown`: path and content hash of each picture, in order."""
+        key = description_key(kind, prompt, *identity, [content for _, content in shown])
+        return cls(image, kind, prompt, tuple(path for path, _ in shown), members, note, key)
 
     def record(self, identity: Identity, text: str = "", error: str = "") -> Record:
         """Its line, with a text or with the reason why there is none."""
@@ -77,62 +93,42 @@ def make_tasks(
         DataError: a kind needs pseudo-labels and there are none.
     """
     train = dataset.train
-    paths = dict(zip(train.ids, train.paths, strict=True))
     hashes = content_hashes(train.paths, content_path(config))
-    contents = dict(zip(train.ids, hashes, strict=True))
-    labels = None
-    if any(is_group(kind) or CLASS in config.descriptions.prompts[kind] for kind in kinds):
+    pictures = dict(zip(train.ids, zip(train.paths, hashes, strict=True), strict=True))
+    prompts = {kind: config.descriptions.prompts[kind] for kind in kinds}
+    labelled = {kind for kind in kinds if is_group(kind) or CLASS in prompts[kind]}
+    names: dict[str, str] = {}
+    if labelled:
         labels = _read_labels(config, dataset)
+        classes = (dataset.class_names[label] for label in labels.labels.tolist())
+        names = dict(zip(labels.ids, classes, strict=True))
     found = {}
     for kind in kinds:
-        groups, note = None, ""
-        if is_group(kind):
-            groups, note = _groups(config, dataset, labels)
-        found[kind] = _tasks_of_kind(
-            kind, config.descriptions.prompts[kind], dataset, labels, groups, note,
-            paths, contents, identity,
-        )  # fmt: skip
+        groups, note = _groups(config, dataset, labels) if is_group(kind) else ({}, "")
+        tasks, left_out = [], []
+        for image in train.ids:
+            if kind in labelled and image not in names:
+                left_out.append(image)
+                continue
+            prompt = description_prompt(prompts[kind], names.get(image, ""))
+            members = groups.get(image, ())
+            shown = [pictures[member] for member in members or (image,)]
+            tasks.append(Task.make(image, kind, prompt, identity, shown, members, note))
+        found[kind] = Tasks(kind, tuple(tasks), tuple(left_out))
     return found
 
 
-def _tasks_of_kind(
-    kind: str,
-    template: str,
-    dataset: Dataset,
-    labels: PseudoLabels | None,
-    groups: Mapping[str, tuple[str, ...]] | None,
-    note: str,
-    paths: Mapping[str, Path],
-    contents: Mapping[str, str],
-    identity: Identity,
-) -> Tasks:
-    needs_label = groups is not None or CLASS in template
-    names = {}
-    if labels is not None:
-        names = {
-            image: dataset.class_names[label]
-            for image, label in zip(labels.ids, labels.labels.tolist(), strict=True)
-        }
-    tasks, left_out = [], []
-    for image in paths:
-        if needs_label and image not in names:
-            left_out.append(image)
-            continue
-        prompt = description_prompt(template, names.get(image, ""))
-        members = groups[image] if groups is not None else ()
-        shown = members or (image,)
-        key = description_key(kind, prompt, *identity, [contents[member] for member in shown])
-        pictures = tuple(paths[member] for member in shown)
-        tasks.append(Task(image, kind, prompt, pictures, members, note, key))
-    return Tasks(kind, tuple(tasks), tuple(left_out))
+def labels_file(config: ConfigDict, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
+    """Where the pseudo-labels of the configured model lie, and the provenance they must have."""
+    source = pseudo_labels.provenance(
+        pseudo_labels.weights_sha256(config.weights), dataset.names, templates(config)
+    )
+    return pseudo_labels.pseudo_labels_path(config, source), source
 
 
 def _read_labels(config: ConfigDict, dataset: Dataset) -> PseudoLabels:
     """Those of the training images that have one; the others were unreadable."""
-    source = pseudo_labels.provenance(
-        pseudo_labels.weights_sha256(config.weights), dataset.names, templates(config)
-    )
-    path = pseudo_labels.pseudo_labels_path(config, source)
+    path, source = labels_file(config, dataset)
     labels = pseudo_labels.read(path, None, source)
     known = set(dataset.train.ids)
     kept = [row for row, image in enumerate(labels.ids) if image in known]

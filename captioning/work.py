@@ -8,15 +8,16 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
 from captioning.engines import Engine, Failure, Request
-from captioning.shards import ShardWriter
+from captioning.shards import Shard, ShardWriter, answered, recorded, shard_path
 from captioning.tasks import Task
 from lattec_jax.data.preprocess import UnreadablePicture, open_picture
-from lattec_jax.errors import EngineError
+from lattec_jax.errors import DataError, EngineError
 
 READERS = 4  # threads that decode
 AHEAD = 16  # requests whose pictures are open before the engine wants them
@@ -29,6 +30,54 @@ class Tally:
 
     written: int = 0
     failed: dict[str, str] = dataclasses.field(default_factory=dict)  # image -> reason
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A worker's part of one kind."""
+
+    path: Path  # of the file that all parts are merged into
+    shard: Shard
+    tasks: tuple[Task, ...]
+    wanted: tuple[Task, ...]  # those of them that have no answer
+
+    @classmethod
+    def of(cls, path: Path, tasks: Sequence[Task], shard: Shard) -> Part:
+        """Of all tasks of a kind, those of a shard; what anyone has answered is not wanted."""
+        done = answered(recorded(path))
+        mine = tuple(tasks[shard.index :: shard.count])
+        return cls(path, shard, mine, tuple(task for task in mine if task.key not in done))
+
+    @property
+    def kept(self) -> int:
+        """Tasks that were answered before."""
+        return len(self.tasks) - len(self.wanted)
+
+
+def work_through(part: Part, engine: Engine, title: str, what: str) -> Tally:
+    """Get the answers that a part wants.
+
+    Args:
+        part: with something wanted.
+        engine: that is asked.
+        title: of the progress bar.
+        what: was done with all of them, for the message if it was done with none.
+
+    Raises:
+        EngineError: as `work`.
+        DataError: as `work`, or not a single task of the part has an answer.
+    """
+    with (
+        ShardWriter(shard_path(part.path, part.shard)) as writer,
+        tqdm(total=len(part.tasks), initial=part.kept, desc=title, unit="image") as bar,
+    ):
+        tally = work(engine, part.wanted, writer, bar)
+    if len(tally.failed) == len(part.tasks):
+        image, reason = next(iter(tally.failed.items()))
+        raise DataError(
+            f"none of the {len(part.tasks)} {what}, the first, of {image!r}, because: {reason}"
+        )
+    return tally
 
 
 def work(engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: tqdm) -> Tally:

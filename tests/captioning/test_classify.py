@@ -208,7 +208,7 @@ def test_shards_together_are_the_whole(config):
     tasks = questions(config, dataset, Says().identity)
     engines = [Says() for _ in range(2)]
     for number in (1, 0):
-        ask(config, tasks, Says().identity, engines[number], Shard(number, 2))
+        ask(config, tasks, engines[number], Shard(number, 2))
     assert [len(engine.requests) for engine in engines] == [3, 3]
     assert {record.kind for shard in shard_paths(path) for record in records(shard)} == {"category"}
     rest = Says()
