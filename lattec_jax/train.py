@@ -50,6 +50,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     """
     workdir.check(directory, config)
     check_intervals(config)
+    Augmentation.from_config(config.augment)  # a mistake shows before the long stages
 
     # ---------------------------------------------------------------- data and the stages before
     method = make_method(config.method)
