@@ -48,6 +48,7 @@ def arguments(batch_size: int, method: LatteCLIP, optimiser) -> tuple[TrainState
     prototypes = shape(CLASSES, VIT_B_32.embed_dim, dtype=np.float32)
     state = TrainState(
         step=shape(),
+        seed=shape(dtype=np.uint32),
         params=params,
         optimiser=jax.eval_shape(optimiser.init, params),
         method=Prototypes(prototypes, prototypes),
@@ -86,7 +87,6 @@ def measure(
         (0.5,) * 3,
         (0.25,) * 3,
         Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
-        seed=0,
         pieces=batch_size // micro,
     )
     step = make_train_step(

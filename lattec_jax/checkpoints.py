@@ -1,7 +1,7 @@
 """Checkpoints of a run: the only file that calls Orbax.
 
-Saved are the step, the parameters, the optimiser state and the method's state. Random numbers are
-rebuilt from seed and step and are not saved.
+Saved are the step, the seed, the parameters, the optimiser state and the method's state. Random
+numbers are rebuilt from seed and step and are not saved.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ class Checkpoints:
 def _as_tree(state: TrainState) -> dict:
     return {
         "step": state.step,
+        "seed": state.seed,
         "params": state.params,
         "optimiser": state.optimiser,
         "method": state.method,

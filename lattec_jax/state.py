@@ -23,6 +23,7 @@ class TrainState:
     """All that the next step needs. Random numbers come from `fold_in(seed, step)`."""
 
     step: jax.Array  # [] int32, steps taken
+    seed: jax.Array  # [] uint32; an array, so that runs of other seeds share the compiled step
     params: Params
     optimiser: optax.OptState
     method: Any  # of the method, such as the prototypes
@@ -64,11 +65,16 @@ def make_optimiser(config: ConfigDict, steps: int) -> optax.GradientTransformati
 
 
 def init_state(
-    params: Params, optimiser: optax.GradientTransformation, method_state: Any, mesh: Mesh
+    params: Params,
+    optimiser: optax.GradientTransformation,
+    method_state: Any,
+    mesh: Mesh,
+    seed: int = 0,
 ) -> TrainState:
     """The state before the first step, placed on the mesh."""
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
         params=params,
         optimiser=optimiser.init(params),
         method=method_state,
@@ -84,6 +90,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
     whole = sharding.replicated(mesh)
     return TrainState(
         step=whole,
+        seed=whole,
         params=jax.tree.map(lambda x: sharding.over_fsdp(mesh, x.shape), state.params),
         optimiser=jax.tree.map(lambda x: sharding.over_fsdp(mesh, x.shape), state.optimiser),
         method=jax.tree.map(lambda x: whole, state.method),

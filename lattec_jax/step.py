@@ -57,7 +57,6 @@ class StepSettings(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augmentation: Augmentation
-    seed: int
     pieces: int = 1  # that a batch is encoded in (`lattec_jax.micro_batches`)
 
 
@@ -170,7 +169,7 @@ def make_train_step(
         params: Params, state: TrainState, tables: Tables, batch: Batch,
         text_lengths: tuple[int, ...],
     ) -> tuple[jax.Array, tuple]:  # fmt: skip
-        key = jax.random.fold_in(jax.random.key(settings.seed), state.step)
+        key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         encoder = Encoder(definition, params, mesh, settings.pieces)
         images = encode_images(encoder, key, tables, batch, settings)
         features, labels = gather_features(
@@ -196,7 +195,7 @@ def make_train_step(
             "logit_scale": jnp.exp(params["logit_scale"]),
             "learning_rate": schedule(state.step),
         }
-        new = TrainState(state.step + 1, params, optimiser_state, method_state)
+        new = TrainState(state.step + 1, state.seed, params, optimiser_state, method_state)
         # Keep every array where it lies: otherwise the compiler may choose another place.
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), figures
 

@@ -49,7 +49,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         arguments: the command line's `--config...` arguments, for commands in messages.
     """
     workdir.check(directory, config)
-    check_intervals(config)
+    check_numbers(config)
     Augmentation.from_config(config.augment)  # a mistake shows before the long stages
 
     # ---------------------------------------------------------------- data and the stages before
@@ -70,7 +70,8 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     class_features = inputs.encoders.classes(params, inputs.prompts)  # [C, D], pre-trained
     steps = total_steps(config, method, batches.steps_per_epoch)
     optimiser = make_optimiser(config.train, steps)
-    state = init_state(params, optimiser, method.init(jnp.asarray(class_features)), mesh)
+    method_state = method.init(jnp.asarray(class_features))
+    state = init_state(params, optimiser, method_state, mesh, config.seed)
     pieces = feed.choose_pieces(config, batch_size, mesh)
     step_function = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
     before = examine(inputs, params, class_features)
@@ -126,8 +127,10 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     return found
 
 
-def check_intervals(config: ConfigDict) -> None:
-    """Raise ConfigError for an interval that is none."""
+def check_numbers(config: ConfigDict) -> None:
+    """Raise ConfigError for an interval that is none, or a seed that random generators refuse."""
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"config.seed: expected 0 to {2**32 - 1}, found {config.seed}")
     for key, least in (("log_every", 1), ("checkpoint_every", 1), ("eval_every", 0)):
         if config[key] < least:
             raise ConfigError(f"config.{key}: expected at least {least} steps, found {config[key]}")
@@ -166,7 +169,6 @@ def compile_step(
         mean=preprocess.mean,
         std=preprocess.std,
         augmentation=Augmentation.from_config(config.augment),
-        seed=config.seed,
         pieces=pieces,
     )
     definition = define(

@@ -79,7 +79,7 @@ class World:
         preprocess = self.checkpoint.preprocess
         augmentation = Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.0,) * 4, 0.0, 0.2, 0.5)
         settings = StepSettings(
-            preprocess.size, preprocess.mean, preprocess.std, augmentation, 3, BATCH // micro
+            preprocess.size, preprocess.mean, preprocess.std, augmentation, BATCH // micro
         )
         state = method.init(self.prototypes)
         batch = self.batch

@@ -101,13 +101,12 @@ def train(
         preprocess.mean,
         preprocess.std,
         Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),
-        seed=3,
     )
     definition = define(world.checkpoint.config)
     schedule = learning_rate_schedule(config, steps)
     step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
     params = sharding.put(mesh, world.checkpoint.params)
-    state = init_state(params, optimiser, method.init(jnp.asarray(world.class_vectors)), mesh)
+    state = init_state(params, optimiser, method.init(jnp.asarray(world.class_vectors)), mesh, 3)
     before = jax.device_get(state)
     kinds = len(method.description_kinds)
     tables = jax.device_put(world.tables(kinds, 16), sharding.replicated(mesh))
@@ -198,7 +197,7 @@ def test_flyp_trains_both_towers_and_has_no_prototypes():
 def test_streamed_pictures_give_the_same_step():
     world = World(classes=5)
     settings = StepSettings(
-        (16, 16), (0.5,) * 3, (0.2,) * 3, Augmentation((0.9, 1), (1, 1), (0,) * 4, 0, 0, 0), 0
+        (16, 16), (0.5,) * 3, (0.2,) * 3, Augmentation((0.9, 1), (1, 1), (0,) * 4, 0, 0, 0)
     )
     encoder = Encoder(
         define(world.checkpoint.config), world.checkpoint.params, sharding.make_mesh()
