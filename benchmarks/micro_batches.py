@@ -81,6 +81,7 @@ def measure(
     """Temporary and argument memory in GiB, and seconds of compilation."""
     config = get_config().train
     config.learning_rate, config.warmup_steps, config.weight_decay = 1e-7, 40, 0.2
+    config.schedule, config.optimizer = "cosine", "adamw"
     optimiser, method = make_optimiser(config, 1800), LatteCLIP(0.99, 0.99)
     settings = StepSettings(
         (224, 224),

@@ -1,8 +1,9 @@
 """What all configurations share. `configs/folder.py` is the file to copy for a set of your own.
 
 Any value can be set on the command line, for example --config.train.batch_size=256. A value that is
-None here is decided by the preset (`config.preset`): "paper" follows arXiv 2410.08211,
-"released_code" follows the authors' repository where it departs from the paper.
+None here is decided by the method, where `config.method_presets` has one, and then by the preset
+(`config.preset`): "paper" follows arXiv 2410.08211, "released_code" follows the authors' repository
+where it departs from the paper.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -74,7 +75,7 @@ def get_config() -> ConfigDict:
     config.descriptions.openai.key_variable = "OPENAI_API_KEY"  # environment variable of the key
 
     config.method = ConfigDict()
-    config.method.name = "latteclip"  # latteclip, flyp, flyp_oracle, zero_shot
+    config.method.name = "latteclip"  # latteclip, flyp, flyp_oracle, reclip, zero_shot
     config.method.alpha = 0.99  # Eq. (2)
     config.method.momentum = placeholder(float)  # μ of the prototype update
     config.method.texts = ("class", "image", "group")  # Table 2
@@ -85,18 +86,35 @@ def get_config() -> ConfigDict:
     config.method.weigh_by = placeholder(str)  # prototypes "current" or of the "epoch_start"
     config.method.group_text = placeholder(str)  # "own" or "redrawn" among the same zero-shot label
     config.method.loss = placeholder(str)  # "sum" or "mean" of the two directions of InfoNCE
+    config.method.reclip = ConfigDict()
+    config.method.reclip.neighbours = 20  # in the graph that labels are propagated over
+    config.method.reclip.diffusion = 0.99  # what a node takes from its neighbours, below 1
+    config.method.reclip.iterations = 20  # of the conjugate gradients
+    config.method.reclip.tolerance = 1e-6  # at which they stop, relative
+    config.method.reclip.cut_dim = 768  # singular directions of the classes that are kept
+    # At most images // images_per_epoch + 2 epochs; 0: config.train.epochs decides.
+    config.method.reclip.images_per_epoch = 5000
 
     config.train = ConfigDict()
-    config.train.batch_size = 512
+    config.train.batch_size = placeholder(int)
     config.train.micro_batch = 0  # images encoded at a time, a divisor of the batch; 0: all of it
     config.train.max_steps = placeholder(int)
     config.train.epochs = placeholder(int)
     config.train.learning_rate = placeholder(float)
     config.train.warmup_steps = placeholder(int)
-    config.train.weight_decay = placeholder(float)
-    config.train.beta1 = 0.9
+    config.train.schedule = placeholder(str)  # after the warm-up: "cosine" to zero or "constant"
+    config.train.optimizer = placeholder(str)  # "adamw" or "sgd"
+    config.train.weight_decay = placeholder(
+        float
+    )  # adamw: of matrices; sgd: of all that is trained
+    config.train.momentum = 0.9  # of sgd
+    config.train.beta1 = 0.9  # of adamw
     config.train.beta2 = 0.98
     config.train.epsilon = 1e-6
+
+    # WiSE-FT: the adapted parameters' share in their average with the pre-trained ones, 0.5 in its
+    # paper; None: the adapted model as it is.
+    config.wise_ft = placeholder(float)
 
     config.augment = ConfigDict()
     config.augment.scale = (0.9, 1.0)  # share of the picture's area that a crop covers
@@ -140,19 +158,25 @@ def get_config() -> ConfigDict:
     # The paper gives no warm-up; both presets take the released scripts'.
     paper.train = ConfigDict(
         {
+            "batch_size": 512,
             "max_steps": 2000,
             "epochs": 50,
             "learning_rate": 1e-7,
             "warmup_steps": 40,
+            "schedule": "cosine",
+            "optimizer": "adamw",
             "weight_decay": 0.2,
         }
     )
     released.train = ConfigDict(
         {
+            "batch_size": 512,
             "max_steps": 1_000_000,  # the released scripts bound epochs only
             "epochs": 50,
             "learning_rate": 1e-7,
             "warmup_steps": 40,
+            "schedule": "cosine",
+            "optimizer": "adamw",
             "weight_decay": 0.2,
         }
     )
@@ -171,6 +195,22 @@ def get_config() -> ConfigDict:
         }
     )
     config.presets = ConfigDict({"paper": paper, "released_code": released})
+    # The repository of ReCLIP; whatever is not named here is as the preset has it.
+    config.method_presets = ConfigDict()
+    config.method_presets.reclip = ConfigDict(
+        {
+            "train": {
+                "batch_size": 64,
+                "max_steps": 1_000_000,  # epochs decide
+                "epochs": 100,
+                "learning_rate": 1e-3,
+                "warmup_steps": 0,
+                "schedule": "constant",
+                "optimizer": "sgd",
+                "weight_decay": 1e-4,
+            }
+        }
+    )
     return config
 
 

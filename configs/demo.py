@@ -47,11 +47,12 @@ def get_config() -> ConfigDict:
         "in fewer than 20 words."
     )
 
-    config.train.batch_size = 128
-    config.train.max_steps = 60
-    config.train.epochs = 10  # 7 steps each; max_steps decides
-    config.train.learning_rate = 1e-3
-    config.train.warmup_steps = 6
+    for preset in config.presets.values():  # a method with values of its own keeps them
+        preset.train.batch_size = 128
+        preset.train.max_steps = 60
+        preset.train.epochs = 10  # 7 steps each; max_steps decides
+        preset.train.learning_rate = 1e-3
+        preset.train.warmup_steps = 6
     config.method.alpha = 0.74
     config.method.momentum = 0.74
     config.log_every = 5

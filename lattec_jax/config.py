@@ -1,8 +1,9 @@
 """Configuration: read a Python file, apply overrides, fill in the preset. Imports no JAX.
 
 A configuration file defines `get_config()` and returns an `ml_collections.ConfigDict`. Values that
-are `None` and named below `config.presets.<preset>` are filled in by `resolve` from the preset that
-`config.preset` names, so that an explicit value, in the file or on the command line, always wins.
+are `None` are filled in by `resolve`: from `config.method_presets.<method>`, if the method that
+`config.method.name` names has one, then from the preset `config.presets.<preset>` that
+`config.preset` names. So an explicit value, in the file or on the command line, always wins.
 """
 
 from __future__ import annotations
@@ -133,30 +134,43 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
     return f"Did you mean {near[0]!r}?" if near else ""
 
 
+def check_choice(key: str, found: object, choices: Sequence[str]) -> None:
+    """Raise ConfigError unless the value of `config.<key>` is one of `choices`."""
+    if found not in choices:
+        raise ConfigError(
+            f"config.{key}: expected one of {', '.join(choices)}, found {found!r}. "
+            f"{did_you_mean(str(found), choices)}".rstrip()
+        )
+
+
 def resolve(config: ConfigDict) -> ConfigDict:
-    """Fill in what the preset decides and return a locked copy without the presets.
+    """Fill in what the method and the preset decide; return a locked copy without the presets.
 
     Raises:
         ConfigError: the preset does not exist or names a key that the configuration lacks.
     """
     config = ConfigDict(config.to_dict())
-    presets = config.presets
-    if config.preset not in presets:
-        raise ConfigError(
-            f"config.preset: expected one of {', '.join(sorted(presets))}, "
-            f"found {config.preset!r}. {did_you_mean(config.preset, presets)}"
-        )
-    chosen = presets[config.preset]
-    del config["presets"]
+    presets, method_presets = config.presets, config.get("method_presets", {})
+    check_choice("preset", config.preset, sorted(presets))
+    for name in ("presets", "method_presets"):
+        if name in config:
+            del config[name]
+    if method_presets and config.method.name in method_presets:
+        _fill_in(config, config.method.name, method_presets[config.method.name])
+    _fill_in(config, config.preset, presets[config.preset])
+    return config.lock()
+
+
+def _fill_in(config: ConfigDict, name: str, preset: ConfigDict) -> None:
+    """Give the values that are None those of a preset."""
     with config.ignore_type():
-        for path, value in leaves(chosen):
+        for path, value in leaves(preset):
             section, _, key = path.rpartition(".")
             target = config[section] if section else config
             if key not in target:
-                raise ConfigError(f"preset {config.preset!r} sets {path}, which does not exist")
+                raise ConfigError(f"preset {name!r} sets {path}, which does not exist")
             if target[key] is None:
                 target[key] = value
-    return config.lock()
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -28,9 +28,9 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--workdir is missing; for example --workdir=runs/digits-latteclip-s0")
     directory = Path(values.workdir)
     config = from_json(directory / workdir.CONFIG)
-    adapted, classifier = results.load_adapted(directory)
+    adapted, vectors = results.load_adapted(directory)
 
-    dataset, weights = datasets.load(config), stages.load_weights(config)
+    dataset, weights = datasets.load(config), results.load_pretrained(config, directory)
     trained = adapted.source["class_names"]
     if list(dataset.class_names) != trained:
         raise DataError(
@@ -45,9 +45,10 @@ def main(argv: Sequence[str]) -> None:
     prompts = stages.make_prompts(config, dataset, weights)
     params = sharding.put(mesh, weights.params)
     pixels, classes = pictures.evaluation.pixels, len(dataset.class_names)
-    before = encoders.images(params, pixels, "zero-shot") @ encoders.classes(params, prompts).T
+    frozen = encoders.images(params, pixels, "zero-shot")
+    before = frozen @ encoders.classes(params, prompts).T
     params = sharding.put(mesh, adapted.params)
-    after = encoders.images(params, pixels, "adapted") @ classifier.T
+    after = vectors.cosines(encoders.images(params, pixels, "adapted"), frozen)
     print(
         results.table(
             dataset.class_names,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,11 +93,31 @@ class Encoders:
         return np.concatenate([np.asarray(f) for f in features])
 
 
+class Classifiers(NamedTuple):
+    """What a run classifies by: unit vectors for the features of the adapted model, and for some
+    methods as many for those of the frozen one."""
+
+    adapted: Float[np.ndarray, "C D"]
+    frozen: Float[np.ndarray, "C D"] | None = None
+
+    def cosines(
+        self, adapted: Float[np.ndarray, "N D"], frozen: Float[np.ndarray, "N D"] | None
+    ) -> Float[np.ndarray, "N C"]:
+        """Cosines of images and classes; of two classifiers the mean.
+
+        Args:
+            adapted: image features of the adapted model.
+            frozen: of the pre-trained one; only read where there is a classifier for them.
+        """
+        found = adapted @ self.adapted.T
+        return found if self.frozen is None else 0.5 * (found + frozen @ self.frozen.T)
+
+
 def class_probabilities(
-    images: Float[np.ndarray, "N D"], classifier: Float[np.ndarray, "C D"], log_scale: float
+    cosines: Float[np.ndarray, "N C"], log_scale: float
 ) -> Float[np.ndarray, "N C"]:
     """Softmax over classes of the scaled cosines: the scores that predictions state."""
-    logits = np.exp(log_scale) * images @ classifier.T
+    logits = np.exp(log_scale) * cosines
     logits -= logits.max(axis=1, keepdims=True)
     odds = np.exp(logits)
     return odds / odds.sum(axis=1, keepdims=True)

@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 
 from lattec_jax import sharding
 from lattec_jax.data.batches import Batches, HostBatch
+from lattec_jax.data.store import Store
 from lattec_jax.data.text_plan import make_plan
 from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.methods.base import Method, Targets
+from lattec_jax.models.clip import Params
 from lattec_jax.models.config import text_lengths
 from lattec_jax.stages import Inputs, Pictures
 from lattec_jax.step import Batch, Tables
@@ -103,11 +105,13 @@ def make_tables(
     method: Method,
     description_tokens: np.ndarray,
     present: np.ndarray,
+    frozen: np.ndarray | None,
     mesh: Mesh,
 ) -> Tables:
     """Put on every device what stays there for the whole run."""
     pictures = inputs.pictures
-    here = method.trains and store_on_device(config, pictures)
+    store = training_store(pictures, method)
+    here = method.trains and store_on_device(config, store)
     # True labels go to the device only for a method that declares that it needs them.
     true = pictures.labels if "labels" in method.requires else None
     everywhere = sharding.replicated(mesh)
@@ -120,12 +124,26 @@ def make_tables(
         description_tokens=put(description_tokens),
         present=put(present),
         targets=Targets(put(inputs.zero_shot.labels), put(true)),
-        pixels=put(pictures.training.pixels) if here else None,
-        sizes=put(pictures.training.sizes) if here else None,
+        pixels=put(store.pixels) if here else None,
+        sizes=put(store.sizes) if here else None,
+        frozen=put(frozen),
     )
 
 
-def store_on_device(config: ConfigDict, pictures: Pictures) -> bool:
+def frozen_features(inputs: Inputs, method: Method, params: Params) -> np.ndarray | None:
+    """`[N, D]` of the training images by the pre-trained model, for a method that requires them."""
+    if "frozen_features" not in method.requires:
+        return None
+    pixels = inputs.pictures.evaluation.pixels
+    return inputs.encoders.images(params, pixels, "features of the frozen model")
+
+
+def training_store(pictures: Pictures, method: Method) -> Store:
+    """The pixels that a method trains on."""
+    return pictures.training if method.augments else pictures.evaluation
+
+
+def store_on_device(config: ConfigDict, store: Store) -> bool:
     """Whether the training store stays in device memory or is streamed from its memory map.
 
     Raises:
@@ -142,12 +160,12 @@ def store_on_device(config: ConfigDict, pictures: Pictures) -> bool:
     memory = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None:  # the CPU backend computes in the host's memory, one copy per device
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.device_count()
-    return pictures.training.pixels.nbytes <= DEVICE_SHARE * memory
+    return store.pixels.nbytes <= DEVICE_SHARE * memory
 
 
 def device_batches(
     batches: Batches,
-    pictures: Pictures,
+    store: Store,
     tables: Tables,
     start: int,
     stop: int,
@@ -158,8 +176,9 @@ def device_batches(
     for host in batches.iterate(start, stop):
         pixels = sizes = None
         if tables.pixels is None:
-            pixels = jax.device_put(pictures.training.pixels[host.images], split)
-            sizes = jax.device_put(pictures.training.sizes[host.images], split)
+            pixels = jax.device_put(store.pixels[host.images], split)
+            if store.sizes is not None:
+                sizes = jax.device_put(store.sizes[host.images], split)
         yield (
             host,
             Batch(

@@ -70,21 +70,26 @@ def main(argv: Sequence[str]) -> None:
         )
     directory = Path(values.workdir)
     config = from_json(directory / workdir.CONFIG)
-    checkpoint, classifier = results.load_adapted(directory)
+    checkpoint, vectors = results.load_adapted(directory)
     class_names = checkpoint.source["class_names"]
     paths = [path for argument in arguments for path in pictures_at(Path(argument))]
 
     mesh = sharding.make_mesh(config.compute.fsdp)
     encoders = stages.make_encoders(config, checkpoint, mesh)
     params = sharding.put(mesh, checkpoint.params)
+    frozen_params = None
+    if vectors.frozen is not None:
+        frozen_params = sharding.put(mesh, results.load_pretrained(config, directory).params)
     top = min(values.top, len(class_names))
     scale, width = float(checkpoint.params["logit_scale"]), max(map(len, class_names))
     unreadable: list[Path] = []
     pictures = readable(paths, checkpoint.preprocess, unreadable)
     # Full batches, so that the model is compiled for one size (and that of the last).
     while batch := list(islice(pictures, config.compute.eval_batch_size)):
-        features = encoders.images(params, np.stack([pixels for _, pixels in batch]))
-        scores = class_probabilities(features, classifier, scale)
+        pixels = np.stack([pixels for _, pixels in batch])
+        frozen = encoders.images(frozen_params, pixels) if frozen_params else None
+        cosines = vectors.cosines(encoders.images(params, pixels), frozen)
+        scores = class_probabilities(cosines, scale)
         for (path, _), row in zip(batch, scores, strict=True):
             best = np.argsort(-row, kind="stable")[:top]
             if values.format == "jsonl":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,31 +17,53 @@ from ml_collections import ConfigDict
 import lattec_jax
 from lattec_jax import metrics
 from lattec_jax.errors import WeightsError
+from lattec_jax.evaluation import Classifiers
 from lattec_jax.files import write_whole
 from lattec_jax.methods.base import Method
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params
-from lattec_jax.stages import Inputs
+from lattec_jax.stages import Inputs, load_weights
 from lattec_jax.state import TrainState
-from lattec_jax.workdir import CLASSIFIER, MODEL
+from lattec_jax.workdir import CLASSIFIER, INPUTS, MODEL
 
 
-def classifier(inputs: Inputs, method: Method, state: TrainState) -> Float[np.ndarray, "C D"]:
-    """The unit vector of each class, as the method has it at this state."""
-    encode = lambda: inputs.encoders.classes(state.params, inputs.prompts)  # noqa: E731
-    return np.asarray(method.classifier(state.method, encode))
+def classifiers(inputs: Inputs, method: Method, state: TrainState) -> Classifiers:
+    """The unit vectors of the classes, as the method has them at this state."""
+    encoders, prompts = inputs.encoders, inputs.prompts
+    adapted = method.classifier(state.method, lambda: encoders.classes(state.params, prompts))
+    frozen = method.frozen_classifier(
+        state.method, lambda: encoders.texts(state.params, prompts.first)
+    )
+    return Classifiers(np.asarray(adapted), None if frozen is None else np.asarray(frozen))
+
+
+def test_features(inputs: Inputs, params: Params) -> Float[np.ndarray, "T D"]:
+    """Features of the test images; without test images of the training images."""
+    pixels = (inputs.test or inputs.pictures).evaluation.pixels
+    return inputs.encoders.images(params, pixels, "evaluation")
 
 
 def examine(
-    inputs: Inputs, params: Params, class_vectors: Float[np.ndarray, "C D"]
+    inputs: Inputs,
+    params: Params,
+    vectors: Classifiers,
+    frozen: Float[np.ndarray, "T D"],
 ) -> dict[str, Any]:
-    """Classify the test images; without test images the training images, whose labels are not
-    read. See `evaluate_scores` for what comes back."""
-    pictures, labels = inputs.pictures, None
-    if inputs.test is not None:
-        pictures, labels = inputs.test, inputs.test.labels
-    features = inputs.encoders.images(params, pictures.evaluation.pixels, "evaluation")
-    return evaluate_scores(features @ class_vectors.T, labels, len(class_vectors))
+    """Classify what `test_features` encodes. See `evaluate_scores` for what comes back.
+
+    Args:
+        inputs: of the run.
+        params: of the model at this point.
+        vectors: of the classes.
+        frozen: `test_features` of the pre-trained model.
+    """
+    return score(inputs, vectors.cosines(test_features(inputs, params), frozen))
+
+
+def score(inputs: Inputs, cosines: Float[np.ndarray, "T C"]) -> dict[str, Any]:
+    """`evaluate_scores` of the test images; labels of training images are not read."""
+    labels = inputs.test.labels if inputs.test else None
+    return evaluate_scores(cosines, labels, cosines.shape[1])
 
 
 def evaluate_scores(
@@ -95,7 +118,6 @@ def test_figures(inputs: Inputs, found: Mapping[str, Any]) -> dict[str, float]:
 def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str, Any]:
     """What was run, and on what: the head of `results.json`."""
     weights, texts = inputs.weights, inputs.texts
-    mixes = method.name == "latteclip"
     return {
         "method": method.name,
         "preset": config.preset,
@@ -109,8 +131,10 @@ def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
         "descriptions": texts.counts if texts else None,
         "descriptions_notes": list(texts.notes) if texts else None,
         "seed": config.seed,
-        "alpha": config.method.alpha if mixes else None,
-        "momentum": config.method.momentum if mixes else None,
+        "alpha": None,
+        "momentum": None,
+        **method.settings(),
+        "wise_ft": config.wise_ft,
         "learning_rate": config.train.learning_rate if method.trains else None,
         "class_names": list(inputs.dataset.class_names),
         "names": [list(names) for names in inputs.dataset.names],
@@ -155,7 +179,8 @@ def label_free(
     inputs: Inputs,
     params: Params,
     before: Float[np.ndarray, "C D"],
-    after: Float[np.ndarray, "C D"],
+    after: Classifiers,
+    frozen: Float[np.ndarray, "N D"] | None,
 ) -> dict[str, Any]:
     """Figures on the training images that no label is needed for.
 
@@ -164,16 +189,17 @@ def label_free(
         params: adapted.
         before: class vectors of the pre-trained model.
         after: of the adapted one.
+        frozen: features of the training images by the pre-trained model, where `after` needs them.
     """
     pixels = inputs.pictures.evaluation.pixels
     features = inputs.encoders.images(params, pixels, "training images")
-    predictions = (features @ after.T).argmax(axis=1)
-    shares = metrics.class_shares(predictions, len(after))
+    predictions = after.cosines(features, frozen).argmax(axis=1)
+    shares = metrics.class_shares(predictions, len(after.adapted))
     return {
         "label_agreement": float(np.mean(predictions == inputs.zero_shot.labels)),
         "class_shares": shares,
         "class_entropy": metrics.entropy(shares),
-        "prototype_drift": metrics.drift(before, after),
+        "prototype_drift": metrics.drift(before, after.adapted),
     }
 
 
@@ -182,9 +208,9 @@ def save_adapted(
     inputs: Inputs,
     method: Method,
     params: Mapping[str, np.ndarray],
-    class_vectors: Float[np.ndarray, "C D"],
+    vectors: Classifiers,
 ) -> None:
-    """Write the adapted CLIP (a checkpoint directory) and one vector per class."""
+    """Write the adapted CLIP (a checkpoint directory) and the vectors of the classes."""
     weights = inputs.weights
     source = {
         **weights.source,
@@ -195,11 +221,16 @@ def save_adapted(
     Checkpoint(weights.config, params, weights.tokenizer, weights.preprocess, source).save(
         workdir / MODEL
     )
-    vectors = np.ascontiguousarray(class_vectors, np.float32)
-    write_whole(workdir / CLASSIFIER, safetensors.numpy.save({"classifier": vectors}))
+    arrays = {"classifier": vectors.adapted, "frozen_classifier": vectors.frozen}
+    arrays = {
+        name: np.ascontiguousarray(array, np.float32)
+        for name, array in arrays.items()
+        if array is not None
+    }
+    write_whole(workdir / CLASSIFIER, safetensors.numpy.save(arrays))
 
 
-def load_adapted(workdir: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"]]:
+def load_adapted(workdir: Path) -> tuple[Checkpoint, Classifiers]:
     """Read what `save_adapted` wrote.
 
     Raises:
@@ -211,4 +242,26 @@ def load_adapted(workdir: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"]]:
             f"no {CLASSIFIER} in {workdir}: the run there has not finished; repeat its command of "
             "python -m lattec_jax.train to continue it"
         )
-    return Checkpoint.load(workdir / MODEL), safetensors.numpy.load_file(path)["classifier"]
+    arrays = safetensors.numpy.load_file(path)
+    vectors = Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
+    return Checkpoint.load(workdir / MODEL), vectors
+
+
+def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
+    """The pre-trained model that a run began with.
+
+    Raises:
+        WeightsError: it is not there any more, or is another one.
+    """
+    needed = f"the pre-trained model of the run in {workdir} is needed here"
+    try:
+        weights = load_weights(config)
+    except WeightsError as error:
+        raise WeightsError(f"{needed}; restore its weights. {error}") from error
+    expected = json.loads((workdir / INPUTS).read_text(encoding="utf-8"))["weights_sha256"]
+    if weights.sha256 != expected:
+        raise WeightsError(
+            f"{needed}: expected weights with the SHA-256 {expected}, found {weights.sha256} at "
+            f"{config.weights}; restore the weights that the run began with"
+        )
+    return weights

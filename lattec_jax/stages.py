@@ -182,11 +182,9 @@ def pseudo_labels(
         except DataError as error:  # pictures were added, or the file is damaged
             log.warning("making the pseudo-labels again: %s", error)
     params = sharding.put(mesh, weights.params)
-    probabilities = class_probabilities(
-        encoders.images(params, pictures.evaluation.pixels, progress="pseudo-labels"),
-        encoders.classes(params, make_prompts(config, dataset, weights)),
-        float(weights.params["logit_scale"]),
-    )
+    images = encoders.images(params, pictures.evaluation.pixels, progress="pseudo-labels")
+    classes = encoders.classes(params, make_prompts(config, dataset, weights))
+    probabilities = class_probabilities(images @ classes.T, float(weights.params["logit_scale"]))
     best = np.sort(probabilities, axis=1)[:, -2:]
     pseudo_label_files.write(
         path,

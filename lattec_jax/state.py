@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lattec_jax import sharding
+from lattec_jax.config import check_choice
 from lattec_jax.models.clip import Params
 
 MAX_LOG_SCALE = math.log(100)  # OpenCLIP's upper bound of the logit scale
@@ -30,18 +32,22 @@ class TrainState:
 
 
 def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Linear warm-up, then half a cosine to zero; open_clip_train's `cosine_lr`.
+    """Linear warm-up, then half a cosine to zero (open_clip_train's `cosine_lr`) or a constant.
 
     Args:
         config: the section `config.train`.
         steps: of the whole run; a warm-up longer than this is cut to it.
+
+    Raises:
+        ConfigError: an unknown schedule.
     """
+    check_choice("train.schedule", config.schedule, ("cosine", "constant"))
     warmup = min(config.warmup_steps, steps)
 
     def schedule(step: jax.Array) -> jax.Array:
         rising = (step + 1) / max(warmup, 1)
         progress = (step - warmup) / max(steps - warmup, 1)
-        falling = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+        falling = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.schedule == "cosine" else 1.0
         return config.learning_rate * jnp.where(step < warmup, rising, falling)
 
     return schedule
@@ -53,9 +59,27 @@ def decays(params: Params) -> dict[str, bool]:
 
 
 def make_optimiser(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW with OpenCLIP's settings; `config` is the section `config.train`."""
+    """AdamW as OpenCLIP has it, or stochastic gradient descent as PyTorch has it.
+
+    AdamW decays matrices only, apart from the gradient. `torch.optim.SGD` adds the decay of every
+    trained parameter to its gradient, before the momentum.
+
+    Args:
+        config: the section `config.train`.
+        steps: of the whole run.
+
+    Raises:
+        ConfigError: an unknown optimiser or schedule.
+    """
+    check_choice("train.optimizer", config.optimizer, ("adamw", "sgd"))
+    schedule = learning_rate_schedule(config, steps)
+    if config.optimizer == "sgd":
+        return optax.chain(
+            optax.add_decayed_weights(config.weight_decay),
+            optax.sgd(schedule, momentum=config.momentum),
+        )
     return optax.adamw(
-        learning_rate_schedule(config, steps),
+        schedule,
         b1=config.beta1,
         b2=config.beta2,
         eps=config.epsilon,
@@ -64,25 +88,49 @@ def make_optimiser(config: ConfigDict, steps: int) -> optax.GradientTransformati
     )
 
 
+def trainable(params: Params, choose: Callable[[str], bool]) -> Params:
+    """The parameters that are trained, by their names."""
+    return {name: value for name, value in params.items() if choose(name)}
+
+
 def init_state(
     params: Params,
     optimiser: optax.GradientTransformation,
     method_state: Any,
     mesh: Mesh,
+    choose: Callable[[str], bool] = lambda name: True,
     seed: int = 0,
 ) -> TrainState:
-    """The state before the first step, placed on the mesh."""
+    """The state before the first step, placed on the mesh.
+
+    Args:
+        params: of the model.
+        optimiser: keeps its state for the trained parameters only.
+        method_state: of the method.
+        mesh: the devices.
+        choose: which parameters are trained, by their names.
+        seed: of the run.
+    """
     state = TrainState(
         step=jnp.zeros((), jnp.int32),
         seed=jnp.asarray(seed, jnp.uint32),
         params=params,
-        optimiser=optimiser.init(params),
+        optimiser=optimiser.init(trainable(params, choose)),
         method=method_state,
     )
-    # Copies, because the first step consumes the state: no two of its arrays may share memory, nor
-    # may one be shared with `params`.
-    state = jax.tree.map(lambda x: jnp.array(x, copy=True), state)
+    state = _copies(state)
     return jax.device_put(state, state_shardings(state, mesh))
+
+
+def replace_method(state: TrainState, method_state: Any, mesh: Mesh) -> TrainState:
+    """The state with another one of the method, which may be of NumPy arrays."""
+    return state.replace(method=jax.device_put(_copies(method_state), sharding.replicated(mesh)))
+
+
+def _copies(tree: Any) -> Any:
+    """Copies, because the next step consumes the state: no two of its arrays may share memory, nor
+    may one be shared with what it was made of."""
+    return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:

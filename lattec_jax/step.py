@@ -22,7 +22,7 @@ from lattec_jax.augment import Augmentation, Draws, apply_draws, draw
 from lattec_jax.methods.base import Features, Method, Targets
 from lattec_jax.micro_batches import Encoder
 from lattec_jax.models.clip import Params
-from lattec_jax.state import TrainState, clamp_logit_scale, state_shardings
+from lattec_jax.state import TrainState, clamp_logit_scale, state_shardings, trainable
 
 Figures = dict[str, Float[Array, ""]]
 
@@ -35,7 +35,8 @@ class Tables(NamedTuple):
     present: Bool[Array, "N K"]  # False where that text is missing
     targets: Targets  # of all N images
     pixels: UInt8[Array, "N H W 3"] | None  # None where the store is streamed
-    sizes: Int[Array, "N 2"] | None
+    sizes: Int[Array, "N 2"] | None  # None where nothing is augmented, too
+    frozen: Float[Array, "N D"] | None = None  # image features of the pre-trained model
 
 
 class Batch(NamedTuple):
@@ -56,7 +57,7 @@ class StepSettings(NamedTuple):
     image_size: tuple[int, int]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    augmentation: Augmentation
+    augmentation: Augmentation | None  # None: the pixels are those of evaluation
     pieces: int = 1  # that a batch is encoded in (`lattec_jax.micro_batches`)
 
 
@@ -83,15 +84,19 @@ def encode_images(
     batch: Batch,
     settings: StepSettings,
 ) -> Float[Array, "B D"]:
-    """Features of augmented crops, which are made piece by piece from the draws of the batch."""
-    resident = batch.pixels is None
-    sizes = tables.sizes[batch.images] if resident else batch.sizes
-    draws = draw(key, sizes, settings.augmentation)
+    """Features of augmented crops, which are made piece by piece from the draws of the batch; or of
+    the pixels as they are."""
+    resident, draws = batch.pixels is None, None
+    if settings.augmentation is not None:
+        sizes = tables.sizes[batch.images] if resident else batch.sizes
+        draws = draw(key, sizes, settings.augmentation)
     mean, std = jnp.asarray(settings.mean), jnp.asarray(settings.std)
 
-    def load(piece: tuple[jax.Array, Draws]) -> Float[Array, "P H W 3"]:
+    def load(piece: tuple[jax.Array, Draws | None]) -> Float[Array, "P H W 3"]:
         pixels = tables.pixels[piece[0]] if resident else piece[0]
         pixels = jax.lax.with_sharding_constraint(pixels, sharding.over_batch(encoder.mesh))
+        if piece[1] is None:
+            return (pixels / 255 - mean) / std
         return (apply_draws(pixels, piece[1], settings.image_size) - mean) / std
 
     return encoder.images((batch.images if resident else batch.pixels, draws), load)
@@ -125,9 +130,16 @@ def gather_features(
     classifier = method.classifier(method_state, lambda: encoder.texts(tables.class_tokens))
     targets = Targets(*(None if t is None else t[batch.images] for t in tables.targets))
     labels = method.labels(
-        jax.lax.stop_gradient(image_features), jax.lax.stop_gradient(classifier), targets
+        jax.lax.stop_gradient(image_features),
+        jax.lax.stop_gradient(classifier),
+        targets._replace(rows=batch.images),
+        method_state,
     )
-    classes, places = unique_classes(labels, tables.class_tokens.shape[0])
+    count = tables.class_tokens.shape[0]
+    if method.encodes_all_classes:
+        classes, places = jnp.arange(count), labels
+    else:
+        classes, places = unique_classes(labels, count)
     groups = [tables.class_tokens[classes]]
     for rows, length in zip(batch.text_rows, text_lengths, strict=True):
         groups.append(tables.description_tokens[rows, :length])
@@ -146,6 +158,8 @@ def gather_features(
         descriptions=descriptions,
         present=tables.present[batch.text_images, jnp.arange(kinds)],
         scale=encoder.scale,
+        classes=class_features if method.encodes_all_classes else None,
+        frozen=None if tables.frozen is None else tables.frozen[batch.images],
     )
     return features, labels
 
@@ -166,9 +180,10 @@ def make_train_step(
     """
 
     def loss(
-        params: Params, state: TrainState, tables: Tables, batch: Batch,
+        trained: Params, state: TrainState, tables: Tables, batch: Batch,
         text_lengths: tuple[int, ...],
     ) -> tuple[jax.Array, tuple]:  # fmt: skip
+        params = {**state.params, **trained}
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         encoder = Encoder(definition, params, mesh, settings.pieces)
         images = encode_images(encoder, key, tables, batch, settings)
@@ -181,13 +196,18 @@ def make_train_step(
     def step(
         state: TrainState, tables: Tables, batch: Batch, text_lengths: tuple[int, ...]
     ) -> tuple[TrainState, Figures]:
+        trained = trainable(state.params, method.trainable)
         # Accelerators otherwise multiply float32 in fewer bits; bfloat16 towers are not touched.
         with jax.default_matmul_precision("highest"):
             (value, (labels, aux)), gradient = jax.value_and_grad(loss, has_aux=True)(
-                state.params, state, tables, batch, text_lengths
+                trained, state, tables, batch, text_lengths
             )
-        updates, optimiser_state = optimiser.update(gradient, state.optimiser, state.params)
-        params = clamp_logit_scale(optax.apply_updates(state.params, updates))
+        updates, optimiser_state = optimiser.update(gradient, state.optimiser, trained)
+        moved = optax.apply_updates(trained, updates), optimiser_state
+        if (learns := method.learns_from(labels)) is not True:
+            rest = (trained, state.optimiser)
+            moved = jax.tree.map(lambda new, old: jnp.where(learns, new, old), moved, rest)
+        params = clamp_logit_scale({**state.params, **moved[0]})
         method_state, figures = method.update(state.method, labels, aux, batch.ends_epoch)
         figures |= {
             "loss": value,
@@ -195,7 +215,7 @@ def make_train_step(
             "logit_scale": jnp.exp(params["logit_scale"]),
             "learning_rate": schedule(state.step),
         }
-        new = TrainState(state.step + 1, state.seed, params, optimiser_state, method_state)
+        new = TrainState(state.step + 1, state.seed, params, moved[1], method_state)
         # Keep every array where it lies: otherwise the compiler may choose another place.
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), figures
 

@@ -19,12 +19,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lattec_jax import feed, results, sharding, stages, workdir
+from lattec_jax import feed, results, sharding, stages, wise_ft, workdir
 from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.config import command, default_workdir, parse
@@ -32,11 +33,17 @@ from lattec_jax.data.batches import prefetch
 from lattec_jax.errors import ConfigError, TrainingError
 from lattec_jax.files import write_json
 from lattec_jax.methods import make_method
-from lattec_jax.methods.base import Method
+from lattec_jax.methods.base import Method, Survey
 from lattec_jax.models.clip import define
-from lattec_jax.results import classifier, examine
+from lattec_jax.results import classifiers, examine
 from lattec_jax.run_log import RunLog
-from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.state import (
+    TrainState,
+    init_state,
+    learning_rate_schedule,
+    make_optimiser,
+    replace_method,
+)
 from lattec_jax.step import StepSettings, make_train_step
 
 
@@ -68,13 +75,16 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     # ----------------------------------------------------------------------- model and optimiser
     params = sharding.put(mesh, inputs.weights.params)
     class_features = inputs.encoders.classes(params, inputs.prompts)  # [C, D], pre-trained
-    steps = total_steps(config, method, batches.steps_per_epoch)
+    count = len(inputs.pictures.ids)
+    steps = total_steps(config, method, count, batches.steps_per_epoch)
     optimiser = make_optimiser(config.train, steps)
-    method_state = method.init(jnp.asarray(class_features))
-    state = init_state(params, optimiser, method_state, mesh, config.seed)
+    first = method.init(jnp.asarray(class_features), count)
+    state = init_state(params, optimiser, first, mesh, method.trainable, config.seed)
     pieces = feed.choose_pieces(config, batch_size, mesh)
     step_function = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
-    before = examine(inputs, params, class_features)
+    frozen = feed.frozen_features(inputs, method, params)
+    seen = results.test_features(inputs, params)
+    before = results.score(inputs, seen @ class_features.T)
 
     # ------------------------------------------------------------------------------------- train
     workdir.claim(directory, config, record)
@@ -86,9 +96,12 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             start = int(state.step)
             print(f"continuing at step {start} of {steps}")
         with RunLog(directory, start, steps, batch_size) as run_log:
-            tables = feed.make_tables(config, inputs, method, texts, present, mesh)
-            stream = feed.device_batches(batches, inputs.pictures, tables, start, steps, mesh)
+            tables = feed.make_tables(config, inputs, method, texts, present, frozen, mesh)
+            store = feed.training_store(inputs.pictures, method)
+            stream = feed.device_batches(batches, store, tables, start, steps, mesh)
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
+                if (done - 1) % batches.steps_per_epoch == 0:
+                    state = begin_epoch(inputs, method, state, frozen, mesh)
                 state, figures = step_function(state, tables, batch, host.text_lengths)
                 if done == start + 1:
                     jax.block_until_ready(state)
@@ -100,7 +113,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
                     logged |= jax.device_get(figures)
                     stop_unless_finite(logged["loss"], done, checkpoints.latest)
                 if config.eval_every and done % config.eval_every == 0:
-                    found = examine(inputs, state.params, classifier(inputs, method, state))
+                    found = examine(inputs, state.params, classifiers(inputs, method, state), seen)
                     logged |= results.test_figures(inputs, found)
                 if logged:
                     run_log.write(done, logged)
@@ -110,15 +123,16 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             clock.stop((steps - start - 1) * batch_size)
 
     # ----------------------------------------------------------------------------------- results
-    final = classifier(inputs, method, state)
-    after = examine(inputs, state.params, final)
+    state = wise_ft.average(method, params, first, state, config.wise_ft)
+    final = classifiers(inputs, method, state)
+    after = examine(inputs, state.params, final, seen)
     results.save_adapted(directory, inputs, method, jax.device_get(state.params), final)
     found = {
         **results.describe_run(config, inputs, method),
         "steps": steps,
         "batch_size": batch_size,
         **results.compare(inputs, before, after),
-        "label_free": results.label_free(inputs, state.params, class_features, final),
+        "label_free": results.label_free(inputs, state.params, class_features, final, frozen),
         "train_seconds": clock.seconds,
         "images_per_second": clock.rate,
     }
@@ -128,12 +142,32 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
 
 
 def check_numbers(config: ConfigDict) -> None:
-    """Raise ConfigError for an interval that is none, or a seed that random generators refuse."""
+    """Raise ConfigError for an interval or an average that is none, or a seed out of range."""
     if not 0 <= config.seed < 2**32:
         raise ConfigError(f"config.seed: expected 0 to {2**32 - 1}, found {config.seed}")
     for key, least in (("log_every", 1), ("checkpoint_every", 1), ("eval_every", 0)):
         if config[key] < least:
             raise ConfigError(f"config.{key}: expected at least {least} steps, found {config[key]}")
+    if config.wise_ft is not None and not 0 <= config.wise_ft <= 1:
+        raise ConfigError(f"config.wise_ft: expected 0 to 1, found {config.wise_ft}")
+
+
+def begin_epoch(
+    inputs: stages.Inputs,
+    method: Method,
+    state: TrainState,
+    frozen: np.ndarray | None,
+    mesh: Mesh,
+) -> TrainState:
+    """Let the method look at all training images; most methods do not."""
+    params, encoders = state.params, inputs.encoders
+    survey = Survey(
+        images=lambda: encoders.images(params, inputs.pictures.evaluation.pixels, "epoch"),
+        classes=lambda: encoders.classes(params, inputs.prompts),
+        frozen=frozen,
+    )
+    new = method.begin_epoch(state.method, survey)
+    return state if new is state.method else replace_method(state, new, mesh)
 
 
 def stop_unless_finite(loss: float, step: int, saved: int | None) -> None:
@@ -146,11 +180,14 @@ def stop_unless_finite(loss: float, step: int, saved: int | None) -> None:
         )
 
 
-def total_steps(config: ConfigDict, method: Method, steps_per_epoch: int) -> int:
+def total_steps(config: ConfigDict, method: Method, images: int, steps_per_epoch: int) -> int:
     """min(max_steps, epochs); none for a method that does not train."""
     if not method.trains:
         return 0
-    return min(config.train.max_steps, config.train.epochs * steps_per_epoch)
+    epochs, bound = config.train.epochs, method.most_epochs(images)
+    if bound is not None:
+        epochs = min(epochs, bound)
+    return min(config.train.max_steps, epochs * steps_per_epoch)
 
 
 def compile_step(
@@ -168,7 +205,7 @@ def compile_step(
         image_size=preprocess.size,
         mean=preprocess.mean,
         std=preprocess.std,
-        augmentation=Augmentation.from_config(config.augment),
+        augmentation=Augmentation.from_config(config.augment) if method.augments else None,
         pieces=pieces,
     )
     definition = define(

@@ -81,7 +81,7 @@ class World:
         settings = StepSettings(
             preprocess.size, preprocess.mean, preprocess.std, augmentation, BATCH // micro
         )
-        state = method.init(self.prototypes)
+        state = method.init(self.prototypes, BATCH)
         batch = self.batch
         if not method.description_kinds:
             batch = batch._replace(text_rows=(), text_images=jnp.zeros((BATCH, 0), jnp.int32))

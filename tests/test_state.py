@@ -21,6 +21,9 @@ SETTINGS = {
     "beta1": 0.9,
     "beta2": 0.98,
     "epsilon": 1e-6,
+    "schedule": "cosine",
+    "optimizer": "adamw",
+    "momentum": 0.9,
 }
 
 

@@ -94,6 +94,7 @@ def train(
 
     config = get_config().train
     config.learning_rate, config.warmup_steps, config.weight_decay = 1e-3, 2, 0.2
+    config.schedule, config.optimizer = "cosine", "adamw"
     optimiser = make_optimiser(config, steps)
     preprocess = world.checkpoint.preprocess
     settings = StepSettings(
@@ -106,7 +107,8 @@ def train(
     schedule = learning_rate_schedule(config, steps)
     step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
     params = sharding.put(mesh, world.checkpoint.params)
-    state = init_state(params, optimiser, method.init(jnp.asarray(world.class_vectors)), mesh, 3)
+    first = method.init(jnp.asarray(world.class_vectors), N)
+    state = init_state(params, optimiser, first, mesh, seed=3)
     before = jax.device_get(state)
     kinds = len(method.description_kinds)
     tables = jax.device_put(world.tables(kinds, 16), sharding.replicated(mesh))
@@ -147,7 +149,7 @@ def test_cropping_and_deduplication_change_nothing(classes):
     world, batch_size = World(classes), 16
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     method = LatteCLIP(0.7, 0.9)
-    state = method.init(jnp.asarray(world.class_vectors))
+    state = method.init(jnp.asarray(world.class_vectors), N)
     definition = define(world.checkpoint.config)
     images = np.random.default_rng(1).normal(size=(batch_size, 16, 16, 3)).astype(np.float32)
     host = world.batches(batch_size, K).at(2)

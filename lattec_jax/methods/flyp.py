@@ -11,21 +11,20 @@ from __future__ import annotations
 import dataclasses
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
+from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import EncodeClasses, Features, Targets
+from lattec_jax.config import check_choice
+from lattec_jax.methods.base import Features, Method, Targets
 from lattec_jax.methods.contrastive import info_nce
 
 
 @dataclasses.dataclass(frozen=True)
-class FLYP:
+class FLYP(Method):
     """FLYP by pseudo-labels, or by true labels where `oracle` is set."""
 
     oracle: bool = False
     loss_reduction: str = "sum"
-
-    description_kinds = ()
-    trains = True
 
     @property
     def name(self) -> str:
@@ -37,16 +36,12 @@ class FLYP:
         """The oracle needs the labels of the training images."""
         return frozenset({"labels"} if self.oracle else ())
 
-    def init(self, class_features: Float[Array, "C D"]) -> tuple[()]:
-        """No state beside the model."""
-        return ()
-
-    def classifier(self, state: tuple[()], encode_classes: EncodeClasses) -> Float[Array, "C D"]:
-        """The current text features of the templates."""
-        return encode_classes()
-
     def labels(
-        self, images: Float[Array, "B D"], classifier: Float[Array, "C D"], targets: Targets
+        self,
+        images: Float[Array, "B D"],
+        classifier: Float[Array, "C D"],
+        targets: Targets,
+        state: tuple[()],
     ) -> Int[Array, "1 B"]:
         """The true class, or the one that the current model predicts."""
         label = targets.true if self.oracle else jnp.argmax(images @ classifier.T, axis=1)
@@ -59,8 +54,13 @@ class FLYP:
         loss = info_nce(features.images, features.class_texts[0], features.scale)
         return (loss if self.loss_reduction == "sum" else loss / 2), None
 
-    def update(
-        self, state: tuple[()], labels: Int[Array, "1 B"], aux: None, ends_epoch: Bool[Array, ""]
-    ) -> tuple[tuple[()], dict[str, Float[Array, ""]]]:
-        """Nothing to update."""
-        return state, {}
+
+def _configured(config: ConfigDict, oracle: bool) -> FLYP:
+    check_choice("method.loss", config.loss, ("sum", "mean"))
+    return FLYP(oracle=oracle, loss_reduction=config.loss)
+
+
+METHODS = {
+    "flyp": lambda config: _configured(config, oracle=False),
+    "flyp_oracle": lambda config: _configured(config, oracle=True),
+}

@@ -12,16 +12,25 @@ class-description with its `[B, D]` features along D, which only runs because B 
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import EncodeClasses, Features, Targets
+from lattec_jax.config import check_choice
+from lattec_jax.errors import ConfigError
+from lattec_jax.methods.base import EncodeClasses, Features, Method, Targets
 from lattec_jax.methods.contrastive import info_nce
 from lattec_jax.models.clip import normalise
 
+CHOICES = {
+    "prototype_update": ("sequential", "joint"),
+    "weigh_by": ("current", "epoch_start"),
+    "group_text": ("own", "redrawn"),
+    "loss": ("sum", "mean"),
+}
 WEIGHT_FLOOR = 1e-6  # keeps the sum of the weights above zero, Eq. (1)
 
 
@@ -90,7 +99,7 @@ def move_prototypes(
 
 
 @dataclasses.dataclass(frozen=True)
-class LatteCLIP:
+class LatteCLIP(Method):
     """The method with its settings; `config.method` names and explains them."""
 
     alpha: float
@@ -104,7 +113,6 @@ class LatteCLIP:
     loss_reduction: str = "sum"  # the released code: "mean"
 
     name = "latteclip"
-    trains = True
 
     @property
     def requires(self) -> frozenset[str]:
@@ -112,7 +120,11 @@ class LatteCLIP:
         needed = {"zero_shot"} if "zero_shot" in self.label_names else set()
         return frozenset(needed | ({"descriptions"} if self.description_kinds else set()))
 
-    def init(self, class_features: Float[Array, "C D"]) -> Prototypes:
+    def settings(self) -> dict[str, Any]:
+        """α and μ."""
+        return {"alpha": self.alpha, "momentum": self.momentum}
+
+    def init(self, class_features: Float[Array, "C D"], images: int) -> Prototypes:
         """Prototypes start as the class-descriptions of the pre-trained model."""
         return Prototypes(class_features, class_features)
 
@@ -121,7 +133,11 @@ class LatteCLIP:
         return state.current
 
     def labels(
-        self, images: Float[Array, "B D"], classifier: Float[Array, "C D"], targets: Targets
+        self,
+        images: Float[Array, "B D"],
+        classifier: Float[Array, "C D"],
+        targets: Targets,
+        state: Prototypes,
     ) -> Int[Array, "J B"]:
         """`c_zs`, fixed from the frozen model, and `c_ft = argmax_c f(x)·p_c` of this step."""
         known = {"zero_shot": targets.zero_shot}
@@ -174,6 +190,11 @@ class LatteCLIP:
             weighing = jnp.where(ends_epoch, moved, state.weighing)
         return Prototypes(moved, weighing), self._figures(labels, aux)
 
+    def average(self, before: Prototypes, after: Prototypes, share: float) -> Prototypes:
+        """Prototypes between those of two states, unit vectors again."""
+        mean = jax.tree.map(lambda b, a: normalise((1 - share) * b + share * a), before, after)
+        return Prototypes(*mean)
+
     def _weigh(self, texts: Float[Array, "... D"], state: Prototypes) -> Float[Array, ...]:
         if not self.mixer:
             return jnp.ones(texts.shape[:-1], texts.dtype)
@@ -195,3 +216,38 @@ class LatteCLIP:
         if len(self.label_names) == 2:
             figures["label_agreement"] = jnp.mean(labels[0] == labels[1])
         return figures
+
+
+def _configured(config: ConfigDict) -> LatteCLIP:
+    """The method by the section `config.method`.
+
+    Raises:
+        ConfigError: a setting outside its choices.
+    """
+    for key, choices in CHOICES.items():
+        check_choice(f"method.{key}", config[key], choices)
+    unknown = set(config.labels) - {"zero_shot", "current"}
+    if unknown or not config.labels:
+        raise ConfigError(
+            "config.method.labels: expected one or both of 'zero_shot' and 'current', "
+            f"found {tuple(config.labels)}"
+        )
+    if not config.texts:
+        raise ConfigError("config.method.texts: expected at least one kind of text, found none")
+    for key in ("alpha", "momentum"):
+        if not 0 <= config[key] <= 1:
+            raise ConfigError(f"config.method.{key}: expected 0 to 1, found {config[key]}")
+    return LatteCLIP(
+        alpha=config.alpha,
+        momentum=config.momentum,
+        class_text="class" in config.texts,
+        description_kinds=tuple(kind for kind in config.texts if kind != "class"),
+        label_names=tuple(config.labels),
+        mixer=config.mixer,
+        prototype_update=config.prototype_update,
+        weigh_by=config.weigh_by,
+        loss_reduction=config.loss,
+    )
+
+
+METHODS = {"latteclip": _configured}

@@ -114,7 +114,7 @@ def test_latteclip_step_equals_pytorch():
     torch = pytest.importorskip("torch")
     setting, alpha = Setting(), 0.6
     method = LatteCLIP(alpha, 0.9)
-    state = method.init(jnp.asarray(setting.prototypes))
+    state = method.init(jnp.asarray(setting.prototypes), B)
     value, gradient, labels = setting.gradient(method, state)
 
     images, class_texts, descriptions = setting.torch_features()

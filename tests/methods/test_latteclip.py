@@ -65,7 +65,7 @@ def run(method: LatteCLIP, case: Case, dtype: type) -> tuple[float, np.ndarray, 
     """Loss, prototypes and current labels by our code."""
     state = Prototypes(*(jnp.asarray(case.prototypes, dtype),) * 2)
     images = jnp.asarray(case.images, dtype)
-    labels = method.labels(images, state.current, Targets(jnp.asarray(case.zero_shot)))
+    labels = method.labels(images, state.current, Targets(jnp.asarray(case.zero_shot)), state)
     loss, aux = method.loss(case.features(np.asarray(labels), dtype), labels, state)
     moved, _ = method.update(state, labels, aux, jnp.asarray(False))
     return float(loss), np.asarray(moved.current), np.asarray(labels[-1])
@@ -181,14 +181,13 @@ def test_weights_by_the_prototypes_of_the_epochs_start(case):
 
 def test_ablations_drop_what_they_name(case):
     only_zero_shot = LatteCLIP(0.9, 0.9, label_names=("zero_shot",))
-    labels = only_zero_shot.labels(
-        jnp.asarray(case.images), jnp.asarray(case.prototypes), Targets(jnp.asarray(case.zero_shot))
-    )
+    state = Prototypes(*(jnp.asarray(case.prototypes, jnp.float32),) * 2)
+    targets = Targets(jnp.asarray(case.zero_shot))
+    labels = only_zero_shot.labels(jnp.asarray(case.images), state.current, targets, state)
     assert labels.shape == (1, B)
     only_current = LatteCLIP(0.9, 0.9, label_names=("current",), description_kinds=())
     assert only_current.requires == frozenset()
     even = LatteCLIP(0.9, 0.9, mixer=False)
-    state = Prototypes(*(jnp.asarray(case.prototypes, jnp.float32),) * 2)
     both = jnp.stack([jnp.asarray(case.zero_shot)] * 2)
     _, aux = even.loss(case.features(np.asarray(both), jnp.float32), both, state)
     np.testing.assert_array_equal(aux["class_weights"], 1.0)

@@ -53,7 +53,10 @@ def test_every_method_answers_to_its_name():
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("--config.method.name=flip", "expected one of latteclip.*Did you mean 'flyp'"),
+        (
+            "--config.method.name=flip",
+            "expected one of flyp, flyp_oracle, latteclip.*Did you mean 'flyp'",
+        ),
         ("--config.method.prototype_update=join", "found 'join'. Did you mean 'joint'"),
         ("--config.method.labels=('zero',)", "labels: expected one or both"),
         ("--config.method.labels=()", "labels: expected one or both"),
