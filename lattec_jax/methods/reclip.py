@@ -1,0 +1,188 @@
+"""ReCLIP (arXiv 2308.03793): layer norms trained on labels that two copies of CLIP agree on.
+
+Copy T trains the text tower's norms and copy V the image tower's, so one set of parameters holds
+both: T classifies the frozen model's image features by the current texts, V the current image
+features by a classifier of its own. Before each epoch every copy propagates the classes over a
+graph of the training images (`lattec_jax.methods.propagation`), and V's classifier becomes the
+centroids of its labels; both are then trained where the two labels of an image agree. The
+prediction is the mean of both copies.
+
+As in the authors' repository (michiganleon/ReCLIP_WACV, `reclip.py` and `models.py`), but for this:
+it trains on the test images and keeps the epoch that they choose, here training images are used and
+the last step counts; it divides V's loss by the batch once more than T's, a slip that is not
+reproduced; an incomplete last batch is dropped, as for all methods here; and the inverse
+temperature is the model's own, fixed, where the repository has 100.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+from ml_collections import ConfigDict
+
+from lattec_jax.errors import ConfigError
+from lattec_jax.methods.base import EncodeClasses, Features, Method, Survey, Targets
+from lattec_jax.methods.propagation import centroids, class_directions, propagate
+from lattec_jax.models.clip import normalise
+
+
+class Copies(NamedTuple):
+    """The state: what both copies have beside the parameters."""
+
+    texts: Float[Array, "C D"]  # class embeddings of the pre-trained model, V's seeds
+    classifier: Float[Array, "C D"]  # V's
+    labels: Int[Array, "2 N"]  # of T and of V for every training image
+
+
+def agreeing_cross_entropy(
+    logits: Float[Array, "B C"], labels: Int[Array, " B"], agree: Bool[Array, " B"]
+) -> Float[Array, ""]:
+    """The mean cross-entropy of the images whose labels agree; zero without any."""
+    picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    losses = jax.nn.logsumexp(logits, axis=1) - picked
+    return jnp.sum(losses * agree) / jnp.maximum(agree.sum(), 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReCLIP(Method):
+    """The method with its settings; `config.method.reclip` names and explains them."""
+
+    neighbours: int = 20
+    diffusion: float = 0.99
+    iterations: int = 20
+    tolerance: float = 1e-6
+    cut_dim: int = 768
+    images_per_epoch: int = 5000
+
+    name = "reclip"
+    requires = frozenset({"frozen_features"})
+    augments = False
+    encodes_all_classes = True
+
+    def settings(self) -> dict[str, Any]:
+        """All of them."""
+        return {"reclip": dataclasses.asdict(self)}
+
+    def trainable(self, name: str) -> bool:
+        """The layer norms of both towers."""
+        return any(part.startswith("ln_") for part in name.split("/"))
+
+    def most_epochs(self, images: int) -> int | None:
+        """More epochs for more images, as the repository counts them."""
+        return images // self.images_per_epoch + 2 if self.images_per_epoch else None
+
+    def init(self, class_features: Float[Array, "C D"], images: int) -> Copies:
+        """V's classifier starts as the class embeddings; labels come with the first epoch."""
+        return Copies(class_features, class_features, jnp.zeros((2, images), jnp.int32))
+
+    def begin_epoch(self, state: Copies, survey: Survey) -> Copies:
+        """Propagate anew for both copies; V's classifier becomes the centroids of its labels.
+
+        T's seeds are the current texts and its images the frozen features, V's seeds the original
+        texts and its images the current features; each is projected by its own seeds.
+        """
+        texts, current = np.asarray(state.texts), survey.images()
+        of_t = self._propagate(survey.classes(), survey.frozen)
+        of_v = self._propagate(texts, current)
+        nodes = np.concatenate([texts, current])
+        return Copies(
+            texts,
+            centroids(nodes, of_v, np.asarray(state.classifier)),
+            np.stack([of_t[len(texts) :], of_v[len(texts) :]]),
+        )
+
+    def classifier(self, state: Copies, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
+        """V's."""
+        return state.classifier
+
+    def frozen_classifier(self, state: Copies, encode_first: EncodeClasses) -> Float[Array, "C D"]:
+        """T's: the current texts, of the first template as in training."""
+        return encode_first()
+
+    def labels(
+        self,
+        images: Float[Array, "B D"],
+        classifier: Float[Array, "C D"],
+        targets: Targets,
+        state: Copies,
+    ) -> Int[Array, "2 B"]:
+        """The propagated labels of T and V."""
+        return state.labels[:, targets.rows]
+
+    def learns_from(self, labels: Int[Array, "2 B"]) -> Bool[Array, ""]:
+        """Only where an image has the same label twice."""
+        return jnp.any(labels[0] == labels[1])
+
+    def loss(
+        self, features: Features, labels: Int[Array, "2 B"], state: Copies
+    ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+        """The sum of both copies' cross-entropies; neither has a parameter of the other."""
+        agree = labels[0] == labels[1]
+        logits_t = features.scale * features.frozen @ features.classes.T
+        logits_v = features.scale * features.images @ state.classifier.T
+        of_t = agreeing_cross_entropy(logits_t, labels[0], agree)
+        of_v = agreeing_cross_entropy(logits_v, labels[1], agree)
+        figures = {"loss_t": of_t, "loss_v": of_v, "label_agreement": agree.mean()}
+        return of_t + of_v, figures
+
+    def update(
+        self,
+        state: Copies,
+        labels: Int[Array, "2 B"],
+        aux: dict[str, Float[Array, ""]],
+        ends_epoch: Bool[Array, ""],
+    ) -> tuple[Copies, dict[str, Float[Array, ""]]]:
+        """Nothing until the next epoch."""
+        return state, aux
+
+    def average(self, before: Copies, after: Copies, share: float) -> Copies:
+        """V's classifier between that of two states."""
+        mean = (1 - share) * before.classifier + share * after.classifier
+        return after._replace(classifier=normalise(mean))
+
+    def _propagate(
+        self, texts: Float[np.ndarray, "C D"], images: Float[np.ndarray, "N D"]
+    ) -> Int[np.ndarray, " C+N"]:
+        return propagate(
+            texts,
+            images,
+            class_directions(texts, self.cut_dim),
+            self.neighbours,
+            self.diffusion,
+            self.iterations,
+            self.tolerance,
+        )
+
+
+def _configured(config: ConfigDict) -> ReCLIP:
+    """The method by the section `config.method`.
+
+    Raises:
+        ConfigError: a setting outside its bounds.
+    """
+    settings = config.reclip
+    for key, least in (
+        ("neighbours", 1),
+        ("diffusion", 0),
+        ("iterations", 1),
+        ("tolerance", 0),
+        ("cut_dim", 2),
+        ("images_per_epoch", 0),
+    ):
+        if settings[key] < least:
+            raise ConfigError(
+                f"config.method.reclip.{key}: expected at least {least}, found {settings[key]}"
+            )
+    if settings.diffusion >= 1:
+        raise ConfigError(
+            f"config.method.reclip.diffusion: expected less than 1, found {settings.diffusion}"
+        )
+    return ReCLIP(**settings)
+
+
+METHODS = {"reclip": _configured}
