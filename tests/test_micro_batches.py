@@ -151,7 +151,7 @@ def test_pieces_keep_less_in_memory():
 def test_the_number_of_pieces():
     config, one, eight = get_config(), *(sharding.make_mesh(1, jax.devices()[:n]) for n in (1, 8))
     assert feed.choose_pieces(config, 512, one) == 1
-    config.train.micro_batch = 64
+    config.train.batch_size, config.train.micro_batch = 512, 64
     assert feed.choose_pieces(config, 512, eight) == 8
     assert feed.choose_pieces(config, 500, one) == 8  # a small set; the last piece is filled up
     assert feed.choose_pieces(config, 40, one) == 1

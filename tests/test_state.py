@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lattec_jax import sharding, state
+from lattec_jax.errors import ConfigError
 
 SETTINGS = {
     "learning_rate": 1e-3,
@@ -27,7 +28,7 @@ SETTINGS = {
 }
 
 
-def settings(**changes: float) -> ConfigDict:
+def settings(**changes: float | str) -> ConfigDict:
     """The section `config.train`."""
     return ConfigDict({**SETTINGS, **changes})
 
@@ -162,6 +163,50 @@ def test_ten_steps_of_adamw_are_pytorch_s():
             expected = theirs[name].detach().numpy()
             error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
             assert error < 1e-6, (step, name)
+
+
+def test_ten_steps_of_sgd_are_pytorch_s():
+    """Momentum, and decay of every parameter through its gradient; a constant rate."""
+    torch = pytest.importorskip("torch")
+    config = settings(optimizer="sgd", schedule="constant", warmup_steps=0, weight_decay=0.1)
+    theirs = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in parameters().items()}
+    optimiser = torch.optim.SGD(theirs.values(), 1e-3, momentum=0.9, weight_decay=0.1)
+    for step, ours in enumerate(trajectory(config, 10)):
+        for name, gradient in gradients(step).items():
+            theirs[name].grad = torch.tensor(gradient)
+        optimiser.step()
+        for name, value in ours.items():
+            expected = theirs[name].detach().numpy()
+            error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
+            assert error < 1e-6, (step, name)
+
+
+def test_a_constant_schedule_stays_after_its_warm_up():
+    schedule = state.learning_rate_schedule(settings(schedule="constant"), 10)
+    expected = [2.5e-4, 5e-4, 7.5e-4, *[1e-3] * 7]
+    np.testing.assert_allclose(np.asarray(schedule(jnp.arange(10))), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer", "adam", "train.optimizer: expected one of adamw, sgd.*mean 'adamw'"),
+        ("schedule", "cosin", "train.schedule: expected one of cosine, constant.*mean 'cosine'"),
+    ],
+)
+def test_other_optimisers_and_schedules_are_refused(key, value, message):
+    with pytest.raises(ConfigError, match=message):
+        state.make_optimiser(settings(**{key: value}), 10)
+
+
+def test_the_optimiser_knows_the_trained_parameters_only():
+    mesh = sharding.make_mesh()
+    optimiser = state.make_optimiser(settings(optimizer="sgd"), 10)
+    params = sharding.put(mesh, parameters())
+    made = state.init_state(params, optimiser, (), mesh, lambda name: "ln_pre" in name)
+    sizes = sorted(x.shape for x in jax.tree.leaves(made.optimiser) if x.ndim)
+    assert sizes == [(6,), (6,)]  # the momentum of weight and bias
+    assert made.params.keys() == params.keys()
 
 
 def test_ten_steps_of_adamw_are_the_formula_s():

@@ -12,10 +12,12 @@ from lattec_jax import sharding
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.flyp import FLYP
 from lattec_jax.methods.latteclip import LatteCLIP
+from lattec_jax.methods.reclip import Copies, ReCLIP
 from lattec_jax.micro_batches import Encoder
 from lattec_jax.models.clip import define
 from lattec_jax.models.config import text_lengths
 from lattec_jax.step import Batch, Tables, gather_features
+from tests.methods.reference import unit
 from tests.openclip_models import flat_params, random_open_clip, shrunken
 
 B, C, K = 12, 5, 2
@@ -46,8 +48,10 @@ class Setting:
         prototypes = rng.normal(size=(C, self.ours.embed_dim)).astype(np.float32)
         self.prototypes = prototypes / np.linalg.norm(prototypes, axis=1, keepdims=True)
 
-    def gradient(self, method, state) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
-        """Loss, gradients by flat name, labels."""
+    def gradient(
+        self, method, state, frozen: np.ndarray | None = None
+    ) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
+        """Loss, gradients by flat name, labels; `frozen` are features of another model."""
         definition, mesh = define(self.ours), sharding.make_mesh()
         lengths = text_lengths(self.class_tokens, self.ours.text)
         kinds = len(method.description_kinds)
@@ -58,6 +62,7 @@ class Setting:
             targets=Targets(jnp.asarray(self.zero_shot), jnp.asarray(self.zero_shot)),
             pixels=None,
             sizes=None,
+            frozen=None if frozen is None else jnp.asarray(frozen),
         )
         images = jnp.arange(B)
         batch = Batch(
@@ -91,12 +96,15 @@ class Setting:
             encode(self.description_tokens).reshape(B, K, -1),
         )
 
-    def assert_gradients_equal(self, gradient: dict[str, np.ndarray]) -> None:
-        """Our gradients under OpenCLIP's names against `.grad`, tensor by tensor."""
+    def assert_gradients_equal(
+        self, gradient: dict[str, np.ndarray], only: set[str] | None = None
+    ) -> None:
+        """Our gradients under OpenCLIP's names against `.grad`, tensor by tensor, all or `only`."""
         theirs = {name: p.grad.numpy() for name, p in self.model.named_parameters()}
         converted = to_open_clip({k: np.asarray(v) for k, v in gradient.items()}, self.ours)
         assert converted.keys() == theirs.keys()
-        for name, expected in theirs.items():
+        for name in theirs.keys() if only is None else only:
+            expected = theirs[name]
             size = np.linalg.norm(expected)
             assert size > 0, name
             assert np.linalg.norm(converted[name] - expected) <= 1e-4 * size, name
@@ -149,3 +157,42 @@ def test_flyp_step_equals_pytorch(oracle: bool):
     loss.backward()
     assert value == pytest.approx(loss.item(), rel=1e-5)
     setting.assert_gradients_equal(gradient)
+
+
+def test_reclip_step_equals_pytorch():
+    """The repository's two losses, V's without its second division; layer norms only."""
+    torch = pytest.importorskip("torch")
+    setting, method = Setting(), ReCLIP()
+    rng = np.random.default_rng(8)
+    frozen = unit(rng.normal(size=(B, setting.ours.embed_dim))).astype(np.float32)
+    labels = rng.integers(0, C, (2, B)).astype(np.int32)
+    labels[1, :7] = labels[0, :7]
+    agree = labels[0] == labels[1]
+    assert 0 < agree.sum() < B
+    state = Copies(*(jnp.asarray(setting.prototypes),) * 2, jnp.asarray(labels))
+    value, gradient, found = setting.gradient(method, state, frozen)
+    np.testing.assert_array_equal(found, labels)
+    assert bool(method.learns_from(found))
+
+    images, class_texts, _ = setting.torch_features()
+    scale = setting.model.logit_scale.exp().detach()
+    cross_entropy = torch.nn.CrossEntropyLoss(reduction="none")
+    loss, confident = 0.0, torch.from_numpy(agree)
+    for logits, label in (
+        (scale * torch.from_numpy(frozen) @ class_texts.T, labels[0]),
+        (scale * images @ torch.from_numpy(setting.prototypes).T, labels[1]),
+    ):
+        each = cross_entropy(logits, torch.from_numpy(label).long())
+        loss = loss + torch.sum(each * confident) / torch.sum(confident)
+    # Every layer norm of both towers is trained, nothing else.
+    modules = setting.model.named_modules()
+    norms = {n for n, m in modules if isinstance(m, torch.nn.LayerNorm)}
+    names = {n for n, _ in setting.model.named_parameters() if n.rpartition(".")[0] in norms}
+    chosen = {k: v if method.trainable(k) else np.zeros_like(v) for k, v in setting.params.items()}
+    chosen = to_open_clip({k: np.asarray(v) for k, v in chosen.items()}, setting.ours)
+    assert {n for n, v in chosen.items() if v.any()} == names
+    assert len(names) > 10
+    setting.model.logit_scale.grad = torch.zeros(())  # not reached
+    loss.backward()
+    assert value == pytest.approx(loss.item(), rel=1e-5)
+    setting.assert_gradients_equal(gradient, names)
