@@ -226,11 +226,11 @@ def _configured(config: ConfigDict) -> LatteCLIP:
     """
     for key, choices in CHOICES.items():
         check_choice(f"method.{key}", config[key], choices)
-    unknown = set(config.labels) - {"zero_shot", "current"}
-    if unknown or not config.labels:
+    labels = tuple(config.labels)
+    if not labels or set(labels) - {"zero_shot", "current"} or len(set(labels)) < len(labels):
         raise ConfigError(
             "config.method.labels: expected one or both of 'zero_shot' and 'current', "
-            f"found {tuple(config.labels)}"
+            f"found {labels}"
         )
     if not config.texts:
         raise ConfigError("config.method.texts: expected at least one kind of text, found none")
@@ -242,7 +242,7 @@ def _configured(config: ConfigDict) -> LatteCLIP:
         momentum=config.momentum,
         class_text="class" in config.texts,
         description_kinds=tuple(kind for kind in config.texts if kind != "class"),
-        label_names=tuple(config.labels),
+        label_names=labels,
         mixer=config.mixer,
         prototype_update=config.prototype_update,
         weigh_by=config.weigh_by,

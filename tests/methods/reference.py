@@ -54,22 +54,26 @@ def step(
     scale: float,
     alpha: float,
     momentum: float,
+    names: tuple[str, ...] = ("zero_shot", "current"),
+    mixer: bool = True,
 ) -> tuple[float, np.ndarray, np.ndarray]:
     """Loss, prototypes after the step and the current model's labels, for the paper's method.
 
-    `class_texts` are the features of all C class-descriptions.
+    `class_texts` are the features of all C class-descriptions; `names` and `mixer` are Table 3's.
     """
     current = np.array([int(np.argmax(prototypes @ f)) for f in images])
     loss, all_t_bar = 0.0, []
-    for labels in (zero_shot, current):
+    chosen = [{"zero_shot": zero_shot, "current": current}[name] for name in names]
+    for labels in chosen:
         t_bar = []
         for i, label in enumerate(labels):
             texts = [class_texts[label]]
             texts += [t for t, there in zip(descriptions[i], present[i], strict=True) if there]
-            weights = [weight(t, prototypes) for t in texts]
+            weights = [weight(t, prototypes) if mixer else 1.0 for t in texts]
             t_bar.append(mixed(texts, weights, prototypes[label], alpha))
         all_t_bar.append(np.array(t_bar))
         loss += contrastive(images, all_t_bar[-1], scale)
-    moved = update(prototypes, all_t_bar[0], zero_shot, momentum)
-    moved = update(moved, all_t_bar[1], current, momentum)
+    moved = prototypes
+    for t_bar, labels in zip(all_t_bar, chosen, strict=True):
+        moved = update(moved, np.array(t_bar), labels, momentum)
     return loss, moved, current

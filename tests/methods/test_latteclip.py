@@ -94,6 +94,44 @@ def test_step_equals_the_reference(case, bits, tolerance, alpha, momentum):
     assert np.abs(moved - case.prototypes).max() > 1e-5  # something did move
 
 
+@pytest.mark.parametrize("update", ["sequential", "joint"])
+@pytest.mark.parametrize("names", [("zero_shot",), ("current",)])
+@pytest.mark.parametrize("mixer", [True, False])
+@pytest.mark.parametrize(("alpha", "momentum"), [(0.99, 0.99), (0.0, 0.0)])
+def test_ablations_equal_the_reference(case, update, names, mixer, alpha, momentum):
+    """Table 3; with one label both rules of the update are the same."""
+    method = LatteCLIP(alpha, momentum, label_names=names, mixer=mixer, prototype_update=update)
+    with jax.enable_x64():
+        loss, moved, label = run(method, case, jnp.float64)
+    expected, expected_moved, current = reference.step(
+        case.images,
+        case.class_texts,
+        case.descriptions,
+        case.present,
+        case.prototypes,
+        case.zero_shot,
+        case.scale,
+        alpha,
+        momentum,
+        names,
+        mixer,
+    )
+    np.testing.assert_array_equal(label, case.zero_shot if "zero_shot" in names else current)
+    assert loss == pytest.approx(expected, rel=1e-10)
+    np.testing.assert_allclose(moved, expected_moved, atol=1e-10)
+
+
+def test_without_momentum_a_prototype_becomes_its_new_text(case):
+    """α = μ = 0: nothing of the old prototype is left, but where an image has no text at all."""
+    method = LatteCLIP(0.0, 0.0, class_text=False, label_names=("zero_shot",))
+    _, moved, _ = run(method, case, jnp.float32)
+    image = 0  # the only one of class 0, and without texts
+    np.testing.assert_allclose(moved[0], case.prototypes[0], atol=1e-6)
+    case.present[image, 1] = True
+    _, moved, _ = run(method, case, jnp.float32)
+    np.testing.assert_allclose(moved[0], case.descriptions[image, 1], atol=1e-6)
+
+
 @pytest.mark.parametrize(("bits", "tolerance"), [(64, 1e-10), (32, 1e-5)])
 def test_weights_and_mix_equal_the_reference(case, bits, tolerance):
     with jax.enable_x64(bits == 64):

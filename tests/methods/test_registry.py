@@ -42,6 +42,11 @@ def test_ablations_of_the_configuration():
     assert (found.class_text, found.description_kinds) == (False, ("group",))
     assert found.requires == {"descriptions"}
     assert not method("--config.method.mixer=False").mixer
+    without_momentum = method("--config.method.momentum=0", "--config.method.alpha=0")
+    assert (without_momentum.momentum, without_momentum.alpha) == (0, 0)
+    for one in ("zero_shot", "current"):
+        for written in (f"('{one}',)", f'("{one}",)'):
+            assert method(f"--config.method.labels={written}").label_names == (one,)
 
 
 def test_every_method_answers_to_its_name():
@@ -60,6 +65,7 @@ def test_every_method_answers_to_its_name():
         ("--config.method.prototype_update=join", "found 'join'. Did you mean 'joint'"),
         ("--config.method.labels=('zero',)", "labels: expected one or both"),
         ("--config.method.labels=()", "labels: expected one or both"),
+        ("--config.method.labels=('current','current')", "labels: expected one or both"),
         ("--config.method.texts=()", "texts: expected at least one"),
         ("--config.method.alpha=1.5", "alpha: expected 0 to 1, found 1.5"),
         ("--config.method.momentum=-0.1", "momentum: expected 0 to 1, found -0.1"),

@@ -1,0 +1,140 @@
+"""ReCLIP beside its gradients: what moves, what an epoch begins with, and the settings."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs.common import get_config
+from lattec_jax import sharding
+from lattec_jax.config import parse, resolve
+from lattec_jax.errors import ConfigError
+from lattec_jax.methods import make_method
+from lattec_jax.methods.base import Survey
+from lattec_jax.methods.reclip import Copies, ReCLIP
+from lattec_jax.models.clip import define
+from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.step import StepSettings, make_train_step
+from lattec_jax.train import total_steps
+from tests.methods.reference import unit
+from tests.methods.test_propagation import clusters, dense_graph
+from tests.test_step import N, World, on_device
+
+
+def configuration(*overrides: str):
+    return parse(["train", "--config=configs/folder.py", "--config.method.name=reclip", *overrides])
+
+
+def steps(labels: np.ndarray, count: int):
+    """States before and after `count` steps of 16 images with these labels of T and V."""
+    world, method, mesh = World(classes=5), ReCLIP(), sharding.make_mesh()
+    config = get_config()
+    config.method.name = "reclip"
+    config = resolve(config).train
+    optimiser = make_optimiser(config, 10)
+    preprocess = world.checkpoint.preprocess
+    settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None, seed=0)
+    schedule = learning_rate_schedule(config, 10)
+    step = make_train_step(
+        define(world.checkpoint.config), method, optimiser, schedule, settings, mesh
+    )
+    first = method.init(jnp.asarray(world.class_vectors), N)._replace(labels=jnp.asarray(labels))
+    params = sharding.put(mesh, world.checkpoint.params)
+    state = init_state(params, optimiser, first, mesh, method.trainable)
+    frozen = unit(np.random.default_rng(0).normal(size=(N, 16))).astype(np.float32)
+    tables = world.tables(0, 16)._replace(
+        pixels=jnp.asarray(world.pixels[:, :16, :16]), sizes=None, frozen=jnp.asarray(frozen)
+    )
+    states = [jax.device_get(state)]
+    for host in world.batches(16, 0, multiple=mesh.size).iterate(0, count):
+        arguments = jax.device_put((tables, on_device(host)), sharding.replicated(mesh))
+        state, figures = step(state, *arguments, ())
+        assert np.isfinite(float(figures["loss"]))
+        states.append(jax.device_get(state))
+    return states
+
+
+def test_only_layer_norms_move_and_all_of_them():
+    labels = np.random.default_rng(1).integers(0, 5, (2, N)).astype(np.int32)
+    before, *_, after = steps(labels, 3)
+    moved = {n for n, v in after.params.items() if not np.array_equal(v, before.params[n])}
+    assert moved == {n for n in after.params if "/ln_" in n}
+    assert {n.partition("/")[0] for n in moved} == {"visual", "text"}
+    arrays = [x for x in jax.tree.leaves(after.optimiser) if x.ndim]
+    assert len(arrays) == len(moved)  # one momentum each, none for anything else
+
+
+def test_a_batch_without_agreement_moves_nothing_and_leaves_the_momentum():
+    labels = np.stack([np.zeros(N), np.zeros(N)]).astype(np.int32)
+    once = steps(labels, 1)[1]
+    labels[1] = 1
+    before, after = steps(labels, 1)
+    for part in ("params", "optimiser"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
+    assert (int(before.step), int(after.step)) == (0, 1)
+    name = "visual/ln_post/bias"
+    assert not np.array_equal(once.params[name], before.params[name])
+
+
+def test_an_epoch_begins_with_both_graphs_and_new_centroids():
+    """Against the dense formulas: T over frozen features and current texts, V the other way."""
+    texts, frozen, _ = clusters(600, 6, 32, 0.35)
+    current_texts = unit(texts + 0.1 * np.random.default_rng(3).normal(size=texts.shape))
+    current = unit(frozen + 0.1 * np.random.default_rng(4).normal(size=frozen.shape))
+    current_texts, current = current_texts.astype(np.float32), current.astype(np.float32)
+    method = ReCLIP(neighbours=9, diffusion=0.9, iterations=50)
+    state = Copies(jnp.asarray(texts), jnp.asarray(texts[::-1]), jnp.zeros((2, 600), jnp.int32))
+    survey = Survey(images=lambda: current, classes=lambda: current_texts, frozen=frozen)
+    found = method.begin_epoch(state, survey)
+    for copy, (seeds, images) in enumerate([(current_texts, frozen), (texts, current)]):
+        nodes = np.concatenate([seeds, images])
+        matrix = np.eye(606) - 0.9 * dense_graph(nodes, seeds, 768, 9)
+        labels = np.linalg.solve(matrix, np.eye(606, 6)).argmax(axis=1)
+        assert np.mean(found.labels[copy] == labels[6:]) >= 0.998
+        if copy == 1:
+            means = [nodes[labels == c].astype(np.float64).mean(axis=0) for c in range(6)]
+            np.testing.assert_allclose(found.classifier, unit(np.array(means)), atol=5e-3)
+    assert np.any(found.labels[0] != found.labels[1])
+    np.testing.assert_array_equal(found.texts, texts)
+    jax.tree.map(lambda a, b: a.dtype == b.dtype and a.shape == b.shape, found, state)
+
+
+def test_the_repository_s_settings_are_its_own_and_explicit_values_win():
+    config, _ = configuration()
+    assert make_method(config.method) == ReCLIP()
+    train = config.train
+    assert (train.batch_size, train.learning_rate, train.weight_decay) == (64, 1e-3, 1e-4)
+    assert (train.optimizer, train.schedule, train.warmup_steps) == ("sgd", "constant", 0)
+    assert train.momentum == 0.9
+    explicit, _ = configuration("--config.train.batch_size=32", "--config.train.optimizer=adamw")
+    assert (explicit.train.batch_size, explicit.train.optimizer) == (32, "adamw")
+    demo, _ = parse(["train", "--config=configs/demo.py", "--config.method.name=reclip"])
+    assert demo.train.to_dict() == train.to_dict()
+    latteclip, _ = parse(["train", "--config=configs/demo.py"])
+    assert (latteclip.train.batch_size, latteclip.train.max_steps) == (128, 60)
+
+
+@pytest.mark.parametrize(
+    ("images", "override", "expected"),
+    [(1000, "", 2), (18_900, "", 5), (1_000_000, "", 100), (1000, "0", 100), (1000, "10", 100)],
+)
+def test_epochs_follow_the_number_of_images(images, override, expected):
+    overrides = [f"--config.method.reclip.images_per_epoch={override}"] if override else []
+    config, _ = configuration(*overrides)
+    assert total_steps(config, make_method(config.method), images, 7) == 7 * expected
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("neighbours=0", "neighbours: expected at least 1, found 0"),
+        ("diffusion=1.0", "diffusion: expected less than 1, found 1"),
+        ("cut_dim=1", "cut_dim: expected at least 2, found 1"),
+    ],
+)
+def test_settings_outside_their_bounds_are_refused(override, message):
+    config, _ = configuration(f"--config.method.reclip.{override}")
+    with pytest.raises(ConfigError, match=rf"config\.method\.reclip\.{message}"):
+        make_method(config.method)

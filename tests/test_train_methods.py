@@ -1,0 +1,153 @@
+"""Whole runs of what the train loop does for some methods only: ReCLIP, WiSE-FT, ablations."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lattec_jax import evaluate, predict, train
+from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.run_log import RunLog
+from tests.dummy import dummy_checkpoint
+from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+
+RECLIP = ("--config.method.name=reclip", "--config.method.reclip.images_per_epoch=0")
+
+
+def model_of(directory: Path) -> dict[str, np.ndarray]:
+    """The saved parameters of a run."""
+    return safetensors.numpy.load_file(directory / "model/model.safetensors")
+
+
+def classifier_of(directory: Path) -> dict[str, np.ndarray]:
+    """The saved class vectors of a run."""
+    return safetensors.numpy.load_file(directory / "classifier.safetensors")
+
+
+def test_reclip_from_pictures_to_predictions(place, capsys):  # noqa: F811
+    found = run("labelled", *RECLIP, "--config.eval_every=3")
+    directory = place / "runs/labelled-reclip-s0"
+    assert (found["method"], found["steps"], found["reclip"]["neighbours"]) == ("reclip", 6, 20)
+    assert found["alpha"] is None and found["descriptions"] is None
+    assert {"classifier", "frozen_classifier"} == set(classifier_of(directory))
+    lines = [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
+    assert {"loss_t", "loss_v", "label_agreement"} <= lines[0].keys()
+    assert lines[-1]["test_top1"] == found["adapted"]["top1"]
+    base, adapted = dummy_checkpoint().params, model_of(directory)
+    assert {n for n in base if not np.array_equal(base[n], adapted[n])} == {
+        n for n in base if "/ln_" in n
+    }
+
+    capsys.readouterr()
+    evaluate.main(["evaluate", f"--workdir={directory}"])
+    assert capsys.readouterr().out.strip() == found["table"]
+    predict.main(["predict", f"--workdir={directory}", "--format=jsonl", "labelled/test"])
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    right = np.mean([Path(line["image"]).parent.name == line["class"] for line in lines])
+    assert right == pytest.approx(found["adapted"]["top1"])
+
+    command = ["predict", f"--workdir={directory}", "labelled/test"]
+    shutil.move(place / "weights", place / "elsewhere")
+    with pytest.raises(WeightsError, match=r"pre-trained model of the run in .* is needed here"):
+        predict.main(command)
+    dummy_checkpoint(seed=1).save(place / "weights")
+    with pytest.raises(WeightsError, match=r"expected weights with the SHA-256 \w+, found \w+"):
+        predict.main(command)
+
+
+def test_reclip_killed_inside_of_an_epoch_continues_as_if_nothing_had_been(place, monkeypatch):  # noqa: F811
+    """Two steps an epoch and a checkpoint after three: the labels of step 4 come from it."""
+    settings = (*RECLIP, "--config.checkpoint_every=3")
+    run("labelled", "--workdir=whole", *settings)
+    written = RunLog.write
+
+    def interrupt(self, step, figures):
+        written(self, step, figures)
+        if step == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(RunLog, "write", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run("labelled", "--workdir=broken", *settings)
+    monkeypatch.setattr(RunLog, "write", written)
+    assert (place / "broken/checkpoints/3").exists()
+    run("labelled", "--workdir=broken", *settings)
+    for file in ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl"):
+        assert (place / "whole" / file).read_bytes() == (place / "broken" / file).read_bytes(), file
+
+
+def test_reclip_with_a_streamed_store_and_pieces_is_the_same(place):  # noqa: F811
+    whole = run("labelled", "--workdir=whole", *RECLIP)
+    streamed = ("--config.store.placement=host", "--config.train.micro_batch=8")
+    pieces = run("labelled", "--workdir=pieces", *RECLIP, *streamed)
+    assert whole["adapted"] == pieces["adapted"]
+    one, other = model_of(place / "whole"), model_of(place / "pieces")
+    for name, value in one.items():
+        np.testing.assert_allclose(value, other[name], atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("method", "shares"), [("latteclip", (0, 1, 0.5)), ("reclip", (0, 0.5))])
+def test_wise_ft_averages_the_model_before_and_after(place, method, shares):  # noqa: F811
+    settings = (f"--config.method.name={method}", "--config.train.max_steps=4")
+    plain = run("labelled", "--workdir=plain", *settings)
+    assert plain["wise_ft"] is None
+    for share in shares:
+        found = run("labelled", f"--workdir=a{share}", f"--config.wise_ft={share}", *settings)
+        assert found["wise_ft"] == share
+    base, adapted = dummy_checkpoint().params, model_of(place / "plain")
+    assert any(not np.array_equal(base[name], adapted[name]) for name in base)
+
+    none = json.loads((place / "a0/results.json").read_text())
+    assert none["adapted"] == none["zero_shot"] == plain["zero_shot"]
+    assert none["per_class"]["adapted"] == none["per_class"]["zero_shot"]
+    for name, value in model_of(place / "a0").items():
+        np.testing.assert_array_equal(value, base[name])
+    if 1 in shares:
+        for file in ("model/model.safetensors", "classifier.safetensors"):
+            assert (place / "a1" / file).read_bytes() == (place / "plain" / file).read_bytes()
+    for name, value in model_of(place / "a0.5").items():
+        middle = (base[name].astype(np.float64) + adapted[name]) / 2
+        np.testing.assert_allclose(value, middle, atol=1e-7)
+    if method != "flyp":  # the method's own vectors: averaged, and of length 1 again
+        before, after, half = (
+            classifier_of(place / d)["classifier"].astype(np.float64)
+            for d in ("a0", "plain", "a0.5")
+        )
+        mean = (before + after) / 2
+        mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+        np.testing.assert_allclose(half, mean, atol=1e-6)
+
+
+def test_a_share_that_is_none_is_refused(place):  # noqa: F811
+    for share in ("1.5", "-0.1"):
+        with pytest.raises(ConfigError, match=rf"config\.wise_ft: expected 0 to 1, found {share}"):
+            train.main(arguments("labelled", f"--config.wise_ft={share}"))
+
+
+@pytest.mark.parametrize(
+    "ablations",
+    [
+        ("preset=paper", "method.mixer=False", "method.labels=('zero_shot',)"),
+        (
+            "preset=released_code",
+            "method.labels=('current',)",
+            "method.texts=('image','group')",
+            "method.momentum=0.0",
+            "method.alpha=0.0",
+        ),
+    ],
+)
+def test_the_ablations_of_table_3_run_from_the_command_line(place, ablations):  # noqa: F811
+    found = run("labelled", *[f"--config.{value}" for value in ablations])
+    assert found["steps"] == 6
+    directory = place / "runs/labelled-latteclip-s0"
+    vectors = classifier_of(directory)["classifier"]
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    logged = json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])
+    kept = "loss_zero_shot" if "paper" in ablations[0] else "loss_current"
+    assert [name for name in logged if name.startswith("loss_")] == [kept]
