@@ -82,6 +82,19 @@ def test_an_explicit_value_wins_over_the_preset():
     assert read("--config=configs/demo.py").method.momentum == 0.74
 
 
+def test_a_method_s_own_values_come_before_the_preset_s():
+    reclip = "--config.method.name=reclip"
+    for preset in ("paper", "released_code"):
+        config = read(FOLDER, reclip, f"--config.preset={preset}")
+        assert (config.train.batch_size, config.train.optimizer) == (64, "sgd")
+        assert config.templates == ("a photo of a {}.",)  # what the method leaves open
+    assert "method_presets" not in config
+    assert read(FOLDER, reclip, "--config.train.batch_size=8").train.batch_size == 8
+    assert read(FOLDER).train.batch_size == 512
+    with pytest.raises(ConfigError, match="preset: expected one of paper, released_code, found"):
+        read(FOLDER, "--config.preset=reclip")
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [

@@ -6,12 +6,16 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from lattec_jax import evaluate, predict, train
 from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.methods import METHODS
+from lattec_jax.methods.base import Method
 from lattec_jax.run_log import RunLog
 from tests.dummy import dummy_checkpoint
 from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
@@ -151,3 +155,25 @@ def test_the_ablations_of_table_3_run_from_the_command_line(place, ablations):  
     logged = json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])
     kept = "loss_zero_shot" if "paper" in ablations[0] else "loss_current"
     assert [name for name in logged if name.startswith("loss_")] == [kept]
+
+
+class Entropy(Method):
+    """The least that a method of one's own says: sure predictions by the class texts."""
+
+    name = "entropy"
+    encodes_all_classes = True
+
+    def labels(self, images, classifier, targets, state):
+        return jnp.argmax(images @ classifier.T, axis=1)[None]
+
+    def loss(self, features, labels, state):
+        log_odds = jax.nn.log_softmax(features.scale * features.images @ features.classes.T)
+        return -jnp.mean(jnp.sum(jnp.exp(log_odds) * log_odds, axis=1)), None
+
+
+def test_a_method_of_two_functions_is_a_whole_run(place, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(METHODS, "entropy", lambda config: Entropy())
+    found = run("labelled", "--config.method.name=entropy", "--config.train.batch_size=32")
+    lines = (place / "runs/labelled-entropy-s0/metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["loss"] for line in lines]
+    assert losses[-1] < losses[0] and found["method"] == "entropy"

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib import import_module
 
 from ml_collections import ConfigDict
@@ -15,13 +15,28 @@ from ml_collections import ConfigDict
 from lattec_jax.config import check_choice
 from lattec_jax.methods.base import Method
 
-METHODS: dict[str, Callable[[ConfigDict], Method]] = {}
+Maker = Callable[[ConfigDict], Method]
 
-for _module in pkgutil.iter_modules(__path__, f"{__name__}."):
-    for _name, _make in getattr(import_module(_module.name), "METHODS", {}).items():
-        if _name in METHODS:
-            raise ImportError(f"two modules of {__name__} define a method {_name!r}")
-        METHODS[_name] = _make
+
+def collect(path: Iterable[str], prefix: str) -> dict[str, Maker]:
+    """The `METHODS` of all modules in the folders `path`, whose names begin with `prefix`.
+
+    Raises:
+        ImportError: two modules define a method of one name.
+    """
+    found: dict[str, Maker] = {}
+    for module in pkgutil.iter_modules(path, prefix):
+        own = getattr(import_module(module.name), "METHODS", {})
+        if twice := found.keys() & own.keys():
+            raise ImportError(
+                f"{module.name} defines {', '.join(sorted(twice))}, and so does a module before "
+                "it; rename one"
+            )
+        found |= own
+    return found
+
+
+METHODS = collect(__path__, f"{__name__}.")
 
 
 def make_method(config: ConfigDict) -> Method:

@@ -98,7 +98,8 @@ def test_an_epoch_begins_with_both_graphs_and_new_centroids():
             np.testing.assert_allclose(found.classifier, unit(np.array(means)), atol=5e-3)
     assert np.any(found.labels[0] != found.labels[1])
     np.testing.assert_array_equal(found.texts, texts)
-    jax.tree.map(lambda a, b: a.dtype == b.dtype and a.shape == b.shape, found, state)
+    for new, old in zip(found, state, strict=True):
+        assert (new.shape, new.dtype) == (old.shape, old.dtype)
 
 
 def test_the_repository_s_settings_are_its_own_and_explicit_values_win():

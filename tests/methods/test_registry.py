@@ -6,7 +6,7 @@ import pytest
 
 from lattec_jax.config import parse
 from lattec_jax.errors import ConfigError
-from lattec_jax.methods import METHODS, make_method
+from lattec_jax.methods import METHODS, collect, make_method
 from lattec_jax.methods.flyp import FLYP
 from lattec_jax.methods.latteclip import LatteCLIP
 
@@ -74,3 +74,15 @@ def test_every_method_answers_to_its_name():
 def test_settings_outside_their_choices_are_refused(override, message):
     with pytest.raises(ConfigError, match=message):
         method(override)
+
+
+def test_a_file_beside_the_others_is_a_method(tmp_path, monkeypatch):
+    """Without a line anywhere else; modules without methods are no matter."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "mine_one.py").write_text("METHODS = {'one': list, 'two': dict}\n")
+    (tmp_path / "mine_help.py").write_text("x = 1\n")
+    assert collect([str(tmp_path)], "") == {"one": list, "two": dict}
+    (tmp_path / "mine_other.py").write_text("METHODS = {'two': list}\n")
+    with pytest.raises(ImportError, match="mine_other defines two, and so does a module before"):
+        collect([str(tmp_path)], "")
+    assert list(METHODS) == ["flyp", "flyp_oracle", "latteclip", "reclip", "zero_shot"]
