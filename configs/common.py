@@ -26,19 +26,33 @@ def get_config() -> ConfigDict:
     config.templates = placeholder(tuple)
 
     config.dataset = ConfigDict()
-    config.dataset.kind = "folder"  # "folder", "coop" or "digits"
+    config.dataset.kind = "folder"  # "folder", "coop", "fgvc", "tfds" or "digits"
     config.dataset.name = ""
     config.dataset.root = ""
     config.dataset.train = "train"  # folder below root or .txt list of paths; "": root itself
     config.dataset.test = "test"  # the same; "": a share of the training images is held out
     config.dataset.held_out = 0.2  # that share; 0: no test images
-    config.dataset.split_seed = 0
+    # Share of the training images that is used (Figure 6); a smaller one lies inside a larger one.
+    config.dataset.share = 1.0
+    config.dataset.split_seed = 0  # draws what is held out and the share
     config.dataset.class_names = (
         ""  # text file, "name | another name" a line; "": names of sub-folders
     )
     config.dataset.labels = "auto"  # "auto", "none", "folders" or a CSV with header image,label
-    config.dataset.images = ""  # only "coop": folder of images below root
-    config.dataset.split = ""  # only "coop": split file below root
+    config.dataset.images = ""  # only "coop" and "fgvc": folder of images below root
+    config.dataset.split = ""  # only "coop" and "tfds": split file below root
+    config.dataset.name_spaces = "_"  # characters of public sets' class names that become spaces
+    config.dataset.source = ""  # where the public files are described
+    # Counts that `python -m lattec_jax.check_data` compares with; 0: not known.
+    config.dataset.expected = ConfigDict({"classes": 0, "train": 0, "test": 0})
+    config.dataset.tfds = ConfigDict()  # only "tfds": TensorFlow Datasets
+    config.dataset.tfds.builder = ""  # such as eurosat/rgb
+    # How its examples spell the paths of the split file, {key} being a feature and {split} the
+    # builder's split; "": they do not, and the builder's own splits are used.
+    config.dataset.tfds.file_name = ""
+    config.dataset.tfds.data_dir = ""  # "": ~/tensorflow_datasets
+    config.dataset.tfds.train = "train"  # of the builder's own splits, also train[:80%] or a+b
+    config.dataset.tfds.test = "test"
 
     config.store = ConfigDict()
     # Bound on the long side of training pictures in pixels; 0: none; None: 1.5 times the model's
@@ -234,3 +248,72 @@ def set_prompts(config: ConfigDict, domain: str, domains: str, image: str, group
     for kind in paper:
         del config.descriptions.prompts[kind]
         config.descriptions.prompts[kind] = placeholder(str)
+
+
+def public_set(
+    config: ConfigDict,
+    name: str,
+    *,
+    counts: tuple[int, int, int],
+    anchor: str,
+    root: str,
+    images: str,
+    split: str = "",
+    name_spaces: str = "_",
+    tfds: tuple[str, str] = ("", ""),
+) -> None:
+    """Describe one of the paper's ten data sets, in CoOp's layout below $LATTECLIP_DATA_DIR.
+
+    Args:
+        config: changed in place.
+        name: of the data set here.
+        counts: classes, training images (CoOp's train and val) and test images.
+        anchor: of its section in CoOp's DATASETS.md.
+        root: its folder below the data directory.
+        images: the folder of images below root.
+        split: the split file below root; "": the set has none (FGVC Aircraft).
+        name_spaces: characters that are spaces in its class names.
+        tfds: builder of TensorFlow Datasets and the spelling of its file names.
+    """
+    config.dataset.update(
+        {
+            "kind": "coop" if split else "fgvc",
+            "name": name,
+            "root": root,
+            "images": images,
+            "split": split,
+            "name_spaces": name_spaces,
+            "source": f"https://github.com/KaiyangZhou/CoOp/blob/main/DATASETS.md#{anchor}",
+        }
+    )
+    config.dataset.expected.update(dict(zip(("classes", "train", "test"), counts, strict=True)))
+    config.dataset.tfds.builder, config.dataset.tfds.file_name = tfds
+
+
+def public_prompts(config: ConfigDict, domain: str, domains: str, image: str = "") -> None:
+    """Let the preset decide the prompts, in the words that nearly all sets of the release share.
+
+    Args:
+        config: changed in place.
+        domain: as in `set_prompts`, as `domains`.
+        image: what the released code's prompt asks about, where it is not `domain`.
+    """
+    set_prompts(
+        config,
+        domain,
+        domains,
+        image=f"Describe the {image or domain} in the photo concisely, less than 20 words.",
+        group=f"Describe the common visual attributes of the {domains} in all the photos "
+        "concisely, less than 20 words.",
+    )
+
+
+def released_schedule(
+    config: ConfigDict, epochs: int, warmup_steps: int, template: str = "a photo of a {}."
+) -> None:
+    """The released scripts' length and template; their warm-up serves both presets."""
+    released = config.presets.released_code
+    released.train.epochs = epochs
+    released.templates = (template,)
+    for preset in config.presets.values():
+        preset.train.warmup_steps = warmup_steps

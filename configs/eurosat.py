@@ -2,8 +2,11 @@
 
     python -m lattec_jax.train --config=configs/eurosat.py --config.weights=weights/ViT-B-32
 
-The README, "A real run", has the commands before this one (weights, descriptions). The images lie
-in CoOp's layout: `$LATTECLIP_DATA_DIR/eurosat/2750/` and `split_zhou_EuroSAT.json` beside it.
+Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/eurosat/2750/` and
+`split_zhou_EuroSAT.json` beside it.
+`python -m lattec_jax.check_data --config=configs/eurosat.py` says what is missing.
+TensorFlow Datasets: `--config.dataset.kind=tfds`.
+The README, "A real run", has the commands before this one (weights, descriptions).
 
 Expect: 1,800 steps of 512 images. Accuracy not yet measured here (the paper: 80.27 against 42.95
 zero-shot); time not yet measured.
@@ -15,15 +18,19 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    """EuroSAT with the paper's settings, or the released code's (--config.preset=released_code)."""
+    """EuroSAT: the paper\'s settings, or the released code\'s (--config.preset=released_code)."""
     config = common.get_config()
-    config.dataset.kind = "coop"
-    config.dataset.name = "eurosat"
-    config.dataset.root = "eurosat"
-    config.dataset.images = "2750"
-    config.dataset.split = "split_zhou_EuroSAT.json"
+    common.public_set(
+        config,
+        "eurosat",
+        counts=(10, 18_900, 8_100),
+        anchor="eurosat",
+        root="eurosat",
+        images="2750",
+        split="split_zhou_EuroSAT.json",
+        tfds=("eurosat/rgb", "{label}/{filename}"),
+    )
     config.store.long_side = 0  # the pictures are 64 x 64
-
     common.set_prompts(
         config,
         domain="land use",
@@ -32,5 +39,5 @@ def get_config() -> ConfigDict:
         group="Describe the common visual attributes of the land use in all the satellite images "
         "concisely, less than 20 words.",
     )
-    config.presets.released_code.train.epochs = 15
+    common.released_schedule(config, epochs=15, warmup_steps=40)
     return config

@@ -210,9 +210,18 @@ def default_workdir(config: ConfigDict) -> Path:
     return Path("runs") / f"{config.dataset.name}-{config.method.name}-s{config.seed}"
 
 
-def artifacts_dir(config: ConfigDict) -> Path:
-    """Where the stores, pseudo-labels and descriptions of the configured dataset lie."""
+def set_dir(config: ConfigDict) -> Path:
+    """Where the pictures of a data set are written that brings no files of its own."""
     return Path(config.artifacts) / config.dataset.name
+
+
+def artifacts_dir(config: ConfigDict) -> Path:
+    """Where the stores, pseudo-labels and descriptions of the configured dataset lie.
+
+    A share of the training images has its own: pseudo-labels and groups are those of the share.
+    """
+    share = config.dataset.share
+    return set_dir(config) if share == 1 else Path(f"{set_dir(config)}-share-{share}")
 
 
 def command(main: Callable[[Sequence[str]], None]) -> None:

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 
 from lattec_jax import sharding
 from lattec_jax.config import artifacts_dir
-from lattec_jax.data import datasets
 from lattec_jax.data import descriptions as description_files
 from lattec_jax.data import pseudo_labels as pseudo_label_files
 from lattec_jax.data.content import content_hashes, content_path
@@ -69,11 +68,14 @@ class Inputs:
     prompts: ClassPrompts
 
 
-def gather(config: ConfigDict, arguments: str, method: Method, mesh: Mesh) -> Inputs:
+def gather(
+    config: ConfigDict, dataset: Dataset, arguments: str, method: Method, mesh: Mesh
+) -> Inputs:
     """Read what there is and make the cheap stages that are missing.
 
     Args:
         config: a resolved configuration.
+        dataset: that it describes; pictures that are not on disk yet are written.
         arguments: the command line's `--config...` arguments, for the commands in messages.
         method: says what it requires.
         mesh: the devices that make pseudo-labels.
@@ -81,13 +83,14 @@ def gather(config: ConfigDict, arguments: str, method: Method, mesh: Mesh) -> In
     Raises:
         DataError: the method requires descriptions or labels that are not there.
     """
-    dataset, weights = datasets.load(config), load_weights(config)
+    weights = load_weights(config)
     if "labels" in method.requires and dataset.train.labels is None:
         raise DataError(
             f"method {method.name} trains with true labels, and the training images of "
             f"{dataset.name} have none; set config.dataset.labels or choose another method"
         )
     encoders = make_encoders(config, weights, mesh)
+    dataset.on_disk()
     pictures = open_pictures(config, dataset, "train", weights)
     test = open_pictures(config, dataset, "test", weights) if dataset.test else None
     prompts = make_prompts(config, dataset, weights)

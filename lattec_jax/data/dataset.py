@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,12 +33,48 @@ class Dataset:
     test: Split | None
     protocol: str  # how the test figures come about, for results.json
     synonyms: tuple[tuple[str, ...], ...] = ()  # further names of each class; (): none has any
+    places: tuple[tuple[str, Path], ...] = ()  # what was read, and where: ("split file", path)
+    # Writes the pictures that are not on disk yet; None where they are the user's own files.
+    write_pictures: Callable[[], None] | None = None
 
     @property
     def names(self) -> tuple[tuple[str, ...], ...]:
         """All names of each class, the display name (`class_names`) first."""
         further = self.synonyms or ((),) * len(self.class_names)
         return tuple((name, *more) for name, more in zip(self.class_names, further, strict=True))
+
+    def on_disk(self) -> Dataset:
+        """This data set, after its pictures were written where that was to be done."""
+        if self.write_pictures is not None:
+            self.write_pictures()
+        return self
+
+
+def share_count(images: int, share: float) -> int:
+    """How many of `images` training images a share of them is: at least 2 of them."""
+    return min(images, max(2, round(share * images)))
+
+
+def take_share(dataset: Dataset, share: float, seed: int) -> Dataset:
+    """The data set with a share of its training images (Figure 6), chosen by a hash of seed and id.
+
+    A smaller share lies inside a larger one, and labels take no part.
+    """
+    if share == 1:
+        return dataset
+    train = dataset.train
+    order = sorted(
+        range(len(train.ids)),
+        key=lambda n: hashlib.sha256(f"share {seed} {train.ids[n]}".encode()).digest(),
+    )
+    rows = sorted(order[: share_count(len(order), share)])
+    part = Split(
+        ids=tuple(train.ids[row] for row in rows),
+        paths=tuple(train.paths[row] for row in rows),
+        labels=None if train.labels is None else train.labels[rows],
+    )
+    protocol = f"{dataset.protocol}, {100 * share:g}% of the training images"
+    return dataclasses.replace(dataset, train=part, protocol=protocol)
 
 
 def check(dataset: Dataset) -> None:

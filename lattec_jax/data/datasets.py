@@ -1,4 +1,8 @@
-"""Data sets by kind (`config.dataset.kind`). A new kind is a file and one entry in `KINDS`."""
+"""Data sets by kind (`config.dataset.kind`). A new kind is a file and one entry in `KINDS`.
+
+A reader names classes and pictures and writes nothing. Where the pictures are not files yet, the
+data set that it returns carries the function that writes them.
+"""
 
 from __future__ import annotations
 
@@ -8,21 +12,26 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from lattec_jax.config import did_you_mean
-from lattec_jax.data.coop import load_coop
-from lattec_jax.data.dataset import Dataset, check
-from lattec_jax.data.folder import load_folder
-from lattec_jax.demo.digits import load_digits_dataset
+from lattec_jax.data.coop import read_coop
+from lattec_jax.data.dataset import Dataset, check, take_share
+from lattec_jax.data.folder import read_folder
+from lattec_jax.demo.digits import read_digits
 from lattec_jax.errors import ConfigError
 
 KINDS: dict[str, Callable[[ConfigDict], Dataset]] = {
-    "folder": load_folder,
-    "coop": load_coop,
-    "digits": load_digits_dataset,
+    "folder": read_folder,
+    "coop": read_coop,
+    "digits": read_digits,
 }
 
 
 def load(config: ConfigDict) -> Dataset:
-    """The data set that `config.dataset` describes.
+    """The data set that `config.dataset` describes, its pictures on disk; raises as `read` does."""
+    return read(config).on_disk()
+
+
+def read(config: ConfigDict) -> Dataset:
+    """The data set that `config.dataset` describes. Changes nothing.
 
     Raises:
         ConfigError: a setting that does not exist or is missing.
@@ -40,6 +49,12 @@ def load(config: ConfigDict) -> Dataset:
             f"config.dataset.kind: expected one of {', '.join(KINDS)}, "
             f"found {kind!r}. {did_you_mean(kind, KINDS)}"
         )
+    share = config.dataset.share
+    if not 0 < share <= 1:
+        raise ConfigError(
+            "config.dataset.share: expected a share of the training images above 0 and at most 1, "
+            f"found {share}"
+        )
     dataset = KINDS[kind](config)
     check(dataset)
-    return dataset
+    return take_share(dataset, share, config.dataset.split_seed)

@@ -33,7 +33,7 @@ _LISTED = 10  # items that an error message names
 log = logging.getLogger(__name__)
 
 
-def load_folder(config: ConfigDict) -> Dataset:
+def read_folder(config: ConfigDict) -> Dataset:
     """Read the folder data set that `config.dataset` describes.
 
     Raises:
@@ -77,6 +77,7 @@ def load_folder(config: ConfigDict) -> Dataset:
         splits["test"],
         protocol,
         tuple(own[1:] for own in names),
+        (("pictures", root),),
     )
 
 

@@ -11,6 +11,7 @@ wrote which digit, so both parts show the same hands.
 
 from __future__ import annotations
 
+import functools
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lattec_jax.config import artifacts_dir
+from lattec_jax.config import set_dir
 from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.errors import DataError
 
@@ -30,8 +31,8 @@ _SPLIT_SEED = 0
 _TRAINING_PER_CLASS = 100
 
 
-def load_digits_dataset(config: ConfigDict) -> Dataset:
-    """The demo's data set below `artifacts_dir(config) / "images"`; the files are written once.
+def read_digits(config: ConfigDict) -> Dataset:
+    """The demo's data set, whose files are written once below `set_dir(config) / "images"`.
 
     Labels of the training part serve the oracle and analysis only.
 
@@ -39,16 +40,21 @@ def load_digits_dataset(config: ConfigDict) -> Dataset:
         DataError: scikit-learn is not installed.
     """
     pictures, labels = _sklearn_digits()
-    folder = artifacts_dir(config) / "images"
+    folder = set_dir(config) / "images"
     parts = dict(zip(("train", "test"), split_indices(labels), strict=True))
-    if not folder.is_dir():
-        _write(folder, pictures, parts)
     splits = {}
     for part, indices in parts.items():
         ids = tuple(f"{part}/{index:04d}.png" for index in indices)
         paths = tuple(folder / name for name in ids)
         splits[part] = Split(ids=ids, paths=paths, labels=labels[indices])
-    return Dataset(name=config.dataset.name, class_names=CLASS_NAMES, protocol=PROTOCOL, **splits)
+    return Dataset(
+        name=config.dataset.name,
+        class_names=CLASS_NAMES,
+        protocol=PROTOCOL,
+        places=(("pictures, written at first use", folder),),
+        write_pictures=functools.partial(_write, folder, pictures, parts),
+        **splits,
+    )
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +84,9 @@ def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _write(folder: Path, pictures: np.ndarray, parts: dict[str, np.ndarray]) -> None:
-    """Write the PNG files; `folder` appears, by one rename, only when all are there."""
+    """Write the PNG files, once; `folder` appears, by one rename, only when all are there."""
+    if folder.is_dir():
+        return
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
     for part, indices in parts.items():
         (unfinished / part).mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ from lattec_jax.demo import digits
 
 @pytest.fixture
 def config(tmp_path: Path) -> ConfigDict:
-    section = {"kind": "digits", "name": "digits"}
+    section = {"kind": "digits", "name": "digits", "share": 1.0, "split_seed": 0}
     return ConfigDict({"artifacts": str(tmp_path), "dataset": section})
 
 
