@@ -18,7 +18,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    """Flowers: the paper\'s settings, or the released code\'s (--config.preset=released_code)."""
+    """The paper's settings, or the released code's (--config.preset=released_code)."""
     config = common.get_config()
     common.public_set(
         config,
