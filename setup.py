@@ -44,6 +44,7 @@ CAPTIONING = [
 ]
 OPENAI = ["anyio>=4.10,<5", "openai>=2.54,<4"]
 DEMO = ["matplotlib>=3.9"]
+TFDS = ["array_record>=0.8,<0.9", "tensorflow-datasets>=4.9.10,<4.10"]
 
 setup(
     name="lattec_jax",
@@ -65,12 +66,14 @@ setup(
         "cuda": ["jax[cuda13]>=0.10,<0.12"],
         "tpu": ["jax[tpu]>=0.10,<0.12"],
         "demo": DEMO,
+        "tfds": TFDS,
         # torch 2.13.0 and torchvision 0.28.0 are the pair that the tests were run with.
         "test": [
             *CONVERT,
             *CAPTIONING,
             *OPENAI,
             *DEMO,
+            *TFDS,
             "build>=1.2",
             "fastapi>=0.115",  # with pydantic, rich and uvicorn: `transformers serve`
             "pydantic>=2",

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
         split="split_zhou_DescribableTextures.json",
         tfds=("dtd", "{file_name}"),
     )
+    config.dataset.tfds.train = "train+validation"
     common.public_prompts(config, domain="texture", domains="textures")
     common.released_schedule(config, epochs=100, warmup_steps=10, template="{} texture.")
     return config

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
         split="split_zhou_EuroSAT.json",
         tfds=("eurosat/rgb", "{label}/{filename}"),
     )
+    config.dataset.tfds.train, config.dataset.tfds.test = "train[:70%]", "train[70%:]"
     config.store.long_side = 0  # the pictures are 64 x 64
     common.set_prompts(
         config,

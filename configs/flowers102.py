@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
         split="split_zhou_OxfordFlowers.json",
         tfds=("oxford_flowers102", "{file_name}"),
     )
+    config.dataset.tfds.train = "train+validation"
     common.public_prompts(config, domain="flower", domains="flowers", image="{class} flower")
     common.released_schedule(
         config, epochs=50, warmup_steps=12, template="a photo of a {}, a type of flower."

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
         split="split_zhou_SUN397.json",
         tfds=("sun397/tfds", "{file_name}"),
     )
+    config.dataset.tfds.train = "train+validation"
     common.public_prompts(config, domain="scene", domains="scenes")
     common.released_schedule(config, epochs=15, warmup_steps=40)
     config.presets.paper.train.learning_rate = 1e-6

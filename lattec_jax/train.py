@@ -25,7 +25,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lattec_jax import feed, results, sharding, stages, wise_ft, workdir
+from lattec_jax import check_data, feed, results, sharding, stages, wise_ft, workdir
 from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.config import command, default_workdir, parse
@@ -61,8 +61,9 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
 
     # ---------------------------------------------------------------- data and the stages before
     method = make_method(config.method)
+    dataset = check_data.check(config)
     mesh = sharding.make_mesh(config.compute.fsdp)
-    inputs = stages.gather(config, arguments, method, mesh)
+    inputs = stages.gather(config, dataset, arguments, method, mesh)
     batch_size = feed.choose_batch_size(config, len(inputs.pictures.ids), mesh)
     workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
     finished = directory / workdir.RESULTS

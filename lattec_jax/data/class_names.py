@@ -58,3 +58,13 @@ def check(names: Names, where: str, advice: str) -> None:
 def labels_by_key(names: Names) -> dict[str, int]:
     """The label of each name, by its key."""
     return {key(name): label for label, own in enumerate(names) for name in own}
+
+
+def spoken(name: str, spaces: str) -> str:
+    """A class name of a public set as a template takes it: lower-cased, with spaces.
+
+    Args:
+        name: as the set spells it.
+        spaces: the characters that stand for a space in it.
+    """
+    return " ".join("".join(" " if c in spaces else c for c in name.lower()).split())

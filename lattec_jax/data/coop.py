@@ -11,61 +11,60 @@ labels serve the oracle and analysis only.
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.data.dataset import Dataset, Split
-from lattec_jax.errors import DataError
+from lattec_jax.data.class_names import spoken
+from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.layout import Layout, Row
+from lattec_jax.errors import ConfigError, DataError
 
-DATA_DIR = "LATTECLIP_DATA_DIR"
 PROTOCOL = "coop, inductive, last step"
-_LISTED = 10  # missing files that an error message names
-
-Row = tuple[str, int, str]  # path, label, class name
 
 
-def load_coop(config: ConfigDict) -> Dataset:
+def read_coop(config: ConfigDict) -> Dataset:
     """The data set of `config.dataset`.
 
     Raises:
-        DataError: the folder, the split file or pictures are missing, or the split file is not one.
+        ConfigError: no split file is named.
+        DataError: the folder, the split file or pictures are missing, or the split file is not one;
+            all that is wrong in one message.
     """
-    root = _root(config.dataset.root)
-    images, path = root / config.dataset.images, root / config.dataset.split
-    for what, wanted, there in (
-        ("image folder", images, images.is_dir()),
-        ("split file", path, path.is_file()),
-    ):
-        if not there:
-            raise DataError(
-                f"no {what} {wanted}; expected the layout of CoOp's DATASETS.md, "
-                f"{config.dataset.images}/ and {config.dataset.split} in {root}"
-            )
-    parts = _read_split(path)
-    class_names = _class_names([row for rows in parts.values() for row in rows], path)
-    train, test = parts["train"] + parts["val"], parts["test"]
-    _check_files(images, [*train, *test])
+    settings = config.dataset
+    if not settings.split:
+        raise ConfigError(
+            'config.dataset.split is empty; kind "coop" reads a split file such as '
+            "split_zhou_EuroSAT.json. For a folder of your own use --config.dataset.kind=folder"
+        )
+    layout = Layout(settings)
+    parts: dict[str, list[Row]] = {}
+    names: tuple[str, ...] = ()
+    path = layout.file(settings.split, "split file")
+    if path is not None:
+        with layout.collect():
+            parts = read_split(path)
+            names = split_class_names(parts, path, settings.name_spaces)
+    layout.check_pictures([row[0] for rows in parts.values() for row in rows], "the split file")
+    layout.refuse_problems([settings.split])
     return Dataset(
-        config.dataset.name, class_names, _split(images, train), _split(images, test), PROTOCOL
+        settings.name,
+        names,
+        layout.split(parts["train"] + parts["val"]),
+        layout.split(parts["test"]),
+        PROTOCOL,
+        places=(("image folder", layout.images), ("split file", layout.root / settings.split)),
     )
 
 
-def _root(setting: str) -> Path:
-    """`config.dataset.root`, below `$LATTECLIP_DATA_DIR` unless it is absolute."""
-    base = os.environ.get(DATA_DIR, "")
-    if not base and not Path(setting).is_absolute():
-        raise DataError(
-            f"${DATA_DIR} is not set; set it to the folder that holds {setting}/, or pass an "
-            "absolute --config.dataset.root"
-        )
-    return Path(base) / setting
+def read_split(path: Path) -> dict[str, list[Row]]:
+    """The rows of a split file, "train", "val" and "test".
 
-
-def _read_split(path: Path) -> dict[str, list[Row]]:
+    Raises:
+        DataError: it cannot be read, or is not one.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -89,13 +88,23 @@ def _row(row: Any, path: Path, part: str, number: int) -> Row:
         raise DataError(
             f"{path}, {part}[{number}]: expected [path, label, class name], found {row!r}"
         )
+    if PurePosixPath(row[0]).is_absolute() or ".." in PurePosixPath(row[0]).parts:
+        raise DataError(
+            f"{path}, {part}[{number}]: expected a path below the image folder, found {row[0]!r}"
+        )
     return row[0], row[1], row[2]
 
 
-def _class_names(rows: list[Row], path: Path) -> tuple[str, ...]:
-    """Lower-cased, "_" as a space, in the order of their labels."""
+def split_class_names(
+    parts: dict[str, Sequence[Row]], path: Path, name_spaces: str
+) -> tuple[str, ...]:
+    """The class names of a split file as templates take them, in the order of their labels.
+
+    Raises:
+        DataError: a label has two names, or none.
+    """
     names: dict[int, str] = {}
-    for image, label, name in rows:
+    for image, label, name in (row for rows in parts.values() for row in rows):
         if names.setdefault(label, name) != name:
             raise DataError(
                 f"{path}: label {label} is {names[label]!r}, but {name!r} for {image}; a label has "
@@ -104,24 +113,4 @@ def _class_names(rows: list[Row], path: Path) -> tuple[str, ...]:
     missing = sorted(set(range(len(names))) - names.keys())
     if missing:
         raise DataError(f"{path}: expected labels 0 to {len(names) - 1}, found none of {missing}")
-    return tuple(names[label].lower().replace("_", " ").strip() for label in range(len(names)))
-
-
-def _check_files(images: Path, rows: list[Row]) -> None:
-    """Name every missing picture in one pass."""
-    missing = [image for image, _, _ in rows if not (images / image).is_file()]
-    if missing:
-        more = f"\n  and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-        listed = "".join(f"\n  {image}" for image in missing[:_LISTED])
-        raise DataError(
-            f"{len(missing)} of {len(rows)} pictures of the split file are missing below "
-            f"{images}; get the whole set or correct config.dataset.images:{listed}{more}"
-        )
-
-
-def _split(images: Path, rows: list[Row]) -> Split:
-    return Split(
-        ids=tuple(image for image, _, _ in rows),
-        paths=tuple(images / image for image, _, _ in rows),
-        labels=np.array([label for _, label, _ in rows], np.int32),
-    )
+    return tuple(spoken(names[label], name_spaces) for label in range(len(names)))

@@ -14,13 +14,17 @@ from ml_collections import ConfigDict
 from lattec_jax.config import did_you_mean
 from lattec_jax.data.coop import read_coop
 from lattec_jax.data.dataset import Dataset, check, take_share
+from lattec_jax.data.fgvc import read_fgvc
 from lattec_jax.data.folder import read_folder
+from lattec_jax.data.tfds import read_tfds
 from lattec_jax.demo.digits import read_digits
 from lattec_jax.errors import ConfigError
 
 KINDS: dict[str, Callable[[ConfigDict], Dataset]] = {
     "folder": read_folder,
     "coop": read_coop,
+    "fgvc": read_fgvc,
+    "tfds": read_tfds,
     "digits": read_digits,
 }
 

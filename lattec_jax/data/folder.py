@@ -77,7 +77,7 @@ def read_folder(config: ConfigDict) -> Dataset:
         splits["test"],
         protocol,
         tuple(own[1:] for own in names),
-        (("pictures", root),),
+        places=(("pictures", root),),
     )
 
 

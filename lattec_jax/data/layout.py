@@ -1,0 +1,187 @@
+"""Where the files of a public data set lie, and all that is missing or misplaced, in one message.
+
+The sets lie below `$LATTECLIP_DATA_DIR`: `config.dataset.root`, the image folder
+`config.dataset.images` in it, and beside that the files that name the pictures. What is not in its
+place is looked for nearby, to say where it was found; it is never used from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from lattec_jax.data.dataset import Split
+from lattec_jax.data.nearby import Nearby
+from lattec_jax.errors import DataError
+
+DATA_DIR = "LATTECLIP_DATA_DIR"
+_LISTED = 10  # missing pictures that a message names
+
+Row = tuple[str, int, str]  # path below the image folder, label, class name
+
+
+def data_root(setting: str) -> Path:
+    """`config.dataset.root`, below `$LATTECLIP_DATA_DIR` unless it is absolute.
+
+    Raises:
+        DataError: the variable is not set, or names no folder.
+    """
+    base = os.environ.get(DATA_DIR, "")
+    if Path(setting).is_absolute():
+        return Path(setting)
+    if not base:
+        raise DataError(
+            f"${DATA_DIR} is not set; set it to the folder that holds {setting}/, or pass an "
+            "absolute --config.dataset.root"
+        )
+    if not Path(base).is_dir():
+        raise DataError(
+            f"${DATA_DIR} is {base}, which is no folder; set it to the folder that holds {setting}/"
+        )
+    return Path(base) / setting
+
+
+class Layout:
+    """The files of one data set. Problems are collected and raised together.
+
+    Raises:
+        DataError: there is no data directory to look into.
+    """
+
+    def __init__(self, settings: ConfigDict) -> None:
+        self._settings = settings
+        self.root = data_root(settings.root)
+        self.images = self.root / settings.images
+        self._problems: list[str] = []
+        self._nearby: Nearby | None = None
+        self._found: list[Path] = []  # files that lie elsewhere
+        self._found_images: Path | None = None  # the pictures, if they do
+
+    @property
+    def nearby(self) -> Nearby:
+        """What lies in the root and in the data directory; looked through when first needed."""
+        if self._nearby is None:
+            self._nearby = Nearby(self.root, self.data_dir)
+        return self._nearby
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder that holds the roots."""
+        absolute = Path(self._settings.root).is_absolute()
+        return self.root.parent if absolute else Path(os.environ[DATA_DIR])
+
+    def file(self, name: str, what: str) -> Path | None:
+        """The file `name` of the root, to be read. One found elsewhere is a problem, and returned.
+
+        Args:
+            name: below the root.
+            what: it is, for the message.
+        """
+        path = self.root / name
+        if path.is_file():
+            return path
+        copies = self.nearby.files(Path(name).name)
+        problem = f"no {what} {path}"
+        if copies:
+            problem += f"; it was found as {copies[0]}: move it to {path}"
+            self._found.append(copies[0])
+        self._problems.append(problem)
+        return copies[0] if copies else None
+
+    @contextlib.contextmanager
+    def collect(self) -> Iterator[None]:
+        """Keep a DataError of what is done inside as one more problem."""
+        try:
+            yield
+        except DataError as error:
+            self._problems.append(str(error))
+
+    def check_pictures(self, ids: Sequence[str], source: str) -> None:
+        """Look for the pictures.
+
+        Args:
+            ids: paths below the image folder; none where the files that name them are missing.
+            source: what names them, for the message.
+        """
+        if not self.images.is_dir():
+            self._problems.append(f"no image folder {self.images}{self._copy(ids, source)}")
+            return
+        missing = [image for image in ids if not (self.images / image).is_file()]
+        if not missing:
+            return
+        advice = self._copy(ids, source)
+        if not advice:
+            folder = self.nearby.holds(missing)
+            advice = f"; {folder} holds them: move them" if folder else "; get the whole set"
+        more = f"\n    and {len(missing) - _LISTED:,} more" if len(missing) > _LISTED else ""
+        listed = "".join(f"\n    {image}" for image in missing[:_LISTED])
+        self._problems.append(
+            f"{len(missing):,} of {len(ids):,} pictures of {source} are missing below "
+            f"{self.images}{advice}:{listed}{more}"
+        )
+
+    def _copy(self, ids: Sequence[str], source: str) -> str:
+        """Where the pictures lie instead, and what to do about it; "" where that is not known."""
+        expected = self._settings.expected
+        wanted = len(set(ids)) or expected.train + expected.test
+        folder = self.nearby.holds(ids) if ids else self.nearby.counts(wanted)
+        if folder is None or folder == self.images:
+            return ""
+        self._found_images = folder
+        how = f"all {wanted:,} pictures of {source}" if ids else f"{wanted:,} pictures, as expected"
+        inside = self.root in folder.parents
+        setting = folder.relative_to(self.root).as_posix() if inside else folder
+        remedy = f"set --config.dataset.images={setting}"
+        if self._settings.images:
+            remedy += f", or move it to {self.images}"
+        return f"; {folder} holds {how}: {remedy}"
+
+    def refuse_problems(self, files: Sequence[str]) -> None:
+        """Raise DataError with all that was found wrong.
+
+        Args:
+            files: that belong into the root beside the image folder, for the message.
+        """
+        if not self._problems:
+            return
+        problems = self._problems
+        renamed = self._renamed_root(files)
+        if renamed is not None:
+            inside = self.data_dir in renamed.parents
+            setting = renamed.relative_to(self.data_dir).as_posix() if inside else renamed
+            problems = [
+                f"no folder {self.root}; {renamed} has its files: rename it, or set "
+                f"--config.dataset.root={setting}"
+            ]
+        images = self._settings.images
+        inside = [f"{images}/"] if images else []
+        listed = "".join(f"\n- {problem}" for problem in problems)
+        source = self._settings.source
+        raise DataError(
+            f"the files of {self._settings.name} are not as expected, {len(problems)} "
+            f"{'problem' if len(problems) == 1 else 'problems'}:{listed}\n"
+            f"Expected {' and '.join([*inside, ', '.join(files)])} in {self.root}"
+            + (f"; {source} describes the public files" if source else "")
+        )
+
+    def _renamed_root(self, files: Sequence[str]) -> Path | None:
+        """A folder that holds the whole layout, where the root does not exist."""
+        if self.root.exists() or len(self._found) != len(files):
+            return None
+        folders = {path.parent for path in self._found}
+        folder = folders.pop()
+        whole = not folders and self._found_images == folder / self._settings.images
+        return folder if whole else None
+
+    def split(self, rows: Sequence[Row]) -> Split:
+        """The pictures of some rows."""
+        return Split(
+            ids=tuple(image for image, _, _ in rows),
+            paths=tuple(self.images / image for image, _, _ in rows),
+            labels=np.array([label for _, label, _ in rows], np.int32),
+        )

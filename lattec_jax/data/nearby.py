@@ -1,0 +1,74 @@
+"""A bounded look around a folder, for files that lie elsewhere than expected."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from lattec_jax.data.folder import SUFFIXES
+
+_FOLDERS = 5000  # that are looked into, so that a huge disk does not hold up a message
+_DEPTH = 6  # SUN397/c/church/outdoor has three levels below the image folder
+_LISTS = (".json", ".txt")
+
+
+class Nearby:
+    """The folders below some folders, nearest first: their list files and numbers of pictures."""
+
+    def __init__(self, *bases: Path) -> None:
+        self._files: dict[str, list[Path]] = {}  # lower-cased name -> paths
+        self._pictures: dict[Path, int] = {}  # folder -> pictures in it
+        queue = [(base, 0) for base in bases if base.is_dir()]
+        seen: set[tuple[int, int]] = set()
+        for folder, depth in queue:
+            if len(self._pictures) >= _FOLDERS:
+                break
+            try:
+                status = folder.stat()
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError:  # a folder that may not be looked into holds nothing for us
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            queue += self._enter(folder, entries, depth)
+
+    def _enter(
+        self, folder: Path, entries: Sequence[os.DirEntry], depth: int
+    ) -> list[tuple[Path, int]]:
+        """Note the files of a folder; return the folders in it."""
+        self._pictures[folder] = 0
+        folders = []
+        for entry in entries:
+            name = entry.name.lower()
+            if name.startswith("."):
+                continue
+            if name.endswith(SUFFIXES):
+                self._pictures[folder] += 1
+            elif name.endswith(_LISTS):
+                self._files.setdefault(name, []).append(folder / entry.name)
+            elif depth < _DEPTH and entry.is_dir():
+                folders.append((folder / entry.name, depth + 1))
+        return folders
+
+    def files(self, name: str) -> list[Path]:
+        """The list files of that name; case does not count."""
+        return self._files.get(name.lower(), [])
+
+    def holds(self, ids: Sequence[str]) -> Path | None:
+        """A folder that holds all of the pictures `ids`, paths below it."""
+        for folder in self._pictures:
+            if all((folder / image).is_file() for image in ids):
+                return folder
+        return None
+
+    def counts(self, wanted: int) -> Path | None:
+        """The innermost folder that holds that many pictures, at any depth."""
+        below = dict.fromkeys(self._pictures, 0)
+        for folder, pictures in self._pictures.items():
+            for parent in (folder, *folder.parents):
+                if parent in below:
+                    below[parent] += pictures
+        fitting = [folder for folder, count in below.items() if count == wanted]
+        return max(fitting, key=lambda folder: len(folder.parts), default=None)

@@ -1,0 +1,352 @@
+"""Data sets that TensorFlow Datasets has prepared as array_record files. TensorFlow is not needed.
+
+    --config.dataset.kind=tfds     on a configuration whose config.dataset.tfds.builder is set
+
+Where the examples spell the paths of the split file (`config.dataset.tfds.file_name`), CoOp's split
+applies: its rows are matched with the examples of all the builder's splits, and ids, class names
+and protocol are those of kind "coop". Otherwise the builder's own splits are used, and the protocol
+says so. The encoded pictures are written, unchanged, as files, once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from lattec_jax.config import set_dir
+from lattec_jax.data import coop
+from lattec_jax.data.class_names import spoken
+from lattec_jax.data.dataset import Dataset, Split
+from lattec_jax.data.layout import data_root
+from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.files import write_json, write_whole
+
+PROTOCOL = "tfds, inductive, last step"
+INDEX = "index.json"  # beside the pictures: the examples' names, which take long to read
+_LISTED = 10  # rows that a message names
+_OWN_SPLITS = '--config.dataset.split="" uses the builder\'s own splits'
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One example of a builder."""
+
+    split: str  # of the builder
+    row: int  # in that split
+    name: str  # spelt as `config.dataset.tfds.file_name` says; "" where that is empty
+    label: int
+    suffix: str  # of a file with its encoded picture
+
+    @property
+    def own_id(self) -> str:
+        """Its id where the builder's own splits are used."""
+        return f"{self.split}/{self.row:06d}{self.suffix}"
+
+
+def read_tfds(config: ConfigDict) -> Dataset:
+    """The data set of `config.dataset`. Pictures that are not on disk yet can be written.
+
+    Raises:
+        ConfigError: there is no such builder, feature or split.
+        DataError: TensorFlow Datasets is not installed, the builder not prepared, the split file
+            missing, or rows of it have no example.
+    """
+    settings = config.dataset
+    path = _split_file(settings)
+    builder = _builder(settings.tfds)
+    source = _identity(builder, settings.tfds.file_name)
+    digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:8]
+    folder = set_dir(config) / f"tfds-{digest}"
+    examples = _read_index(folder, source) or list(_read_examples(builder, settings.tfds.file_name))
+    places = [("examples", Path(builder.data_path)), ("pictures, written at first use", folder)]
+    if path is not None:
+        names, train, test = _coop_split(settings, path, builder, examples)
+        protocol, places = coop.PROTOCOL, [("split file", path), *places]
+    else:
+        names = tuple(_spoken(name, settings.name_spaces) for name in _label_names(builder))
+        train, test = (
+            [(e.own_id, e.label, e) for e in _of_split(settings.tfds, part, builder, examples)]
+            for part in ("train", "test")
+        )
+        protocol = PROTOCOL
+    wanted = {image: example for image, _, example in [*train, *test]}
+    return Dataset(
+        settings.name,
+        names,
+        _split(folder, train),
+        _split(folder, test),
+        protocol,
+        places=tuple(places),
+        write_pictures=functools.partial(_write, folder, builder, wanted, examples, source),
+    )
+
+
+Row = tuple[str, int, Example]  # id, label, example
+
+
+def _split(folder: Path, rows: Sequence[Row]) -> Split:
+    return Split(
+        ids=tuple(image for image, _, _ in rows),
+        paths=tuple(folder / image for image, _, _ in rows),
+        labels=np.array([label for _, label, _ in rows], np.int32),
+    )
+
+
+# ------------------------------------------------------------------------------------ the builder
+
+
+def _import() -> Any:
+    try:
+        import array_record  # noqa: F401  the reader of the files, which tfds imports late
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DataError(
+            'config.dataset.kind="tfds": expected TensorFlow Datasets and array_record, but '
+            f"{error.name or error} is not installed; pip install -e '.[tfds]'"
+        ) from error
+    return tfds
+
+
+def _builder(settings: ConfigDict) -> Any:
+    """The builder, prepared as array_record."""
+    if not settings.builder:
+        raise ConfigError(
+            "config.dataset.tfds.builder is empty: TensorFlow Datasets has no builder with the "
+            "pictures of this set; use its files (--config.dataset.kind=coop, or fgvc for FGVC "
+            "Aircraft), or name a builder of yours"
+        )
+    tfds = _import()
+    folder = str(Path(settings.data_dir).expanduser()) if settings.data_dir else None
+    try:
+        builder = tfds.builder(settings.builder, data_dir=folder)
+    except (ValueError, AssertionError) as error:  # an unknown set, configuration or version
+        first = (str(error).splitlines() or [""])[0]
+        raise ConfigError(
+            f"config.dataset.tfds.builder={settings.builder}: TensorFlow Datasets knows no such "
+            f"builder, and none is prepared in {folder or '~/tensorflow_datasets'}: {first[:300]}"
+        ) from error
+    formats = {file_format.value for file_format in builder.info.available_file_formats()}
+    if not builder.info.splits or "array_record" not in formats:
+        found = f"as {', '.join(sorted(formats))} only" if builder.info.splits else "nothing"
+        where = f", data_dir={folder!r}" if folder else ""
+        raise DataError(
+            f"expected {settings.builder} prepared as array_record in {builder.data_path}, found "
+            f"{found}. Prepare it"
+            f"{' in another data_dir' if builder.info.splits else ''} with\n"
+            f'  python -c "import tensorflow_datasets as tfds; tfds.builder({settings.builder!r}'
+            f"{where}, file_format='array_record').download_and_prepare()\"\n"
+            "Preparing, unlike reading, needs tensorflow for most builders"
+        )
+    for key in ("image", "label"):
+        if key not in builder.info.features:
+            raise ConfigError(
+                f"config.dataset.tfds.builder={settings.builder}: expected the features image and "
+                f"label, found {', '.join(builder.info.features)}"
+            )
+    return builder
+
+
+def _identity(builder: Any, pattern: str) -> list:
+    """What the index and the pictures belong to."""
+    sizes = [[n, s.num_examples, s.num_bytes] for n, s in sorted(builder.info.splits.items())]
+    return [builder.info.full_name, sizes, pattern]
+
+
+def _label_names(builder: Any) -> list[str]:
+    return builder.info.features["label"].names
+
+
+def _spoken(name: str, name_spaces: str) -> str:
+    """SUN397's labels are paths, /c/church/outdoor, which CoOp reads from the inside out."""
+    if name.startswith("/"):
+        name = " ".join(reversed(name.split("/")[2:]))
+    return spoken(name, name_spaces)
+
+
+def _open(builder: Any, split: str) -> Any:
+    """The examples of a split, pictures as encoded bytes."""
+    tfds = _import()
+    skip = {
+        key: tfds.decode.SkipDecoding()
+        for key, feature in builder.info.features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
+    return builder.as_data_source(split=split, decoders=skip)
+
+
+def _picture(example: dict[str, Any], builder: Any) -> bytes:
+    picture = example["image"]
+    if not isinstance(picture, bytes):
+        raise DataError(
+            f"{builder.info.full_name}: expected encoded pictures, found {type(picture).__name__}; "
+            "only builders whose image feature holds encoded files can be read"
+        )
+    return picture
+
+
+# ----------------------------------------------------------------------------------- the examples
+
+
+def _read_examples(builder: Any, pattern: str) -> Iterator[Example]:
+    """Every example of every split."""
+    unknown = set(re.findall(r"{(.*?)}", pattern)) - {"split", *builder.info.features}
+    if unknown:
+        raise ConfigError(
+            f"config.dataset.tfds.file_name={pattern}: {builder.info.full_name} has no feature "
+            f"{', '.join(sorted(unknown))}; it has {', '.join(builder.info.features)}"
+        )
+    labels = _label_names(builder)
+    for split in builder.info.splits:
+        records = _open(builder, split)
+        bar = tqdm(range(len(records)), desc=f"reading {split}", unit="example", leave=False)
+        for row in bar:
+            record = records[row]
+            values = {**record, "split": split, "label": labels[record["label"]]}
+            name = re.sub(r"{(.*?)}", lambda match: _text(values[match[1]]), pattern)  # noqa: B023
+            png = _picture(record, builder).startswith(b"\x89PNG")
+            yield Example(split, row, name, int(record["label"]), ".png" if png else ".jpg")
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
+
+
+def _read_index(folder: Path, source: list) -> list[Example] | None:
+    """The examples as an earlier run noted them; None where there is no such note."""
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    if content["source"] != source:
+        return None
+    return [Example(*fields) for fields in content["examples"]]
+
+
+def _write(
+    folder: Path,
+    builder: Any,
+    wanted: dict[str, Example],
+    examples: Sequence[Example],
+    source: list,
+) -> None:
+    """Write the index and the pictures that are not there yet, each whole or not at all."""
+    if not (folder / INDEX).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = [list(dataclasses.astuple(example)) for example in examples]
+        write_json(folder / INDEX, {"source": source, "examples": rows})
+    missing = [(image, e) for image, e in wanted.items() if not (folder / image).is_file()]
+    missing.sort(key=lambda entry: (entry[1].split, entry[1].row))
+    records: dict[str, Any] = {}
+    for image, example in tqdm(missing, desc="writing pictures", unit="image", disable=not missing):
+        if example.split not in records:
+            records[example.split] = _open(builder, example.split)
+        path = folder / image
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, _picture(records[example.split][example.row], builder))
+
+
+# ------------------------------------------------------------------------------------- the splits
+
+
+def _of_split(
+    settings: ConfigDict, part: str, builder: Any, examples: Sequence[Example]
+) -> list[Example]:
+    """The examples that `config.dataset.tfds.<part>` names, such as "train[:80%]"."""
+    tfds = _import()
+    try:
+        instruction = tfds.core.ReadInstruction.from_spec(settings[part])
+        pieces = instruction.to_absolute(builder.info.splits)
+    except (ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"config.dataset.tfds.{part}={settings[part]}: expected a split of "
+            f"{builder.info.full_name}, one of {', '.join(builder.info.splits)}, or a part such as "
+            "train[:80%]"
+        ) from error
+    return [
+        example
+        for piece in pieces
+        for example in [e for e in examples if e.split == piece.splitname][piece.from_ : piece.to]
+    ]
+
+
+def _split_file(settings: ConfigDict) -> Path | None:
+    """CoOp's split file; None where it is not used."""
+    if not (settings.split and settings.tfds.file_name):
+        return None
+    try:
+        path = data_root(settings.root) / settings.split
+    except DataError as error:
+        raise DataError(f"{error}. The split file is looked for there; {_OWN_SPLITS}") from error
+    if not path.is_file():
+        raise DataError(
+            f"no split file {path} (config.dataset.split)"
+            + (f"; {settings.source} says where to get it" if settings.source else "")
+            + f". Without it, {_OWN_SPLITS}"
+        )
+    return path
+
+
+def _coop_split(
+    settings: ConfigDict, path: Path, builder: Any, examples: Sequence[Example]
+) -> tuple[tuple[str, ...], list[Row], list[Row]]:
+    """Class names, training and test pictures of the split file; other examples are left out."""
+    parts = coop.read_split(path)
+    names = coop.split_class_names(parts, path, settings.name_spaces)
+    by_name: dict[str, list[Example]] = {}
+    for example in examples:
+        by_name.setdefault(_key(example.name), []).append(example)
+    rows = [row for own in parts.values() for row in own]
+    missing = [image for image, _, _ in rows if _key(image) not in by_name]
+    if missing:
+        listed = "".join(f"\n  {image}" for image in missing[:_LISTED])
+        more = f"\n  and {len(missing) - _LISTED:,} more" if len(missing) > _LISTED else ""
+        raise DataError(
+            f"{len(missing):,} of {len(rows):,} pictures of {path} are not among the "
+            f"{len(examples):,} examples of {builder.info.full_name}, whose names are such as "
+            f"{examples[0].name!r} (config.dataset.tfds.file_name={settings.tfds.file_name}); "
+            f"{_OWN_SPLITS}:{listed}{more}"
+        )
+    _check_matches(rows, by_name, builder)
+    train, test = (
+        [(image, label, by_name[_key(image)][0]) for image, label, _ in own]
+        for own in (parts["train"] + parts["val"], parts["test"])
+    )
+    return names, train, test
+
+
+def _key(name: str) -> str:
+    """What two spellings of a file name have in common."""
+    return name.lstrip("/").casefold()
+
+
+def _check_matches(
+    rows: Sequence[coop.Row], by_name: dict[str, list[Example]], builder: Any
+) -> None:
+    """Raise DataError where names do not tell the pictures apart, or labels contradict them."""
+    labels: dict[int, int] = {}
+    for image, label, name in rows:
+        found = by_name[_key(image)]
+        if len(found) > 1:
+            raise DataError(
+                f"{len(found)} examples of {builder.info.full_name} are named {found[0].name!r}, "
+                f"as is the picture {image!r} of the split file; set config.dataset.tfds.file_name "
+                "to a spelling that tells them apart, such as '{label}/{file_name}'"
+            )
+        if labels.setdefault(label, found[0].label) != found[0].label:
+            own = _label_names(builder)
+            raise DataError(
+                f"{builder.info.full_name}: the example {found[0].name!r} has the label "
+                f"{own[found[0].label]!r}, but other pictures that the split file calls {name!r} "
+                f"have {own[labels[label]]!r}; the names do not identify the pictures, so the "
+                f"split file cannot be used; {_OWN_SPLITS}"
+            )
