@@ -1,0 +1,147 @@
+"""The ten public sets: their configurations, and each from small copies of its files to results."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from lattec_jax import check_data, train
+from lattec_jax.config import artifacts_dir, parse
+from lattec_jax.errors import DataError
+from tests.dummy import dummy_checkpoint
+from tests.public_sets import SETS, TEST, TRAIN, VAL, content, make_tree
+
+# Typed from the paper's and the released scripts' settings, not from the configurations:
+# classes, train, test, paper's learning rate, released epochs, warm-up, released template.
+SETTINGS = """
+eurosat       |  10 | 18900 |  8100 | 1e-7 |  15 |  40 | a photo of a {}.
+sun397        | 397 | 19850 | 19850 | 1e-6 |  15 |  40 | a photo of a {}.
+food101       | 101 | 70700 | 30300 | 1e-6 |  15 | 140 | a photo of a {}, a type of food.
+flowers102    | 102 |  5726 |  2463 | 1e-7 |  50 |  12 | a photo of a {}, a type of flower.
+dtd           |  47 |  3948 |  1692 | 1e-7 | 100 |  10 | {} texture.
+fgvc_aircraft | 100 |  6667 |  3333 | 1e-7 |  50 |  15 | a photo of a {}, a type of aircraft.
+oxford_pets   |  37 |  3680 |  3669 | 1e-7 | 100 |  10 | a photo of a {}.
+stanford_cars | 196 |  8144 |  8041 | 1e-7 |  50 |  20 | a photo of a {}.
+ucf101        | 101 |  9537 |  3783 | 1e-7 |  50 |  20 | a photo of a person doing {}
+caltech101    | 100 |  5777 |  2465 | 1e-7 |  50 |  10 | a photo of a {}.
+"""
+ROWS = [[cell.strip() for cell in line.split("|")] for line in SETTINGS.strip().splitlines()]
+
+# What the released code's prompts ask about; the noun of the paper's.
+ASKED = {
+    "eurosat": ("land use in the satellite image", "land use in all the satellite images"),
+    "sun397": ("scene in the photo", "scenes in all the photos"),
+    "food101": ("{class} food in the photo", "foods in all the photos"),
+    "flowers102": ("{class} flower in the photo", "flowers in all the photos"),
+    "dtd": ("texture in the photo", "textures in all the photos"),
+    "fgvc_aircraft": ("aircraft in the photo", "aircrafts in all the photos"),
+    "oxford_pets": ("pet in the photo", "pets in all the photos"),
+    "stanford_cars": ("car in the photo", "cars in all the photos"),
+    "ucf101": ("action of the person in the photo", "person's actions in all the photos"),
+    "caltech101": ("object in the photo", "objects in all the photos"),
+}
+NOUNS = {"eurosat": "land use", "sun397": "scene", "food101": "food", "flowers102": "flower"}
+
+
+def config_of(name: str, *extra: str):
+    return parse(["train", f"--config=configs/{name}.py", *extra])[0]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
+def test_settings_of_both_presets(row):
+    name, classes, n_train, n_test, rate, epochs, warmup, template = row
+    paper, released = config_of(name), config_of(name, "--config.preset=released_code")
+    for config in (paper, released):
+        expected = config.dataset.expected
+        assert (expected.classes, expected.train, expected.test) == (
+            int(classes),
+            int(n_train),
+            int(n_test),
+        )
+        assert config.train.warmup_steps == int(warmup)
+        assert config.train.batch_size == 512
+        assert "KaiyangZhou/CoOp/blob/main/DATASETS.md#" in config.dataset.source
+    assert (paper.train.learning_rate, released.train.learning_rate) == (float(rate), 1e-7)
+    assert (paper.train.epochs, paper.train.max_steps) == (50, 2000)
+    assert (released.train.epochs, released.train.max_steps > 10**5) == (int(epochs), True)
+    assert paper.train.weight_decay == 0.2
+    assert released.train.weight_decay == (1e-7 if name == "caltech101" else 0.2)
+    assert (paper.templates, released.templates) == (("a photo of a {}.",), (template,))
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_prompts_of_both_presets(name):
+    paper = config_of(name).descriptions.prompts
+    released = config_of(name, "--config.preset=released_code").descriptions.prompts
+    image, group = ASKED[name]
+    assert released.image == f"Describe the {image} concisely, less than 20 words."
+    assert released.group == (
+        f"Describe the common visual attributes of the {group} concisely, less than 20 words."
+    )
+    noun = NOUNS.get(name, image.removesuffix(" in the photo"))
+    assert paper.image == f"Describe the {noun} in the photo concisely, using less than 20 words."
+    assert paper.group.startswith("Describe the common visual attributes of the ")
+    assert paper.group.endswith(" in all the photos concisely, in fewer than 20 words.")
+    assert "{class}" not in paper.image + paper.group + released.group
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A directory to work in, with a checkpoint, and a data directory beside it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tmp_path / "data"))
+    dummy_checkpoint().save(tmp_path / "weights")
+    return tmp_path
+
+
+SHORT = (
+    "--config.weights=weights",
+    "--config.method.texts=('class',)",
+    "--config.train.batch_size=8",
+    "--config.train.max_steps=2",
+    "--config.checkpoint_every=2",
+    "--config.log_every=1",
+)
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_from_files_to_results(place, capsys, name):
+    make_tree(place / "data", name)
+    before = content(place)
+    check_data.main(["check_data", f"--config=configs/{name}.py"])
+    assert content(place) == before
+    shown = capsys.readouterr().out
+    assert f"DATASETS.md#{config_of(name).dataset.source.partition('#')[2]}" in shown
+
+    train.main(["train", f"--config=configs/{name}.py", *SHORT])
+    found = json.loads((place / f"runs/{name}-latteclip-s0/results.json").read_text("utf-8"))
+    assert found["class_names"] == [spoken for _, _, spoken in SETS[name].classes]
+    assert (found["n_train"], found["n_test"]) == (3 * (TRAIN + VAL), 3 * TEST)
+    assert found["protocol"] == "coop, inductive, last step"
+    assert found["dataset"] == name and found["adapted"] is not None
+    assert f"{name}: 12 images to train on, 6 to test, 3 classes" in capsys.readouterr().out
+    for spoken in found["class_names"]:
+        assert spoken in shown
+
+
+def test_a_share_of_the_training_images_has_its_own_artefacts(place):
+    make_tree(place / "data", "dtd")
+    train.main(["train", "--config=configs/dtd.py", *SHORT, "--config.dataset.share=0.7"])
+    found = json.loads((place / "runs/dtd-latteclip-s0/results.json").read_text("utf-8"))
+    assert found["n_train"] == 8
+    assert found["protocol"] == "coop, inductive, last step, 70% of the training images"
+    config = config_of("dtd", "--config.dataset.share=0.7")
+    assert artifacts_dir(config).as_posix() == "artifacts/dtd-share-0.7"
+    assert (place / artifacts_dir(config) / "pseudo_labels").is_dir()
+    assert not (place / "artifacts/dtd").exists()
+
+
+def test_train_names_what_is_missing_first(place):
+    root = make_tree(place / "data", "ucf101")
+    (root / "split_zhou_UCF101.json").unlink()
+    (root / "UCF-101-midframes").rename(root / "midframes")
+    with pytest.raises(DataError) as caught:
+        train.main(["train", "--config=configs/ucf101.py", *SHORT])
+    assert "no split file" in str(caught.value) and "no image folder" in str(caught.value)
+    assert not (place / "artifacts").exists() and not (place / "runs").exists()
