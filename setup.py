@@ -44,7 +44,11 @@ CAPTIONING = [
 ]
 OPENAI = ["anyio>=4.10,<5", "openai>=2.54,<4"]
 DEMO = ["matplotlib>=3.9"]
-TFDS = ["array_record>=0.8,<0.9", "tensorflow-datasets>=4.9.10,<4.10"]
+TFDS = [
+    "array_record>=0.8,<0.9",
+    "importlib_resources>=6",  # which the next imports to prepare a set, but does not require
+    "tensorflow-datasets>=4.9.10,<4.10",
+]
 
 setup(
     name="lattec_jax",

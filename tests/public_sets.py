@@ -39,7 +39,7 @@ SETS = {
         "SUN397",
         "split_zhou_SUN397.json",
         (
-            ("a/abbey/sun_aaalbzqrimafwbi{n}.jpg", "abbey", "abbey"),
+            ("a/alley/sun_aaalbzqrimafwbi{n}.jpg", "alley", "alley"),
             ("c/church/outdoor/sun_aaavkosvhmhmdmz{n}.jpg", "outdoor church", "outdoor church"),
             (
                 "t/train_station/platform/sun_abc{n}.jpg",

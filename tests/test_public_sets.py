@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 
 import pytest
 
-from lattec_jax import check_data, train
+from lattec_jax import check_data, pseudo_label, train
 from lattec_jax.config import artifacts_dir, parse
 from lattec_jax.errors import DataError
+from tests.builders import prepare
 from tests.dummy import dummy_checkpoint
 from tests.public_sets import SETS, TEST, TRAIN, VAL, content, make_tree
 
@@ -127,13 +130,12 @@ def test_from_files_to_results(place, capsys, name):
 
 def test_a_share_of_the_training_images_has_its_own_artefacts(place):
     make_tree(place / "data", "dtd")
-    train.main(["train", "--config=configs/dtd.py", *SHORT, "--config.dataset.share=0.7"])
-    found = json.loads((place / "runs/dtd-latteclip-s0/results.json").read_text("utf-8"))
-    assert found["n_train"] == 8
-    assert found["protocol"] == "coop, inductive, last step, 70% of the training images"
-    config = config_of("dtd", "--config.dataset.share=0.7")
+    share = ["--config.weights=weights", "--config.dataset.share=0.7"]
+    pseudo_label.main(["pseudo_label", "--config=configs/dtd.py", *share])
+    config = config_of("dtd", *share)
     assert artifacts_dir(config).as_posix() == "artifacts/dtd-share-0.7"
-    assert (place / artifacts_dir(config) / "pseudo_labels").is_dir()
+    labels = next((place / artifacts_dir(config) / "pseudo_labels").glob("*.jsonl"))
+    assert labels.read_text("utf-8").count('"image"') == 8
     assert not (place / "artifacts/dtd").exists()
 
 
@@ -145,3 +147,19 @@ def test_train_names_what_is_missing_first(place):
         train.main(["train", "--config=configs/ucf101.py", *SHORT])
     assert "no split file" in str(caught.value) and "no image folder" in str(caught.value)
     assert not (place / "artifacts").exists() and not (place / "runs").exists()
+
+
+def test_from_a_builder_of_tensorflow_datasets_to_results(place):
+    tree = prepare("dtd", place)
+    tree.parent.rename(place / "data")
+    shutil.rmtree(place / "data/dtd/images")
+    extra = [
+        "--config.dataset.kind=tfds",
+        "--config.dataset.tfds.builder=small_dtd",
+        "--config.dataset.tfds.data_dir=tfds",
+    ]
+    train.main(["train", "--config=configs/dtd.py", *SHORT, *extra])
+    found = json.loads((place / "runs/dtd-latteclip-s0/results.json").read_text("utf-8"))
+    assert found["protocol"] == "coop, inductive, last step"
+    assert (found["n_train"], found["n_test"]) == (12, 6)
+    assert "tensorflow" not in sys.modules

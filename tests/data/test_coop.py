@@ -11,7 +11,7 @@ from PIL import Image
 
 from lattec_jax.config import parse
 from lattec_jax.data import datasets
-from lattec_jax.errors import DataError
+from lattec_jax.errors import ConfigError, DataError
 
 SPLIT = {
     "train": [["AnnualCrop/a_1.jpg", 0, "Annual_Crop Land"], ["Forest/f_1.jpg", 1, "Forest"]],
@@ -54,7 +54,8 @@ def test_train_and_val_are_the_training_images(tree):
         (lambda s: s["train"].append(["x.jpg", "0", "Forest"]), r"train\[2\]: expected \[path"),
         (lambda s: s["test"].append(["x.jpg", 0, "Forest"]), "label 0 is 'Annual_Crop Land'"),
         (lambda s: s["test"].append(["x.jpg", 3, "River"]), r"found none of \[2\]"),
-        (lambda s: s["test"].append(["x.jpg", 1, "Forest"]), r"1 of 6 pictures.*\n  x\.jpg"),
+        (lambda s: s["test"].append(["x.jpg", 1, "Forest"]), r"1 of 6 pictures.*\n    x\.jpg"),
+        (lambda s: s["test"].append(["../x.jpg", 1, "Forest"]), "a path below the image folder"),
         (lambda s: s["test"].append(s["train"][0]), "training must not see test pictures"),
     ],
 )
@@ -66,13 +67,19 @@ def test_a_split_file_that_is_wrong_is_refused_by_name(tree, change, message):
         datasets.load(eurosat())
 
 
-def test_missing_folders_are_named(tree, monkeypatch):
-    (tree / "2750").rename(tree / "2751")
-    with pytest.raises(DataError, match=r"no image folder .*2750; expected the layout of CoOp"):
+def test_without_a_data_directory(tree, monkeypatch):
+    monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tree / "nowhere"))
+    with pytest.raises(DataError, match=r"is .*nowhere, which is no folder"):
         datasets.load(eurosat())
     monkeypatch.delenv("LATTECLIP_DATA_DIR")
     with pytest.raises(DataError, match=r"\$LATTECLIP_DATA_DIR is not set"):
         datasets.load(eurosat())
+
+
+def test_without_a_split_file_named(tree):
+    config = parse(["train", "--config=configs/eurosat.py", "--config.dataset.split="])[0]
+    with pytest.raises(ConfigError, match=r"config\.dataset\.split is empty"):
+        datasets.load(config)
 
 
 def test_a_split_file_that_is_not_json(tree):
