@@ -32,6 +32,7 @@ ROWS = {
         "--config.method.name=latteclip",
         "--config.method.texts=('class',)",
     ],
+    "LatteCLIP, WiSE-FT 0.5": ["--config.method.name=latteclip", "--config.wise_ft=0.5"],
     **{
         f"FLYP, pseudo-labels, learning rate {rate}": [
             "--config.method.name=flyp",
@@ -39,6 +40,7 @@ ROWS = {
         ]
         for rate in ("1e-4", "3e-4", "1e-3")
     },
+    "ReCLIP": ["--config.method.name=reclip"],
     "FLYP, true labels (oracle)": ["--config.method.name=flyp_oracle"],
 }
 

@@ -35,7 +35,7 @@ def steps(labels: np.ndarray, count: int):
     config = resolve(config).train
     optimiser = make_optimiser(config, 10)
     preprocess = world.checkpoint.preprocess
-    settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None, seed=0)
+    settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None)
     schedule = learning_rate_schedule(config, 10)
     step = make_train_step(
         define(world.checkpoint.config), method, optimiser, schedule, settings, mesh
