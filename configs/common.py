@@ -126,8 +126,8 @@ def get_config() -> ConfigDict:
     config.train.beta2 = 0.98
     config.train.epsilon = 1e-6
 
-    # WiSE-FT: the adapted parameters' share in their average with the pre-trained ones, 0.5 in its
-    # paper; None: the adapted model as it is.
+    # WiSE-FT, for any method: the adapted parameters' share in their average with the pre-trained
+    # ones, taken once after the last step; its paper: 0.5; None: the adapted model as it is.
     config.wise_ft = placeholder(float)
 
     config.augment = ConfigDict()
