@@ -41,11 +41,7 @@ SETS = {
         (
             ("a/alley/sun_aaalbzqrimafwbi{n}.jpg", "alley", "alley"),
             ("c/church/outdoor/sun_aaavkosvhmhmdmz{n}.jpg", "outdoor church", "outdoor church"),
-            (
-                "t/train_station/platform/sun_abc{n}.jpg",
-                "platform train_station",
-                "platform train station",
-            ),
+            ("t/tree_farm/sun_abbfpqykgxkxmro{n}.jpg", "tree_farm", "tree farm"),
         ),
     ),
     "food101": PublicSet(

@@ -31,19 +31,21 @@ def data_root(setting: str) -> Path:
     Raises:
         DataError: the variable is not set, or names no folder.
     """
+    root = Path(setting).expanduser()
+    if root.is_absolute():
+        return root
     base = os.environ.get(DATA_DIR, "")
-    if Path(setting).is_absolute():
-        return Path(setting)
     if not base:
         raise DataError(
             f"${DATA_DIR} is not set; set it to the folder that holds {setting}/, or pass an "
             "absolute --config.dataset.root"
         )
-    if not Path(base).is_dir():
+    folder = Path(base).expanduser()
+    if not folder.is_dir():
         raise DataError(
             f"${DATA_DIR} is {base}, which is no folder; set it to the folder that holds {setting}/"
         )
-    return Path(base) / setting
+    return folder / root
 
 
 class Layout:
@@ -72,8 +74,8 @@ class Layout:
     @property
     def data_dir(self) -> Path:
         """The folder that holds the roots."""
-        absolute = Path(self._settings.root).is_absolute()
-        return self.root.parent if absolute else Path(os.environ[DATA_DIR])
+        absolute = Path(self._settings.root).expanduser().is_absolute()
+        return self.root.parent if absolute else Path(os.environ[DATA_DIR]).expanduser()
 
     def file(self, name: str, what: str) -> Path | None:
         """The file `name` of the root, to be read. One found elsewhere is a problem, and returned.
@@ -108,38 +110,45 @@ class Layout:
             ids: paths below the image folder; none where the files that name them are missing.
             source: what names them, for the message.
         """
-        if not self.images.is_dir():
-            self._problems.append(f"no image folder {self.images}{self._copy(ids, source)}")
-            return
         missing = [image for image in ids if not (self.images / image).is_file()]
-        if not missing:
+        there = self.images.is_dir()
+        if there and not missing:
             return
-        advice = self._copy(ids, source)
-        if not advice:
-            folder = self.nearby.holds(missing)
-            advice = f"; {folder} holds them: move them" if folder else "; get the whole set"
-        more = f"\n    and {len(missing) - _LISTED:,} more" if len(missing) > _LISTED else ""
-        listed = "".join(f"\n    {image}" for image in missing[:_LISTED])
-        self._problems.append(
-            f"{len(missing):,} of {len(ids):,} pictures of {source} are missing below "
-            f"{self.images}{advice}:{listed}{more}"
-        )
+        problem = f"no image folder {self.images}"
+        if there:
+            problem = (
+                f"{len(missing):,} of {len(ids):,} pictures of {source} are missing below "
+                f"{self.images}"
+            )
+        folder, lacking = self._copy(ids)
+        if folder is not None and len(lacking) < max(1, len(missing)):
+            problem += f"; {folder} holds {_how_many(ids, lacking, source)}: {self._remedy(folder)}"
+            listed = lacking
+        elif there:
+            holder, rest = self.nearby.best(missing)
+            found = holder is not None and not rest
+            problem += f"; {holder} holds them: move them" if found else "; get the whole set"
+            listed = missing
+        else:
+            listed = []
+        self._problems.append(problem + _listing(listed))
 
-    def _copy(self, ids: Sequence[str], source: str) -> str:
-        """Where the pictures lie instead, and what to do about it; "" where that is not known."""
-        expected = self._settings.expected
-        wanted = len(set(ids)) or expected.train + expected.test
-        folder = self.nearby.holds(ids) if ids else self.nearby.counts(wanted)
-        if folder is None or folder == self.images:
-            return ""
-        self._found_images = folder
-        how = f"all {wanted:,} pictures of {source}" if ids else f"{wanted:,} pictures, as expected"
+    def _copy(self, ids: Sequence[str]) -> tuple[Path | None, list[str]]:
+        """The folder that may be the image folder, renamed, and the pictures that it lacks."""
+        if not ids:
+            expected = self._settings.expected
+            return self.nearby.counts(expected.train + expected.test), []
+        folder, lacking = self.nearby.best(ids)
+        if folder is not None and not lacking:
+            self._found_images = folder
+        return folder, lacking
+
+    def _remedy(self, folder: Path) -> str:
+        """What to do about pictures that lie in another folder."""
         inside = self.root in folder.parents
         setting = folder.relative_to(self.root).as_posix() if inside else folder
         remedy = f"set --config.dataset.images={setting}"
-        if self._settings.images:
-            remedy += f", or move it to {self.images}"
-        return f"; {folder} holds {how}: {remedy}"
+        return f"{remedy}, or move it to {self.images}" if self._settings.images else remedy
 
     def refuse_problems(self, files: Sequence[str]) -> None:
         """Raise DataError with all that was found wrong.
@@ -185,3 +194,19 @@ class Layout:
             paths=tuple(self.images / image for image, _, _ in rows),
             labels=np.array([label for _, label, _ in rows], np.int32),
         )
+
+
+def _how_many(ids: Sequence[str], lacking: Sequence[str], source: str) -> str:
+    """What a copy of the image folder holds."""
+    if not ids:
+        return "as many pictures as expected"
+    if not lacking:
+        return f"all {len(ids):,} pictures of {source}"
+    return f"{len(ids) - len(lacking):,} of the {len(ids):,} pictures of {source}"
+
+
+def _listing(missing: Sequence[str]) -> str:
+    """The first missing pictures, a line each, and the number of the others."""
+    listed = "".join(f"\n    {image}" for image in missing[:_LISTED])
+    more = f"\n    and {len(missing) - _LISTED:,} more" if len(missing) > _LISTED else ""
+    return f". Missing there, {len(missing):,}:{listed}{more}" if missing else ""

@@ -11,6 +11,7 @@ from lattec_jax.data.folder import SUFFIXES
 _FOLDERS = 5000  # that are looked into, so that a huge disk does not hold up a message
 _DEPTH = 6  # SUN397/c/church/outdoor has three levels below the image folder
 _LISTS = (".json", ".txt")
+_PROBES = 8  # pictures that are looked for in a folder before all are
 
 
 class Nearby:
@@ -56,12 +57,21 @@ class Nearby:
         """The list files of that name; case does not count."""
         return self._files.get(name.lower(), [])
 
-    def holds(self, ids: Sequence[str]) -> Path | None:
-        """A folder that holds all of the pictures `ids`, paths below it."""
-        for folder in self._pictures:
-            if all((folder / image).is_file() for image in ids):
-                return folder
-        return None
+    def best(self, ids: Sequence[str]) -> tuple[Path | None, list[str]]:
+        """The folder that holds the most of the pictures `ids`, paths below it; those it lacks.
+
+        None where no folder holds half of them.
+        """
+        probes = ids[:: max(1, len(ids) // _PROBES)]
+        lacking = {
+            folder: [image for image in ids if not (folder / image).is_file()]
+            for folder in self._pictures
+            if any((folder / image).is_file() for image in probes)
+        }
+        best = min(lacking, key=lambda folder: len(lacking[folder]), default=None)
+        if best is None or 2 * len(lacking[best]) > len(ids):
+            return None, list(ids)
+        return best, lacking[best]
 
     def counts(self, wanted: int) -> Path | None:
         """The innermost folder that holds that many pictures, at any depth."""
