@@ -103,6 +103,7 @@ SHORT = (
     "--config.method.texts=('class',)",
     "--config.train.batch_size=8",
     "--config.train.max_steps=2",
+    "--config.train.learning_rate=1e-7",  # the same for all, so that one compilation serves them
     "--config.checkpoint_every=2",
     "--config.log_every=1",
 )

@@ -161,11 +161,8 @@ class Layout:
         problems = self._problems
         renamed = self._renamed_root(files)
         if renamed is not None:
-            inside = self.data_dir in renamed.parents
-            setting = renamed.relative_to(self.data_dir).as_posix() if inside else renamed
             problems = [
-                f"no folder {self.root}; {renamed} has its files: rename it, or set "
-                f"--config.dataset.root={setting}"
+                f"no folder {self.root}; {renamed} has its files: {self._root_remedy(renamed)}"
             ]
         images = self._settings.images
         inside = [f"{images}/"] if images else []
@@ -186,6 +183,14 @@ class Layout:
         folder = folders.pop()
         whole = not folders and self._found_images == folder / self._settings.images
         return folder if whole else None
+
+    def _root_remedy(self, folder: Path) -> str:
+        """What to do about a whole set that lies in another folder than the root."""
+        if folder == self.data_dir and folder.name == self._settings.root:
+            return f"set {DATA_DIR}={folder.parent}"
+        inside = self.data_dir in folder.parents
+        setting = folder.relative_to(self.data_dir).as_posix() if inside else folder
+        return f"move it to {self.root}, or set --config.dataset.root={setting}"
 
     def split(self, rows: Sequence[Row]) -> Split:
         """The pictures of some rows."""

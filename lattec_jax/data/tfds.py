@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,7 @@ def read_tfds(config: ConfigDict) -> Dataset:
             missing, or rows of it have no example.
     """
     settings = config.dataset
-    path = _split_file(settings)
-    builder = _builder(settings.tfds)
+    path, builder = _all(lambda: _split_file(settings), lambda: _builder(settings.tfds))
     source = _identity(builder, settings.tfds.file_name)
     digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:8]
     folder = set_dir(config) / f"tfds-{digest}"
@@ -92,6 +91,19 @@ def read_tfds(config: ConfigDict) -> Dataset:
 
 
 Row = tuple[str, int, Example]  # id, label, example
+
+
+def _all(*parts: Callable[[], Any]) -> list[Any]:
+    """What each of `parts` returns; what several of them lack is said in one DataError."""
+    found, problems = [], []
+    for part in parts:
+        try:
+            found.append(part())
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(problems))
+    return found
 
 
 def _split(folder: Path, rows: Sequence[Row]) -> Split:

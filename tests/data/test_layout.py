@@ -126,7 +126,7 @@ def test_misplaced_lists_of_fgvc_aircraft(data_dir):
 def test_a_renamed_root_is_recognised(data_dir):
     make_tree(data_dir, "eurosat").rename(data_dir / "EuroSAT")
     (found,) = problems("eurosat", data_dir)
-    assert f"{data_dir / 'EuroSAT'} has its files: rename it, or set" in found
+    assert f"{data_dir / 'EuroSAT'} has its files: move it to {data_dir / 'eurosat'}" in found
     assert "--config.dataset.root=EuroSAT" in found
     config = parse(["x", "--config=configs/eurosat.py", "--config.dataset.root=EuroSAT"])[0]
     assert len(datasets.read(config).train.ids) == 12
@@ -135,6 +135,13 @@ def test_a_renamed_root_is_recognised(data_dir):
     split, images = problems("eurosat", data_dir)
     assert "was found as" in split and images.startswith("no image folder")
     assert "holds 17 of the 18 pictures" in images and "\n    Forest/Forest_1.jpg" in images
+
+
+def test_a_data_directory_that_is_the_set_itself(data_dir, monkeypatch):
+    root = make_tree(data_dir, "eurosat")
+    monkeypatch.setenv("LATTECLIP_DATA_DIR", str(root))
+    (found,) = problems("eurosat", data_dir)
+    assert f"{root} has its files: set LATTECLIP_DATA_DIR={data_dir}" in found
 
 
 def test_a_damaged_split_file_and_a_missing_folder(data_dir):

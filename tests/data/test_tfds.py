@@ -190,7 +190,9 @@ def test_what_is_missing_is_said(place, monkeypatch):
     with pytest.raises(DataError, match=r"LATTECLIP_DATA_DIR[\s\S]*--config\.dataset\.split=\"\""):
         datasets.read(config_of("dtd"))
     (place / "data").mkdir()
-    with pytest.raises(DataError, match=r"no split file .*dtd/split_zhou_D[\s\S]*\.split=\"\""):
+    with pytest.raises(
+        DataError, match=r"no split file .*dtd/split_zhou_D[\s\S]*\.split=\"\"[\s\S]*Prepare it"
+    ):
         datasets.read(config_of("dtd"))
     no_split = "--config.dataset.split="
     with pytest.raises(
