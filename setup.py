@@ -61,7 +61,11 @@ setup(
     packages=find_packages(
         include=["lattec_jax*", "captioning*", "convert*", "configs*"], exclude=["tests*"]
     ),
-    package_data={"captioning": ["browse.html"], "lattec_jax.demo": ["tiny_clip/*"]},
+    package_data={
+        "captioning": ["browse.html"],
+        "lattec_jax.demo": ["tiny_clip/*"],
+        "lattec_jax.sweep": ["paper_tables.json"],
+    },
     install_requires=CORE,
     extras_require={
         "convert": CONVERT,

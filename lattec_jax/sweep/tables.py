@@ -1,0 +1,209 @@
+"""The tables of the paper (arXiv 2410.08211): their rows as configurations, and its numbers.
+
+`paper_tables.json` holds the accuracies as printed, by table, row and data set, in per cent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+TRAIN = "lattec_jax.train"
+CLASSIFY = "captioning.classify"
+_NUMBERS = Path(__file__).with_name("paper_tables.json")
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One configuration of a table.
+
+    Attributes:
+        name: of the run; rows of several tables that share it share their runs.
+        label: the row in the table and in `paper_tables.json`.
+        overrides: `--config...` arguments that make it.
+        describes: whether it trains with descriptions.
+        module: the command that runs it.
+        seeded: False where another seed gives the same result.
+        ranked: whether it can be best or second best of its table.
+        all_data: in Figure 6, the name of the row with all the training images.
+    """
+
+    name: str
+    label: str
+    overrides: tuple[str, ...] = ()
+    describes: bool = False
+    module: str = TRAIN
+    seeded: bool = True
+    ranked: bool = True
+    all_data: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of the paper; `key` names it on the command line, `paper` in `paper_tables.json`."""
+
+    key: str
+    title: str
+    paper: str
+    rows: tuple[Row, ...]
+    note: str = ""
+
+    def printed(self, row: Row, dataset: str) -> float | None:
+        """The paper's accuracy in per cent (`dataset` may be "average"), None where it has none."""
+        return numbers()[self.paper].get(row.label, {}).get(dataset)
+
+    def printed_change(self, row: Row) -> float | None:
+        """The paper's average change against all the training images, in points (Figure 6)."""
+        changes = numbers()[self.paper].get("average change against all the data", {})
+        method, _, share = row.label.partition(", ")
+        return changes.get(method, {}).get(share)
+
+
+@functools.cache
+def numbers() -> dict[str, Any]:
+    """What the paper prints."""
+    return json.loads(_NUMBERS.read_text(encoding="utf-8"))
+
+
+def paper_datasets() -> tuple[str, ...]:
+    """The ten data sets in the paper's order."""
+    return tuple(name for name in numbers()["table1_main"]["latteclip"] if name != "average")
+
+
+def _latteclip(name: str, label: str, *overrides: str, describes: bool = True) -> Row:
+    """A row of LatteCLIP."""
+    return Row(name, label, ("--config.method.name=latteclip", *overrides), describes)
+
+
+def _texts(*texts: str) -> Row:
+    """A row of Table 2: the kinds of text that are mixed."""
+    label = "+".join(texts)
+    listed = ",".join(f'"{text}"' for text in texts)
+    override = f"--config.method.texts=({listed},)"
+    return _latteclip(f"texts-{label}", label, override, describes=texts != ("class",))
+
+
+def _share(method: str, label: str, share: float, describes: bool) -> Row:
+    """A row of Figure 6: a share of the training images."""
+    return Row(
+        f"{method}-share-{share:g}",
+        f"{label}, {share:.0%}",
+        (f"--config.method.name={method}", f"--config.dataset.share={share:g}"),
+        describes,
+        all_data=method,
+    )
+
+
+_ORACLE = Row(
+    "flyp_oracle",
+    "oracle (FLYP, true labels)",
+    ("--config.method.name=flyp_oracle",),
+    ranked=False,
+)
+
+TABLES: dict[str, Table] = {
+    table.key: table
+    for table in (
+        Table(
+            "1",
+            "Table 1. Main results",
+            "table1_main",
+            (
+                _ORACLE,
+                Row("llava_zero_shot", "llava zero-shot", module=CLASSIFY, seeded=False),
+                Row(
+                    "zero_shot",
+                    "clip zero-shot",
+                    ("--config.method.name=zero_shot",),
+                    seeded=False,
+                ),
+                Row("reclip", "reclip", ("--config.method.name=reclip",)),
+                Row("flyp", "flyp + pseudo-label", ("--config.method.name=flyp",)),
+                _latteclip("latteclip", "latteclip"),
+            ),
+            "The oracle trains with true labels and is not ranked.",
+        ),
+        Table(
+            "2",
+            "Table 2. Texts that are mixed",
+            "table2_texts",
+            (
+                _latteclip("latteclip", "class+image+group"),
+                _texts("class", "image"),
+                _texts("class"),
+                _texts("image", "group"),
+                _texts("image"),
+                _texts("group"),
+                _texts("class", "group"),
+            ),
+        ),
+        Table(
+            "3",
+            "Table 3. Parts of the method",
+            "table3_method",
+            (
+                _latteclip("latteclip", "latteclip"),
+                _latteclip(
+                    "without-mixer",
+                    "without dynamic feature mixer",
+                    "--config.method.mixer=False",
+                ),
+                _latteclip("without-L_ft", "without L_ft", '--config.method.labels=("zero_shot",)'),
+                _latteclip("without-L_zs", "without L_zs", '--config.method.labels=("current",)'),
+                _latteclip(
+                    "without-momentum",
+                    "without momentum update",
+                    "--config.method.momentum=0.0",
+                    "--config.method.alpha=0.0",
+                ),
+            ),
+            "Without momentum update: the new weighted texts replace the prototypes (α = μ = 0).",
+        ),
+        Table(
+            "4",
+            "Table 4. Correct images in a group",
+            "table4_correct_images_in_group",
+            (
+                _latteclip("latteclip", "pseudo-labels"),
+                *(
+                    _latteclip(
+                        f"correct-{n}",
+                        f"{n} correct",
+                        f"--config.descriptions.correct_per_group={n}",
+                    )
+                    for n in (1, 2, 3, 4)
+                ),
+            ),
+            "An analysis: all rows but the first group training images by their true labels.",
+        ),
+        Table(
+            "5",
+            "Table 5. Images in a group",
+            "table5_images_per_group",
+            tuple(
+                _latteclip("latteclip", "4")
+                if n == 4
+                else _latteclip(f"group-of-{n}", f"{n}", f"--config.descriptions.group_size={n}")
+                for n in (2, 4, 8, 16)
+            ),
+        ),
+        Table(
+            "figure6",
+            "Figure 6. Share of the training images",
+            "figure6_training_data",
+            (
+                _latteclip("latteclip", "latteclip, 100%"),
+                _share("latteclip", "latteclip", 0.2, True),
+                _share("latteclip", "latteclip", 0.01, True),
+                dataclasses.replace(_ORACLE, label="oracle, 100%"),
+                _share("flyp_oracle", "oracle", 0.2, False),
+                _share("flyp_oracle", "oracle", 0.01, False),
+            ),
+            "The change is against the row with all the training images; the paper prints averages "
+            "over its ten data sets only.",
+        ),
+    )
+}

@@ -1,0 +1,129 @@
+"""Write the tables of a sweep as Markdown and as one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lattec_jax.sweep.cells import BEST, SECOND, Cell, Found, Sheet, comparable
+from lattec_jax.sweep.plan import Sweep
+
+_LEGEND = (
+    "Top-1 accuracy on the test images in per cent, last step, mean ± standard deviation over the "
+    "seeds. Below it the number that the paper prints and, in brackets, ours minus the paper's. "
+    "Best and second best of a column are marked. An empty cell: not run (yet)."
+)
+_STYLE = """
+body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em; }
+div { overflow-x: auto; }
+table { border-collapse: collapse; margin: 0.5em 0 2em; }
+th, td { padding: 0.35em 0.7em; text-align: right; white-space: nowrap; border-top: 1px solid #ccc;
+  font-variant-numeric: tabular-nums; vertical-align: top; }
+th:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+thead th { border-top: 0; border-bottom: 2px solid #555; }
+small { color: #555; }
+"""
+
+
+def markdown(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
+    """The tables; best bold, second best in italics."""
+    parts = [f"{_LEGEND} Bold is best, italics second best.", "\n".join(f"- {f}" for f in facts)]
+    for sheet in sheets:
+        lines = [
+            f"| | {' | '.join(sheet.columns)} |",
+            f"|---|{'---|' * len(sheet.columns)}",
+        ]
+        for label, cells in zip(sheet.rows, sheet.cells, strict=True):
+            lines.append(f"| {label} | {' | '.join(_markdown_cell(cell) for cell in cells)} |")
+        parts += [f"## {sheet.title}", "\n".join(lines), *([sheet.note] if sheet.note else [])]
+    return "\n\n".join(parts) + "\n"
+
+
+def page(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
+    """The same as HTML; best bold, second best underlined."""
+    body = [f"<p>{html.escape(_LEGEND)} Bold is best, underlined second best.</p>"]
+    body.append("<ul>" + "".join(f"<li>{html.escape(fact)}</li>" for fact in facts) + "</ul>")
+    for sheet in sheets:
+        head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in ("", *sheet.columns))
+        rows = "".join(
+            f'<tr><th scope="row">{html.escape(label)}</th>'
+            + "".join(f"<td>{_html_cell(cell)}</td>" for cell in cells)
+            + "</tr>\n"
+            for label, cells in zip(sheet.rows, sheet.cells, strict=True)
+        )
+        body.append(f"<h2>{html.escape(sheet.title)}</h2>")
+        body.append(
+            f"<div><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
+        )
+        if sheet.note:
+            body.append(f"<p>{html.escape(sheet.note)}</p>")
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>lattec_jax: tables</title><style>{_STYLE}</style></head>\n<body>"
+        "<h1>The tables of LatteCLIP, ours beside the paper's</h1>\n"
+        + "\n".join(body)
+        + "</body></html>\n"
+    )
+
+
+def facts(sweep: Sweep, found: Found) -> list[str]:
+    """What was run: how many, on what, by which protocol."""
+    rows = {row.name: row for table in sweep.tables for row in table.rows}.values()
+    wanted = sum(len(sweep.row_seeds(row)) for row in rows) * len(sweep.datasets)
+    runs = [run for several in found.values() for run in several]
+    lines = [
+        f"{len(runs)} of {wanted} runs are there; seeds {', '.join(map(str, sweep.seeds))}.",
+        "The paper: arXiv 2410.08211, OpenCLIP ViT-B/32 (LAION-2B), splits of CoOp, last epoch.",
+    ]
+    for title, key in (("Preset", "preset"), ("Model", "model"), ("Weights", "weights")):
+        lines.append(f"{title}: {_values(runs, key)}.")
+    lines.append(f"Computed in {_values(runs, 'dtype')} on {_values(runs, 'device')}.")
+    for dataset in sweep.datasets:
+        own = [run for (of, _), several in found.items() if of == dataset for run in several]
+        if own:
+            line = f"{Path(dataset).stem}: {_sizes(own)}; protocol: {_values(own, 'protocol')}"
+            line += "." if comparable(own) else ", outside of the paper's columns."
+            lines.append(line)
+    return lines
+
+
+def _sizes(runs: Sequence[Mapping[str, Any]]) -> str:
+    train = max(run["n_train"] for run in runs)
+    return f"{train:,} training and {max(run['n_test'] for run in runs):,} test images"
+
+
+def _values(runs: Iterable[Mapping[str, Any]], key: str) -> str:
+    """All values of a key in the runs, most frequent first."""
+    found = [str(run[key]) for run in runs if run.get(key) is not None]
+    return " | ".join(sorted(set(found), key=lambda v: (-found.count(v), v))) or "none"
+
+
+def _ours(cell: Cell) -> str:
+    sign = "+" if cell.change else ""
+    spread = "" if cell.deviation is None else f" ± {cell.deviation:.2f}"
+    return f"{cell.mean:{sign}.2f}{spread}"
+
+
+def _papers(cell: Cell) -> str:
+    """The paper's number and the difference, empty where there is none."""
+    if cell.paper is None:
+        return ""
+    sign = "+" if cell.change else ""
+    difference = "" if cell.difference is None else f" ({cell.difference:+.2f})"
+    return f"{cell.paper:{sign}.2f}{difference}"
+
+
+def _markdown_cell(cell: Cell) -> str:
+    mark = {BEST: "**", SECOND: "*"}.get(cell.rank, "")
+    ours = f"{mark}{_ours(cell)}{mark}" if cell.values else ""
+    return "<br>".join(filter(None, [ours, _papers(cell)]))
+
+
+def _html_cell(cell: Cell) -> str:
+    tag = {BEST: "b", SECOND: "u"}.get(cell.rank, "span")
+    ours = f"<{tag}>{_ours(cell)}</{tag}>" if cell.values else ""
+    papers = _papers(cell)
+    return "<br>".join(filter(None, [ours, f"<small>{papers}</small>" if papers else ""]))

@@ -1,0 +1,123 @@
+"""Workers of one sweep: each job once, whoever is killed; failures are told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from lattec_jax.sweep.plan import Job
+from lattec_jax.sweep.work import report, work
+
+ROOT = Path(__file__).parents[2]
+# A job that says that it begins, takes its time and leaves its product behind.
+FAKE = """
+    import sys, time
+    from pathlib import Path
+
+    product, seconds = Path(sys.argv[1]), float(sys.argv[2])
+    with open(product.parent / "begun.txt", "a") as file:
+        file.write(product.name + "\\n")
+    if seconds < 0:
+        sys.exit("no such luck")
+    time.sleep(seconds)
+    product.write_text("{}")
+"""
+WORKER = """
+    import sys
+    from pathlib import Path
+    from lattec_jax.sweep.work import report, work
+    from tests.sweep.test_work import jobs_below
+
+    place = Path(sys.argv[1])
+    print(report(work(jobs_below(place), place / "sweep")))
+"""
+
+
+def jobs_below(place: Path, count: int = 8, seconds: float = 0.4) -> list[Job]:
+    """Jobs whose command is the fake one."""
+    return [
+        Job(f"set/{n}", "fake_job", (str(place / str(n)), str(seconds)), place / str(n))
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A directory with the fake job, which other processes can import."""
+    (tmp_path / "fake_job.py").write_text(textwrap.dedent(FAKE), encoding="utf-8")
+    (tmp_path / "worker.py").write_text(textwrap.dedent(WORKER), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(ROOT)]))
+    return tmp_path
+
+
+def start_worker(place: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "worker.py", str(place)],
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+
+
+def begun(place: Path) -> list[str]:
+    path = place / "begun.txt"
+    return path.read_text().split() if path.exists() else []
+
+
+def test_two_workers_never_run_the_same_job(place):
+    workers = [start_worker(place) for _ in range(2)]
+    printed = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert sorted(begun(place)) == [str(n) for n in range(8)]
+    done = [int(text.split()[0]) for text in printed]
+    assert sum(done) == 8
+    assert all(job.done for job in jobs_below(place))
+
+
+def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place):
+    worker = start_worker(place)
+    deadline = time.monotonic() + 60
+    while len(begun(place)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGKILL)
+    worker.wait()
+    worker.stdout.close()
+    # The third job goes on without its worker, and nobody begins it again.
+    outcome = work(jobs_below(place), place / "sweep")
+    assert outcome.elsewhere == ["set/2"] and len(outcome.done) == 5
+    while not jobs_below(place)[2].done and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert sorted(begun(place)) == [str(n) for n in range(8)]
+    assert len(work(jobs_below(place), place / "sweep").before) == 8
+
+
+def test_a_failed_job_is_told_and_tried_again(place, capsys):
+    job = Job("set/bad", "fake_job", (str(place / "bad"), "-1"), place / "bad")
+    good = jobs_below(place, 1, 0)[0]
+    outcome = work([job, good], place / "sweep")
+    assert (outcome.failed, outcome.done) == (["set/bad"], ["set/0"])
+    shown = capsys.readouterr().err
+    assert "exit status 1" in shown and "no such luck" in shown and "set--bad.log" in shown
+    assert "failed: set/bad" in report(outcome)
+    assert work([job], place / "sweep").failed == ["set/bad"]
+    assert begun(place).count("bad") == 2
+
+
+def test_runs_wait_for_preparations_and_are_left_out_where_these_fail(place):
+    mark = place / "prepared" / "labels"
+    command = (str(place / "labels"), "0")
+    ready = Job("set/labels", "lattec_jax.pseudo_label", command, mark)
+    assert ready.prepares and " && touch " in ready.command
+    # The real command refuses these arguments: what needs it is not begun.
+    after = Job("set/run", "fake_job", (str(place / "run"), "0"), place / "run", ("set/labels",))
+    other = jobs_below(place, 1, 0)[0]
+    outcome = work([ready, after, other], place / "sweep")
+    assert (outcome.failed, outcome.waiting) == (["set/labels"], ["set/run"])
+    assert outcome.done == ["set/0"] and not mark.exists() and begun(place) == ["0"]
