@@ -84,6 +84,7 @@ setup(
             *TFDS,
             "build>=1.2",
             "fastapi>=0.115",  # with pydantic, rich and uvicorn: `transformers serve`
+            "hypothesis>=6.100,<7",
             "pydantic>=2",
             "pytest>=8,<10",
             "pytest-xdist>=3.6,<4",

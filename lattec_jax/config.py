@@ -41,13 +41,10 @@ def parse(
         ConfigError: no such file, an unknown key or flag, or a value of the wrong type.
     """
     argv = [argv[0], *_find_config_files(argv[1:])]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "Configuration file.", flag_values=values, sys_argv=list(argv)
-    )
-    if define is not None:
-        define(values)
-    rest = parse_flags(values, argv)
+    files = [argument for argument in argv if re.match(r"--?config=.", argument)]
+    if files:
+        _check_keys(argv[1:], _flags_of([argv[0], files[-1]], None)[0].config)
+    values, rest = _flags_of(argv, define)
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     if values.config is None:
@@ -62,6 +59,31 @@ def parse(
     return resolve(values.config), values
 
 
+def _flags_of(
+    argv: Sequence[str], define: Callable[[flags.FlagValues], None] | None
+) -> tuple[flags.FlagValues, list[str]]:
+    """The flags of a command line, and what of it is not a flag."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Configuration file.", flag_values=values, sys_argv=list(argv)
+    )
+    if define is not None:
+        define(values)
+    return values, parse_flags(values, argv)
+
+
+def _check_keys(arguments: Sequence[str], config: Any) -> None:
+    """Raise ConfigError for a `--config.key` that the configuration does not have."""
+    known = [key for key, _ in leaves(config)] if isinstance(config, ConfigDict) else []
+    for argument in arguments:
+        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
+        if override and known and override[1] not in known:
+            key = override[1]
+            raise ConfigError(
+                f"unknown configuration key config.{key}. {did_you_mean(key, known)}".rstrip()
+            )
+
+
 def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """Parse `argv` into `values` and return what is not a flag, program name first.
 
@@ -70,20 +92,8 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """
     try:
         return values(argv)
-    except (KeyError, AttributeError) as error:
-        raise ConfigError(_unknown_key(error)) from error
-    except (flags.Error, ImportError, OSError, TypeError) as error:
+    except (flags.Error, ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
-
-
-def _unknown_key(error: KeyError | AttributeError) -> str:
-    """What ml_collections says of a key that is not there, in our words."""
-    message = str(error)
-    key = re.search(r"\w+", message)
-    meant = re.search(r'Did you mean "(\w+)"', message)
-    return f"unknown configuration key {key[0] if key else message!r}." + (
-        f" Did you mean {meant[1]!r}?" if meant else ""
-    )
 
 
 def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
@@ -202,6 +212,11 @@ def from_json(path: Path) -> ConfigDict:
         ) from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: expected the configuration of a run, a JSON object, found "
+            f"{type(content).__name__}"
+        )
     return ConfigDict(content, convert_dict=True).lock()
 
 

@@ -98,8 +98,8 @@ def test_a_method_s_own_values_come_before_the_preset_s():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.trian.epochs=3", "unknown configuration key 'trian'. Did you mean 'train'"),
-        ("--config.train.epoch=3", "unknown configuration key 'epoch'. Did you mean 'epochs'"),
+        ("--config.trian.epochs=3", r"unknown configuration key config\.trian\.epochs\. Did you mean 'train\.epochs'\?"),
+        ("--config.train.epoch=3", r"unknown configuration key config\.train\.epoch\. Did you mean 'train\.epochs'\?"),
         ("--config.train.epochs=many", "config.train.epochs=many: invalid literal"),
         ("--config.preset=papr", "expected one of paper, released_code.*Did you mean 'paper'"),
         ("--confg.train.epochs=3", "Unknown command line flag"),

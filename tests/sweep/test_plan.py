@@ -115,7 +115,7 @@ def test_overrides_reach_every_command(tmp_path, capsys, monkeypatch):
         ("--seeds=", "expected at least one each"),
         ("--datasets=eurosatt", r"no configuration file configs/eurosatt\.py"),
         ("--config.seed", r"expected --config\.key=value"),
-        ("--config.sed=1", r"unknown configuration key 'sed'\. Did you mean 'seed'\?"),
+        ("--config.sed=1", r"unknown configuration key config\.sed\. Did you mean 'seed'\?"),
         ("eurosat", "unexpected argument 'eurosat'"),
     ],
 )
