@@ -40,7 +40,7 @@ def parse(
     Raises:
         ConfigError: no such file, an unknown key or flag, or a value of the wrong type.
     """
-    argv = [argv[0], *_find_config_files(argv[1:])]
+    argv = [argv[0], *_last_of_each(_find_config_files(argv[1:]))]
     files = [argument for argument in argv if re.match(r"--?config=.", argument)]
     if files:
         _check_keys(argv[1:], _flags_of([argv[0], files[-1]], None)[0].config)
@@ -70,6 +70,19 @@ def _flags_of(
     if define is not None:
         define(values)
     return values, parse_flags(values, argv)
+
+
+def _last_of_each(arguments: Iterable[str]) -> list[str]:
+    """Of an override that is there several times only the last, also where the value is a tuple:
+    absl would join these."""
+    last: dict[str, str] = {}
+    for position, argument in enumerate(arguments):
+        key, equals, _ = argument.partition("=")
+        override = equals and re.match(r"--?config\.", key)
+        name = key.lstrip("-") if override else str(position)
+        last.pop(name, None)
+        last[name] = argument
+    return list(last.values())
 
 
 def _check_keys(arguments: Sequence[str], config: Any) -> None:

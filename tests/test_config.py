@@ -78,6 +78,9 @@ def test_an_explicit_value_wins_over_the_preset():
     )
     assert (config.method.momentum, config.train.epochs) == (0.5, 3)
     assert config.method.texts == ("class",)
+    # Of a value that is given twice the last counts, of a tuple too.
+    texts = ("--config.method.texts=('class',)", "--config.method.texts=('image','group')")
+    assert read(FOLDER, *texts).method.texts == ("image", "group")
     # A value that the file sets wins as well: the demo's momentum.
     assert read("--config=configs/demo.py").method.momentum == 0.74
 
@@ -98,8 +101,14 @@ def test_a_method_s_own_values_come_before_the_preset_s():
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("--config.trian.epochs=3", r"unknown configuration key config\.trian\.epochs\. Did you mean 'train\.epochs'\?"),
-        ("--config.train.epoch=3", r"unknown configuration key config\.train\.epoch\. Did you mean 'train\.epochs'\?"),
+        (
+            "--config.trian.epochs=3",
+            r"unknown configuration key config\.trian\.epochs\. Did you mean 'train\.epochs'\?",
+        ),
+        (
+            "--config.train.epoch=3",
+            r"unknown configuration key config\.train\.epoch\. Did you mean 'train\.epochs'\?",
+        ),
         ("--config.train.epochs=many", "config.train.epochs=many: invalid literal"),
         ("--config.preset=papr", "expected one of paper, released_code.*Did you mean 'paper'"),
         ("--confg.train.epochs=3", "Unknown command line flag"),

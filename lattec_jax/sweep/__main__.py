@@ -7,9 +7,10 @@ runs what is missing, one by one, and writes `tables.md` and `tables.html` to --
 command goes on after an interruption, and several at once share the work. --config.key=value goes
 to all runs. Other modes run nothing:
 
-    --mode=preparations  print the commands that make pseudo-labels and descriptions, one a line
-    --mode=runs          print the commands of the runs, one a line, to follow those
-    --mode=tables        write the tables from what is there
+    --mode=pseudo_labels  print the commands that make pseudo-labels, one a line
+    --mode=descriptions   print those that make descriptions, to follow these
+    --mode=runs           print those of the runs, to follow these
+    --mode=tables         write the tables from what is there
 """
 
 from __future__ import annotations
@@ -23,13 +24,20 @@ from absl import flags
 from lattec_jax.config import command, parse_flags
 from lattec_jax.errors import ConfigError
 from lattec_jax.files import write_whole
-from lattec_jax.sweep.cells import make_sheet, read_results
-from lattec_jax.sweep.plan import Sweep, choose_tables, commands, make_jobs
+from lattec_jax.sweep.cells import Found, make_sheet, read_results
+from lattec_jax.sweep.plan import (
+    DESCRIBE,
+    PSEUDO_LABEL,
+    Sweep,
+    choose_tables,
+    commands,
+    make_jobs,
+)
 from lattec_jax.sweep.tables import TABLES, paper_datasets
 from lattec_jax.sweep.work import report, work
 from lattec_jax.sweep.write import facts, markdown, page
 
-MODES = ["run", "preparations", "runs", "tables"]
+PRINTED = {"pseudo_labels": PSEUDO_LABEL, "descriptions": DESCRIBE, "runs": None}
 
 
 def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
@@ -47,13 +55,13 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
     flags.DEFINE_list("datasets", names, "Configurations: names or files.", flag_values=values)
     flags.DEFINE_list("seeds", "0,1,2", "Seeds of the runs.", flag_values=values)
     flags.DEFINE_string("out", "runs/sweep", "Where runs and tables go.", flag_values=values)
-    flags.DEFINE_enum("mode", "run", MODES, "What to do.", flag_values=values)
+    flags.DEFINE_enum("mode", "run", ["run", *PRINTED, "tables"], "What to do.", flag_values=values)
     rest = parse_flags(values, [a for a in argv if a not in overrides])
     if len(rest) > 1:
         raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     for seed in values.seeds:
-        if not (seed.isascii() and seed.isdigit()):
-            raise ConfigError(f"--seeds: expected whole numbers from 0, found {seed!r}")
+        if not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
+            raise ConfigError(f"--seeds: expected whole numbers from 0 to 2^32 - 1, found {seed!r}")
     if not (values.tables and values.datasets and values.seeds):
         raise ConfigError("--tables, --datasets and --seeds: expected at least one each")
     sweep = Sweep(
@@ -66,9 +74,8 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
     return sweep, values.mode
 
 
-def write_tables(sweep: Sweep) -> str:
+def write_tables(sweep: Sweep, found: Found) -> str:
     """Write `tables.md` and `tables.html` from what is there and return the Markdown."""
-    found = read_results(sweep)
     sheets = [make_sheet(sweep, table, found) for table in sweep.tables]
     known = facts(sweep, found)
     text = markdown(sheets, known)
@@ -85,16 +92,18 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     sweep, mode = parse_sweep(argv)
     jobs = make_jobs(sweep)
-    if mode in ("preparations", "runs"):
-        print("\n".join(commands(jobs, mode == "preparations")))
+    if mode in PRINTED:
+        for line in commands(jobs, PRINTED[mode]):
+            print(line)
         return
     outcome = work(jobs, sweep.out) if mode == "run" else None
-    print(write_tables(sweep))
+    found = read_results(sweep)
+    print(write_tables(sweep, found))
     print(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)
     if outcome is not None:
         print(report(outcome), file=sys.stderr)
-        if outcome.failed:
-            sys.exit(1)
+    if found.damaged or (outcome is not None and outcome.failed):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

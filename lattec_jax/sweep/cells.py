@@ -12,11 +12,38 @@ from typing import Any
 from lattec_jax import workdir
 from lattec_jax.data.coop import PROTOCOL
 from lattec_jax.errors import DataError
-from lattec_jax.sweep.plan import Sweep
-from lattec_jax.sweep.tables import Row, Table, paper_datasets
+from lattec_jax.sweep.plan import Sweep, column
+from lattec_jax.sweep.tables import MODEL, Row, Table, paper_datasets
 
-Found = Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]  # by data set and row name
+Results = Mapping[str, Any]  # of one run, `results.json`
 BEST, SECOND = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The results that are there.
+
+    Attributes:
+        runs: by data set, row and seed.
+        damaged: what is wrong with a `results.json` that cannot be used; it counts as missing.
+        reasons: by data set, why its runs are not compared with the paper's.
+    """
+
+    runs: Mapping[tuple[str, str], Mapping[int, Results]]
+    damaged: tuple[str, ...]
+    reasons: Mapping[str, str]
+
+    def of(self, dataset: str, row: str) -> Mapping[int, Results]:
+        """The runs of a row by seed."""
+        return self.runs.get((dataset, row), {})
+
+    def top1(self, dataset: str, row: str) -> dict[int, float]:
+        """The accuracies in per cent by seed, of runs that had labels to measure with."""
+        return {
+            seed: 100 * run["adapted"]["top1"]
+            for seed, run in self.of(dataset, row).items()
+            if run["adapted"] is not None
+        }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +52,14 @@ class Cell:
 
     Attributes:
         values: of the runs, or their changes in points.
+        wanted: how many runs there should be.
         paper: what the paper prints, None where it does not or where it cannot be compared.
         rank: BEST, SECOND or 0 in its column.
         change: whether the values are differences between two accuracies.
     """
 
     values: tuple[float, ...]
+    wanted: int
     paper: float | None = None
     rank: int = 0
     change: bool = False
@@ -63,27 +92,43 @@ class Sheet:
 
 
 def read_results(sweep: Sweep) -> Found:
-    """The results of the runs that have ended.
-
-    Raises:
-        DataError: a `results.json` is damaged.
-    """
-    found: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    """The results of the runs that have ended."""
+    runs: dict[tuple[str, str], dict[int, Results]] = {}
+    damaged: list[str] = []
     for dataset in sweep.datasets:
-        for row in {row.name: row for table in sweep.tables for row in table.rows}.values():
+        for row in sweep.rows:
             for seed in sweep.row_seeds(row):
                 path = sweep.workdir(dataset, row, seed) / workdir.RESULTS
-                if path.exists():
-                    found.setdefault((dataset, row.name), []).append(_read(path))
-    return found
+                if not path.exists():
+                    continue
+                try:
+                    runs.setdefault((dataset, row.name), {})[seed] = read_run(path)
+                except DataError as error:
+                    damaged.append(str(error))
+    reasons = {}
+    for dataset in sweep.datasets:
+        of_rows = [(row, runs.get((dataset, row.name), {}).values()) for row in sweep.rows]
+        found = [_incomparable(sweep, dataset, row, run) for row, own in of_rows for run in own]
+        if any(found):
+            reasons[dataset] = next(filter(None, found))
+    return Found(runs, tuple(damaged), reasons)
 
 
-def _read(path: Path) -> Mapping[str, Any]:
+def read_run(path: Path) -> Results:
+    """The results of one run, as far as the tables need them.
+
+    Raises:
+        DataError: the file is damaged.
+    """
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        if results["adapted"] is not None:
-            float(results["adapted"]["top1"])
-        return results
+        run = json.loads(path.read_text(encoding="utf-8"))
+        if run["adapted"] is not None and not 0 <= run["adapted"]["top1"] <= 1:
+            raise ValueError(f"top1 is {run['adapted']['top1']}")
+        for key, kind in (("dataset", str), ("protocol", str), ("n_train", int), ("n_test", int)):
+            if type(run[key]) is not kind:
+                raise ValueError(f"{key} is {run[key]!r}")
+        len(run["class_names"]), len(run["unreadable"])
+        return run
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: expected the results of a run, found something else "
@@ -91,86 +136,97 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from error
 
 
-def comparable(results: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether runs followed the paper's protocol, a share of the training images apart."""
-    return all(run["protocol"].startswith(PROTOCOL) for run in results)
+def _incomparable(sweep: Sweep, dataset: str, row: Row, run: Results) -> str | None:
+    """Why the paper's number does not belong beside a run; None where it does."""
+    if run["dataset"] not in paper_datasets() or run["dataset"] != column(dataset):
+        return f"the data set is {run['dataset']}"
+    if run["protocol"] != PROTOCOL and not (
+        row.all_data and run["protocol"].startswith(f"{PROTOCOL}, ")
+    ):
+        return f"the protocol is {run['protocol']!r}"
+    expected = sweep.config(dataset).dataset.expected
+    counts = (len(run["class_names"]), run["n_test"] + run["n_train"] + len(run["unreadable"]))
+    if counts[0] != expected.classes or (
+        row.all_data is None and row.seeded and counts[1] != expected.train + expected.test
+    ):
+        return f"{counts[0]} classes and {counts[1]:,} images are not those of the public set"
+    if run.get("model") not in (None, MODEL):  # LLaVA has none
+        return f"the model is {run['model']}, not {MODEL}"
+    for key in ("wise_ft", "descriptions_shuffled"):
+        if run.get(key):
+            return f"{key} is {run[key]}"
+    return None
 
 
 def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:
     """One table with the columns of its data sets and, of several, their average; of Figure 6 the
     average change."""
-    names = [Path(dataset).stem for dataset in sweep.datasets]
-    columns = [[_cell(table, row, d, found) for row in table.rows] for d in sweep.datasets]
+    names = [column(dataset) for dataset in sweep.datasets]
+    columns = [[_cell(sweep, table, row, d, found) for row in table.rows] for d in sweep.datasets]
     if any(row.all_data for row in table.rows):
         columns.append([_change(sweep, table, row, found) for row in table.rows])
         names.append("change" if len(sweep.datasets) == 1 else "average change")
-    elif len(sweep.datasets) > 1:
-        columns.append([_average(sweep, table, row, found) for row in table.rows])
-        names.append("average")
-    ranked = [row.ranked and not row.all_data for row in table.rows]
-    if not any(row.all_data for row in table.rows):
-        columns = [_rank(column, ranked) for column in columns]
+    else:
+        if len(sweep.datasets) > 1:
+            columns.append([_average(sweep, table, row, found) for row in table.rows])
+            names.append("average")
+        ranked = [row.ranked for row in table.rows]
+        columns = [_rank(cells, ranked) for cells in columns]
     labels = tuple(row.label for row in table.rows)
     cells = tuple(zip(*columns, strict=True))
     return Sheet(table.title, tuple(names), labels, cells, table.note)
 
 
-def _top1(runs: Sequence[Mapping[str, Any]]) -> tuple[float, ...]:
-    """Test accuracies of the runs that had labels to measure with."""
-    return tuple(100 * run["adapted"]["top1"] for run in runs if run["adapted"] is not None)
+def _cell(sweep: Sweep, table: Table, row: Row, dataset: str, found: Found) -> Cell:
+    values = tuple(found.top1(dataset, row.name).values())
+    printed = table.printed(row, column(dataset))
+    paper = None if dataset in found.reasons else printed
+    return Cell(values, len(sweep.row_seeds(row)), paper)
 
 
-def _cell(table: Table, row: Row, dataset: str, found: Found) -> Cell:
-    runs = found.get((dataset, row.name), ())
-    printed = table.printed(row, Path(dataset).stem)
-    return Cell(_top1(runs), printed if comparable(runs) else None)
+def _by_seed(sweep: Sweep, name: str, found: Found) -> dict[int, float]:
+    """The average over the data sets for the seeds that all of them have."""
+    accuracies = [found.top1(dataset, name) for dataset in sweep.datasets]
+    seeds = set.intersection(*(set(values) for values in accuracies))
+    return {seed: statistics.fmean(values[seed] for values in accuracies) for seed in sorted(seeds)}
 
 
-def _complete(sweep: Sweep, row: str, found: Found) -> bool:
-    """Whether a row has at least one result on each data set."""
-    return all(_top1(found.get((dataset, row), ())) for dataset in sweep.datasets)
-
-
-def _by_seed(sweep: Sweep, row: Row, found: Found) -> tuple[float, ...]:
-    """The average over the data sets, seed by seed where all have the same seeds."""
-    accuracies = [_top1(found[dataset, row.name]) for dataset in sweep.datasets]
-    if len({len(values) for values in accuracies}) == 1:
-        return tuple(statistics.fmean(values) for values in zip(*accuracies, strict=True))
-    return (statistics.fmean(statistics.fmean(values) for values in accuracies),)
+def _all_ten(sweep: Sweep, found: Found) -> bool:
+    """Whether the columns are the paper's and nothing stands against comparing."""
+    return {*map(column, sweep.datasets)} == {*paper_datasets()} and not found.reasons
 
 
 def _average(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
-    """Over all data sets; the paper's average is of the same ones."""
-    if not _complete(sweep, row.name, found):
-        return Cell(())
-    printed = [_cell(table, row, dataset, found).paper for dataset in sweep.datasets]
+    """Over all data sets. The paper's number is the one that it prints, of all ten; of fewer it is
+    the mean of its numbers for the same ones."""
+    printed = [_cell(sweep, table, row, dataset, found).paper for dataset in sweep.datasets]
     paper = None if None in printed else statistics.fmean(printed)
-    return Cell(_by_seed(sweep, row, found), paper)
+    if _all_ten(sweep, found):
+        paper = table.printed(row, "average")
+    values = tuple(_by_seed(sweep, row.name, found).values())
+    return Cell(values, len(sweep.row_seeds(row)), paper)
 
 
 def _change(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
-    """The average change against all the training images."""
-    if row.all_data is None or not (
-        _complete(sweep, row.name, found) and _complete(sweep, row.all_data, found)
-    ):
-        return Cell((), change=True)
-    ours = _by_seed(sweep, row, found)
-    whole = _by_seed(sweep, dataclasses.replace(row, name=row.all_data), found)
-    if len(ours) == len(whole):
-        values = tuple(a - b for a, b in zip(ours, whole, strict=True))
-    else:
-        values = (statistics.fmean(ours) - statistics.fmean(whole),)
-    same = {Path(d).stem for d in sweep.datasets} == set(paper_datasets())
-    runs = [run for d in sweep.datasets for run in found[d, row.name]]
-    paper = table.printed_change(row) if same and comparable(runs) else None
-    return Cell(values, paper, change=True)
+    """The average change against all the training images, for the seeds that both have."""
+    wanted = len(sweep.row_seeds(row))
+    if row.all_data is None:
+        return Cell((), wanted, change=True)
+    ours = _by_seed(sweep, row.name, found)
+    whole = _by_seed(sweep, row.all_data, found)
+    values = tuple(ours[seed] - whole[seed] for seed in ours if seed in whole)
+    paper = table.printed_change(row) if _all_ten(sweep, found) else None
+    return Cell(values, wanted, paper, change=True)
 
 
-def _rank(column: Sequence[Cell], ranked: Sequence[bool]) -> list[Cell]:
-    """Mark the best and the second best; equal means share a mark."""
-    means = {cell.mean for cell, r in zip(column, ranked, strict=True) if r} - {None}
+def _rank(cells: Sequence[Cell], ranked: Sequence[bool]) -> list[Cell]:
+    """Mark the best and the second best of at least two complete cells; equal means share one."""
+    takes_part = [r and len(c.values) == c.wanted for c, r in zip(cells, ranked, strict=True)]
+    means = {cell.mean for cell, part in zip(cells, takes_part, strict=True) if part}
     marks = dict(zip(sorted(means, reverse=True), (BEST, SECOND), strict=False))
+    if sum(takes_part) < 2:
+        marks = {}
     return [
-        dataclasses.replace(cell, rank=marks.get(cell.mean, 0) if r else 0)
-        for cell, r in zip(column, ranked, strict=True)
+        dataclasses.replace(cell, rank=marks.get(cell.mean, 0)) if part else cell
+        for cell, part in zip(cells, takes_part, strict=True)
     ]

@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from lattec_jax import workdir
-from lattec_jax.config import did_you_mean, parse
+from lattec_jax.config import did_you_mean, leaves, parse
+from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.errors import ConfigError
 from lattec_jax.sweep.tables import CLASSIFY, TABLES, Row, Table
 
 PSEUDO_LABEL = "lattec_jax.pseudo_label"
 DESCRIBE = "captioning.describe"
-# Engines that look at pixels only answer no question about classes.
-NO_CLASSES = ("pixels",)
+NO_CLASSES = ("pixels",)  # engines that answer no question about classes
+# What the row "latteclip" stands for, which most tables compare with.
+_METHOD = {
+    "dataset.share": 1,
+    "descriptions.correct_per_group": None,
+    "descriptions.group_size": 4,
+    "descriptions.shuffle": False,
+    "method.labels": ("zero_shot", "current"),
+    "method.mixer": True,
+    "method.texts": ("class", "image", "group"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +42,7 @@ class Job:
         arguments: of the command.
         product: `results.json` of a run, the mark of a preparation.
         needs: names of the preparations that must have ended well before.
+        made: what a preparation makes, where its path is known.
     """
 
     name: str
@@ -37,6 +50,7 @@ class Job:
     arguments: tuple[str, ...]
     product: Path
     needs: tuple[str, ...] = ()
+    made: tuple[Path, ...] = ()
 
     @property
     def prepares(self) -> bool:
@@ -46,7 +60,7 @@ class Job:
     @property
     def done(self) -> bool:
         """Whether it has ended well, in this sweep or in an earlier one."""
-        return self.product.exists()
+        return self.product.exists() and all(path.exists() for path in self.made)
 
     @property
     def command(self) -> str:
@@ -60,7 +74,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What is asked for."""
+    """What is asked for.
+
+    Raises:
+        ConfigError: two data sets would have the same column, or an override is a row's own.
+    """
 
     tables: tuple[Table, ...]
     datasets: tuple[str, ...]  # names of configurations or paths to them
@@ -68,13 +86,28 @@ class Sweep:
     out: Path
     overrides: tuple[str, ...] = ()  # `--config.key=value` for all runs
 
-    def config_file(self, dataset: str) -> str:
-        """The configuration of a data set."""
-        return dataset if dataset.endswith(".py") else f"configs/{dataset}.py"
+    def __post_init__(self) -> None:
+        stem, count = Counter(map(column, self.datasets)).most_common(1)[0]
+        if count > 1:
+            raise ConfigError(
+                f"--datasets: {count} configurations are called {stem!r}; name each once, or rename"
+            )
+        for override in self.overrides:
+            key = _key(override)
+            if key in _keys_of_rows():
+                raise ConfigError(
+                    f"{override}: the rows of the tables set config.{key} themselves; leave it out"
+                )
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The rows of all tables, each run once."""
+        return tuple({row.name: row for table in self.tables for row in table.rows}.values())
 
     def arguments(self, dataset: str, overrides: Sequence[str]) -> tuple[str, ...]:
-        """A command's `--config...` arguments; the row's own come last and win."""
-        return (f"--config={self.config_file(dataset)}", *self.overrides, *overrides)
+        """A command's `--config...` arguments."""
+        file = dataset if dataset.endswith(".py") else f"configs/{dataset}.py"
+        return (f"--config={file}", *self.overrides, *overrides)
 
     def config(self, dataset: str, overrides: Sequence[str] = ()) -> ConfigDict:
         """The resolved configuration of a data set."""
@@ -82,11 +115,16 @@ class Sweep:
 
     def workdir(self, dataset: str, row: Row, seed: int) -> Path:
         """Where a run of a row goes."""
-        return self.out / Path(dataset).stem / f"{row.name}-s{seed}"
+        return self.out / column(dataset) / f"{row.name}-s{seed}"
 
     def row_seeds(self, row: Row) -> tuple[int, ...]:
         """The seeds that a row is run with: the first where all give the same."""
         return self.seeds if row.seeded else self.seeds[:1]
+
+
+def column(dataset: str) -> str:
+    """The name of a data set in tables and directories."""
+    return Path(dataset).stem
 
 
 def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
@@ -108,16 +146,15 @@ def make_jobs(sweep: Sweep) -> list[Job]:
     """All jobs in the order in which they are run; each is there once.
 
     Raises:
-        ConfigError: a configuration does not exist, or a work directory holds the run of another
-            configuration.
+        ConfigError: a configuration does not exist or is not the method as the tables take it, or
+            a work directory holds the run of another configuration.
     """
     jobs: dict[str, Job] = {}
     for dataset in sweep.datasets:
-        config = sweep.config(dataset)
-        rows = {row.name: row for table in sweep.tables for row in table.rows}
+        _check_method(sweep, dataset)
         runs: dict[str, Job] = {}
-        for row in rows.values():
-            if row.module == CLASSIFY and config.descriptions.engine in NO_CLASSES:
+        for row in sweep.rows:
+            if not runs_here(sweep, dataset, row):
                 continue
             preparations = _preparations(sweep, dataset, row)
             jobs |= {job.name: job for job in preparations}
@@ -129,18 +166,43 @@ def make_jobs(sweep: Sweep) -> list[Job]:
     return list(jobs.values())
 
 
-def commands(jobs: Sequence[Job], preparations: bool) -> list[str]:
-    """The missing preparations, or the missing runs, as lines for a shell in any order.
+def runs_here(sweep: Sweep, dataset: str, row: Row) -> bool:
+    """Whether a row can be run on a data set: some engines cannot name classes."""
+    if row.module != CLASSIFY:
+        return True
+    return sweep.config(dataset).descriptions.engine not in NO_CLASSES
 
-    A preparation begins with what it needs itself, so that lines may run at the same time.
-    """
-    by_name = {job.name: job for job in jobs}
-    lines = []
-    for job in jobs:
-        if not job.done and job.prepares == preparations:
-            before = [by_name[name] for name in job.needs] if preparations else []
-            lines.append(" && ".join([j.command for j in before if not j.done] + [job.command]))
-    return lines
+
+def commands(jobs: Sequence[Job], module: str | None) -> list[str]:
+    """The missing preparations of a module, or (None) the missing runs, one a line in any order."""
+    wanted = [job for job in jobs if (job.module == module if module else not job.prepares)]
+    return [job.command for job in wanted if not job.done]
+
+
+def _key(override: str) -> str:
+    """The key of `--config.key=value`."""
+    return override.lstrip("-").partition("=")[0].removeprefix("config.")
+
+
+def _keys_of_rows() -> set[str]:
+    """What the tables vary, or need as it is."""
+    rows = (row for table in TABLES.values() for row in table.rows)
+    keys = {_key(override) for row in rows for override in row.overrides}
+    return keys | _METHOD.keys() | {"seed", "dataset.name"}
+
+
+def _check_method(sweep: Sweep, dataset: str) -> None:
+    """Refuse a configuration whose plain run would not be what the tables call LatteCLIP."""
+    config = sweep.config(dataset)
+    if not config.dataset.name:
+        raise ConfigError(f"--datasets: the configuration {dataset} names no data set")
+    found = dict(leaves(config))
+    for key, expected in _METHOD.items():
+        if found[key] != expected:
+            raise ConfigError(
+                f"--datasets: the tables expect config.{key}={expected!r}, found {found[key]!r} in "
+                f"the configuration {dataset}"
+            )
 
 
 def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]) -> Job:
@@ -162,25 +224,34 @@ def _preparations(sweep: Sweep, dataset: str, row: Row) -> list[Job]:
     them at the same time would do the work twice."""
     if row.module == CLASSIFY:
         return []
-    of_data = tuple(a for a in row.overrides if a.startswith("--config.dataset."))
-    of_texts = tuple(a for a in row.overrides if a.startswith("--config.descriptions."))
-    folder = sweep.out / Path(dataset).stem / "prepared"
-    share = "-".join(a.partition("=")[2] for a in of_data)
-    name = f"pseudo-labels-{share}" if share else "pseudo-labels"
-    labels = _preparation(folder, name, PSEUDO_LABEL, sweep.arguments(dataset, of_data))
-    found = [labels]
-    for texts in ((), of_texts)[: 1 + bool(of_texts)] if row.describes else ():
-        # Other groups share the descriptions of single images with the usual ones.
-        kinds = "group" if texts else "image,group"
-        name = "-".join(filter(None, ["descriptions", share]))
-        for argument in texts:
-            name += "-" + argument.rpartition(".")[2].replace("=", "-")
-        arguments = (*sweep.arguments(dataset, (*of_data, *texts)), f"--kind={kinds}")
-        found.append(_preparation(folder, name, DESCRIBE, arguments, (labels.name,)))
+    shared = tuple(a for a in row.overrides if not _key(a).startswith(("method.", "train.")))
+    of_groups = tuple(a for a in shared if _key(a).startswith("descriptions."))
+    plain = tuple(a for a in shared if a not in of_groups)
+    found = [_preparation(sweep, dataset, PSEUDO_LABEL, plain)]
+    needs = (found[0].name,)
+    if row.describes:
+        found.append(_preparation(sweep, dataset, DESCRIBE, plain, "image,group", needs))
+    if row.describes and of_groups:  # descriptions of single images are the same
+        found.append(_preparation(sweep, dataset, DESCRIBE, shared, "group", needs))
     return found
 
 
 def _preparation(
-    folder: Path, name: str, module: str, arguments: tuple[str, ...], needs: tuple[str, ...] = ()
+    sweep: Sweep,
+    dataset: str,
+    module: str,
+    overrides: tuple[str, ...],
+    kinds: str = "",
+    needs: tuple[str, ...] = (),
 ) -> Job:
-    return Job(f"{folder.parent.name}/{name}", module, arguments, folder / name, needs)
+    """A preparation; its mark is named after what it is made for, so that none counts for another
+    model, prompt or share."""
+    config = sweep.config(dataset, overrides)
+    sections = ("weights", "templates", "dataset", "descriptions", "store", "artifacts")
+    values = sorted((k, v) for k, v in leaves(config) if k.split(".")[0] in sections)
+    digest = hashlib.sha256(repr([values, kinds]).encode()).hexdigest()[:8]
+    name = f"{'descriptions' if kinds else 'pseudo-labels'}-{digest}"
+    arguments = sweep.arguments(dataset, overrides) + ((f"--kind={kinds}",) if kinds else ())
+    made = tuple(descriptions_path(config, kind) for kind in kinds.split(",") if kind)
+    mark = sweep.out / column(dataset) / "prepared" / name
+    return Job(f"{column(dataset)}/{name}", module, arguments, mark, needs, made)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from lattec_jax.sweep.cells import BEST, SECOND, Cell, Found, Sheet, comparable
-from lattec_jax.sweep.plan import Sweep
+from lattec_jax.sweep.cells import BEST, SECOND, Cell, Found, Results, Sheet
+from lattec_jax.sweep.plan import Sweep, column, runs_here
 
 _LEGEND = (
     "Top-1 accuracy on the test images in per cent, last step, mean ± standard deviation over the "
-    "seeds. Below it the number that the paper prints and, in brackets, ours minus the paper's. "
-    "Best and second best of a column are marked. An empty cell: not run (yet)."
+    "seeds of training; the draw of the groups and of the share of the images is the same for all. "
+    "(2 of 3): so many of the runs are there. Below it the number that the paper prints and, in "
+    "brackets, ours minus the paper's. Best and second best of a column are marked. Without a "
+    "number of ours: not run (yet), or there are no labels."
 )
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em; }
@@ -71,31 +71,51 @@ def page(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
 
 def facts(sweep: Sweep, found: Found) -> list[str]:
     """What was run: how many, on what, by which protocol."""
-    rows = {row.name: row for table in sweep.tables for row in table.rows}.values()
-    wanted = sum(len(sweep.row_seeds(row)) for row in rows) * len(sweep.datasets)
-    runs = [run for several in found.values() for run in several]
-    lines = [
-        f"{len(runs)} of {wanted} runs are there; seeds {', '.join(map(str, sweep.seeds))}.",
-        "The paper: arXiv 2410.08211, OpenCLIP ViT-B/32 (LAION-2B), splits of CoOp, last epoch.",
+    wanted = [
+        len(sweep.row_seeds(row))
+        for dataset in sweep.datasets
+        for row in sweep.rows
+        if runs_here(sweep, dataset, row)
     ]
+    runs = [run for several in found.runs.values() for run in several.values()]
+    lines = [
+        f"{len(runs)} of {sum(wanted)} runs are there; seeds {', '.join(map(str, sweep.seeds))}.",
+        "The paper: arXiv 2410.08211, OpenCLIP ViT-B/32 (laion2b_s34b_b79k), CoOp's splits, last "
+        "epoch.",
+    ]
+    if sweep.overrides:
+        lines.append(f"All runs with: {' '.join(sweep.overrides)}.")
     for title, key in (("Preset", "preset"), ("Model", "model"), ("Weights", "weights")):
         lines.append(f"{title}: {_values(runs, key)}.")
     lines.append(f"Computed in {_values(runs, 'dtype')} on {_values(runs, 'device')}.")
     for dataset in sweep.datasets:
-        own = [run for (of, _), several in found.items() if of == dataset for run in several]
-        if own:
-            line = f"{Path(dataset).stem}: {_sizes(own)}; protocol: {_values(own, 'protocol')}"
-            line += "." if comparable(own) else ", outside of the paper's columns."
-            lines.append(line)
+        lines += _facts_of(sweep, dataset, found)
+    return [*lines, *(f"Left out: {damage}" for damage in found.damaged)]
+
+
+def _facts_of(sweep: Sweep, dataset: str, found: Found) -> list[str]:
+    """What was run on a data set, and whether the paper's numbers belong beside it."""
+    own = [run for row in sweep.rows for run in found.of(dataset, row.name).values()]
+    lines = []
+    if own:
+        train = max(run["n_train"] for run in own)
+        line = (
+            f"{column(dataset)}: {train:,} training and {max(run['n_test'] for run in own):,} test "
+            f"images; protocol: {_values(own, 'protocol')}."
+        )
+        if dataset in found.reasons:
+            line += f" Not compared with the paper: {found.reasons[dataset]}."
+        lines.append(line)
+    for row in sweep.rows:
+        if not runs_here(sweep, dataset, row):
+            engine = sweep.config(dataset).descriptions.engine
+            lines.append(
+                f"{column(dataset)}: no {row.label}, the engine {engine} cannot name classes."
+            )
     return lines
 
 
-def _sizes(runs: Sequence[Mapping[str, Any]]) -> str:
-    train = max(run["n_train"] for run in runs)
-    return f"{train:,} training and {max(run['n_test'] for run in runs):,} test images"
-
-
-def _values(runs: Iterable[Mapping[str, Any]], key: str) -> str:
+def _values(runs: Iterable[Results], key: str) -> str:
     """All values of a key in the runs, most frequent first."""
     found = [str(run[key]) for run in runs if run.get(key) is not None]
     return " | ".join(sorted(set(found), key=lambda v: (-found.count(v), v))) or "none"
@@ -104,7 +124,8 @@ def _values(runs: Iterable[Mapping[str, Any]], key: str) -> str:
 def _ours(cell: Cell) -> str:
     sign = "+" if cell.change else ""
     spread = "" if cell.deviation is None else f" ± {cell.deviation:.2f}"
-    return f"{cell.mean:{sign}.2f}{spread}"
+    missing = "" if len(cell.values) == cell.wanted else f" ({len(cell.values)} of {cell.wanted})"
+    return f"{cell.mean:{sign}.2f}{spread}{missing}"
 
 
 def _papers(cell: Cell) -> str:

@@ -11,6 +11,13 @@ import pytest
 from lattec_jax.data.coop import PROTOCOL
 from lattec_jax.sweep.plan import Sweep, choose_tables
 
+COUNTS = {
+    "eurosat": (10, 18_900, 8_100),
+    "dtd": (47, 3_948, 1_692),
+    "food101": (101, 70_700, 30_300),
+    "demo": (10, 1_000, 797),
+}
+
 
 @pytest.fixture
 def sweep(tmp_path) -> Callable[..., Sweep]:
@@ -27,20 +34,21 @@ def sweep(tmp_path) -> Callable[..., Sweep]:
 def write_run(tmp_path) -> Callable[..., Path]:
     """Writes the results of a run: data set, row and seed, top-1 as a fraction."""
 
-    def write(
-        dataset: str, row: str, seed: int, top1: float | None, protocol: str = PROTOCOL
-    ) -> Path:
+    def write(dataset: str, row: str, seed: int, top1: float | None, **changed: object) -> Path:
         found = {
             "adapted": None if top1 is None else {"top1": top1, "top5": 1.0},
-            "protocol": protocol,
+            "dataset": dataset,
+            "protocol": PROTOCOL,
             "preset": "paper",
             "model": "ViT-B-32",
             "weights": "weights/ViT-B-32",
             "dtype": "float32",
             "device": "1 x cpu",
-            "n_train": 18_900,
-            "n_test": 8_100,
-        }
+            "n_train": COUNTS[dataset][1],
+            "n_test": COUNTS[dataset][2],
+            "class_names": ["a name"] * COUNTS[dataset][0],
+            "unreadable": [],
+        } | changed
         path = tmp_path / "sweep" / dataset / f"{row}-s{seed}" / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found), encoding="utf-8")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lattec_jax.errors import ConfigError
 from lattec_jax.sweep.plan import Job
 from lattec_jax.sweep.work import report, work
 
@@ -81,7 +82,7 @@ def test_two_workers_never_run_the_same_job(place):
     assert all(job.done for job in jobs_below(place))
 
 
-def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place):
+def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place, capsys):
     worker = start_worker(place)
     deadline = time.monotonic() + 60
     while len(begun(place)) < 3 and time.monotonic() < deadline:
@@ -89,13 +90,12 @@ def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place):
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     worker.stdout.close()
-    # The third job goes on without its worker, and nobody begins it again.
+    # The third job goes on without its worker: it is waited for and not begun again.
     outcome = work(jobs_below(place), place / "sweep")
-    assert outcome.elsewhere == ["set/2"] and len(outcome.done) == 5
-    while not jobs_below(place)[2].done and time.monotonic() < deadline:
-        time.sleep(0.02)
+    assert (outcome.others, len(outcome.done)) == (["set/0", "set/1", "set/2"], 5)
+    assert "waiting for 1 jobs of other workers, the first: set/2" in capsys.readouterr().err
     assert sorted(begun(place)) == [str(n) for n in range(8)]
-    assert len(work(jobs_below(place), place / "sweep").before) == 8
+    assert len(work(jobs_below(place), place / "sweep").others) == 8
 
 
 def test_a_failed_job_is_told_and_tried_again(place, capsys):
@@ -119,5 +119,11 @@ def test_runs_wait_for_preparations_and_are_left_out_where_these_fail(place):
     after = Job("set/run", "fake_job", (str(place / "run"), "0"), place / "run", ("set/labels",))
     other = jobs_below(place, 1, 0)[0]
     outcome = work([ready, after, other], place / "sweep")
-    assert (outcome.failed, outcome.waiting) == (["set/labels"], ["set/run"])
+    assert (outcome.failed, outcome.left_out) == (["set/labels"], ["set/run"])
     assert outcome.done == ["set/0"] and not mark.exists() and begun(place) == ["0"]
+
+
+def test_a_place_that_cannot_be_written_is_named(place):
+    (place / "file").write_text("")
+    with pytest.raises(ConfigError, match=r"--out: cannot work in .*file"):
+        work(jobs_below(place, 1, 0), place / "file")
