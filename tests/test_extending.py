@@ -55,4 +55,5 @@ def test_the_page_can_be_followed(copy):
     found = json.loads((copy / "runs/digits-fixed_labels-s0/results.json").read_text())
     assert (found["method"], found["steps"]) == ("fixed_labels", 5)
     assert found["adapted"] != found["zero_shot"]
+    assert printed.count("python -m lattec_jax.train --config=configs/shapes.py") == 2 * 5
     assert found["table"] in printed

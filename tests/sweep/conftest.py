@@ -34,7 +34,7 @@ def sweep(tmp_path) -> Callable[..., Sweep]:
 def write_run(tmp_path) -> Callable[..., Path]:
     """Writes the results of a run: data set, row and seed, top-1 as a fraction."""
 
-    def write(dataset: str, row: str, seed: int, top1: float | None, **changed: object) -> Path:
+    def write(dataset: str, row: str, seed: int, top1: float | None, /, **changed: object) -> Path:
         found = {
             "adapted": None if top1 is None else {"top1": top1, "top5": 1.0},
             "dataset": dataset,
