@@ -81,8 +81,13 @@ def report(config: ConfigDict, dataset: Dataset) -> str:
     if any(expected := _expected(config).values()):
         known = [f"{count:,}" if count else "not known" for count in expected]
         lines.append(row.format("expected", *known[1:]) + f"  of {known[0]} classes")
-    lines += [f"warning: {warning}" for warning in unexpected(config, dataset)]
-    return "\n".join([*lines, "", "nothing is missing"])
+    warnings = unexpected(config, dataset)
+    lines += [f"warning: {warning}" for warning in warnings]
+    last = "nothing is missing"
+    if warnings:
+        differ = "1 count differs" if len(warnings) == 1 else f"{len(warnings)} counts differ"
+        last += f", but {differ} from those expected (see the warnings)"
+    return "\n".join([*lines, "", last])
 
 
 def _of_each_class(split: Split | None, classes: int) -> list[str]:

@@ -43,7 +43,13 @@ def test_counts_beside_those_expected(place, capsys):
     assert "warning: expected 18,900 training images, found 12" in lines
     assert "warning: expected 10 classes, found 3" in lines
     assert not any("test images" in line for line in lines)
-    assert lines[-1] == "nothing is missing"
+    counts = "nothing is missing, but {} from those expected (see the warnings)"
+    assert lines[-1] == counts.format("2 counts differ")
+    extra = ["--config.dataset.expected.test=6", "--config.dataset.expected.train=12"]
+    assert shown(place, capsys, "eurosat", *extra)[-1] == counts.format("1 count differs")
+    extra.append("--config.dataset.expected.classes=3")
+    lines = shown(place, capsys, "eurosat", *extra)
+    assert lines[-1] == "nothing is missing" and not any("warning" in line for line in lines)
 
 
 def test_expected_counts_follow_the_share(place, capsys):
