@@ -246,10 +246,13 @@ def set_dir(config: ConfigDict) -> Path:
 def artifacts_dir(config: ConfigDict) -> Path:
     """Where the stores, pseudo-labels and descriptions of the configured dataset lie.
 
-    A share of the training images has its own: pseudo-labels and groups are those of the share.
+    A share of the training images has its own, below that of the whole: pseudo-labels and groups
+    are those of the share, and of the seed that drew it.
     """
-    share = config.dataset.share
-    return set_dir(config) if share == 1 else Path(f"{set_dir(config)}-share-{share}")
+    share, seed = config.dataset.share, config.dataset.split_seed
+    if share == 1:
+        return set_dir(config)
+    return set_dir(config) / (f"share-{share}" + (f"-split-seed-{seed}" if seed else ""))
 
 
 def command(main: Callable[[Sequence[str]], None]) -> None:

@@ -134,10 +134,10 @@ def test_a_share_of_the_training_images_has_its_own_artefacts(place):
     share = ["--config.weights=weights", "--config.dataset.share=0.7"]
     pseudo_label.main(["pseudo_label", "--config=configs/dtd.py", *share])
     config = config_of("dtd", *share)
-    assert artifacts_dir(config).as_posix() == "artifacts/dtd-share-0.7"
+    assert artifacts_dir(config).as_posix() == "artifacts/dtd/share-0.7"
     labels = next((place / artifacts_dir(config) / "pseudo_labels").glob("*.jsonl"))
     assert labels.read_text("utf-8").count('"image"') == 8
-    assert not (place / "artifacts/dtd").exists()
+    assert [path.name for path in (place / "artifacts/dtd").iterdir()] == ["share-0.7"]
 
 
 def test_train_names_what_is_missing_first(place):

@@ -68,12 +68,13 @@ def take_share(dataset: Dataset, share: float, seed: int) -> Dataset:
         key=lambda n: hashlib.sha256(f"share {seed} {train.ids[n]}".encode()).digest(),
     )
     rows = sorted(order[: share_count(len(order), share)])
-    part = Split(
+    part = dataclasses.replace(
+        train,
         ids=tuple(train.ids[row] for row in rows),
         paths=tuple(train.paths[row] for row in rows),
         labels=None if train.labels is None else train.labels[rows],
     )
-    protocol = f"{dataset.protocol}, {100 * share:g}% of the training images"
+    protocol = f"{dataset.protocol}, {len(rows):,} of {len(order):,} training images"
     return dataclasses.replace(dataset, train=part, protocol=protocol)
 
 

@@ -38,7 +38,7 @@ def test_shares_are_nested(place):
     assert [len(part.train.ids) for part in parts.values()] == [10, 200, 500]
     ids = [set(part.train.ids) for part in (*parts.values(), whole)]
     assert all(smaller < larger for smaller, larger in itertools.pairwise(ids))
-    assert parts[0.2].protocol == whole.protocol + ", 20% of the training images"
+    assert parts[0.2].protocol == whole.protocol + ", 200 of 1,000 training images"
     assert parts[0.2].test.ids == whole.test.ids
     label = dict(zip(whole.train.ids, whole.train.labels, strict=True))
     for part in parts.values():
@@ -62,8 +62,10 @@ def test_labels_take_no_part_in_a_share(place):
 
 def test_at_least_two_images_are_left(place):
     make_tree(place / "data", "dtd")
-    config = parse(["x", "--config=configs/dtd.py", "--config.dataset.share=1e-6"])[0]
-    assert len(datasets.read(config).train.ids) == 2
+    config = parse(["x", "--config=configs/dtd.py", "--config.dataset.share=1e-9"])[0]
+    dataset = datasets.read(config)
+    assert len(dataset.train.ids) == 2
+    assert dataset.protocol == "coop, inductive, last step, 2 of 12 training images"
 
 
 @pytest.mark.parametrize("share", ["0", "-0.5", "1.5", "nan"])
@@ -73,9 +75,17 @@ def test_a_share_out_of_range(place, share):
 
 
 def test_shares_have_their_own_artefacts_and_share_written_pictures(place):
-    config = digits("--config.dataset.share=0.2")
-    assert artifacts_dir(config) == Path("artifacts/digits-share-0.2")
+    share = "--config.dataset.share=0.2"
+    config = digits(share)
+    assert artifacts_dir(config) == Path("artifacts/digits/share-0.2")
     assert artifacts_dir(digits()) == Path("artifacts/digits")
+    other = [
+        digits(share, "--config.dataset.split_seed=3"),
+        digits("--config.dataset.share=0.25"),
+        digits("--config.dataset.name=digits-share-0.2"),
+        digits(share, "--config.dataset.name=digits-share-0.2"),
+    ]
+    assert len({artifacts_dir(each) for each in (config, digits(), *other)}) == 6
     datasets.load(config)
     assert len(list((place / "artifacts/digits/images").rglob("*.png"))) == 1797
-    assert not (place / "artifacts/digits-share-0.2").exists()
+    assert not artifacts_dir(config).exists()
