@@ -18,8 +18,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lattec_jax.data.class_names import spoken
-from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.layout import Layout, Row
+from lattec_jax.data.problems import collect
 from lattec_jax.errors import ConfigError, DataError
 
 PROTOCOL = "coop, inductive, last step"
@@ -44,7 +45,7 @@ def read_coop(config: ConfigDict) -> Dataset:
     names: tuple[str, ...] = ()
     path = layout.file(settings.split, "split file")
     if path is not None:
-        with layout.collect():
+        with collect(layout.problems):
             parts = read_split(path)
             names = split_class_names(parts, path, settings.name_spaces)
     layout.check_pictures([row[0] for rows in parts.values() for row in rows], "the split file")
@@ -52,10 +53,11 @@ def read_coop(config: ConfigDict) -> Dataset:
     return Dataset(
         settings.name,
         names,
-        layout.split(parts["train"] + parts["val"]),
-        layout.split(parts["test"]),
+        Split.of(parts["train"] + parts["val"], layout.images, str(path)),
+        Split.of(parts["test"], layout.images, str(path)),
         PROTOCOL,
-        places=(("image folder", layout.images), ("split file", layout.root / settings.split)),
+        names_source=str(path),
+        places=(("image folder", layout.images), ("split file", path)),
     )
 
 
@@ -66,8 +68,8 @@ def read_split(path: Path) -> dict[str, list[Row]]:
         DataError: it cannot be read, or is not one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"the split file {path} cannot be read as JSON: {error}") from error
     parts = {}
     for part in ("train", "val", "test"):
@@ -88,6 +90,12 @@ def _row(row: Any, path: Path, part: str, number: int) -> Row:
         raise DataError(
             f"{path}, {part}[{number}]: expected [path, label, class name], found {row!r}"
         )
+    try:
+        (row[0] + row[2]).encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{path}, {part}[{number}]: expected text that UTF-8 can spell, found {row!r}"
+        ) from error
     if PurePosixPath(row[0]).is_absolute() or ".." in PurePosixPath(row[0]).parts:
         raise DataError(
             f"{path}, {part}[{number}]: expected a path below the image folder, found {row[0]!r}"

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,17 @@ class Split:
     ids: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: np.ndarray | None  # [N] int32, None where they are not known
+    source: str = ""  # what names the pictures, for messages
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[str, int, object]], folder: Path, source: str) -> Split:
+        """The pictures of rows (id, label, anything), ids being paths below `folder`."""
+        return cls(
+            ids=tuple(image for image, _, _ in rows),
+            paths=tuple(folder / image for image, _, _ in rows),
+            labels=np.array([label for _, label, _ in rows], np.int32),
+            source=source,
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +44,7 @@ class Dataset:
     test: Split | None
     protocol: str  # how the test figures come about, for results.json
     synonyms: tuple[tuple[str, ...], ...] = ()  # further names of each class; (): none has any
+    names_source: str = ""  # what names the classes, for messages
     places: tuple[tuple[str, Path], ...] = ()  # what was read, and where: ("split file", path)
     # Writes the pictures that are not on disk yet; None where they are the user's own files.
     write_pictures: Callable[[], None] | None = None
@@ -85,33 +97,39 @@ def check(dataset: Dataset) -> None:
     an existing class; no picture in both splits.
     """
     names = dataset.class_names
+    where = f"{dataset.names_source or dataset.name}: "
     if len(names) < 2:
         raise DataError(
-            f"expected at least two class names, found {len(names)}: {', '.join(names) or 'none'}"
+            f"{where}expected at least two class names, found {len(names)}: "
+            f"{', '.join(names) or 'none'}"
         )
     every = Counter(name for own in dataset.names for name in own)
     repeated = [name for name, count in every.items() if count > 1 or not name.strip()]
     if repeated:
-        raise DataError(f"expected class names that differ, found {repeated[0]!r} twice or empty")
+        raise DataError(
+            f"{where}expected class names that differ, found {repeated[0]!r} twice or empty"
+        )
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         if split is not None:
-            _check_split(part, split, len(names))
+            _check_split(f"{split.source or dataset.name}: ", part, split, len(names))
     if dataset.test is not None:
         _check_apart(dataset.train, dataset.test)
 
 
-def _check_split(part: str, split: Split, classes: int) -> None:
+def _check_split(where: str, part: str, split: Split, classes: int) -> None:
     if not split.ids:
-        raise DataError(f"expected pictures in the {part} part, found none")
+        raise DataError(f"{where}expected pictures in the {part} part, found none")
     image, count = Counter(split.ids).most_common(1)[0]
     if count > 1:
-        raise DataError(f"the {part} part names the picture {image!r} {count} times; name it once")
+        raise DataError(
+            f"{where}the {part} part names the picture {image!r} {count} times; name it once"
+        )
     if split.labels is None:
         return
     if len(split.labels) != len(split.ids) or not all(0 <= n < classes for n in split.labels):
         raise DataError(
-            f"expected {len(split.ids)} labels from 0 to {classes - 1} in the {part} part, found "
-            f"{len(split.labels)} from {min(split.labels)} to {max(split.labels)}"
+            f"{where}expected {len(split.ids)} labels from 0 to {classes - 1} in the {part} part, "
+            f"found {len(split.labels)} from {min(split.labels)} to {max(split.labels)}"
         )
 
 
@@ -126,8 +144,9 @@ def _check_apart(train: Split, test: Split) -> None:
         if os.path.realpath(path) in trained
     ]
     if both:
+        named = [split.source or "the reader of config.dataset.kind" for split in (train, test)]
         raise DataError(
             f"{len(both)} of {len(test.ids)} test pictures are training pictures as well, the "
-            f"first: {both[0]!r}; training must not see test pictures. Choose other "
-            "config.dataset.train and config.dataset.test"
+            f"first: {both[0]!r}; training must not see test pictures. Take them out of one of the "
+            f"two parts, which are named by {' and '.join(dict.fromkeys(named))}"
         )

@@ -16,8 +16,9 @@ from ml_collections import ConfigDict
 
 from lattec_jax.data.class_names import spoken
 from lattec_jax.data.coop import PROTOCOL
-from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.layout import Layout, Row
+from lattec_jax.data.problems import collect
 from lattec_jax.errors import DataError
 
 VARIANTS = "variants.txt"
@@ -36,22 +37,25 @@ def read_fgvc(config: ConfigDict) -> Dataset:
     variants: list[str] = []
     path = layout.file(VARIANTS, "list of classes")
     if path is not None:
-        with layout.collect():
+        with collect(layout.problems):
             variants = [line.strip() for line in _read(path).splitlines() if line.strip()]
     parts: dict[str, list[Row]] = {}
     for part, name in LISTS.items():
         path = layout.file(name, "list of images")
         if path is not None:
-            with layout.collect():
+            with collect(layout.problems):
                 parts[part] = _read_list(path, variants)
     layout.check_pictures([row[0] for rows in parts.values() for row in rows], "the lists")
     layout.refuse_problems([VARIANTS, *LISTS.values()])
+    lists = {part: str(layout.root / name) for part, name in LISTS.items()}
+    trained = f"{lists['train']} and {lists['val']}"
     return Dataset(
         settings.name,
         tuple(spoken(name, settings.name_spaces) for name in variants),
-        layout.split(parts["train"] + parts["val"]),
-        layout.split(parts["test"]),
+        Split.of(parts["train"] + parts["val"], layout.images, trained),
+        Split.of(parts["test"], layout.images, lists["test"]),
         PROTOCOL,
+        names_source=str(layout.root / VARIANTS),
         places=(
             ("image folder", layout.images),
             *(("list", layout.root / name) for name in (VARIANTS, *LISTS.values())),
@@ -61,7 +65,7 @@ def read_fgvc(config: ConfigDict) -> Dataset:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as text: {error}") from error
 

@@ -62,7 +62,9 @@ def read_folder(config: ConfigDict) -> Dataset:
     parts = {"train": train, "test": test}
     labels = _labels(root, settings.labels, parts, bases, names)
     splits = {
-        part: Split(tuple(found), tuple(found.values()), labels[part]) if found else None
+        part: Split(tuple(found), tuple(found.values()), labels[part], f"config.dataset.{part}")
+        if found
+        else None
         for part, found in parts.items()
     }
     if splits["train"] is None:
@@ -87,8 +89,8 @@ def _root(value: str) -> Path:
             "config.dataset.root is empty; set --config.dataset.root=DIR, the folder of pictures"
         )
     root = Path(value).expanduser()
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
+    if not os.path.isdir(root):
+        what = "is a file" if os.path.exists(root) else "does not exist"
         raise DataError(
             f"config.dataset.root: expected a folder of pictures, but {root.absolute()} {what}"
         )
@@ -102,7 +104,7 @@ def _source(root: Path, value: str, default: str) -> Path | None:
     if not value:
         return None
     if value == default:  # a folder of that name in the working directory is somebody else's
-        found = root / value if (root / value).exists() else None
+        found = root / value if os.path.exists(root / value) else None
     else:
         found = _find(root, value)
     if found is not None:
@@ -123,7 +125,7 @@ def _find(root: Path, value: str) -> Path | None:
     """A path that the user wrote: relative to the root or else to the working directory."""
     path = Path(value).expanduser()
     for candidate in (root / path, path):
-        if candidate.exists():
+        if os.path.exists(candidate):
             return candidate
     return None
 
@@ -203,7 +205,7 @@ def _read_list(root: Path, source: Path) -> list[Path]:
             continue
         path = Path(os.path.normpath(root / line))
         paths.append(path)
-        if not path.is_file():
+        if not os.path.isfile(path):
             missing.append(f"\n  line {number}: {line}")
     if missing:
         more = f"\n  and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
@@ -374,7 +376,7 @@ def _read_csv(
         where = f"{file}, line {rows.line_num}"
         image, label = (row["image"] or "").strip(), (row["label"] or "").strip()
         image = PurePosixPath(image).as_posix()
-        if image not in known and not (root / image).is_file():
+        if image not in known and not os.path.isfile(root / image):
             raise DataError(
                 f"{where}: there is no picture {image!r}; expected a path relative to "
                 f"{root.absolute()} such as {min(known)!r}"

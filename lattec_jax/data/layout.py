@@ -7,20 +7,17 @@ place is looked for nearby, to say where it was found; it is never used from the
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.data.dataset import Split
 from lattec_jax.data.nearby import Nearby
+from lattec_jax.data.problems import LISTED, forbidden, listing
 from lattec_jax.errors import DataError
 
 DATA_DIR = "LATTECLIP_DATA_DIR"
-_LISTED = 10  # missing pictures that a message names
 
 Row = tuple[str, int, str]  # path below the image folder, label, class name
 
@@ -29,37 +26,47 @@ def data_root(setting: str) -> Path:
     """`config.dataset.root`, below `$LATTECLIP_DATA_DIR` unless it is absolute.
 
     Raises:
-        DataError: the variable is not set, or names no folder.
+        DataError: the variable is not set or names no folder, or one may not be looked into.
     """
-    root = Path(setting).expanduser()
-    if root.is_absolute():
-        return root
+    root = Path(os.path.expanduser(setting))
+    if not root.is_absolute():
+        root = _data_dir(setting) / root
+    closed = forbidden(root)
+    if closed is not None:
+        raise DataError(
+            f"no permission to look into {closed}, where {root} is looked for; allow it with "
+            f"chmod u+rx {closed}, or ask its owner to"
+        )
+    return root
+
+
+def _data_dir(setting: str) -> Path:
     base = os.environ.get(DATA_DIR, "")
     if not base:
         raise DataError(
             f"${DATA_DIR} is not set; set it to the folder that holds {setting}/, or pass an "
             "absolute --config.dataset.root"
         )
-    folder = Path(base).expanduser()
-    if not folder.is_dir():
+    folder = Path(os.path.expanduser(base))
+    if not os.path.isdir(folder):
         raise DataError(
             f"${DATA_DIR} is {base}, which is no folder; set it to the folder that holds {setting}/"
         )
-    return folder / root
+    return folder
 
 
 class Layout:
     """The files of one data set. Problems are collected and raised together.
 
     Raises:
-        DataError: there is no data directory to look into.
+        DataError: there is no data directory, or it may not be looked into.
     """
 
     def __init__(self, settings: ConfigDict) -> None:
         self._settings = settings
         self.root = data_root(settings.root)
         self.images = self.root / settings.images
-        self._problems: list[str] = []
+        self.problems: list[str] = []
         self._nearby: Nearby | None = None
         self._found: list[Path] = []  # files that lie elsewhere
         self._found_images: Path | None = None  # the pictures, if they do
@@ -74,8 +81,8 @@ class Layout:
     @property
     def data_dir(self) -> Path:
         """The folder that holds the roots."""
-        absolute = Path(self._settings.root).expanduser().is_absolute()
-        return self.root.parent if absolute else Path(os.environ[DATA_DIR]).expanduser()
+        absolute = os.path.isabs(os.path.expanduser(self._settings.root))
+        return self.root.parent if absolute else _data_dir(self._settings.root)
 
     def file(self, name: str, what: str) -> Path | None:
         """The file `name` of the root, to be read. One found elsewhere is a problem, and returned.
@@ -85,23 +92,17 @@ class Layout:
             what: it is, for the message.
         """
         path = self.root / name
-        if path.is_file():
+        if os.path.isfile(path):
             return path
         copies = self.nearby.files(Path(name).name)
-        problem = f"no {what} {path}"
+        blocked = os.path.isdir(path)
+        problem = f"{path} is a folder, expected the {what}" if blocked else f"no {what} {path}"
         if copies:
-            problem += f"; it was found as {copies[0]}: move it to {path}"
+            remedy = f"put that in the place of {path}" if blocked else f"move it to {path}"
+            problem += f"; it was found as {copies[0]}: {remedy}"
             self._found.append(copies[0])
-        self._problems.append(problem)
+        self.problems.append(problem)
         return copies[0] if copies else None
-
-    @contextlib.contextmanager
-    def collect(self) -> Iterator[None]:
-        """Keep a DataError of what is done inside as one more problem."""
-        try:
-            yield
-        except DataError as error:
-            self._problems.append(str(error))
 
     def check_pictures(self, ids: Sequence[str], source: str) -> None:
         """Look for the pictures.
@@ -110,9 +111,18 @@ class Layout:
             ids: paths below the image folder; none where the files that name them are missing.
             source: what names them, for the message.
         """
-        missing = [image for image in ids if not (self.images / image).is_file()]
-        there = self.images.is_dir()
+        missing = [image for image in ids if not os.path.isfile(self.images / image)]
+        there = os.path.isdir(self.images)
         if there and not missing:
+            return
+        folders = {(self.images / image).parent for image in missing}
+        closed = {forbidden(folder) for folder in folders} - {None}
+        if closed:
+            named = ", ".join(str(folder) for folder in sorted(closed)[:LISTED])
+            self.problems.append(
+                f"no permission to look into {named}, where pictures of {source} should lie; "
+                "allow it with chmod u+rx, or ask the owner to"
+            )
             return
         problem = f"no image folder {self.images}"
         if there:
@@ -131,13 +141,16 @@ class Layout:
             listed = missing
         else:
             listed = []
-        self._problems.append(problem + _listing(listed))
+        if listed:
+            problem += f". Missing there, {len(listed):,}:{listing(listed, '    ')}"
+        self.problems.append(problem)
 
     def _copy(self, ids: Sequence[str]) -> tuple[Path | None, list[str]]:
         """The folder that may be the image folder, renamed, and the pictures that it lacks."""
         if not ids:
             expected = self._settings.expected
-            return self.nearby.counts(expected.train + expected.test), []
+            known = expected.train and expected.test
+            return self.nearby.counts(expected.train + expected.test) if known else None, []
         folder, lacking = self.nearby.best(ids)
         if folder is not None and not lacking:
             self._found_images = folder
@@ -156,9 +169,9 @@ class Layout:
         Args:
             files: that belong into the root beside the image folder, for the message.
         """
-        if not self._problems:
+        if not self.problems:
             return
-        problems = self._problems
+        problems = self.problems
         renamed = self._renamed_root(files)
         if renamed is not None:
             problems = [
@@ -177,7 +190,7 @@ class Layout:
 
     def _renamed_root(self, files: Sequence[str]) -> Path | None:
         """A folder that holds the whole layout, where the root does not exist."""
-        if self.root.exists() or len(self._found) != len(files):
+        if os.path.exists(self.root) or len(self._found) != len(files):
             return None
         folders = {path.parent for path in self._found}
         folder = folders.pop()
@@ -192,14 +205,6 @@ class Layout:
         setting = folder.relative_to(self.data_dir).as_posix() if inside else folder
         return f"move it to {self.root}, or set --config.dataset.root={setting}"
 
-    def split(self, rows: Sequence[Row]) -> Split:
-        """The pictures of some rows."""
-        return Split(
-            ids=tuple(image for image, _, _ in rows),
-            paths=tuple(self.images / image for image, _, _ in rows),
-            labels=np.array([label for _, label, _ in rows], np.int32),
-        )
-
 
 def _how_many(ids: Sequence[str], lacking: Sequence[str], source: str) -> str:
     """What a copy of the image folder holds."""
@@ -208,10 +213,3 @@ def _how_many(ids: Sequence[str], lacking: Sequence[str], source: str) -> str:
     if not lacking:
         return f"all {len(ids):,} pictures of {source}"
     return f"{len(ids) - len(lacking):,} of the {len(ids):,} pictures of {source}"
-
-
-def _listing(missing: Sequence[str]) -> str:
-    """The first missing pictures, a line each, and the number of the others."""
-    listed = "".join(f"\n    {image}" for image in missing[:_LISTED])
-    more = f"\n    and {len(missing) - _LISTED:,} more" if len(missing) > _LISTED else ""
-    return f". Missing there, {len(missing):,}:{listed}{more}" if missing else ""

@@ -20,7 +20,7 @@ class Nearby:
     def __init__(self, *bases: Path) -> None:
         self._files: dict[str, list[Path]] = {}  # lower-cased name -> paths
         self._pictures: dict[Path, int] = {}  # folder -> pictures in it
-        queue = [(base, 0) for base in bases if base.is_dir()]
+        queue = [(base, 0) for base in bases if os.path.isdir(base)]
         seen: set[tuple[int, int]] = set()
         for folder, depth in queue:
             if len(self._pictures) >= _FOLDERS:
@@ -45,12 +45,13 @@ class Nearby:
             name = entry.name.lower()
             if name.startswith("."):
                 continue
-            if name.endswith(SUFFIXES):
+            if _is_folder(entry):
+                if depth < _DEPTH:
+                    folders.append((folder / entry.name, depth + 1))
+            elif name.endswith(SUFFIXES):
                 self._pictures[folder] += 1
-            elif name.endswith(_LISTS):
+            elif name.endswith(_LISTS) and os.path.isfile(folder / entry.name):
                 self._files.setdefault(name, []).append(folder / entry.name)
-            elif depth < _DEPTH and entry.is_dir():
-                folders.append((folder / entry.name, depth + 1))
         return folders
 
     def files(self, name: str) -> list[Path]:
@@ -64,9 +65,9 @@ class Nearby:
         """
         probes = ids[:: max(1, len(ids) // _PROBES)]
         lacking = {
-            folder: [image for image in ids if not (folder / image).is_file()]
+            folder: [image for image in ids if not os.path.isfile(folder / image)]
             for folder in self._pictures
-            if any((folder / image).is_file() for image in probes)
+            if any(os.path.isfile(folder / image) for image in probes)
         }
         best = min(lacking, key=lambda folder: len(lacking[folder]), default=None)
         if best is None or 2 * len(lacking[best]) > len(ids):
@@ -82,3 +83,10 @@ class Nearby:
                     below[parent] += pictures
         fitting = [folder for folder, count in below.items() if count == wanted]
         return max(fitting, key=lambda folder: len(folder.parts), default=None)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False
