@@ -3,9 +3,11 @@
     --config.dataset.kind=tfds     on a configuration whose config.dataset.tfds.builder is set
 
 Where the examples spell the paths of the split file (`config.dataset.tfds.file_name`), CoOp's split
-applies: its rows are matched with the examples of all the builder's splits, and ids, class names
-and protocol are those of kind "coop". Otherwise the builder's own splits are used, and the protocol
-says so. The encoded pictures are written, unchanged, as files, once.
+applies: its rows are matched with the examples of all the builder's splits, and ids and class names
+are those of kind "coop". So is the protocol, if the builder is known to hand on the public files as
+they are (`UNALTERED`); of any other the protocol says whose pictures they are. Otherwise the
+builder's own splits are used, and the protocol says so. The builder's encoded pictures are written
+as files, once.
 """
 
 from __future__ import annotations
@@ -14,12 +16,12 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -28,12 +30,23 @@ from lattec_jax.data import coop
 from lattec_jax.data.class_names import spoken
 from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.layout import data_root
+from lattec_jax.data.problems import collect, listing
 from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.files import write_json, write_whole
 
 PROTOCOL = "tfds, inductive, last step"
 INDEX = "index.json"  # beside the pictures: the examples' names, which take long to read
-_LISTED = 10  # rows that a message names
+# Builders whose source, in tensorflow-datasets 4.9.10, copies the bytes of the public files. Not
+# sun397, which resizes and compresses all pictures, nor oxford_iiit_pet, which does it to twelve.
+UNALTERED = frozenset(
+    {
+        "eurosat/rgb/2.0.0",
+        "dtd/3.0.1",
+        "oxford_flowers102/2.1.1",
+        "caltech101/3.0.2",
+        "cars196/2.1.0",
+    }
+)
 _OWN_SPLITS = '--config.dataset.split="" uses the builder\'s own splits'
 
 
@@ -46,6 +59,7 @@ class Example:
     name: str  # spelt as `config.dataset.tfds.file_name` says; "" where that is empty
     label: int
     suffix: str  # of a file with its encoded picture
+    size: int  # of that file, bytes
 
     @property
     def own_id(self) -> str:
@@ -62,15 +76,23 @@ def read_tfds(config: ConfigDict) -> Dataset:
             missing, or rows of it have no example.
     """
     settings = config.dataset
-    path, builder = _all(lambda: _split_file(settings), lambda: _builder(settings.tfds))
+    problems: list[str] = []
+    with collect(problems):
+        path = _split_file(settings)
+    with collect(problems):
+        builder = _builder(settings.tfds)
+    if problems:
+        raise DataError("\n".join(problems))
     source = _identity(builder, settings.tfds.file_name)
     digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:8]
     folder = set_dir(config) / f"tfds-{digest}"
-    examples = _read_index(folder, source) or list(_read_examples(builder, settings.tfds.file_name))
+    noted = _read_index(folder, source, builder)
+    examples = noted or list(_read_examples(builder, settings.tfds.file_name))
     places = [("examples", Path(builder.data_path)), ("pictures, written at first use", folder)]
     if path is not None:
         names, train, test = _coop_split(settings, path, builder, examples)
-        protocol, places = coop.PROTOCOL, [("split file", path), *places]
+        protocol, places = _protocol(builder), [("split file", path), *places]
+        sources = dict.fromkeys(("train", "test"), str(path))
     else:
         names = tuple(_spoken(name, settings.name_spaces) for name in _label_names(builder))
         train, test = (
@@ -78,40 +100,30 @@ def read_tfds(config: ConfigDict) -> Dataset:
             for part in ("train", "test")
         )
         protocol = PROTOCOL
+        sources = {n: f"config.dataset.tfds.{n}={settings.tfds[n]}" for n in ("train", "test")}
     wanted = {image: example for image, _, example in [*train, *test]}
     return Dataset(
         settings.name,
         names,
-        _split(folder, train),
-        _split(folder, test),
+        Split.of(train, folder, sources["train"]),
+        Split.of(test, folder, sources["test"]),
         protocol,
+        names_source=builder.info.full_name if path is None else str(path),
         places=tuple(places),
-        write_pictures=functools.partial(_write, folder, builder, wanted, examples, source),
+        write_pictures=functools.partial(
+            _write, folder, builder, wanted, None if noted else (source, examples)
+        ),
     )
 
 
 Row = tuple[str, int, Example]  # id, label, example
 
 
-def _all(*parts: Callable[[], Any]) -> list[Any]:
-    """What each of `parts` returns; what several of them lack is said in one DataError."""
-    found, problems = [], []
-    for part in parts:
-        try:
-            found.append(part())
-        except DataError as error:
-            problems.append(str(error))
-    if problems:
-        raise DataError("\n".join(problems))
-    return found
-
-
-def _split(folder: Path, rows: Sequence[Row]) -> Split:
-    return Split(
-        ids=tuple(image for image, _, _ in rows),
-        paths=tuple(folder / image for image, _, _ in rows),
-        labels=np.array([label for _, label, _ in rows], np.int32),
-    )
+def _protocol(builder: Any) -> str:
+    """With CoOp's split: the paper's only where the pictures are the public files."""
+    if builder.info.full_name in UNALTERED:
+        return coop.PROTOCOL
+    return f"coop split, pictures of {builder.info.full_name}, inductive, last step"
 
 
 # ------------------------------------------------------------------------------------ the builder
@@ -138,7 +150,7 @@ def _builder(settings: ConfigDict) -> Any:
             "Aircraft), or name a builder of yours"
         )
     tfds = _import()
-    folder = str(Path(settings.data_dir).expanduser()) if settings.data_dir else None
+    folder = os.path.expanduser(settings.data_dir) or None
     try:
         builder = tfds.builder(settings.builder, data_dir=folder)
     except (ValueError, AssertionError) as error:  # an unknown set, configuration or version
@@ -225,38 +237,55 @@ def _read_examples(builder: Any, pattern: str) -> Iterator[Example]:
             record = records[row]
             values = {**record, "split": split, "label": labels[record["label"]]}
             name = re.sub(r"{(.*?)}", lambda match: _text(values[match[1]]), pattern)  # noqa: B023
-            png = _picture(record, builder).startswith(b"\x89PNG")
-            yield Example(split, row, name, int(record["label"]), ".png" if png else ".jpg")
+            picture = _picture(record, builder)
+            suffix = ".png" if picture.startswith(b"\x89PNG") else ".jpg"
+            yield Example(split, row, name, int(record["label"]), suffix, len(picture))
 
 
 def _text(value: Any) -> str:
     return value.decode("utf-8") if isinstance(value, bytes) else str(value)
 
 
-def _read_index(folder: Path, source: list) -> list[Example] | None:
-    """The examples as an earlier run noted them; None where there is no such note."""
+def _read_index(folder: Path, source: list, builder: Any) -> list[Example] | None:
+    """The examples as an earlier run noted them; None where there is no such note, or no whole."""
     try:
         content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
-    if content["source"] != source:
+    if not isinstance(content, dict) or content.get("source") != source:
         return None
-    return [Example(*fields) for fields in content["examples"]]
+    rows, labels = content.get("examples"), len(_label_names(builder))
+    if not isinstance(rows, list) or not all(_is_example(row, labels) for row in rows):
+        return None
+    examples = [Example(*row) for row in rows]
+    sizes = {split: info.num_examples for split, info in builder.info.splits.items()}
+    every = [(split, row) for split, size in sizes.items() for row in range(size)]
+    return examples if [(e.split, e.row) for e in examples] == every else None
+
+
+def _is_example(row: Any, labels: int) -> bool:
+    return (
+        isinstance(row, list)
+        and [type(value) for value in row] == [str, int, str, int, str, int]
+        and 0 <= row[3] < labels
+        and row[4] in (".jpg", ".png")
+        and row[5] > 0
+    )
 
 
 def _write(
     folder: Path,
     builder: Any,
     wanted: dict[str, Example],
-    examples: Sequence[Example],
-    source: list,
+    index: tuple[list, Sequence[Example]] | None,
 ) -> None:
-    """Write the index and the pictures that are not there yet, each whole or not at all."""
-    if not (folder / INDEX).exists():
+    """Write the index, if it is to be, and the pictures that are not there, or not whole."""
+    if index is not None:
+        source, examples = index
         folder.mkdir(parents=True, exist_ok=True)
         rows = [list(dataclasses.astuple(example)) for example in examples]
         write_json(folder / INDEX, {"source": source, "examples": rows})
-    missing = [(image, e) for image, e in wanted.items() if not (folder / image).is_file()]
+    missing = [(image, e) for image, e in wanted.items() if _size(folder / image) != e.size]
     missing.sort(key=lambda entry: (entry[1].split, entry[1].row))
     records: dict[str, Any] = {}
     for image, example in tqdm(missing, desc="writing pictures", unit="image", disable=not missing):
@@ -265,6 +294,14 @@ def _write(
         path = folder / image
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, _picture(records[example.split][example.row], builder))
+
+
+def _size(path: Path) -> int | None:
+    """The size of a file in bytes; None where there is none."""
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return None
 
 
 # ------------------------------------------------------------------------------------- the splits
@@ -299,7 +336,7 @@ def _split_file(settings: ConfigDict) -> Path | None:
         path = data_root(settings.root) / settings.split
     except DataError as error:
         raise DataError(f"{error}. The split file is looked for there; {_OWN_SPLITS}") from error
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(
             f"no split file {path} (config.dataset.split)"
             + (f"; {settings.source} says where to get it" if settings.source else "")
@@ -320,13 +357,11 @@ def _coop_split(
     rows = [row for own in parts.values() for row in own]
     missing = [image for image, _, _ in rows if _key(image) not in by_name]
     if missing:
-        listed = "".join(f"\n  {image}" for image in missing[:_LISTED])
-        more = f"\n  and {len(missing) - _LISTED:,} more" if len(missing) > _LISTED else ""
         raise DataError(
             f"{len(missing):,} of {len(rows):,} pictures of {path} are not among the "
             f"{len(examples):,} examples of {builder.info.full_name}, whose names are such as "
             f"{examples[0].name!r} (config.dataset.tfds.file_name={settings.tfds.file_name}); "
-            f"{_OWN_SPLITS}:{listed}{more}"
+            f"{_OWN_SPLITS}:{listing(missing, '  ')}"
         )
     _check_matches(rows, by_name, builder)
     train, test = (
