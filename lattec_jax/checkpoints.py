@@ -1,56 +1,205 @@
 """Checkpoints of a run: the only file that calls Orbax.
 
-Saved are the step, the seed, the parameters, the optimiser state and the method's state. Random
-numbers are rebuilt from seed and step and are not saved.
+Saved are the step, the seed, the parameters, the optimiser state and the method's state, and beside
+them what the caller wants to know again. Random numbers are rebuilt from seed and step and are not
+saved. The newest `keep` checkpoints are kept; an older one goes when a newer one is complete.
+
+Orbax moves a complete checkpoint into place. The SHA-256 of its files lie within it from that
+moment on, because TensorStore's own checksums do not cover all of them.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from lattec_jax.errors import ConfigError, TrainingError
+from lattec_jax.files import write_whole
 from lattec_jax.state import TrainState, state_shardings
+
+log = logging.getLogger(__name__)
+
+SUMS = "SHA256SUMS"  # as `sha256sum -c` reads them
+_UNUSED = "_CHECKPOINT_METADATA"  # Orbax changes it when it moves the checkpoint; not read here
 
 
 class Checkpoints:
     """The checkpoints below one work directory. Saving goes on in the background; use as a
-    context manager so that leaving waits for it."""
+    context manager so that leaving waits for it.
+
+    Args:
+        directory: made where it is missing.
+        keep: how many are kept, at least 1.
+
+    Raises:
+        ConfigError: there is something else at that place.
+    """
 
     def __init__(self, directory: Path, keep: int):
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        if directory.exists() and not directory.is_dir():
+            raise ConfigError(
+                f"{directory}: expected a directory of checkpoints, found a file; move it away"
+            )
+        # Orbax logs an error of its threads several times; here it is raised once.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._directory = directory.absolute()
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep,
+            create=True,
+            cleanup_tmp_directories=True,  # of a killed process
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_sums),
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._saving = 0  # the step whose checkpoint is being written
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
         """The newest saved step, None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Save `state`, which may be consumed as soon as this returns."""
-        self._manager.save(step, args=ocp.args.StandardSave(_as_tree(state)))
+    def save(self, state: TrainState, step: int, beside: Mapping[str, Any]) -> None:
+        """Save `state`, which may be consumed as soon as this returns.
 
-    def restore(self, like: TrainState, mesh: Mesh) -> TrainState:
-        """The newest state, placed on `mesh`; `like` gives its structure and shapes."""
+        Args:
+            state: after `step` steps.
+            step: its number.
+            beside: values that JSON can hold, which `restore` gives back.
+
+        Raises:
+            TrainingError: it, or the one before, cannot be written.
+        """
+        self.wait()
+        self._saving = step
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(_as_tree(state)), beside=ocp.args.JsonSave(dict(beside))
+        )
+        try:
+            self._manager.save(step, args=items)
+        except (OSError, ValueError) as error:
+            raise self._not_written(error) from error
+
+    def wait(self) -> None:
+        """Return when what was saved is on disk.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
+            raise self._not_written(error) from error
+
+    def restore(self, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
+        """The newest usable state and what was saved beside it; `like` itself where there is none.
+
+        A checkpoint that cannot be used is renamed within the directory, with a warning, and the
+        one before it is taken.
+
+        Args:
+            like: gives structure, shapes and seed.
+            mesh: on which the state is placed.
+        """
+        refused = 0
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            reason = damage(self._directory / str(step))
+            if not reason:
+                try:
+                    return self._read(step, like, mesh)
+                except ValueError as error:  # another tree, other shapes or another run's
+                    reason = f"it is not of this run: {str(error).splitlines()[0]}"
+            self._set_aside(step, reason)
+            refused += 1
+        if refused:
+            log.warning("no usable checkpoint is left in %s: starting at step 0", self._directory)
+        return like, {}
+
+    def _read(self, step: int, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
         shapes = jax.eval_shape(lambda s: s, like)
         target = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
             shapes,
             state_shardings(shapes, mesh),
         )
-        tree = self._manager.restore(
-            self._manager.latest_step(), args=ocp.args.StandardRestore(_as_tree(target))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(_as_tree(target)), beside=ocp.args.JsonRestore()
         )
-        return TrainState(**tree)
+        found = self._manager.restore(step, args=items)
+        state = TrainState(**found["state"])
+        expected, is_found = (step, int(like.seed)), (int(state.step), int(state.seed))
+        if is_found != expected:
+            raise ValueError(f"expected step and seed {expected}, found {is_found}")
+        return state, found["beside"]
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        place = self._directory / str(step)
+        number, new = 1, place.with_name(f"damaged-{step}")
+        while new.exists():
+            number += 1
+            new = place.with_name(f"damaged-{step}-{number}")
+        place.rename(new)
+        log.warning("the checkpoint of step %d cannot be used and is now %s: %s", step, new, reason)
+        self._manager.reload()
+
+    def _write_sums(self) -> None:
+        """Called by Orbax when all files are there, before it moves them into place."""
+        (place,) = self._directory.glob(f"{self._saving}.*")
+        write_whole(place / SUMS, "".join(f"{s}  {name}\n" for name, s in _sums(place).items()))
+
+    def _not_written(self, error: Exception) -> TrainingError:
+        kept = sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())
+        return TrainingError(
+            f"the checkpoint of step {self._saving} cannot be written to {self._directory}: "
+            f"{str(error).splitlines()[0]}. "
+            + (f"That of step {kept[-1]} is kept" if kept else "There is none yet")
+            + "; make room, and the same command continues"
+        )
+
+
+def damage(checkpoint: Path) -> str:
+    """What is wrong with the files of a checkpoint, by their SHA-256; empty where nothing is."""
+    path = checkpoint / SUMS
+    if not path.is_file():
+        return f"it has no {SUMS}"
+    found = _sums(checkpoint)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except ValueError:
+        return f"{SUMS} is damaged"
+    missing = sorted(expected.keys() - found.keys())
+    changed = sorted(
+        name for name in found.keys() & expected.keys() if found[name] != expected[name]
+    )
+    if not expected or missing or changed:
+        return f"{', '.join((missing + changed)[:3]) or SUMS} is not as it was written"
+    return ""
+
+
+def _sums(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of the files below a checkpoint that are read from it, by their path."""
+    found = {}
+    for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
+        name = path.relative_to(checkpoint).as_posix()
+        if name not in (SUMS, _UNUSED):
+            with path.open("rb") as file:
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def _as_tree(state: TrainState) -> dict:

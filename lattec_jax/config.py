@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import errno
 import json
 import re
 import sys
@@ -21,7 +22,10 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from lattec_jax.errors import ConfigError, UserError
+from lattec_jax.stop import STATUS, Terminated
 
+# No room, over quota, too large, read-only, not allowed.
+_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 PACKAGED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -256,12 +260,21 @@ def artifacts_dir(config: ConfigDict) -> Path:
 
 
 def command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command: print errors of the user's without a traceback and exit with status 2."""
+    """Run a command: print errors of the user's without a traceback and exit with status 2.
+
+    A command that a signal ended exits with 75 (`lattec_jax.stop`), one that Ctrl-C ended with 130.
+    """
     try:
         main(sys.argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(130)
+    except OSError as error:
+        if error.errno not in _NOT_WRITABLE:
+            raise
+        print(f"error: {error}. Mend it; the same command continues", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        reason = f" ({interrupt})" if str(interrupt) else ""
+        print(f"interrupted{reason}; the same command continues", file=sys.stderr)
+        sys.exit(STATUS if isinstance(interrupt, Terminated) else 130)

@@ -1,4 +1,8 @@
-"""What a run writes while it goes on: metrics as JSON lines, TensorBoard events, a progress bar."""
+"""What a run writes while it goes on: metrics as JSON lines, TensorBoard events, a progress bar.
+
+No line of the metrics holds a time: those of a run that was continued are equal, byte for byte, to
+those of one that was not. Of the events only `wall_time` differs.
+"""
 
 from __future__ import annotations
 
@@ -58,6 +62,10 @@ class RunLog:
     def advance(self) -> None:
         """Count one step on the progress bar."""
         self._bar.update(self._batch_size)
+
+    def flush(self) -> None:
+        """Return when all that was logged is on disk."""
+        self._events.flush()
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Log the figures of a step; they are on disk when this returns."""

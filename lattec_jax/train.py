@@ -3,7 +3,8 @@
     python -m lattec_jax.train --config=configs/demo.py [--workdir=DIR] [--config.key=value ...]
 
 The work directory (default `runs/<dataset>-<method>-s<seed>`) belongs to one run: the same command
-continues it. Missing stores and pseudo-labels are made; missing descriptions by a language model
+continues it, whatever ended it; after SIGTERM, which saves the step under way, the exit status is
+75. Missing stores and pseudo-labels are made; missing descriptions by a language model
 are an error that names the command that makes them.
 """
 
@@ -45,6 +46,7 @@ from lattec_jax.state import (
     replace_method,
 )
 from lattec_jax.step import StepSettings, make_train_step
+from lattec_jax.stop import AfterStep, terminating
 
 
 def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
@@ -68,9 +70,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
     finished = directory / workdir.RESULTS
     if finished.exists():
-        found = json.loads(finished.read_text(encoding="utf-8"))
-        print(f"{directory} holds a finished run\n{found['table']}")
-        return found
+        return show_finished(finished)
     batches, texts, present = feed.make_batches(config, inputs, method, batch_size, mesh)
 
     # ----------------------------------------------------------------------- model and optimiser
@@ -89,39 +89,44 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
 
     # ------------------------------------------------------------------------------------- train
     workdir.claim(directory, config, record)
-    clock = Clock()
+    if finished.exists():  # another process was faster
+        return show_finished(finished)
     with Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
-        start = 0
-        if checkpoints.latest is not None:
-            state = checkpoints.restore(state, mesh)
-            start = int(state.step)
+        state, timing = checkpoints.restore(state, mesh)
+        start = int(state.step)
+        if start:
             print(f"continuing at step {start} of {steps}")
-        with RunLog(directory, start, steps, batch_size) as run_log:
-            tables = feed.make_tables(config, inputs, method, texts, present, frozen, mesh)
-            store = feed.training_store(inputs.pictures, method)
-            stream = feed.device_batches(batches, store, tables, start, steps, mesh)
+        clock = Clock(batch_size, **timing)
+        tables = feed.make_tables(config, inputs, method, texts, present, frozen, mesh)
+        store = feed.training_store(inputs.pictures, method)
+        stream = feed.device_batches(batches, store, tables, start, steps, mesh)
+        with RunLog(directory, start, steps, batch_size) as run_log, AfterStep() as signals:
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
                     state = begin_epoch(inputs, method, state, frozen, mesh)
                 state, figures = step_function(state, tables, batch, host.text_lengths)
-                if done == start + 1:
-                    jax.block_until_ready(state)
-                    clock.compiled()
+                clock.step(state)
                 run_log.advance()
-                saving = done % config.checkpoint_every == 0 or done == steps
+                ending = signals.asked
+                due = done % config.checkpoint_every == 0 or done == steps
                 logged = {}
-                if done % config.log_every == 0 or saving:
-                    logged |= jax.device_get(figures)
-                    stop_unless_finite(logged["loss"], done, checkpoints.latest)
+                if done % config.log_every == 0 or due or ending:
+                    computed = jax.device_get(figures)
+                    stop_unless_finite(computed["loss"], done, checkpoints.latest)
+                    # What is logged does not depend on when a signal came.
+                    logged |= computed if done % config.log_every == 0 or due else {}
                 if config.eval_every and done % config.eval_every == 0:
                     found = examine(inputs, state.params, classifiers(inputs, method, state), seen)
                     logged |= results.test_figures(inputs, found)
                 if logged:
                     run_log.write(done, logged)
-                if saving:
-                    checkpoints.save(state, done)
-            jax.block_until_ready(state)
-            clock.stop((steps - start - 1) * batch_size)
+                if due or ending:
+                    run_log.flush()  # a checkpoint's steps are logged before it is complete
+                    checkpoints.save(state, done, clock.record())
+                if ending:
+                    break
+            checkpoints.wait()
+            timing = clock.record()
 
     # ----------------------------------------------------------------------------------- results
     state = wise_ft.average(method, params, first, state, config.wise_ft)
@@ -134,11 +139,18 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         "batch_size": batch_size,
         **results.compare(inputs, before, after),
         "label_free": results.label_free(inputs, state.params, class_features, final, frozen),
-        "train_seconds": clock.seconds,
-        "images_per_second": clock.rate,
+        "train_seconds": timing["seconds"],
+        "images_per_second": clock.rate(),
     }
     write_json(finished, found)
     print(f"{found['table']}\nresults in {finished}")
+    return found
+
+
+def show_finished(path: Path) -> dict[str, Any]:
+    """What the `results.json` of a finished run holds; its table is printed."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    print(f"{path.parent} holds a finished run\n{found['table']}")
     return found
 
 
@@ -149,6 +161,10 @@ def check_numbers(config: ConfigDict) -> None:
     for key, least in (("log_every", 1), ("checkpoint_every", 1), ("eval_every", 0)):
         if config[key] < least:
             raise ConfigError(f"config.{key}: expected at least {least} steps, found {config[key]}")
+    if config.keep_checkpoints < 1:
+        raise ConfigError(
+            f"config.keep_checkpoints: expected at least 1, found {config.keep_checkpoints}"
+        )
     if config.wise_ft is not None and not 0 <= config.wise_ft <= 1:
         raise ConfigError(f"config.wise_ft: expected 0 to 1, found {config.wise_ft}")
 
@@ -217,23 +233,49 @@ def compile_step(
 
 
 class Clock:
-    """Seconds of training, and images per second without the first step, which compiles."""
+    """Seconds of training over all sessions of a run; work that was lost does not count.
 
-    def __init__(self) -> None:
-        self._start = self._compiled = time.perf_counter()
-        self.seconds = 0.0
-        self.rate: float | None = None
+    Args:
+        batch_size: images per step.
+        seconds: until the step that this session starts from, as are the others.
+        rated_seconds: without the first step of each session, which compiles.
+        rated_images: trained on in those.
+    """
 
-    def compiled(self) -> None:
-        """The first step is done."""
-        self._compiled = time.perf_counter()
+    def __init__(
+        self,
+        batch_size: int,
+        seconds: float = 0.0,
+        rated_seconds: float = 0.0,
+        rated_images: int = 0,
+    ) -> None:
+        self._batch_size = batch_size
+        self._start = time.perf_counter() - seconds
+        self._rated_start: float | None = None  # known after the first step
+        self._rated_seconds, self._rated_images = rated_seconds, rated_images
 
-    def stop(self, images: int) -> None:
-        """The last step is done; `images` were trained on since the first."""
+    def step(self, state: TrainState) -> None:
+        """Count a step; wait for the first one."""
+        if self._rated_start is None:
+            jax.block_until_ready(state)
+            self._rated_start = time.perf_counter() - self._rated_seconds
+        else:
+            self._rated_images += self._batch_size
+
+    def record(self) -> dict[str, float]:
+        """The arguments from which a later session goes on."""
         now = time.perf_counter()
-        self.seconds = now - self._start
-        if images > 0:
-            self.rate = images / (now - self._compiled)
+        if self._rated_start is not None:
+            self._rated_seconds = now - self._rated_start
+        return {
+            "seconds": now - self._start,
+            "rated_seconds": self._rated_seconds,
+            "rated_images": self._rated_images,
+        }
+
+    def rate(self) -> float | None:
+        """Images per second until the last `record`; None where only first steps were taken."""
+        return self._rated_images / self._rated_seconds if self._rated_images else None
 
 
 def main(argv: Sequence[str]) -> None:
@@ -245,7 +287,8 @@ def main(argv: Sequence[str]) -> None:
     config, values = parse(argv, define_flags)
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
     arguments = shlex.join(a for a in argv[1:] if a.lstrip("-").startswith("config"))
-    train(config, directory, arguments)
+    with terminating():
+        train(config, directory, arguments)
 
 
 if __name__ == "__main__":

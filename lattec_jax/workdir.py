@@ -1,8 +1,13 @@
-"""A work directory belongs to one run: who may use it, and what is in it. Imports no JAX."""
+"""A work directory belongs to one run: who may use it, and what is in it. Imports no JAX.
+
+One process at a time works in it. Its lock (flock) ends with the process, however that ends.
+"""
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,9 @@ RESULTS = "results.json"
 CHECKPOINTS = "checkpoints"
 MODEL = "model"  # the adapted CLIP, a checkpoint directory
 CLASSIFIER = "classifier.safetensors"  # one vector per class
+LOCK = "lock"
+
+_held: dict[Path, int] = {}  # the directories that this process has locked, with descriptors
 
 
 def check(workdir: Path, config: ConfigDict) -> None:
@@ -26,7 +34,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
 
     Raises:
         ConfigError: it belongs to a run of another configuration (the message lists the keys that
-            differ) or holds foreign files.
+            differ), holds foreign files, or another process works in it.
     """
     path = workdir / CONFIG
     if path.exists():
@@ -39,12 +47,14 @@ def check(workdir: Path, config: ConfigDict) -> None:
             )
     elif workdir.exists() and (
         not workdir.is_dir()
-        or any(p.suffix != PARTIAL and p.name != INPUTS for p in workdir.iterdir())
+        or any(p.suffix != PARTIAL and p.name not in (INPUTS, LOCK) for p in workdir.iterdir())
     ):
         raise ConfigError(
             f"{workdir} is not empty and no work directory (no {CONFIG} in it); choose another "
             "--workdir"
         )
+    if (workdir / LOCK).exists() and workdir.resolve() not in _held:
+        os.close(_lock(workdir, os.O_RDONLY, fcntl.LOCK_SH))
 
 
 def check_inputs(workdir: Path, record: Mapping[str, Any]) -> None:
@@ -88,6 +98,8 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
     check_inputs(workdir, record)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
+        if workdir.resolve() not in _held:
+            _held[workdir.resolve()] = _lock(workdir, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
         # The configuration comes last: where it is, the inputs are there as well.
         if not (workdir / INPUTS).exists():
             write_json(workdir / INPUTS, record)
@@ -95,6 +107,19 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
             write_whole(workdir / CONFIG, to_json(config))
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
+
+
+def _lock(workdir: Path, mode: int, kind: int) -> int:
+    """The descriptor of the locked file; the lock ends when it is closed."""
+    descriptor = os.open(workdir / LOCK, mode, 0o666)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ConfigError(
+            f"another process works in {workdir}; wait until it ends, or choose another --workdir"
+        ) from error
+    return descriptor
 
 
 def _differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:

@@ -24,6 +24,7 @@ from absl import flags
 from lattec_jax.config import command, parse_flags
 from lattec_jax.errors import ConfigError
 from lattec_jax.files import write_whole
+from lattec_jax.stop import terminating
 from lattec_jax.sweep.cells import Found, make_sheet, read_results
 from lattec_jax.sweep.plan import (
     DESCRIBE,
@@ -96,7 +97,10 @@ def main(argv: Sequence[str]) -> None:
         for line in commands(jobs, PRINTED[mode]):
             print(line)
         return
-    outcome = work(jobs, sweep.out) if mode == "run" else None
+    outcome = None
+    if mode == "run":
+        with terminating():
+            outcome = work(jobs, sweep.out)
     found = read_results(sweep)
     print(write_tables(sweep, found))
     print(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """Run the jobs of a sweep one by one. Any number of workers may share one sweep.
 
+A worker that is told to end (SIGTERM, SIGUSR1, Ctrl-C) passes it on and waits for its process.
+
 A job is locked (flock) by the worker and by the process that it has started, so that a job whose
 worker was killed is not begun a second time while its process goes on. The lock ends with them.
 """
@@ -167,9 +169,16 @@ def _run(job: Job, log: Path, lock: int) -> bool:
         command = [sys.executable, "-m", job.module, *job.arguments]
         file.write(f"$ {job.command}\n".encode())
         file.flush()
-        status = subprocess.run(
+        with subprocess.Popen(
             command, stdout=file, stderr=subprocess.STDOUT, env=environment, pass_fds=(lock,)
-        ).returncode
+        ) as process:
+            try:
+                status = process.wait()
+            except KeyboardInterrupt:  # Ctrl-C or SIGTERM: it saves its work and ends
+                _say(f"    stopping {job.name}")
+                process.terminate()
+                process.wait()
+                raise
     if status == 0 and job.prepares:
         job.product.parent.mkdir(parents=True, exist_ok=True)
         job.product.touch()

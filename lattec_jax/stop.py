@@ -1,0 +1,78 @@
+"""Signals that end a run. Imports no JAX.
+
+SIGTERM, which schedulers send before they take a machine away, SIGUSR1, which Slurm sends on
+request (`--signal=USR1@60`), and Ctrl-C. Before and after training they end the process at once:
+what lies on disk is whole. During training the step under way ends and is saved first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+STATUS = os.EX_TEMPFAIL  # 75: the exit status of a process that can be started again
+_TERMINATING = (signal.SIGTERM, signal.SIGUSR1)
+
+
+class Terminated(KeyboardInterrupt):
+    """A signal other than Ctrl-C asked the process to end."""
+
+
+@contextlib.contextmanager
+def terminating() -> Iterator[None]:
+    """Within it SIGTERM and SIGUSR1 raise Terminated, as Ctrl-C raises KeyboardInterrupt."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise Terminated(signal.Signals(number).name)
+
+    with _handled(end, _TERMINATING):
+        yield
+
+
+class AfterStep:
+    """Within it a signal is remembered, for the loop to look at after each step, and raised when
+    the context is left. A second Ctrl-C does not wait."""
+
+    def __init__(self) -> None:
+        self._found: signal.Signals | None = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._found is not None
+
+    def __enter__(self) -> AfterStep:
+        self._context = _handled(self._remember, (*_TERMINATING, signal.SIGINT))
+        self._context.__enter__()
+        return self
+
+    def __exit__(self, kind: type | None, *rest: object) -> None:
+        self._context.__exit__(None, None, None)
+        if kind is None and self._found is not None:
+            kind = KeyboardInterrupt if self._found == signal.SIGINT else Terminated
+            raise kind(f"{self._found.name}: the last step is saved")
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._found == signal.SIGINT:
+            raise KeyboardInterrupt("nothing of the last steps is saved")
+        self._found = signal.Signals(number)
+        print(f"{self._found.name}: ending after this step", file=sys.stderr)
+
+
+@contextlib.contextmanager
+def _handled(handler: object, signals: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Install a handler for a while; only the main thread can, others go without."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
