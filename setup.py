@@ -64,6 +64,7 @@ setup(
     package_data={
         "captioning": ["browse.html"],
         "lattec_jax.demo": ["tiny_clip/*"],
+        "lattec_jax.report": ["page.html"],
         "lattec_jax.sweep": ["paper_tables.json"],
     },
     install_requires=CORE,

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 import lattec_jax
-from lattec_jax import metrics
+from lattec_jax import health, metrics
 from lattec_jax.errors import WeightsError
 from lattec_jax.evaluation import Classifiers
 from lattec_jax.files import write_whole
@@ -76,6 +76,7 @@ def evaluate_scores(
     if labels is not None:
         per_class = metrics.per_class_accuracy(predictions, labels, classes)
     return {
+        "predictions": predictions,
         "accuracy": metrics.accuracies(scores, labels),
         "per_class": per_class,
         "class_shares": shares,
@@ -175,25 +176,53 @@ def compare(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
     }
 
 
-def label_free(
+def predict_training(
     inputs: Inputs,
     params: Params,
+    vectors: Classifiers,
+    frozen: Float[np.ndarray, "N D"] | None,
+) -> Int[np.ndarray, " N"]:
+    """The classes of the training images.
+
+    Args:
+        inputs: of the run.
+        params: of the model.
+        vectors: of the classes.
+        frozen: features by the pre-trained model, where `vectors` needs them.
+    """
+    pixels = inputs.pictures.evaluation.pixels
+    features = inputs.encoders.images(params, pixels, "training images")
+    return vectors.cosines(features, frozen).argmax(axis=1)
+
+
+def health_start(
+    inputs: Inputs, class_features: Float[np.ndarray, "C D"], batch_size: int
+) -> health.Start:
+    """What `lattec_jax.health` compares a run with."""
+    counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.pictures.ids)
+    return health.Start(
+        inputs.dataset.class_names,
+        class_features,
+        inputs.zero_shot.labels,
+        batch_size,
+        {kind: counted["found"] / images for kind, counted in counts.items()},
+    )
+
+
+def label_free(
+    inputs: Inputs,
+    predictions: Int[np.ndarray, " N"],
     before: Float[np.ndarray, "C D"],
     after: Classifiers,
-    frozen: Float[np.ndarray, "N D"] | None,
 ) -> dict[str, Any]:
     """Figures on the training images that no label is needed for.
 
     Args:
         inputs: of the run.
-        params: adapted.
+        predictions: of the adapted model for the training images.
         before: class vectors of the pre-trained model.
         after: of the adapted one.
-        frozen: features of the training images by the pre-trained model, where `after` needs them.
     """
-    pixels = inputs.pictures.evaluation.pixels
-    features = inputs.encoders.images(params, pixels, "training images")
-    predictions = after.cosines(features, frozen).argmax(axis=1)
     shares = metrics.class_shares(predictions, len(after.adapted))
     return {
         "label_agreement": float(np.mean(predictions == inputs.zero_shot.labels)),

@@ -19,8 +19,7 @@ from tqdm import tqdm
 
 from lattec_jax.errors import DataError
 from lattec_jax.files import write_whole
-
-METRICS = "metrics.jsonl"
+from lattec_jax.workdir import METRICS
 
 
 class RunLog:
@@ -80,6 +79,14 @@ class RunLog:
         )
         if "loss" in figures:
             self._bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+
+
+def read_log(workdir: Path) -> list[dict[str, float | None]]:
+    """The lines that a `RunLog` wrote, none where there is no log."""
+    path = workdir / METRICS
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -7,6 +7,7 @@ name (`lattec_jax.methods.base`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -164,6 +165,17 @@ def gather_features(
     return features, labels
 
 
+def spread(predictions: Int[Array, " B"], classes: int) -> Figures:
+    """How a batch's predictions spread over the classes: their entropy divided by that of even
+    shares, the largest share and the class that has it (`lattec_jax.health` watches them)."""
+    shares = jnp.bincount(predictions, length=classes) / predictions.size
+    return {
+        "batch_class_entropy": jax.scipy.special.entr(shares).sum() / math.log(classes),
+        "batch_largest_share": shares.max(),
+        "batch_largest_class": shares.argmax().astype(jnp.float32),
+    }
+
+
 def make_train_step(
     definition: nnx.GraphDef,
     method: Method,
@@ -215,6 +227,10 @@ def make_train_step(
             "logit_scale": jnp.exp(params["logit_scale"]),
             "learning_rate": schedule(state.step),
         }
+        if (predicted := method.predictions(labels)) is not None:
+            figures |= spread(predicted, tables.class_tokens.shape[0])
+            frozen = tables.targets.zero_shot[batch.images]
+            figures["agreement_with_frozen"] = jnp.mean(predicted == frozen)
         new = TrainState(state.step + 1, state.seed, params, moved[1], method_state)
         # Keep every array where it lies: otherwise the compiler may choose another place.
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), figures

@@ -26,7 +26,7 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lattec_jax import check_data, feed, results, sharding, stages, wise_ft, workdir
+from lattec_jax import check_data, feed, health, results, sharding, stages, wise_ft, workdir
 from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.config import command, default_workdir, parse
@@ -36,8 +36,9 @@ from lattec_jax.files import write_json
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method, Survey
 from lattec_jax.models.clip import define
+from lattec_jax.report import gather
 from lattec_jax.results import classifiers, examine
-from lattec_jax.run_log import RunLog
+from lattec_jax.run_log import RunLog, read_log
 from lattec_jax.state import (
     TrainState,
     init_state,
@@ -86,6 +87,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     frozen = feed.frozen_features(inputs, method, params)
     seen = results.test_features(inputs, params)
     before = results.score(inputs, seen @ class_features.T)
+    reference = results.health_start(inputs, class_features, batch_size)
 
     # ------------------------------------------------------------------------------------- train
     workdir.claim(directory, config, record)
@@ -101,6 +103,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         store = feed.training_store(inputs.pictures, method)
         stream = feed.device_batches(batches, store, tables, start, steps, mesh)
         with RunLog(directory, start, steps, batch_size) as run_log, AfterStep() as signals:
+            watch = health.Watch(reference, read_log(directory))
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
                     state = begin_epoch(inputs, method, state, frozen, mesh)
@@ -112,14 +115,16 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
                 logged = {}
                 if done % config.log_every == 0 or due or ending:
                     computed = jax.device_get(figures)
-                    stop_unless_finite(computed["loss"], done, checkpoints.latest)
-                    # What is logged does not depend on when a signal came.
-                    logged |= computed if done % config.log_every == 0 or due else {}
+                    last = (watch.last_finite, checkpoints.latest)
+                    stop_unless_finite(computed["loss"], done, *last)
+                    if done % config.log_every == 0 or due:  # whenever a signal came
+                        logged |= computed | watch.prototypes(method.prototypes(state.method))
                 if config.eval_every and done % config.eval_every == 0:
                     found = examine(inputs, state.params, classifiers(inputs, method, state), seen)
                     logged |= results.test_figures(inputs, found)
                 if logged:
                     run_log.write(done, logged)
+                    watch.see(done, logged)
                 if due or ending:
                     run_log.flush()  # a checkpoint's steps are logged before it is complete
                     checkpoints.save(state, done, clock.record())
@@ -133,17 +138,21 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     final = classifiers(inputs, method, state)
     after = examine(inputs, state.params, final, seen)
     results.save_adapted(directory, inputs, method, jax.device_get(state.params), final)
+    predictions = results.predict_training(inputs, state.params, final, frozen)
     found = {
         **results.describe_run(config, inputs, method),
         "steps": steps,
         "batch_size": batch_size,
         **results.compare(inputs, before, after),
-        "label_free": results.label_free(inputs, state.params, class_features, final, frozen),
+        "label_free": results.label_free(inputs, predictions, class_features, final),
+        "health": health.examine(reference, final.adapted, predictions, read_log(directory)),
         "train_seconds": timing["seconds"],
         "images_per_second": clock.rate(),
     }
     write_json(finished, found)
-    print(f"{found['table']}\nresults in {finished}")
+    print(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
+    template, vectors = config.templates[0], (class_features, final.adapted)
+    gather.save(directory, inputs, method, state, template, vectors, (before, after), predictions)
     return found
 
 
@@ -187,11 +196,20 @@ def begin_epoch(
     return state if new is state.method else replace_method(state, new, mesh)
 
 
-def stop_unless_finite(loss: float, step: int, saved: int | None) -> None:
-    """Raise TrainingError for a loss that is not finite, before anything of it is saved."""
+def stop_unless_finite(loss: float, step: int, last: int, saved: int | None) -> None:
+    """Raise TrainingError for a loss that is not finite, before anything of it is saved.
+
+    Args:
+        loss: of the step.
+        step: that it is of.
+        last: the last step whose loss was seen to be finite; 0: none.
+        saved: the newest checkpoint.
+    """
     if not math.isfinite(loss):
+        seen = f"the loss of step {last} was finite" if last else "no finite loss was seen before"
         raise TrainingError(
-            f"the loss is {loss} at step {step}; expected a finite number. Lower "
+            f"the loss is {loss} at step {step}; expected a finite number. It went wrong in steps "
+            f"{last + 1} to {step} ({seen}). Lower "
             "--config.train.learning_rate (in another --workdir). "
             + (f"The checkpoint of step {saved} is kept" if saved else "No checkpoint was saved")
         )

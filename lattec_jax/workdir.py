@@ -21,6 +21,9 @@ from lattec_jax.files import PARTIAL, write_json, write_whole
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # what the run was made of, by digests
 RESULTS = "results.json"
+METRICS = "metrics.jsonl"
+REPORT = "report.html"
+REPORT_DATA = "report_data.json"  # what the page shows beside the results and the log
 CHECKPOINTS = "checkpoints"
 MODEL = "model"  # the adapted CLIP, a checkpoint directory
 CLASSIFIER = "classifier.safetensors"  # one vector per class

@@ -59,6 +59,7 @@ class Method:
             the pre-trained model).
         description_kinds: of generated text that `loss` gets features of.
         augments: False: train on the pixels of evaluation instead of augmented crops.
+        class_text: whether the class-descriptions are among the texts that it learns from.
         encodes_all_classes: True: `loss` gets the features of all classes, with their gradient.
     """
 
@@ -67,6 +68,7 @@ class Method:
     requires: frozenset[str] = frozenset()
     description_kinds: tuple[str, ...] = ()
     augments: bool = True
+    class_text: bool = True
     encodes_all_classes: bool = False
 
     def settings(self) -> dict[str, Any]:
@@ -127,6 +129,18 @@ class Method:
     ) -> Int[Array, "J B"]:
         """The classes whose descriptions the step needs: J labels for each image."""
         raise NotImplementedError
+
+    def predictions(self, labels: Int[Array, "J B"]) -> Int[Array, " B"] | None:
+        """Those of the labels that the current model predicts; None: they are not among them."""
+        return None
+
+    def prototypes(self, state: State) -> Float[Array, "C D"] | None:
+        """The unit vectors of the classes that the state keeps; None: it keeps none."""
+        return None
+
+    def weigh(self, texts: Float[Array, "... D"], state: State) -> Float[Array, ...] | None:
+        """The weights that texts have in an image's mix; None: nothing is mixed."""
+        return None
 
     def learns_from(self, labels: Int[Array, "J B"]) -> bool | Bool[Array, ""]:
         """Whether a batch with these labels moves the model; if not, the optimiser rests too."""

@@ -47,6 +47,10 @@ class FLYP(Method):
         label = targets.true if self.oracle else jnp.argmax(images @ classifier.T, axis=1)
         return label[None]
 
+    def predictions(self, labels: Int[Array, "1 B"]) -> Int[Array, " B"] | None:
+        """All of them, unless they are true."""
+        return None if self.oracle else labels[0]
+
     def loss(
         self, features: Features, labels: Int[Array, "1 B"], state: tuple[()]
     ) -> tuple[Float[Array, ""], None]:

@@ -145,14 +145,24 @@ class LatteCLIP(Method):
             known["current"] = jnp.argmax(images @ classifier.T, axis=1)
         return jnp.stack([known[name] for name in self.label_names])
 
+    def predictions(self, labels: Int[Array, "J B"]) -> Int[Array, " B"] | None:
+        """`c_ft`, where the method uses it."""
+        if "current" not in self.label_names:
+            return None
+        return labels[self.label_names.index("current")]
+
+    def prototypes(self, state: Prototypes) -> Float[Array, "C D"]:
+        """The current ones."""
+        return state.current
+
     def loss(
         self, features: Features, labels: Int[Array, "J B"], state: Prototypes
     ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
         """Eq. (3): InfoNCE between `f(x)` and `t̄`, added over the pseudo-labels."""
-        description_weights = self._weigh(features.descriptions, state) * features.present
+        description_weights = self.weigh(features.descriptions, state) * features.present
         losses, mixed, class_weights = [], [], []
         for class_texts, label in zip(features.class_texts, labels, strict=True):
-            class_weight = self._weigh(class_texts, state) * self.class_text  # [B]
+            class_weight = self.weigh(class_texts, state) * self.class_text  # [B]
             texts = jnp.concatenate([class_texts[:, None], features.descriptions], axis=1)
             weights = jnp.concatenate([class_weight[:, None], description_weights], axis=1)
             t_bar = mix_texts(texts, weights, state.current[label], self.alpha)
@@ -195,7 +205,8 @@ class LatteCLIP(Method):
         mean = jax.tree.map(lambda b, a: normalise((1 - share) * b + share * a), before, after)
         return Prototypes(*mean)
 
-    def _weigh(self, texts: Float[Array, "... D"], state: Prototypes) -> Float[Array, ...]:
+    def weigh(self, texts: Float[Array, "... D"], state: Prototypes) -> Float[Array, ...]:
+        """Eq. (1); 1 for every text without the mixer."""
         if not self.mixer:
             return jnp.ones(texts.shape[:-1], texts.dtype)
         return margin_weights(texts, state.weighing)

@@ -114,6 +114,14 @@ class ReCLIP(Method):
         """The propagated labels of T and V."""
         return state.labels[:, targets.rows]
 
+    def predictions(self, labels: Int[Array, "2 B"]) -> Int[Array, " B"]:
+        """Those of V, which follow the model from epoch to epoch."""
+        return labels[1]
+
+    def prototypes(self, state: Copies) -> Float[Array, "C D"]:
+        """V's classifier."""
+        return state.classifier
+
     def learns_from(self, labels: Int[Array, "2 B"]) -> Bool[Array, ""]:
         """Only where an image has the same label twice."""
         return jnp.any(labels[0] == labels[1])
