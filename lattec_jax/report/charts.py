@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 340, 200  # of a chart, in its own units
-LEFT, RIGHT, TOP, BOTTOM = 48, 8, 10, 26
+LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 26
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # lines differ by more than their colour
 Points = Sequence[tuple[float, float]]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from lattec_jax.report.charts import curves, heat_map, number
 
 MAP_CLASSES = 100  # up to here matrices are drawn, beyond them the largest entries are listed
-MOST_PAIRS = 25
+MOST_PAIRS = 20
 # Title, a sentence, and the figures of the log by their labels.
 CURVES = (
     ("Loss", "", {"loss": "loss"}),
@@ -74,12 +74,13 @@ def table(
         rows: cells.
         words: columns, beside the first, that hold words.
     """
-    heads = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in head)
+    kinds = [' class="word"' if index in words else "" for index in range(len(head))]
+    pairs = list(zip(head, kinds, strict=True))
+    heads = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for cell, kind in pairs)
     body = []
     for row in rows:
         cells = [f'<th scope="row">{escape(row[0])}</th>']
-        for index, cell in enumerate(row[1:], 1):
-            kind = ' class="word"' if index in words else ""
+        for cell, kind in zip(row[1:], kinds[1:], strict=True):
             cells.append(f"<td{kind}>{escape(cell)}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     return (
@@ -129,10 +130,10 @@ def before_and_after(run: Run) -> str:
             "<p>There are no labels of test images, so accuracies are not known. The classes below "
             "have shares of the predictions instead.</p>"
         )
-    rows = [(key, *_change(before[key], after[key])) for key in before]
+    rows = [(key.replace("top", "top-"), *_change(before[key], after[key])) for key in before]
     return table(
         f"Accuracy on {results['n_test']:,} test images",
-        ("", "zero-shot", "adapted", "change in points"),
+        ("accuracy", "zero-shot", "adapted", "change in points"),
         rows,
         frozenset(),
     )
