@@ -370,7 +370,7 @@ class Watch:
 
     def see(self, step: int, figures: Mapping[str, float]) -> None:
         """Look at a line of the log that was just written."""
-        self._lines = [*self._lines, *trained_lines([{"step": step, **figures}])][-WINDOW:]
+        self._lines = [*self._lines, *trained_lines([{**figures, "step": step}])][-WINDOW:]
         if len(self._lines) < WINDOW:
             return
         for alarm in window_alarms(self._start, self._lines):
