@@ -1,3 +1,21 @@
-"""LatteCLIP (arXiv 2410.08211) in JAX: adapt CLIP to a domain from unlabelled images."""
+"""LatteCLIP (arXiv 2410.08211) in JAX: adapt CLIP to a domain from unlabelled images.
+
+from lattec_jax import Classifier
+
+classifier = Classifier.load("runs/mine-latteclip-s0")
+print(classifier.predict("picture.jpg"))
+"""
+
+from typing import Any
 
 __version__ = "0.1.0"
+__all__ = ["Classifier", "Prediction", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """`Classifier` and `Prediction`, imported when they are asked for: JAX comes with them."""
+    if name in ("Classifier", "Prediction"):
+        from lattec_jax import classifier
+
+        return getattr(classifier, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

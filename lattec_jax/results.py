@@ -20,7 +20,7 @@ from lattec_jax.errors import WeightsError
 from lattec_jax.evaluation import Classifiers
 from lattec_jax.files import write_whole
 from lattec_jax.methods.base import Method
-from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.checkpoint import Checkpoint, read_safetensors
 from lattec_jax.models.clip import Params
 from lattec_jax.stages import Inputs, load_weights
 from lattec_jax.state import TrainState
@@ -263,7 +263,7 @@ def load_adapted(workdir: Path) -> tuple[Checkpoint, Classifiers]:
     """Read what `save_adapted` wrote.
 
     Raises:
-        WeightsError: the run has not finished.
+        WeightsError: the run has not finished, or a file of it is missing or damaged.
     """
     path = workdir / CLASSIFIER
     if not path.exists():
@@ -271,9 +271,16 @@ def load_adapted(workdir: Path) -> tuple[Checkpoint, Classifiers]:
             f"no {CLASSIFIER} in {workdir}: the run there has not finished; repeat its command of "
             "python -m lattec_jax.train to continue it"
         )
-    arrays = safetensors.numpy.load_file(path)
-    vectors = Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
-    return Checkpoint.load(workdir / MODEL), vectors
+    arrays = read_safetensors(path)
+    checkpoint = Checkpoint.load(workdir / MODEL)
+    expected = (len(checkpoint.source.get("class_names", ())), checkpoint.config.embed_dim)
+    found = {name: array.shape for name, array in arrays.items()}
+    if "classifier" not in found or set(found.values()) != {expected}:
+        raise WeightsError(
+            f"{path}: expected class vectors of the shape {expected}, as many as {workdir / MODEL} "
+            f"names classes, found {found}; restore the run's own files"
+        )
+    return checkpoint, Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
 
 
 def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
