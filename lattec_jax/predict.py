@@ -2,28 +2,35 @@
 
     python -m lattec_jax.predict --workdir=runs/digits-latteclip-s0 pictures/*.jpg
     python -m lattec_jax.predict --workdir=... --top=3 --format=jsonl pictures/ > predictions.jsonl
+    python -m lattec_jax.predict --workdir=... --list=paths.txt --out=predictions.csv
 
-Arguments are pictures or folders of pictures. A picture that cannot be read is named on standard
-error and left out; the exit status is then 1.
+Arguments are pictures or folders of pictures; `--list` names a file with a path a line (or
+NUL-separated, as `find -print0` writes them). A picture named twice is classified once. With
+`--out`, which is JSON lines or, by its name or `--format`, CSV, the same command continues a file
+that is not complete. A picture that cannot be read is named on standard error and has a line with
+an `error` (a table has none); the exit status is then 1.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import sys
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from absl import flags
+from tqdm import tqdm
 
-from lattec_jax import results, sharding, stages, workdir
-from lattec_jax.config import command, from_json, parse_flags
+from lattec_jax import prediction_files
+from lattec_jax.classifier import Classifier
+from lattec_jax.config import command, parse_flags
 from lattec_jax.data.folder import find_pictures
-from lattec_jax.data.preprocess import Preprocess, UnreadablePicture, open_picture, picture_errors
 from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.evaluation import class_probabilities
+
+USAGE = (
+    "usage: python -m lattec_jax.predict --workdir=DIR [--top=K] [--format=table|jsonl|csv] "
+    "[--out=FILE] [--list=FILE] PICTURE_OR_FOLDER ..."
+)
 
 
 def pictures_at(path: Path) -> list[Path]:
@@ -40,20 +47,43 @@ def pictures_at(path: Path) -> list[Path]:
     return paths
 
 
-def readable(
-    paths: Sequence[Path], preprocess: Preprocess, unreadable: list[Path]
-) -> Iterator[tuple[Path, np.ndarray]]:
-    """Each picture's evaluation pixels [S, S, 3]; the others are said and put in `unreadable`."""
-    for path in paths:
-        try:
-            picture = open_picture(path)
-            with picture_errors(path):
-                pixels = preprocess.pixels(picture)
-        except UnreadablePicture as error:
-            unreadable.append(path)
-            print(f"unreadable: {error}", file=sys.stderr)
-            continue
-        yield path, pixels
+def classify(
+    classifier: Classifier,
+    paths: Sequence[str],
+    kind: str,
+    top: int,
+    write: Callable[[bytes], object],
+    progress: bool,
+) -> int:
+    """Write a line for each picture, in order; return how many could not be read."""
+    width = max(map(len, classifier.class_names))
+    failed = 0
+    with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
+        for found in classifier.stream(paths, top_k=top, on_error="record"):
+            if found.error is not None:
+                failed += 1
+                shown = prediction_files.printable(found.image)
+                bar.write(f"unreadable: {shown}: {found.error}", file=sys.stderr)
+            write(
+                prediction_files.line(
+                    kind,
+                    found.image,
+                    found.names,
+                    found.labels,
+                    found.scores,
+                    found.error,
+                    top,
+                    width,
+                )
+            )
+            bar.update()
+    return failed
+
+
+def to_standard_output(line: bytes) -> None:
+    """Write a line as it is, whatever the locale."""
+    sys.stdout.buffer.write(line)
+    sys.stdout.buffer.flush()
 
 
 def main(argv: Sequence[str]) -> None:
@@ -61,46 +91,45 @@ def main(argv: Sequence[str]) -> None:
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
     flags.DEFINE_integer("top", 1, "Classes to show per picture.", 1, flag_values=values)
-    flags.DEFINE_enum("format", "table", ["table", "jsonl"], "Output.", flag_values=values)
+    flags.DEFINE_enum(
+        "format",
+        None,
+        list(prediction_files.FORMATS),
+        "Output; by default a table, and with --out what its name says.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("out", "", "File to write or to continue.", flag_values=values)
+    flags.DEFINE_string("list", "", "File that lists pictures.", flag_values=values)
     arguments = parse_flags(values, argv)[1:]
-    if not values.workdir or not arguments:
-        raise ConfigError(
-            "usage: python -m lattec_jax.predict --workdir=DIR [--top=K] [--format=table|jsonl] "
-            "PICTURE_OR_FOLDER ..."
-        )
-    directory = Path(values.workdir)
-    config = from_json(directory / workdir.CONFIG)
-    checkpoint, vectors = results.load_adapted(directory)
-    class_names = checkpoint.source["class_names"]
-    paths = [path for argument in arguments for path in pictures_at(Path(argument))]
-
-    mesh = sharding.make_mesh(config.compute.fsdp)
-    encoders = stages.make_encoders(config, checkpoint, mesh)
-    params = sharding.put(mesh, checkpoint.params)
-    frozen_params = None
-    if vectors.frozen is not None:
-        frozen_params = sharding.put(mesh, results.load_pretrained(config, directory).params)
-    top = min(values.top, len(class_names))
-    scale, width = float(checkpoint.params["logit_scale"]), max(map(len, class_names))
-    unreadable: list[Path] = []
-    pictures = readable(paths, checkpoint.preprocess, unreadable)
-    # Full batches, so that the model is compiled for one size (and that of the last).
-    while batch := list(islice(pictures, config.compute.eval_batch_size)):
-        pixels = np.stack([pixels for _, pixels in batch])
-        frozen = encoders.images(frozen_params, pixels) if frozen_params else None
-        cosines = vectors.cosines(encoders.images(params, pixels), frozen)
-        scores = class_probabilities(cosines, scale)
-        for (path, _), row in zip(batch, scores, strict=True):
-            best = np.argsort(-row, kind="stable")[:top]
-            if values.format == "jsonl":
-                top_k = [{"class": class_names[c], "score": float(row[c])} for c in best]
-                line = {"image": str(path), **top_k[0], "label": int(best[0]), "top": top_k}
-                print(json.dumps(line, ensure_ascii=False))
-            else:
-                shown = "  ".join(f"{class_names[c]:{width}} {row[c]:6.1%}" for c in best)
-                print(f"{shown}  {path}")
-    if unreadable:
+    if not values.workdir or not (arguments or values.list):
+        raise ConfigError(USAGE)
+    kind = values.format or ("table" if not values.out else _format_of(values.out))
+    if values.out and kind == "table":
+        raise ConfigError("--out takes --format=jsonl or csv: a table cannot be continued")
+    paths = prediction_files.read_list(Path(values.list)) if values.list else []
+    paths += [os.fspath(p) for argument in arguments for p in pictures_at(Path(argument))]
+    paths = list(dict.fromkeys(paths))
+    classifier = Classifier.load(values.workdir)
+    top = min(values.top, len(classifier.class_names))
+    if not values.out:
+        to_standard_output(prediction_files.header(kind, top))
+        progress = not sys.stdout.isatty()
+        failed = classify(classifier, paths, kind, top, to_standard_output, progress)
+    else:
+        with prediction_files.PredictionFile(
+            Path(values.out), kind, top, classifier.identity
+        ) as out:
+            left = [path for path in paths if path not in out.done]
+            if len(left) < len(paths):
+                print(f"{len(paths) - len(left)} of {len(paths)} pictures are in {values.out}")
+            failed = out.failed + classify(classifier, left, kind, top, out.append, True)
+    if failed:
+        print(f"{failed} pictures could not be read", file=sys.stderr)
         sys.exit(1)
+
+
+def _format_of(name: str) -> str:
+    return "csv" if name.lower().endswith(".csv") else "jsonl"
 
 
 if __name__ == "__main__":
