@@ -28,12 +28,13 @@ from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lattec_jax import results, sharding, stages, workdir
+from lattec_jax import adapted, sharding, stages, workdir
+from lattec_jax.adapted import Classifiers
 from lattec_jax.config import from_json
 from lattec_jax.data.preprocess import Preprocess, UnreadablePicture, open_picture, picture_errors
 from lattec_jax.data.text_plan import round_up
 from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.evaluation import Classifiers, Encoders, class_probabilities
+from lattec_jax.evaluation import Encoders, class_probabilities
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
 
@@ -134,19 +135,14 @@ class Classifier:
             WeightsError: no finished run in it, or a part of it is missing or damaged.
         """
         directory = Path(directory)
-        if not directory.is_dir():
-            raise ConfigError(
-                f"no directory {directory}; expected the work directory of a finished run of "
-                "python -m lattec_jax.train"
-            )
-        checkpoint, vectors = results.load_adapted(directory)
+        checkpoint, vectors = adapted.load(directory)
         path = directory / workdir.CONFIG
         config = from_json(path) if path.exists() or vectors.frozen is not None else None
         if config is None:
             return cls(checkpoint, vectors)
         pretrained = None
         if vectors.frozen is not None:
-            pretrained = results.load_pretrained(config, directory)
+            pretrained = adapted.load_pretrained(config, directory)
         return cls(
             checkpoint,
             vectors,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax import results, sharding, stages, workdir
+from lattec_jax import adapted, results, sharding, stages, workdir
 from lattec_jax.config import command, from_json, parse_flags
 from lattec_jax.data import datasets
 from lattec_jax.errors import ConfigError, DataError
@@ -28,10 +28,10 @@ def main(argv: Sequence[str]) -> None:
         raise ConfigError("--workdir is missing; for example --workdir=runs/digits-latteclip-s0")
     directory = Path(values.workdir)
     config = from_json(directory / workdir.CONFIG)
-    adapted, vectors = results.load_adapted(directory)
+    model, vectors = adapted.load(directory)
 
-    dataset, weights = datasets.load(config), results.load_pretrained(config, directory)
-    trained = adapted.source["class_names"]
+    dataset, weights = datasets.load(config), adapted.load_pretrained(config, directory)
+    trained = model.source["class_names"]
     if list(dataset.class_names) != trained:
         raise DataError(
             f"the run in {directory} was trained on the classes {', '.join(trained)}, found "
@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> None:
     pixels, classes = pictures.evaluation.pixels, len(dataset.class_names)
     frozen = encoders.images(params, pixels, "zero-shot")
     before = frozen @ encoders.classes(params, prompts).T
-    params = sharding.put(mesh, adapted.params)
+    params = sharding.put(mesh, model.params)
     after = vectors.cosines(encoders.images(params, pixels, "adapted"), frozen)
     print(
         results.table(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -91,26 +89,6 @@ class Encoders:
                     features[-3] = np.asarray(features[-3])
                 bar.update(count)
         return np.concatenate([np.asarray(f) for f in features])
-
-
-class Classifiers(NamedTuple):
-    """What a run classifies by: unit vectors for the features of the adapted model, and for some
-    methods as many for those of the frozen one."""
-
-    adapted: Float[np.ndarray, "C D"]
-    frozen: Float[np.ndarray, "C D"] | None = None
-
-    def cosines(
-        self, adapted: Float[np.ndarray, "N D"], frozen: Float[np.ndarray, "N D"] | None
-    ) -> Float[np.ndarray, "N C"]:
-        """Cosines of images and classes; of two classifiers the mean.
-
-        Args:
-            adapted: image features of the adapted model.
-            frozen: of the pre-trained one; only read where there is a classifier for them.
-        """
-        found = adapted @ self.adapted.T
-        return found if self.frozen is None else 0.5 * (found + frozen @ self.frozen.T)
 
 
 def class_probabilities(

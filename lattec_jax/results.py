@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,15 +15,14 @@ from ml_collections import ConfigDict
 
 import lattec_jax
 from lattec_jax import health, metrics
-from lattec_jax.errors import WeightsError
-from lattec_jax.evaluation import Classifiers
+from lattec_jax.adapted import Classifiers
 from lattec_jax.files import write_whole
 from lattec_jax.methods.base import Method
-from lattec_jax.models.checkpoint import Checkpoint, read_safetensors
+from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params
-from lattec_jax.stages import Inputs, load_weights
+from lattec_jax.stages import Inputs
 from lattec_jax.state import TrainState
-from lattec_jax.workdir import CLASSIFIER, INPUTS, MODEL
+from lattec_jax.workdir import CLASSIFIER, MODEL
 
 
 def classifiers(inputs: Inputs, method: Method, state: TrainState) -> Classifiers:
@@ -257,47 +255,3 @@ def save_adapted(
         if array is not None
     }
     write_whole(workdir / CLASSIFIER, safetensors.numpy.save(arrays))
-
-
-def load_adapted(workdir: Path) -> tuple[Checkpoint, Classifiers]:
-    """Read what `save_adapted` wrote.
-
-    Raises:
-        WeightsError: the run has not finished, or a file of it is missing or damaged.
-    """
-    path = workdir / CLASSIFIER
-    if not path.exists():
-        raise WeightsError(
-            f"no {CLASSIFIER} in {workdir}: the run there has not finished; repeat its command of "
-            "python -m lattec_jax.train to continue it"
-        )
-    arrays = read_safetensors(path)
-    checkpoint = Checkpoint.load(workdir / MODEL)
-    expected = (len(checkpoint.source.get("class_names", ())), checkpoint.config.embed_dim)
-    found = {name: array.shape for name, array in arrays.items()}
-    if "classifier" not in found or set(found.values()) != {expected}:
-        raise WeightsError(
-            f"{path}: expected class vectors of the shape {expected}, as many as {workdir / MODEL} "
-            f"names classes, found {found}; restore the run's own files"
-        )
-    return checkpoint, Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
-
-
-def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
-    """The pre-trained model that a run began with.
-
-    Raises:
-        WeightsError: it is not there any more, or is another one.
-    """
-    needed = f"the pre-trained model of the run in {workdir} is needed here"
-    try:
-        weights = load_weights(config)
-    except WeightsError as error:
-        raise WeightsError(f"{needed}; restore its weights. {error}") from error
-    expected = json.loads((workdir / INPUTS).read_text(encoding="utf-8"))["weights_sha256"]
-    if weights.sha256 != expected:
-        raise WeightsError(
-            f"{needed}: expected weights with the SHA-256 {expected}, found {weights.sha256} at "
-            f"{config.weights}; restore the weights that the run began with"
-        )
-    return weights

@@ -16,11 +16,11 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from lattec_jax import Classifier, predict, prediction_files, results
+from lattec_jax import Classifier, adapted, predict, prediction_files
+from lattec_jax.adapted import Classifiers
 from lattec_jax.classifier import BATCH_SIZE
 from lattec_jax.data.preprocess import UnreadablePicture
 from lattec_jax.errors import ConfigError, DataError, WeightsError
-from lattec_jax.evaluation import Classifiers
 from lattec_jax.models.clip import bind, define
 from tests.dummy import dummy_checkpoint
 
@@ -52,7 +52,7 @@ def paths_of(finished: Path) -> list[Path]:
 
 def expected(finished: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     """Features and probabilities, one picture after the other, without batches or threads."""
-    checkpoint, vectors = results.load_adapted(finished / "run")
+    checkpoint, vectors = adapted.load(finished / "run")
     model = jax.jit(
         lambda pixels: bind(define(checkpoint.config), checkpoint.params).encode_image(pixels)
     )
@@ -145,7 +145,7 @@ def test_unreadable_pictures(finished, classifier, tmp_path):
 
 
 def test_a_stream_is_lazy_and_compiles_once(finished):
-    checkpoint, vectors = results.load_adapted(finished / "run")
+    checkpoint, vectors = adapted.load(finished / "run")
     classifier = Classifier(checkpoint, vectors, batch_size=8)
     taken = []
 
@@ -167,7 +167,7 @@ def test_a_stream_is_lazy_and_compiles_once(finished):
 
 
 def test_two_models_classify_together(finished):
-    checkpoint, vectors = results.load_adapted(finished / "run")
+    checkpoint, vectors = adapted.load(finished / "run")
     frozen = dummy_checkpoint(seed=1)
     both = Classifiers(vectors.adapted, np.roll(vectors.adapted, 1, axis=0))
     paths = paths_of(finished)[:5]
