@@ -127,6 +127,10 @@ class Tokenizer:
         """What open_clip's `text_cfg` says of this tokenizer."""
         return {} if self.clean == "lower" else {"tokenizer_kwargs": {"clean": self.clean}}
 
+    def to_json(self) -> str:
+        """The rules of the `tokenizers` library as JSON."""
+        return self._backend.to_str()
+
     def save(self, directory: Path) -> dict[str, Any]:
         """Write `tokenizer.json`; return what `load` needs besides."""
         self._backend.save(str(directory / FILE_NAME))

@@ -1,0 +1,138 @@
+"""A finished run for other libraries: its model and classifier, and the PyTorch that uses them.
+
+    python -m convert.export --workdir=runs/mine-latteclip-s0 --to=openclip --out=DIR
+    python -m convert.export --workdir=runs/mine-latteclip-s0 --to=huggingface --out=DIR
+    python -m convert.export --workdir=runs/mine-latteclip-s0 --to=prototypes --out=DIR
+
+Every directory holds
+
+    prototypes.safetensors    [C, D] float32, a unit vector for each class
+    classes.json              class names, scale of the cosines, preprocessing, where it comes from
+
+openclip and huggingface add the model in the files of that library and `use.py`, which classifies
+pictures with them: `python DIR/use.py PICTURE ...`. prototypes is for a system that has the adapted
+image tower already. Where a run classifies by two models (ReCLIP), `prototypes.safetensors` has
+`frozen_prototypes` too and the pre-trained model goes to DIR/pretrained.
+
+(`python -m convert.flax_to_openclip` converts any checkpoint directory, without a classifier.)
+Needs neither JAX nor torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from convert import flax_to_openclip, to_huggingface, use_lines
+from lattec_jax import __version__, adapted
+from lattec_jax.adapted import Classifiers
+from lattec_jax.config import command, from_json
+from lattec_jax.errors import WeightsError
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.workdir import CONFIG
+
+PRETRAINED = "pretrained"  # folder of the second model
+
+
+def export(workdir: Path, to: str, out: Path) -> None:
+    """Write a directory, all of it or nothing.
+
+    Args:
+        workdir: of a finished run.
+        to: "openclip", "huggingface" or "prototypes".
+        out: new or empty.
+
+    Raises:
+        WeightsError: no finished run, `out` is in use, or the library has no such model.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise WeightsError(f"{out} exists and is not an empty folder; choose another --out")
+    checkpoint, vectors = adapted.load(workdir)
+    models = {"": checkpoint}
+    if vectors.frozen is not None and to != "prototypes":
+        models[PRETRAINED] = adapted.load_pretrained(from_json(workdir / CONFIG), workdir)
+    if to == "huggingface":
+        for model in models.values():
+            to_huggingface.refuse_unrepresentable(model)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
+        # A directory made inside the private one has the permissions that users expect.
+        new = Path(scratch) / "new"
+        new.mkdir()
+        for folder, model in models.items():
+            (new / folder).mkdir(exist_ok=True)
+            if to != "prototypes":
+                _WRITERS[to](model, new / folder)
+        write_classifier(new, checkpoint, vectors)
+        if to != "prototypes":
+            frozen = PRETRAINED if PRETRAINED in models else None
+            lines = use_lines.script(to, checkpoint.preprocess, frozen)
+            (new / "use.py").write_text(lines, encoding="utf-8")
+        for path in new.rglob("*.safetensors"):
+            os.chmod(path, 0o644)  # the library makes them for their owner alone
+        os.replace(new, out)
+
+
+def write_classifier(folder: Path, checkpoint: Checkpoint, vectors: Classifiers) -> None:
+    """Write the class vectors and what they mean."""
+    arrays = {"prototypes": vectors.adapted, "frozen_prototypes": vectors.frozen}
+    arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}
+    safetensors.numpy.save_file(arrays, folder / "prototypes.safetensors")
+    content = {
+        "class_names": list(checkpoint.source["class_names"]),
+        "scale": float(np.exp(np.float64(checkpoint.params["logit_scale"]))),
+        "preprocess": checkpoint.preprocess.to_dict(),
+        "model_sha256": checkpoint.sha256,
+        "source": checkpoint.source,
+        "lattec_jax": __version__,
+    }
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    (folder / "classes.json").write_text(text, encoding="utf-8")
+
+
+def _write_openclip(checkpoint: Checkpoint, folder: Path) -> None:
+    flax_to_openclip.export(checkpoint, folder / "open_clip_model.safetensors")
+
+
+def _write_huggingface(checkpoint: Checkpoint, folder: Path) -> None:
+    tensors = to_huggingface.tensors(checkpoint)
+    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for name, text in to_huggingface.files(checkpoint).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+_WRITERS: dict[str, Callable[[Checkpoint, Path], Any]] = {
+    "openclip": _write_openclip,
+    "huggingface": _write_huggingface,
+}
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m convert.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--workdir", required=True, type=Path, help="of a finished run")
+    parser.add_argument("--to", required=True, choices=[*_WRITERS, "prototypes"])
+    parser.add_argument("--out", required=True, type=Path, help="the directory to write")
+    arguments = parser.parse_args(argv[1:])
+    export(arguments.workdir, arguments.to, arguments.out)
+    print(f"wrote {arguments.out}")
+    script = arguments.out / "use.py"
+    if script.exists():
+        print(f"\n{script.read_text(encoding='utf-8')}\npython {script} PICTURE ...")
+
+
+if __name__ == "__main__":
+    command(main)

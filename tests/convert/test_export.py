@@ -1,0 +1,242 @@
+"""Exports against open_clip and transformers, and the program in them run as it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from PIL import Image
+
+from convert import export, sources, to_huggingface
+from lattec_jax import Classifier
+from lattec_jax.config import parse, to_json
+from lattec_jax.data.preprocess import Preprocess
+from lattec_jax.data.tokenizer import clip_tokenizer
+from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.models.checkpoint import Checkpoint
+from tests.openclip_models import ARCHITECTURES, flat_params, random_open_clip, shrunken
+from tests.torch_fix import define_missing_torchvision_operators
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("open_clip") is None, reason="needs open_clip's model configurations"
+)
+CLASSES = ["cat", "Hündin", 'a "bird", or 鳥']
+MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
+
+
+def model_of(architecture: str, seed: int = 0, **preprocess: str) -> tuple[object, Checkpoint]:
+    """A random model of open_clip, and the same as a checkpoint."""
+    name, vision, text = ARCHITECTURES[architecture]
+    cfg = shrunken(name, vision, text)
+    model = random_open_clip(cfg, seed)
+    config, params = flat_params(model, cfg)
+    bpe = sources.open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz"
+    size = config.vision.image_size
+    checkpoint = Checkpoint(
+        config,
+        params,
+        clip_tokenizer(bpe),
+        Preprocess(size, MEAN, STD, **preprocess),
+        {"model": name, "class_names": CLASSES},
+    )
+    return model, checkpoint
+
+
+def vectors(seed: int) -> np.ndarray:
+    found = np.random.default_rng(seed).standard_normal((3, 24)).astype(np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def finished_run(place: Path, checkpoint: Checkpoint) -> Path:
+    """What a run leaves."""
+    checkpoint.save(place / "run/model")
+    safetensors.numpy.save_file({"classifier": vectors(0)}, place / "run/classifier.safetensors")
+    return place / "run"
+
+
+def pictures(place: Path) -> list[Path]:
+    """All modes, odd sizes; one has the model's size."""
+    rng = np.random.default_rng(1)
+    paths = []
+    for n, (height, width) in enumerate([(47, 33), (33, 50), (32, 32), (61, 60), (20, 31)]):
+        pixels = rng.integers(0, 56 + 50 * n, (height, width, 3)).astype(np.uint8)
+        paths.append(place / f"{n}.png")
+        mode = ("RGB", "L", "RGB", "P", "RGBA")[n]
+        Image.fromarray(pixels).convert(mode).save(paths[-1])
+    return paths
+
+
+def use(directory: Path, paths: list[Path]) -> list[dict]:
+    """What `python DIR/use.py` prints. torchvision is made importable first (tests/torch_fix)."""
+    code = (
+        "import runpy, sys\nfrom tests.torch_fix import define_missing_torchvision_operators\n"
+        "define_missing_torchvision_operators()\nsys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(directory / "use.py"), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent.parent,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def assert_same_predictions(directory: Path, run: Path, paths: list[Path]) -> None:
+    classifier = Classifier.load(run)
+    found, ours = use(directory, paths), classifier.predict(paths, top_k=3)
+    assert [line["image"] for line in found] == list(map(str, paths))
+    for line, own in zip(found, ours, strict=True):
+        scores = np.zeros(3)
+        scores[list(own.labels)] = own.scores
+        np.testing.assert_allclose(line["scores"], scores, atol=1e-5)
+        assert line["class"] == own.name
+    assert np.ptp([line["scores"] for line in found], axis=0).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("to", "architecture", "preprocess"),
+    [
+        ("openclip", "plain", {}),
+        ("openclip", "no_ln_pre_avg_pool_no_mask", {"resize_mode": "longest"}),
+        ("huggingface", "plain", {"interpolation": "bilinear"}),
+        ("huggingface", "quick_gelu", {"resize_mode": "squash"}),
+    ],
+)
+def test_the_lines_give_the_same_predictions(to, architecture, preprocess, tmp_path, capsys):
+    _, checkpoint = model_of(architecture, **preprocess)
+    run = finished_run(tmp_path, checkpoint)
+    out = tmp_path / "out"
+    export.main(["export", f"--workdir={run}", f"--to={to}", f"--out={out}"])
+    shown = capsys.readouterr().out
+    assert (out / "use.py").read_text(encoding="utf-8") in shown
+    assert_same_predictions(out, run, pictures(tmp_path))
+    classes = json.loads((out / "classes.json").read_text(encoding="utf-8"))
+    assert classes["class_names"] == CLASSES
+    assert classes["model_sha256"] == checkpoint.sha256
+    with pytest.raises(WeightsError, match="is not an empty folder"):
+        export.export(run, to, out)
+
+
+@pytest.mark.parametrize("to", ["openclip", "huggingface"])
+def test_two_models_are_exported_together(to, tmp_path):
+    run = finished_run(tmp_path, model_of("plain")[1])
+    _, pretrained = model_of("plain", seed=1)
+    pretrained.save(tmp_path / "weights")
+    both = {"classifier": vectors(0), "frozen_classifier": vectors(1)}
+    safetensors.numpy.save_file(both, run / "classifier.safetensors")
+    config, _ = parse(["train", "--config=configs/demo.py", f"--config.weights={tmp_path}/weights"])
+    (run / "config.json").write_text(to_json(config))
+    (run / "inputs.json").write_text(json.dumps({"weights_sha256": pretrained.sha256}))
+    export.export(run, to, tmp_path / "out")
+    assert (tmp_path / "out/pretrained").is_dir()
+    assert_same_predictions(tmp_path / "out", run, pictures(tmp_path))
+    export.export(run, "prototypes", tmp_path / "vectors")
+    assert sorted(p.name for p in (tmp_path / "vectors").iterdir()) == [
+        "classes.json",
+        "prototypes.safetensors",
+    ]
+    found = safetensors.numpy.load_file(tmp_path / "vectors/prototypes.safetensors")
+    np.testing.assert_array_equal(found["prototypes"], vectors(0))
+    np.testing.assert_array_equal(found["frozen_prototypes"], vectors(1))
+
+
+def with_clip_model(checkpoint: Checkpoint, place: Path):
+    """transformers' model of the exported directory."""
+    pytest.importorskip("torch")
+    define_missing_torchvision_operators()
+    from transformers import CLIPModel
+
+    run = finished_run(place, checkpoint)
+    export.export(run, "huggingface", place / "out")
+    model, report = CLIPModel.from_pretrained(place / "out", output_loading_info=True)
+    assert not any(report[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    "architecture", ["plain", "quick_gelu", "head_width_and_mlp_ratio", "norm_epsilon"]
+)
+def test_features_of_both_towers_are_open_clips(architecture, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    if architecture == "norm_epsilon":  # whose text is read at the last token otherwise
+        name, vision, text = ARCHITECTURES[architecture]
+        changed = {**text, "pool_type": "argmax"}
+        monkeypatch.setitem(ARCHITECTURES, architecture, (name, vision, changed))
+    model, checkpoint = model_of(architecture)
+    theirs = with_clip_model(checkpoint, tmp_path)
+    images = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    tokens = torch.from_numpy(checkpoint.tokenizer(["a cat", "two dogs, running"])).long()
+    with torch.no_grad():
+        found = theirs(input_ids=tokens, pixel_values=images)
+        torch.testing.assert_close(
+            found.image_embeds, model.encode_image(images, normalize=True), atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(
+            found.text_embeds, model.encode_text(tokens, normalize=True), atol=1e-5, rtol=1e-5
+        )
+        assert float(theirs.logit_scale) == float(model.logit_scale)
+
+
+def test_the_tokenizer_and_the_processor_of_transformers(tmp_path):
+    torch = pytest.importorskip("torch")
+    _, checkpoint = model_of("plain")
+    theirs = with_clip_model(checkpoint, tmp_path)
+    from transformers import AutoTokenizer, CLIPImageProcessor
+
+    texts = ["A photo  of a\tCAT!", "Hündin, 2 größer's", "鳥 🐦", "", "word " * 100]
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    found = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    ours = checkpoint.tokenizer(texts)
+    for row, own in zip(found["input_ids"].numpy(), ours, strict=True):
+        length = int(own.argmax()) + 1
+        np.testing.assert_array_equal(row[:length], own[:length])
+    with torch.no_grad():
+        text = theirs.text_model(input_ids=found["input_ids"]).pooler_output
+        own = theirs.text_model(input_ids=torch.from_numpy(ours).long()).pooler_output
+    torch.testing.assert_close(text, own)
+
+    processor = CLIPImageProcessor.from_pretrained(tmp_path / "out")
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    pixels = checkpoint.preprocess.pixels(picture) / 255
+    expected = ((pixels - MEAN) / STD).transpose(2, 0, 1)
+    shown = processor(picture, return_tensors="pt")["pixel_values"][0]
+    np.testing.assert_allclose(shown.numpy(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "message"),
+    [
+        ("layer_scale", "it has layer scale"),
+        ("no_ln_pre_avg_pool_no_mask", "pooling 'avg'.*no layer norm before.*without a causal"),
+        ("eos_pool", "the end token 2"),
+        ("rectangular", r"pictures of \(32, 48\) that are not square"),
+        ("norm_epsilon", "text pooling 'last'"),
+    ],
+)
+def test_what_clip_model_cannot_be_is_refused(architecture, message, tmp_path):
+    run = finished_run(tmp_path, model_of(architecture)[1])
+    with pytest.raises(WeightsError, match=message + r"[\s\S]*--to=openclip"):
+        export.export(run, "huggingface", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_preprocessing_and_tokenizers_that_it_cannot_have(tmp_path):
+    _, checkpoint = model_of("plain", resize_mode="longest")
+    with pytest.raises(WeightsError, match="preprocessing 'longest'"):
+        to_huggingface.refuse_unrepresentable(checkpoint)
+
+
+def test_no_finished_run(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(WeightsError, match="has not finished"):
+        export.export(tmp_path / "run", "openclip", tmp_path / "out")
+    with pytest.raises(ConfigError, match="no directory"):
+        export.export(tmp_path / "nowhere", "openclip", tmp_path / "out")
