@@ -20,6 +20,10 @@ def get_config() -> ConfigDict:
     # A directory written by python -m convert.openclip_to_flax, a .safetensors or .pt file, a tag
     # (ViT-B-32:laion2b_s34b_b79k) or a repository of the hub (hf:laion/...): lattec_jax/weights.py.
     config.weights = ""
+    # Where training starts; "": at config.weights, which stays the frozen reference in any case.
+    # The work directory of a finished run, RUN/checkpoints/STEP, or any form of config.weights:
+    # lattec_jax/start.py.
+    config.init = ""
     # {} stands for the class name. Several templates make an ensemble for all that is computed
     # once: pseudo-labels, initial prototypes, the zero-shot and FLYP's final classifier. A training
     # step encodes the first template only: an ensemble of 80 would cost 80 times as much.
@@ -126,8 +130,9 @@ def get_config() -> ConfigDict:
     config.train.beta2 = 0.98
     config.train.epsilon = 1e-6
 
-    # WiSE-FT, for any method: the adapted parameters' share in their average with the pre-trained
-    # ones, taken once after the last step; its paper: 0.5; None: the adapted model as it is.
+    # WiSE-FT, for any method: the adapted parameters' share in their average with those that
+    # training started from, taken once after the last step; its paper: 0.5; None: the adapted
+    # model as it is.
     config.wise_ft = placeholder(float)
 
     config.augment = ConfigDict()

@@ -5,7 +5,6 @@ Imports no JAX, so that exports need none.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +15,7 @@ from ml_collections import ConfigDict
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint, read_safetensors
 from lattec_jax.weights import locate
-from lattec_jax.workdir import CLASSIFIER, INPUTS, MODEL
+from lattec_jax.workdir import CLASSIFIER, MODEL, read_inputs
 
 
 class Classifiers(NamedTuple):
@@ -80,7 +79,7 @@ def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
         weights = Checkpoint.load(locate(config.weights))
     except WeightsError as error:
         raise WeightsError(f"{needed}; restore its weights. {error}") from error
-    expected = json.loads((workdir / INPUTS).read_text(encoding="utf-8"))["weights_sha256"]
+    expected = read_inputs(workdir)["weights_sha256"]
     if weights.sha256 != expected:
         raise WeightsError(
             f"{needed}: expected weights with the SHA-256 {expected}, found {weights.sha256} at "

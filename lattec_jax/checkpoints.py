@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
@@ -200,6 +201,22 @@ def _sums(checkpoint: Path) -> dict[str, str]:
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
+
+
+def read(directory: Path, step: int) -> dict[str, Any]:
+    """What is saved of one step, as NumPy arrays, whatever run and devices it is of.
+
+    Returns:
+        The tree of `_as_tree`; the method's state as a dictionary of its fields.
+    """
+    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.CheckpointManager(
+        directory.absolute(), options=options, item_handlers=handler
+    ) as manager:
+        tree = manager.item_metadata(step).tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return manager.restore(step, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
 
 
 def _as_tree(state: TrainState) -> dict:

@@ -125,6 +125,9 @@ def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
         "model": weights.source.get("model", "unknown"),
         "weights": config.weights,
         "weights_sha256": weights.sha256,
+        "init": config.init or None,
+        "init_sha256": inputs.start.sha256 if inputs.start else None,
+        "init_prototypes": bool(inputs.start and inputs.start.prototypes is not None),
         "descriptions_sha256": texts.sha256 if texts else None,
         "descriptions_shuffled": config.descriptions.shuffle if texts else None,
         "descriptions": texts.counts if texts else None,
@@ -150,6 +153,7 @@ def record_inputs(inputs: Inputs, batch_size: int) -> dict[str, Any]:
     labels = np.ascontiguousarray(inputs.zero_shot.labels)
     return {
         "weights_sha256": inputs.weights.sha256,
+        "init_sha256": inputs.start.sha256 if inputs.start else None,
         "class_names": list(inputs.dataset.class_names),
         "training_images": inputs.pictures.fingerprint,
         "test_images": inputs.test.fingerprint if inputs.test else None,

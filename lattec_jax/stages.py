@@ -31,6 +31,8 @@ from lattec_jax.evaluation import Encoders, class_probabilities
 from lattec_jax.methods.base import Method
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
+from lattec_jax.start import Start
+from lattec_jax.start import load as load_start
 from lattec_jax.weights import locate
 
 log = logging.getLogger(__name__)
@@ -66,6 +68,7 @@ class Inputs:
     zero_shot: PseudoLabels
     texts: Descriptions | None  # None for a method that uses none
     prompts: ClassPrompts
+    start: Start | None  # None: training starts at `weights`
 
 
 def gather(
@@ -89,6 +92,7 @@ def gather(
             f"method {method.name} trains with true labels, and the training images of "
             f"{dataset.name} have none; set config.dataset.labels or choose another method"
         )
+    start = load_start(config, weights, dataset.class_names)
     encoders = make_encoders(config, weights, mesh)
     dataset.on_disk()
     pictures = open_pictures(config, dataset, "train", weights)
@@ -100,7 +104,7 @@ def gather(
         texts = descriptions(
             config, arguments, dataset, pictures, zero_shot, method.description_kinds
         )
-    return Inputs(dataset, weights, encoders, pictures, test, zero_shot, texts, prompts)
+    return Inputs(dataset, weights, encoders, pictures, test, zero_shot, texts, prompts, start)
 
 
 def load_weights(config: ConfigDict) -> Checkpoint:

@@ -35,7 +35,7 @@ from lattec_jax.errors import ConfigError, TrainingError
 from lattec_jax.files import write_json
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method, Survey
-from lattec_jax.models.clip import define
+from lattec_jax.models.clip import Params, define
 from lattec_jax.report import gather
 from lattec_jax.results import classifiers, examine
 from lattec_jax.run_log import RunLog, read_log
@@ -80,8 +80,8 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     count = len(inputs.pictures.ids)
     steps = total_steps(config, method, count, batches.steps_per_epoch)
     optimiser = make_optimiser(config.train, steps)
-    first = method.init(jnp.asarray(class_features), count)
-    state = init_state(params, optimiser, first, mesh, method.trainable, config.seed)
+    begun, first = first_state(inputs, method, params, class_features, mesh)
+    state = init_state(begun, optimiser, first, mesh, method.trainable, config.seed)
     pieces = feed.choose_pieces(config, batch_size, mesh)
     step_function = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
     frozen = feed.frozen_features(inputs, method, params)
@@ -134,7 +134,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             timing = clock.record()
 
     # ----------------------------------------------------------------------------------- results
-    state = wise_ft.average(method, params, first, state, config.wise_ft)
+    state = wise_ft.average(method, begun, first, state, config.wise_ft)
     final = classifiers(inputs, method, state)
     after = examine(inputs, state.params, final, seen)
     results.save_adapted(directory, inputs, method, jax.device_get(state.params), final)
@@ -176,6 +176,25 @@ def check_numbers(config: ConfigDict) -> None:
         )
     if config.wise_ft is not None and not 0 <= config.wise_ft <= 1:
         raise ConfigError(f"config.wise_ft: expected 0 to 1, found {config.wise_ft}")
+
+
+def first_state(
+    inputs: stages.Inputs,
+    method: Method,
+    params: Params,
+    class_features: np.ndarray,
+    mesh: Mesh,
+) -> tuple[Params, Any]:
+    """The parameters and the method's state that training starts from: those of the pre-trained
+    model, `params` and `class_features` [C, D], or those of `config.init`."""
+    start, count = inputs.start, len(inputs.pictures.ids)
+    if start is None:
+        return params, method.init(jnp.asarray(class_features), count)
+    begun = sharding.put(mesh, start.params)
+    first = method.init(jnp.asarray(inputs.encoders.classes(begun, inputs.prompts)), count)
+    if start.prototypes is not None:
+        first = method.start_from(first, jnp.asarray(start.prototypes))
+    return begun, first
 
 
 def begin_epoch(

@@ -19,7 +19,7 @@ def average(
 
     Args:
         method: whose state it is.
-        params: before, of the pre-trained model.
+        params: before, where training started.
         first: the method's state before.
         state: after the last step.
         share: a, of the adapted parameters; None: `state` as it is, like 1.

@@ -66,13 +66,9 @@ def check_inputs(workdir: Path, record: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: naming what differs.
     """
-    path = workdir / INPUTS
-    if not path.exists():
+    if not (workdir / INPUTS).exists():
         return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+    before = read_inputs(workdir)
     now = json.loads(json.dumps(record))
     differing = [key for key in now if before.get(key) != now[key]]
     if differing:
@@ -84,6 +80,21 @@ def check_inputs(workdir: Path, record: Mapping[str, Any]) -> None:
             f"the run in {workdir} began with other inputs; restore them to continue it, or choose "
             f"another --workdir. What differs:{listed}"
         )
+
+
+def read_inputs(workdir: Path) -> dict[str, Any]:
+    """What a run was made of.
+
+    Raises:
+        ConfigError: the file is missing or is not JSON.
+    """
+    path = workdir / INPUTS
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"no {INPUTS} in {workdir}; restore the run's own files") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
 
 
 def _short(value: Any) -> str:

@@ -131,10 +131,14 @@ class Tokenizer:
         """The rules of the `tokenizers` library as JSON."""
         return self._backend.to_str()
 
-    def save(self, directory: Path) -> dict[str, Any]:
-        """Write `tokenizer.json`; return what `load` needs besides."""
-        self._backend.save(str(directory / FILE_NAME))
+    def settings(self) -> dict[str, Any]:
+        """What `load` needs beside the rules."""
         return {name: getattr(self, name) for name in self._settings}
+
+    def save(self, directory: Path) -> dict[str, Any]:
+        """Write `tokenizer.json`; return `settings`."""
+        self._backend.save(str(directory / FILE_NAME))
+        return self.settings()
 
     @classmethod
     def load(cls, directory: Path, settings: Mapping[str, Any]) -> Tokenizer:

@@ -88,10 +88,21 @@ class Method:
         """The method's state at step 0.
 
         Args:
-            class_features: the zero-shot classifier of the pre-trained model.
+            class_features: the zero-shot classifier of the model that training starts from: the
+                pre-trained one, or that of `config.init`.
             images: N, for training.
         """
         return ()
+
+    def start_from(self, state: State, prototypes: Float[Array, "C D"]) -> State:
+        """The method's state at step 0 where `config.init` brings the classes' vectors; here they
+        are not used.
+
+        Args:
+            state: of `init`, of the class-descriptions as the start's parameters encode them.
+            prototypes: the vectors.
+        """
+        return state
 
     def begin_epoch(self, state: State, survey: Survey) -> State:
         """The state with which an epoch begins; the same tree, shapes and types. It is saved with

@@ -128,6 +128,10 @@ class LatteCLIP(Method):
         """Prototypes start as the class-descriptions of the pre-trained model."""
         return Prototypes(class_features, class_features)
 
+    def start_from(self, state: Prototypes, prototypes: Float[Array, "C D"]) -> Prototypes:
+        """Go on with the prototypes of another run."""
+        return Prototypes(prototypes, prototypes)
+
     def classifier(self, state: Prototypes, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
         """Inference is `argmax_c f(x)·p_c`."""
         return state.current

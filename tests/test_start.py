@@ -1,0 +1,148 @@
+"""Training that starts where another run, or other weights, ended."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lattec_jax import train
+from lattec_jax.data.tokenizer import word_tokenizer
+from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.models.checkpoint import Checkpoint
+from tests.dummy import WORDS, dummy_checkpoint
+from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+
+TWO = (
+    "--config.train.max_steps=2",
+    "--config.checkpoint_every=1",
+    "--config.train.schedule=constant",
+)
+NONE = "--config.train.max_steps=0"
+
+
+def bytes_of(directory: Path) -> tuple[bytes, bytes]:
+    """The model and the class vectors that a run left."""
+    files = ("model/model.safetensors", "classifier.safetensors")
+    return tuple((directory / file).read_bytes() for file in files)
+
+
+def vectors_of(directory: Path) -> np.ndarray:
+    return safetensors.numpy.load_file(directory / "classifier.safetensors")["classifier"]
+
+
+def test_no_step_from_a_run_gives_that_run(place):  # noqa: F811
+    first = run("labelled", "--workdir=first")
+    again = run("labelled", "--workdir=again", "--config.init=first", NONE)
+    assert (again["adapted"], again["zero_shot"]) == (first["adapted"], first["zero_shot"])
+    assert again["label_free"] == first["label_free"]
+    assert bytes_of(place / "first") == bytes_of(place / "again")
+    assert (again["init"], again["init_prototypes"], again["steps"]) == ("first", True, 0)
+    inputs = json.loads((place / "again/inputs.json").read_text(encoding="utf-8"))
+    assert inputs["init_sha256"] == again["init_sha256"] and len(again["init_sha256"]) == 64
+    assert first["init"] is None and first["init_sha256"] is None
+
+
+def test_a_run_goes_on_from_a_run_or_from_its_saved_step(place):  # noqa: F811
+    run("labelled", "--workdir=first", *TWO)
+    run("labelled", "--workdir=second", *TWO, "--config.init=first")
+    run("labelled", "--workdir=step", *TWO, "--config.init=first/checkpoints/2")
+    assert bytes_of(place / "second") == bytes_of(place / "step")
+    run("labelled", "--workdir=earlier", *TWO, "--config.init=first/checkpoints/1")
+    assert bytes_of(place / "earlier") != bytes_of(place / "second")
+    # Two steps from another place are other steps, and the second moves on from the first.
+    assert bytes_of(place / "second") != bytes_of(place / "first")
+    lines = [
+        json.loads((place / d / "metrics.jsonl").read_text().splitlines()[0])
+        for d in ("first", "second")
+    ]
+    assert lines[0]["loss"] != lines[1]["loss"]
+
+
+def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(place):  # noqa: F811
+    run("labelled", "--workdir=first")
+    found = run("labelled", "--workdir=towers", "--config.init=first/model", NONE)
+    assert not found["init_prototypes"]
+    assert bytes_of(place / "towers")[0] == bytes_of(place / "first")[0]
+    assert not np.allclose(vectors_of(place / "towers"), vectors_of(place / "first"), atol=1e-4)
+    # The vectors are the class texts as the start's text tower encodes them: FLYP's classifier.
+    run("labelled", "--workdir=flyp", "--config.init=first", NONE, "--config.method.name=flyp")
+    np.testing.assert_array_equal(vectors_of(place / "towers"), vectors_of(place / "flyp"))
+    run("labelled", "--workdir=same", "--config.init=weights")
+    assert bytes_of(place / "same") == bytes_of(place / "first")
+
+
+def test_a_step_of_a_method_without_prototypes(place):  # noqa: F811
+    run("labelled", "--workdir=flyp", *TWO, "--config.method.name=flyp")
+    found = run("labelled", "--workdir=on", NONE, "--config.init=flyp/checkpoints/2")
+    assert not found["init_prototypes"]
+    assert bytes_of(place / "on")[0] == bytes_of(place / "flyp")[0]
+
+
+def test_two_models_give_their_adapted_one(place):  # noqa: F811
+    reclip = ("--config.method.name=reclip", "--config.method.reclip.images_per_epoch=0")
+    run("labelled", "--workdir=reclip", *TWO, *reclip)
+    run("labelled", "--workdir=run", NONE, "--config.init=reclip")
+    run("labelled", "--workdir=step", NONE, "--config.init=reclip/checkpoints/2")
+    assert bytes_of(place / "run") == bytes_of(place / "step")
+    assert bytes_of(place / "run")[0] == bytes_of(place / "reclip")[0]
+    np.testing.assert_array_equal(vectors_of(place / "run"), vectors_of(place / "reclip"))
+
+
+def test_other_classes_keep_the_parameters_alone(place, capsys):  # noqa: F811
+    run("labelled", "--workdir=first")
+    (place / "labelled/classes.txt").write_text("cat\ndog\nbird\nred\n", encoding="utf-8")
+    found = run("labelled", "--workdir=other", "--config.init=first", NONE)
+    assert "first has other classes" in capsys.readouterr().out
+    assert not found["init_prototypes"]
+    assert bytes_of(place / "other")[0] == bytes_of(place / "first")[0]
+
+
+def test_a_start_that_changed_is_not_continued(place):  # noqa: F811
+    run("labelled", "--workdir=first")
+    run("labelled", "--workdir=second", "--config.init=first")
+    changed = vectors_of(place / "first")[::-1].copy()
+    safetensors.numpy.save_file({"classifier": changed}, place / "first/classifier.safetensors")
+    with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*init_sha256: there"):
+        run("labelled", "--workdir=second", "--config.init=first")
+
+
+def test_what_cannot_be_started_from(place):  # noqa: F811
+    with pytest.raises(WeightsError, match=r"config\.init: there is no directory 'nowhere'"):
+        train.main(arguments("labelled", "--config.init=nowhere"))
+    run("labelled", "--workdir=first", *TWO)
+    with pytest.raises(WeightsError, match="no step 7 in first/checkpoints; saved there: 1, 2"):
+        train.main(arguments("labelled", "--config.init=first/checkpoints/7"))
+    (place / "first/classifier.safetensors").unlink()
+    with pytest.raises(WeightsError, match=r"not finished[\s\S]*first/checkpoints/STEP"):
+        train.main(arguments("labelled", "--config.init=first"))
+
+
+def test_another_model_is_refused(place):  # noqa: F811
+    base = dummy_checkpoint()
+    others = {
+        "architecture": dataclasses.replace(
+            base, config=dataclasses.replace(base.config, quick_gelu=True)
+        ),
+        "tokenizer": dataclasses.replace(base, tokenizer=word_tokenizer(WORDS[::-1], 24)),
+        "preprocessing": dataclasses.replace(
+            base, preprocess=dataclasses.replace(base.preprocess, mean=(0.1, 0.1, 0.1))
+        ),
+    }
+    for name, other in others.items():
+        other.save(place / name)
+        with pytest.raises(WeightsError, match=f"differs from config.weights, weights, in {name};"):
+            train.main(arguments("labelled", f"--config.init={name}"))
+
+
+def test_pseudo_labels_stay_those_of_the_frozen_model(place):  # noqa: F811
+    dummy_checkpoint(seed=5).save(place / "elsewhere")
+    run("labelled", "--workdir=first", NONE)
+    found = run("labelled", "--workdir=second", NONE, "--config.init=elsewhere")
+    inputs = [json.loads((place / d / "inputs.json").read_text()) for d in ("first", "second")]
+    assert inputs[0]["pseudo_labels_sha256"] == inputs[1]["pseudo_labels_sha256"]
+    assert found["weights_sha256"] == Checkpoint.load(place / "weights").sha256
