@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -83,3 +87,46 @@ def test_other_inputs_are_refused_with_what_differs(tmp_path):
     assert "weights_sha256" not in str(refused.value)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     workdir.check_inputs(tmp_path / "new", RECORD)  # nothing there, nothing to refuse
+
+
+def locked(path) -> int:
+    """A descriptor that locks a file as another process does: each opening has its own lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    workdir.write_json(tmp_path / "inputs.json", RECORD)
+    other = locked(tmp_path / workdir.LOCK)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for attempt in (
+        lambda: workdir.check(tmp_path, config()),
+        lambda: workdir.claim(tmp_path, config(), RECORD),
+    ):
+        with pytest.raises(ConfigError, match="another process works in"):
+            attempt()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    os.close(other)  # as its end does, also by SIGKILL; the file stays
+    workdir.claim(tmp_path, config(), RECORD)
+    with pytest.raises(BlockingIOError):
+        locked(tmp_path / workdir.LOCK)
+    workdir.claim(tmp_path, config(), RECORD)  # the process that has it goes on
+
+
+def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from ml_collections import ConfigDict\n"
+        "from lattec_jax import workdir\n"
+        "workdir.claim(Path(sys.argv[1]), ConfigDict({'seed': 0}), {})\n"
+        "print('claimed', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"claimed\n"
+        with pytest.raises(ConfigError, match="another process works in"):
+            workdir.check(tmp_path, ConfigDict({"seed": 0}))
+        process.kill()
+    workdir.check(tmp_path, ConfigDict({"seed": 0}))
+    workdir.claim(tmp_path, ConfigDict({"seed": 0}), {})

@@ -1,0 +1,67 @@
+"""Runs that a signal ends, or whose newest checkpoint is damaged, go on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+
+from lattec_jax import train
+from lattec_jax.run_log import RunLog
+from lattec_jax.stop import Terminated
+from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+
+EQUAL = ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl")
+
+
+def saved(directory) -> list[int]:
+    return sorted(int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def test_a_signal_saves_the_step_under_way_and_a_damaged_checkpoint_costs_nothing(
+    place,  # noqa: F811
+    monkeypatch,
+    caplog,
+):
+    command = ("labelled", "--config.log_every=2")
+    run(*command, "--workdir=whole")
+    advance = RunLog.advance
+
+    def interrupt(self):
+        advance(self)
+        if self._bar.n == 5 * 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunLog, "advance", interrupt)
+    with pytest.raises(Terminated, match="SIGTERM: the last step is saved"):
+        train.main(arguments(*command, "--workdir=broken"))
+    monkeypatch.setattr(RunLog, "advance", advance)
+    directory = place / "broken"
+    assert saved(directory) == [4, 5]
+    # Step 5 is saved, but nothing is logged that another run would not log.
+    lines = (directory / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 4]
+
+    manifest = directory / "checkpoints/5/state/manifest.ocdbt"
+    manifest.write_bytes(manifest.read_bytes()[:-3])
+    found = run(*command, "--workdir=broken")
+    assert "checkpoint of step 5 cannot be used and is now" in caplog.text
+    assert (directory / "checkpoints/damaged-5").is_dir()
+    for file in EQUAL:
+        assert (place / "whole" / file).read_bytes() == (directory / file).read_bytes(), file
+
+    # Lost between the last checkpoint and the results: only the results are made again.
+    (directory / "results.json").unlink()
+    (directory / "classifier.safetensors").unlink()
+    (directory / "model/model.safetensors").unlink()
+    again = run(*command, "--workdir=broken")
+    times = ("train_seconds", "images_per_second")
+    assert {k: v for k, v in again.items() if k not in times} == {
+        k: v for k, v in found.items() if k not in times
+    }
+    assert again["train_seconds"] >= found["train_seconds"] * 0.5 > 0
+    assert again["images_per_second"] > 0  # of the sessions before
+    for file in EQUAL:
+        assert (place / "whole" / file).read_bytes() == (directory / file).read_bytes(), file
