@@ -98,6 +98,50 @@ def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place, capsys):
     assert len(work(jobs_below(place), place / "sweep").others) == 8
 
 
+PATIENT = """
+    import signal, sys, time
+    from pathlib import Path
+
+    place = Path(sys.argv[1])
+    def save(number, frame):
+        time.sleep(0.5)
+        (place / "saved").write_text("")
+        sys.exit(75)
+
+    signal.signal(signal.SIGTERM, save)
+    (place / "begun.txt").write_text("begun\\n")
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_worker_that_is_told_to_end_lets_its_job_save(place, number):
+    (place / "patient_job.py").write_text(textwrap.dedent(PATIENT), encoding="utf-8")
+    (place / "worker.py").write_text(
+        "from pathlib import Path\n"
+        "from lattec_jax.config import command\n"
+        "from lattec_jax.stop import terminating\n"
+        "from lattec_jax.sweep.plan import Job\n"
+        "from lattec_jax.sweep.work import work\n"
+        "place = Path.cwd()\n"
+        "jobs = [Job(f'set/{n}', 'patient_job', (str(place),), place / str(n)) for n in range(2)]\n"
+        "def main(argv):\n"
+        "    with terminating():\n"
+        "        work(jobs, place / 'sweep')\n"
+        "command(main)\n",
+        encoding="utf-8",
+    )
+    worker = start_worker(place)
+    deadline = time.monotonic() + 120
+    while not begun(place) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    worker.send_signal(number)
+    worker.communicate(timeout=120)
+    assert worker.returncode == (75 if number == signal.SIGTERM else 130)
+    assert (place / "saved").exists()  # it had its time, and no other job was begun
+    assert not (place / "sweep/logs/set--1.log").exists()
+
+
 def test_a_failed_job_is_told_and_tried_again(place, capsys):
     job = Job("set/bad", "fake_job", (str(place / "bad"), "-1"), place / "bad")
     good = jobs_below(place, 1, 0)[0]
