@@ -4,25 +4,24 @@ Adapting without labels means that no accuracy tells when it goes wrong. What ca
 labels is here, as pure functions of arrays and of the lines of the log; no label is ever read.
 
 How the thresholds were set, all on the demo (10 classes, 1,000 training digits, 60 steps). Healthy:
-LatteCLIP of seeds 0 to 4. Failing: FLYP at learning rate 1e-3 of seeds 0 to 4, which ends between
-9.9% and 60.1% accuracy (zero-shot: 60.9%); LatteCLIP on one and the same sentence for every image.
+LatteCLIP of seeds 0 to 4, top-1 73.4% to 76.7% (zero-shot: 60.9%). Failing: FLYP at learning rate
+1e-3, of which seeds 0 (45.7%), 2 and 3 (one class, 10%) and 4 (21.8%) fail and seed 1 (60.1%) does
+not; LatteCLIP at learning rate 1e-2 (25.6%), and with the descriptions of other images (70.1%).
 
-    figure                               healthy        failing              threshold
-    entropy, window, against zero-shot   0.98 to 1.04   0.00 (seeds 2, 4)    below 0.8
-    share of a class after / before      0.66 to 1.9    0 (seeds 2, 4)       below 0.1
-    the same, of the larger of before
-      and even shares                    at most 1.3    10 (seeds 2, 4)      above 3
-    agreement with the frozen model      0.75 to 0.86   0.09 to 0.64         below 0.6
-    separation of the class vectors      1.07 to 1.23   0.05 (seed 2)        below 0.3
-    weight of a text / distance of the
-      nearest class                      0.3 to 0.6     0.01 to 0.03         below 0.1
-    images with a description            1              (run with fewer)     below 0.95
+    figure                                  healthy        failing                     threshold
+    entropy of batches, against zero-shot   0.98 and more  0.0 (2, 3), 0.2 (4)         below 0.8
+    share of a class after / before         0.66 and more  0 for one to nine classes   below 0.1
+    share / the larger of before and even   at most 1.4    10 (2, 3), 3.3 (4)          above 3
+    agreement with the frozen model         0.84 to 0.86   0.43 and less               below 0.5
+    separation of the class vectors         1.06 to 1.3    0.05 (2), 0.01 (1e-2)       below 0.3
+    weight of a text / distance of classes  0.3 and more   0.09 to 0.13 (of others)    below 0.15
+    images with a description               1              as many as one takes away   below 0.95
 
-Each lies between the two, nearer to the failing runs: an alarm on a good run
-costs trust. Other sets may lie elsewhere. The agreement above all is bounded by how good the frozen
-model was: one that is right on 45% of the images cannot agree with a good model on many more, so
-that alarm asks to look and does not say that the run has failed. Ten seeds that were not used here
-(100 to 109) set off no alarm (`tests/test_health_runs.py`).
+Each lies between the two, nearer to the failing runs, for an alarm on a good run costs trust. A run
+that has lost little, as FLYP's seed 1, is not seen. Other sets may lie elsewhere. Agreement above
+all is bounded by how good the frozen model was: if it is right on 45% of the images, a perfect model
+agrees with it on no more, so that alarm asks to look and does not say that the run has failed.
+Seeds that were not used here hold the alarms to be silent (`tests/test_health_runs.py`).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ FEWEST = 10  # images that zero-shot gives a class before its emptying counts
 EMPTIED_CLASSES = 0.1  # of all classes
 AGREEMENT = 0.5
 SEPARATION = 0.3
-WEIGHT = 0.1
+WEIGHT = 0.15
 COVERAGE = 0.95
 Record = Mapping[str, float | None]  # a line of the log
 

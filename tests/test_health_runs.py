@@ -102,6 +102,11 @@ def test_a_learning_rate_too_high_merges_the_prototypes(demo_run):
     assert any(" and " in pair for pair in ended.alarms["merged prototypes"]["classes"])
 
 
+def test_descriptions_of_other_images_carry_nothing(demo_run):
+    ended = demo_run("--config.descriptions.shuffle=True")
+    assert ended.alarms.keys() & {f"{k} descriptions carry nothing" for k in ("image", "group")}
+
+
 def test_descriptions_without_content_and_missing_ones(demo_run, place):
     demo_run("--config.seed=100")  # makes the files
     folder = place / "artifacts/digits/descriptions"

@@ -1,0 +1,138 @@
+"""What stands on the page, and what of a run's words cannot break it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.report import page
+from lattec_jax.report.__main__ import main
+from lattec_jax.report.charts import curves, heat_map, number
+from tests.report.example import NASTY, example, write_files
+
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """Checks that elements close in order; collects elements, attributes and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+
+def outline(html: str) -> Outline:
+    parser = Outline()
+    parser.feed(html)
+    assert parser.open == []
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("classes", "labelled"), [(10, True), (10, False), (100, True), (397, True), (2, False)]
+)
+def test_the_page_is_well_formed_small_and_harmless(classes, labelled):
+    html = page.render(example(classes, labelled, images=20_000))
+    assert len(html.encode()) < 10e6
+    found = outline(html)
+    names = {tag for tag, _ in found.tags}
+    assert not names & {"script", "iframe", "object", "embed", "form", "base"}
+    for tag, attributes in found.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("src", "href"):
+            assert attributes.get(name, "#")[:5] in ("#", "data:") or attributes[name][0] == "#"
+    assert any(NASTY in text for text in found.text)  # shown as it is written
+    drawn = [a["aria-label"] for t, a in found.tags if t == "svg" and "aria-label" in a]
+    maps = [label for label in drawn if "true class down" in label]
+    assert len(maps) == (2 if labelled and classes <= 100 else 0)
+    text = " ".join(found.text)
+    assert ("Accuracy on" in text) == labelled
+    assert ("most confused pairs" in text) == labelled
+    assert ("Share of the training images per predicted class" in text) == (not labelled)
+
+
+def test_the_verdict_comes_first_and_every_alarm_is_there():
+    run = example()
+    text = [part.strip() for part in outline(page.render(run)).text if part.strip()]
+    assert text.index("Health") < text.index(run.results["health"]["verdict"].split("\n")[0])
+    headings = [h for h in ("Before and after", "Classes", "Confusion", "Training")]
+    places = [len(text) - 1 - text[::-1].index(heading) for heading in headings]
+    assert places == sorted(places)
+    for alarm in run.results["health"]["alarms"]:
+        assert alarm["message"] in text and f"Alarm: {alarm['name']}" in text
+    assert run.results["health"]["alarms"]
+
+
+def test_a_run_without_report_data_has_a_page_without_pictures():
+    found = outline(page.render(example()._replace(data=None)))
+    assert "img" not in {tag for tag, _ in found.tags}
+    assert "Health" in found.text and "Training" in found.text
+
+
+def test_the_command_needs_neither_jax_nor_weights(tmp_path, capsys):
+    write_files(example(), tmp_path / "run")
+    main(["report", f"--workdir={tmp_path / 'run'}"])
+    written = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert written == page.render(example())
+    assert "report.html" in capsys.readouterr().out
+    code = "import sys, lattec_jax.report.__main__; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_what_is_missing_or_damaged_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="--workdir is missing"):
+        main(["report"])
+    with pytest.raises(ConfigError, match=r"no results\.json in .*of a finished run"):
+        main(["report", f"--workdir={tmp_path}"])
+    write_files(example(), tmp_path / "run")
+    (tmp_path / "run/report_data.json").write_text("{")
+    with pytest.raises(DataError, match=r"report_data\.json of the run is not JSON"):
+        main(["report", f"--workdir={tmp_path / 'run'}"])
+    (tmp_path / "run/config.json").unlink()
+    with pytest.raises(DataError, match=r"config\.json of the run cannot be read"):
+        main(["report", f"--workdir={tmp_path / 'run'}"])
+
+
+def test_curves_place_their_points():
+    drawn = curves("t", {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b": [], "c": [(20, 1.0)]})
+    assert 'points="56.0,174.0 194.0,10.0 332.0,92.0"' in drawn
+    assert "a: 1.00 → 2.00" in drawn and "b:" not in drawn
+    assert drawn.count("<circle") == 1 and drawn.count("<polyline") == 2
+    outline(curves("flat", {"<a>": [(5, 0.0)]}))
+
+
+def test_heat_maps_darken_by_share_and_write_the_figure():
+    drawn = heat_map("t", {(0, 1): (0.9, "9"), (1, 1): (0.1, "1")}, ["a", "<b>"], ("rows", "cols"))
+    assert 'fill-opacity="0.90"><title>a → &lt;b&gt;: 9</title>' in drawn
+    assert 'class="in dark">9<' in drawn and 'class="in pale">1<' in drawn
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, "0.00"), (0.1234, "0.123"), (12.34, "12.3"), (1234.5, "1,234"), (8.5e-07, "8.5e-07"),
+     (-0.5, "-0.500"), (2e9, "2e+09")],
+)  # fmt: skip
+def test_numbers_keep_three_digits(value, expected):
+    assert number(value) == expected
