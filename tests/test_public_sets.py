@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 
+from captioning import describe
 from lattec_jax import check_data, pseudo_label, train
 from lattec_jax.config import artifacts_dir, parse
 from lattec_jax.errors import DataError
@@ -31,20 +33,9 @@ caltech101    | 100 |  5777 |  2465 | 1e-7 |  50 |  10 | a photo of a {}.
 """
 ROWS = [[cell.strip() for cell in line.split("|")] for line in SETTINGS.strip().splitlines()]
 
-# What the released code's prompts ask about; the noun of the paper's.
-ASKED = {
-    "eurosat": ("land use in the satellite image", "land use in all the satellite images"),
-    "sun397": ("scene in the photo", "scenes in all the photos"),
-    "food101": ("{class} food in the photo", "foods in all the photos"),
-    "flowers102": ("{class} flower in the photo", "flowers in all the photos"),
-    "dtd": ("texture in the photo", "textures in all the photos"),
-    "fgvc_aircraft": ("aircraft in the photo", "aircrafts in all the photos"),
-    "oxford_pets": ("pet in the photo", "pets in all the photos"),
-    "stanford_cars": ("car in the photo", "cars in all the photos"),
-    "ucf101": ("action of the person in the photo", "person's actions in all the photos"),
-    "caltech101": ("object in the photo", "objects in all the photos"),
-}
-NOUNS = {"eurosat": "land use", "sun397": "scene", "food101": "food", "flowers102": "flower"}
+# Of each set, in full: the prompts for an image and a group, of the paper and of the released code.
+BLOCKS = (Path(__file__).parent / "public_prompts.txt").read_text("utf-8").strip().split("\n\n")
+PROMPTS = {name: prompts for name, *prompts in (block.split("\n") for block in BLOCKS)}
 
 
 def config_of(name: str, *extra: str):
@@ -77,16 +68,7 @@ def test_settings_of_both_presets(row):
 def test_prompts_of_both_presets(name):
     paper = config_of(name).descriptions.prompts
     released = config_of(name, "--config.preset=released_code").descriptions.prompts
-    image, group = ASKED[name]
-    assert released.image == f"Describe the {image} concisely, less than 20 words."
-    assert released.group == (
-        f"Describe the common visual attributes of the {group} concisely, less than 20 words."
-    )
-    noun = NOUNS.get(name, image.removesuffix(" in the photo"))
-    assert paper.image == f"Describe the {noun} in the photo concisely, using less than 20 words."
-    assert paper.group.startswith("Describe the common visual attributes of the ")
-    assert paper.group.endswith(" in all the photos concisely, in fewer than 20 words.")
-    assert "{class}" not in paper.image + paper.group + released.group
+    assert [paper.image, paper.group, released.image, released.group] == PROMPTS[name]
 
 
 @pytest.fixture
@@ -100,7 +82,7 @@ def place(tmp_path, monkeypatch):
 
 SHORT = (
     "--config.weights=weights",
-    "--config.method.texts=('class',)",
+    "--config.descriptions.engine=pixels",
     "--config.train.batch_size=8",
     "--config.train.max_steps=2",
     "--config.train.learning_rate=1e-7",  # the same for all, so that one compilation serves them
@@ -118,15 +100,41 @@ def test_from_files_to_results(place, capsys, name):
     shown = capsys.readouterr().out
     assert f"DATASETS.md#{config_of(name).dataset.source.partition('#')[2]}" in shown
 
-    train.main(["train", f"--config=configs/{name}.py", *SHORT])
+    command = [f"--config=configs/{name}.py", *SHORT]
+    names = [spoken for _, _, spoken in SETS[name].classes]
+    describe_and_check_prompts(command, place / "artifacts" / name, PROMPTS[name][:2], names)
+    if "{class}" in PROMPTS[name][2]:
+        released = ["--config.preset=released_code", "--config.artifacts=released"]
+        describe_and_check_prompts(
+            [*command, *released], place / "released" / name, PROMPTS[name][2:], names
+        )
+    capsys.readouterr()
+    train.main(["train", *command])
     found = json.loads((place / f"runs/{name}-latteclip-s0/results.json").read_text("utf-8"))
-    assert found["class_names"] == [spoken for _, _, spoken in SETS[name].classes]
+    assert found["class_names"] == names
     assert (found["n_train"], found["n_test"]) == (3 * (TRAIN + VAL), 3 * TEST)
     assert found["protocol"] == "coop, inductive, last step"
     assert found["dataset"] == name and found["adapted"] is not None
+    assert {kind: counts["found"] for kind, counts in found["descriptions"].items()} == {
+        "image": 12,
+        "group": 12,
+    }
     assert f"{name}: 12 images to train on, 6 to test, 3 classes" in capsys.readouterr().out
-    for spoken in found["class_names"]:
+    for spoken in names:
         assert spoken in shown
+
+
+def describe_and_check_prompts(
+    command: list[str], artifacts: Path, prompts: list[str], names: list[str]
+) -> None:
+    """Describe; all images and groups were asked about with these prompts."""
+    pseudo_label.main(["pseudo_label", *command])
+    describe.main(["describe", *command])
+    for file, prompt in zip(("pixels-image", "pixels-group-of-4"), prompts, strict=True):
+        lines = (artifacts / f"descriptions/{file}.jsonl").read_text("utf-8").splitlines()
+        asked = [json.loads(line)["prompt"] for line in lines]
+        assert len(asked) == 3 * (TRAIN + VAL)
+        assert set(asked) <= {prompt.replace("{class}", name) for name in names}
 
 
 def test_a_share_of_the_training_images_has_its_own_artefacts(place):
@@ -159,8 +167,10 @@ def test_from_a_builder_of_tensorflow_datasets_to_results(place):
         "--config.dataset.tfds.builder=small_dtd",
         "--config.dataset.tfds.data_dir=tfds",
     ]
-    train.main(["train", "--config=configs/dtd.py", *SHORT, *extra])
+    train.main(
+        ["train", "--config=configs/dtd.py", *SHORT, *extra, "--config.method.texts=('class',)"]
+    )
     found = json.loads((place / "runs/dtd-latteclip-s0/results.json").read_text("utf-8"))
-    assert found["protocol"] == "coop, inductive, last step"
+    assert found["protocol"] == "coop split, pictures of small_dtd/1.0.0, inductive, last step"
     assert (found["n_train"], found["n_test"]) == (12, 6)
     assert "tensorflow" not in sys.modules
