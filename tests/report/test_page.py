@@ -131,7 +131,7 @@ def test_heat_maps_darken_by_share_and_write_the_figure():
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0, "0.00"), (0.1234, "0.123"), (12.34, "12.3"), (1234.5, "1,234"), (8.5e-07, "8.5e-07"),
+    [(0, "0"), (0.1234, "0.123"), (12.34, "12.3"), (1234.5, "1,234"), (8.5e-07, "8.5e-07"),
      (-0.5, "-0.500"), (2e9, "2e+09")],
 )  # fmt: skip
 def test_numbers_keep_three_digits(value, expected):
