@@ -179,15 +179,19 @@ def damage(checkpoint: Path) -> str:
         return f"it has no {SUMS}"
     found = _sums(checkpoint)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        *lines, end = path.read_text(encoding="utf-8").split("\n")
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except ValueError:
         return f"{SUMS} is damaged"
+    if end:
+        return f"{SUMS} is cut short"
     missing = sorted(expected.keys() - found.keys())
     changed = sorted(
         name for name in found.keys() & expected.keys() if found[name] != expected[name]
     )
-    if not expected or missing or changed:
+    # Where the list itself was cut short; Orbax adds marks of its own at the top afterwards.
+    unlisted = [name for name in found.keys() - expected.keys() if "/" in name]
+    if missing or changed or unlisted:
         return f"{', '.join((missing + changed)[:3]) or SUMS} is not as it was written"
     return ""
 
@@ -210,13 +214,14 @@ def read(directory: Path, step: int) -> dict[str, Any]:
         The tree of `_as_tree`; the method's state as a dictionary of its fields.
     """
     options = ocp.CheckpointManagerOptions(create=False, read_only=True)
-    handler = ocp.PyTreeCheckpointHandler()
+    handlers = {"state": ocp.PyTreeCheckpointHandler()}
     with ocp.CheckpointManager(
-        directory.absolute(), options=options, item_handlers=handler
+        directory.absolute(), options=options, item_handlers=handlers
     ) as manager:
-        tree = manager.item_metadata(step).tree
+        tree = manager.item_metadata(step)["state"].tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        return manager.restore(step, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        wanted = ocp.args.Composite(state=ocp.args.PyTreeRestore(restore_args=as_numpy))
+        return manager.restore(step, args=wanted)["state"]
 
 
 def _as_tree(state: TrainState) -> dict:
