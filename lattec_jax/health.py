@@ -26,9 +26,11 @@ Seeds that were not used here hold the alarms to be silent (`tests/test_health_r
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,8 +63,9 @@ class Alarm(NamedTuple):
     do: str
 
 
-class Start(NamedTuple):
-    """What is known before the first step. N training images, C classes."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Reference:
+    """What a run is compared with, known before the first step. N training images, C classes."""
 
     class_names: Sequence[str]
     vectors: Float[np.ndarray, "C D"]  # of the classes, by the pre-trained model
@@ -70,16 +73,19 @@ class Start(NamedTuple):
     batch_size: int
     coverage: Mapping[str, float]  # kind of description -> share of the images that have one
 
+    @cached_property
     def shares(self) -> list[float]:
         """Of the training images, per class by zero-shot."""
         return metrics.class_shares(self.labels, len(self.class_names))
 
+    @cached_property
     def batch_entropy(self) -> float:
         """The mean entropy of zero-shot labels in random batches: smaller than that of all."""
         rng, classes = np.random.default_rng(0), len(self.class_names)
         batches = (rng.choice(self.labels, self.batch_size) for _ in range(32))
         return float(np.mean([metrics.entropy(metrics.class_shares(b, classes)) for b in batches]))
 
+    @cached_property
     def distance(self) -> float:
         """Mean over classes of 1 − cosine to the nearest other class."""
         return _distance(self.vectors)
@@ -101,38 +107,36 @@ def _distance(vectors: Float[np.ndarray, "C D"]) -> float:
     return max(float(np.mean(1 - nearest(vectors)[0])), 1e-6)
 
 
-def prototype_figures(
-    start: Float[np.ndarray, "C D"], now: Float[np.ndarray, "C D"]
-) -> dict[str, float]:
+def prototype_figures(reference: Reference, now: Float[np.ndarray, "C D"]) -> dict[str, float]:
     """How far the classes' unit vectors moved, and how near they are to one another.
 
     `drift_mean` and `drift_largest` are of 1 − cosine to the start, `nearest_similarity` is the
     largest cosine between two classes, `separation` the mean over classes of 1 − cosine to the
     nearest other class, divided by what it was at the start.
     """
-    drift = metrics.drift(start, now)
+    drift = metrics.drift(reference.vectors, now)
     return {
         "drift_mean": float(np.mean(drift)),
         "drift_largest": max(drift),
         "nearest_similarity": float(nearest(now)[0].max()),
-        "separation": _distance(now) / _distance(start),
+        "separation": _distance(now) / reference.distance,
     }
 
 
 def final_figures(
-    start: Start,
+    reference: Reference,
     vectors: Float[np.ndarray, "C D"],
     predictions: Int[np.ndarray, " N"],
     log: Sequence[Record],
 ) -> dict[str, float]:
     """All figures at the end: on the whole training set, and what the log ends with."""
-    shares = metrics.class_shares(predictions, len(start.class_names))
+    shares = metrics.class_shares(predictions, len(reference.class_names))
     figures = {
-        "agreement_with_frozen": float(np.mean(predictions == start.labels)),
+        "agreement_with_frozen": float(np.mean(predictions == reference.labels)),
         "class_entropy": metrics.entropy(shares),
-        "class_entropy_zero_shot": metrics.entropy(start.shares()),
-        **prototype_figures(start.vectors, vectors),
-        **{f"coverage_{kind}": share for kind, share in start.coverage.items()},
+        "class_entropy_zero_shot": metrics.entropy(reference.shares),
+        **prototype_figures(reference, vectors),
+        **{f"coverage_{kind}": share for kind, share in reference.coverage.items()},
     }
     names = [n for line in log for n in line if n.startswith("weight_")]
     for name in dict.fromkeys([*names, "gradient_norm", "logit_scale"]):
@@ -150,14 +154,14 @@ def _mean(records: Sequence[Record], name: str) -> float | None:
 # --------------------------------------------------------------------------------------- alarms
 
 
-def window_alarms(start: Start, records: Sequence[Record]) -> list[Alarm]:
+def window_alarms(reference: Reference, records: Sequence[Record]) -> list[Alarm]:
     """What `WINDOW` lines of the log, one after the other, set off."""
     found, step = [], int(records[-1]["step"])
     entropy = _mean(records, "batch_class_entropy")
-    if entropy is not None and entropy < ENTROPY * (expected := start.batch_entropy()):
+    if entropy is not None and entropy < ENTROPY * (expected := reference.batch_entropy):
         largest = Counter(int(r["batch_largest_class"]) for r in records).most_common(1)[0][0]
         ratio = entropy / max(expected, 1e-6)
-        found.append(_collapse(ratio, (start.class_names[largest],), step))
+        found.append(_collapse(ratio, (reference.class_names[largest],), step))
     agreement = _mean(records, "agreement_with_frozen")
     if agreement is not None and agreement < AGREEMENT:
         found.append(_runaway(agreement, f"up to step {step}"))
@@ -165,8 +169,8 @@ def window_alarms(start: Start, records: Sequence[Record]) -> list[Alarm]:
     if separation is not None and separation < SEPARATION:
         found.append(_merged(separation, (), f"up to step {step}"))
     # Against the classes' distance at this time: merged classes say nothing of the descriptions.
-    distance = start.distance() * max(1e-3, 1.0 if separation is None else separation)
-    for kind in start.coverage:
+    distance = reference.distance * max(1e-3, 1.0 if separation is None else separation)
+    for kind in reference.coverage:
         weight = _mean(records, f"weight_{kind}")
         if weight is not None and weight < WEIGHT * distance:
             found.append(_empty_words(kind, weight / distance, step))
@@ -174,13 +178,13 @@ def window_alarms(start: Start, records: Sequence[Record]) -> list[Alarm]:
 
 
 def final_alarms(
-    start: Start,
+    reference: Reference,
     vectors: Float[np.ndarray, "C D"],
     predictions: Int[np.ndarray, " N"],
 ) -> list[Alarm]:
     """What the whole training set and the classes' vectors set off at the end."""
-    found, names = [], start.class_names
-    before = np.asarray(start.shares())
+    found, names = [], reference.class_names
+    before = np.asarray(reference.shares)
     after = np.asarray(metrics.class_shares(predictions, len(names)))
     counts = before * len(predictions) >= FEWEST
     emptied = np.flatnonzero(counts & (after < EMPTIED * before))
@@ -190,18 +194,18 @@ def final_alarms(
         found.append(_emptied(len(emptied) / len(names), tuple(names[c] for c in emptied)))
     if len(swallowed):
         found.append(_swallowed(float(grown.max()), tuple(names[c] for c in swallowed)))
-    agreement = float(np.mean(predictions == start.labels))
+    agreement = float(np.mean(predictions == reference.labels))
     if agreement < AGREEMENT:
         moved = np.abs(after - before)
         most = [names[c] for c in np.argsort(-moved, kind="stable")[:5] if moved[c] > 0]
         found.append(_runaway(agreement, "on the training set at the end", tuple(most)))
-    if (separation := _distance(vectors) / _distance(start.vectors)) < SEPARATION:
+    if (separation := _distance(vectors) / reference.distance) < SEPARATION:
         similarity, other = nearest(vectors)
         near = np.argsort(-similarity, kind="stable")[:6]
         pairs = {tuple(sorted((int(c), int(other[c])))) for c in near}
         merged = tuple(f"{names[a]} and {names[b]}" for a, b in sorted(pairs))
         found.append(_merged(separation, merged, "at the end"))
-    for kind, share in start.coverage.items():
+    for kind, share in reference.coverage.items():
         if share < COVERAGE:
             found.append(_uncovered(kind, share))
     return found
@@ -283,7 +287,7 @@ def _uncovered(kind: str, share: float) -> Alarm:
 
 
 def examine(
-    start: Start,
+    reference: Reference,
     vectors: Float[np.ndarray, "C D"],
     predictions: Int[np.ndarray, " N"],
     log: Sequence[Record],
@@ -291,23 +295,23 @@ def examine(
     """What `results.json` holds under "health".
 
     Args:
-        start: of the run.
+        reference: of the run.
         vectors: of the classes, adapted.
         predictions: of the adapted model for the training images.
         log: all lines of `metrics.jsonl`.
     """
-    alarms = {alarm.name: alarm for alarm in final_alarms(start, vectors, predictions)}
+    alarms = {alarm.name: alarm for alarm in final_alarms(reference, vectors, predictions)}
     lines = trained_lines(log)
     for end in range(WINDOW, len(lines) + 1):
-        for alarm in window_alarms(start, lines[end - WINDOW : end]):
+        for alarm in window_alarms(reference, lines[end - WINDOW : end]):
             alarms.setdefault(alarm.name, alarm)
-    figures = final_figures(start, vectors, predictions, lines)
-    shares = metrics.class_shares(predictions, len(start.class_names))
+    figures = final_figures(reference, vectors, predictions, lines)
+    shares = metrics.class_shares(predictions, len(reference.class_names))
     return {
         "verdict": verdict(figures, list(alarms)),
         "alarms": [{**a._asdict(), "classes": list(a.classes)} for a in alarms.values()],
         "figures": figures,
-        "shares": {"zero_shot": start.shares(), "adapted": shares},
+        "shares": {"zero_shot": reference.shares, "adapted": shares},
     }
 
 
@@ -344,16 +348,18 @@ class Watch:
     """Prints each alarm once, when the log first sets it off.
 
     Args:
-        start: of the run.
+        reference: of the run.
         log: lines that an interrupted run wrote; their alarms have been printed.
     """
 
-    def __init__(self, start: Start, log: Sequence[Record] = ()):
-        self._start = start
+    def __init__(self, reference: Reference, log: Sequence[Record] = ()):
+        self._reference = reference
         self._lines = trained_lines(log)
         self._said: set[str] = set()
         for end in range(WINDOW, len(self._lines) + 1):
-            self._said |= {a.name for a in window_alarms(start, self._lines[end - WINDOW : end])}
+            self._said |= {
+                a.name for a in window_alarms(reference, self._lines[end - WINDOW : end])
+            }
         self._lines = self._lines[-WINDOW:]
 
     @property
@@ -363,16 +369,14 @@ class Watch:
 
     def prototypes(self, vectors: Float[np.ndarray, "C D"] | None) -> dict[str, float]:
         """`prototype_figures` of a method that keeps prototypes."""
-        return (
-            {} if vectors is None else prototype_figures(self._start.vectors, np.asarray(vectors))
-        )
+        return {} if vectors is None else prototype_figures(self._reference, np.asarray(vectors))
 
     def see(self, step: int, figures: Mapping[str, float]) -> None:
         """Look at a line of the log that was just written."""
         self._lines = [*self._lines, *trained_lines([{**figures, "step": step}])][-WINDOW:]
         if len(self._lines) < WINDOW:
             return
-        for alarm in window_alarms(self._start, self._lines):
+        for alarm in window_alarms(self._reference, self._lines):
             if alarm.name not in self._said:
                 self._said.add(alarm.name)
                 tqdm.write(f"warning: {alarm.name}: {alarm.message} {alarm.do}", file=sys.stderr)

@@ -197,12 +197,12 @@ def predict_training(
     return vectors.cosines(features, frozen).argmax(axis=1)
 
 
-def health_start(
+def health_reference(
     inputs: Inputs, class_features: Float[np.ndarray, "C D"], batch_size: int
-) -> health.Start:
+) -> health.Reference:
     """What `lattec_jax.health` compares a run with."""
     counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.pictures.ids)
-    return health.Start(
+    return health.Reference(
         inputs.dataset.class_names,
         class_features,
         inputs.zero_shot.labels,

@@ -87,7 +87,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     frozen = feed.frozen_features(inputs, method, params)
     seen = results.test_features(inputs, params)
     before = results.score(inputs, seen @ class_features.T)
-    reference = results.health_start(inputs, class_features, batch_size)
+    reference = results.health_reference(inputs, class_features, batch_size)
 
     # ------------------------------------------------------------------------------------- train
     workdir.claim(directory, config, record)

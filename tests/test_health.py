@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 
@@ -11,17 +12,17 @@ import pytest
 
 from lattec_jax import health, train
 from lattec_jax.errors import TrainingError
-from lattec_jax.health import Start, Watch, examine, final_alarms, window_alarms
+from lattec_jax.health import Reference, Watch, examine, final_alarms, window_alarms
 from tests.test_train import CLASSES, arguments, place, run  # noqa: F401 (place is a fixture)
 
 NAMES = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
 COUNT = 1000
 
 
-def start(coverage: float = 1.0) -> Start:
+def start(coverage: float = 1.0) -> Reference:
     """Ten classes at right angles with a hundred images each."""
     labels = np.repeat(np.arange(10), COUNT // 10).astype(np.int32)
-    return Start(NAMES, np.eye(10, 12, dtype=np.float32), labels, 128, {"image": coverage})
+    return Reference(NAMES, np.eye(10, 12, dtype=np.float32), labels, 128, {"image": coverage})
 
 
 def records(**changed: float) -> list[dict[str, float]]:
@@ -106,14 +107,15 @@ def test_emptied_and_swallowing_classes():
     assert (swallowing.name, swallowing.classes) == ("swallowing classes", ("seven",))
     assert swallowing.value == pytest.approx(4)
     # A class that zero-shot gave fewer than ten images may empty.
-    few = start()._replace(labels=np.where(np.arange(COUNT) < 93, 1, labels).astype(np.int32))
+    counted = np.where(np.arange(COUNT) < 93, 1, labels).astype(np.int32)
+    few = dataclasses.replace(start(), labels=counted)
     predictions = np.where(few.labels == 0, 1, few.labels)
     assert names_of(final_alarms(few, few.vectors, predictions)) == set()
 
 
 def test_one_emptied_class_of_many_is_no_collapse():
     labels = np.repeat(np.arange(40), 25).astype(np.int32)
-    many = Start([f"c{n}" for n in range(40)], np.eye(40), labels, 128, {})
+    many = Reference([f"c{n}" for n in range(40)], np.eye(40), labels, 128, {})
     assert final_alarms(many, many.vectors, np.where(labels == 3, 4, labels)) == []
 
 
@@ -155,12 +157,12 @@ def test_descriptions_that_are_missing():
 def test_the_entropy_of_batches_is_measured_in_batches():
     """A batch holds fewer classes than the set, which must not look like a collapse."""
     classes, rng = 400, np.random.default_rng(1)
-    many = Start([str(n) for n in range(classes)], np.eye(classes), np.arange(classes), 128, {})
+    many = Reference([str(n) for n in range(classes)], np.eye(classes), np.arange(classes), 128, {})
     counts = np.bincount(rng.integers(0, classes, 128), minlength=classes) / 128
     p = counts[counts > 0]
     drawn = -(p * np.log(p)).sum() / math.log(classes)
     assert drawn < health.ENTROPY  # of even shares, which are 1 over the whole set
-    assert many.batch_entropy() == pytest.approx(drawn, abs=0.01)
+    assert many.batch_entropy == pytest.approx(drawn, abs=0.01)
     assert window_alarms(many, records(batch_class_entropy=drawn)) == []
 
 

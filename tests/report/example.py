@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lattec_jax.health import Start, examine
+from lattec_jax.health import Reference, examine
 from lattec_jax.report.gather import thumbnail
 from lattec_jax.report.sections import Run
 
@@ -27,7 +27,7 @@ def example(classes: int = 10, labelled: bool = True, images: int = 1000) -> Run
          "weight_image": 0.1, "weight_class": 0.2, "logit_scale": None if step == 20 else 14.0}
         for step in range(10, 200, 10)
     ]  # fmt: skip
-    start = Start(names, vectors[0], before, 64, {"image": 0.8})
+    start = Reference(names, vectors[0], before, 64, {"image": 0.8})
     picture = thumbnail(rng.integers(0, 256, (224, 224, 3)).astype(np.uint8))
     accuracy = {"top1": 0.5, "top5": 0.9}
     results = {
