@@ -113,6 +113,20 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
+def parse_workdir(argv: Sequence[str]) -> Path:
+    """The work directory of a run, for a command that takes no more than `--workdir`.
+
+    Raises:
+        ConfigError: it is missing, or there is another flag.
+    """
+    values = flags.FlagValues()
+    flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
+    parse_flags(values, argv)
+    if not values.workdir:
+        raise ConfigError("--workdir is missing; for example --workdir=runs/digits-latteclip-s0")
+    return Path(values.workdir)
+
+
 def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
     """Replace a configuration path that does not exist here by the packaged file of that name."""
     for argument in arguments:

@@ -4,6 +4,9 @@ Every message says what was expected, what was found, where, and what to do. The
 without a traceback; any other exception is a defect of ours and keeps its traceback.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class UserError(Exception):
     """Something in the user's input or files that the user can mend."""
@@ -27,3 +30,18 @@ class TrainingError(UserError):
 
 class WeightsError(UserError):
     """A model checkpoint that cannot be used."""
+
+
+def shortened(value: Any, most: int = 80) -> str:
+    """A value for a message, cut to `most` characters."""
+    text = repr(value)
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """A line for each key of `now` whose value in `before` is another; empty where none is."""
+    return "".join(
+        f"\n  {key}: there {shortened(before.get(key))}, here {shortened(value)}"
+        for key, value in now.items()
+        if before.get(key) != value
+    )

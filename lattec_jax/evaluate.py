@@ -9,24 +9,16 @@ images that each class is predicted for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-
-from absl import flags
 
 from lattec_jax import adapted, results, sharding, stages, workdir
-from lattec_jax.config import command, from_json, parse_flags
+from lattec_jax.config import command, from_json, parse_workdir
 from lattec_jax.data import datasets
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import DataError
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
-    parse_flags(values, argv)
-    if not values.workdir:
-        raise ConfigError("--workdir is missing; for example --workdir=runs/digits-latteclip-s0")
-    directory = Path(values.workdir)
+    directory = parse_workdir(argv)
     config = from_json(directory / workdir.CONFIG)
     model, vectors = adapted.load(directory)
 

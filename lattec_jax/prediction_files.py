@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import ConfigError, DataError, differences
 from lattec_jax.files import write_json
 
 FORMATS = ("table", "jsonl", "csv")
@@ -140,12 +140,7 @@ class PredictionFile:
                 f"{self.path} exists, and there is no readable {beside.name} beside it that says "
                 "how it was made; choose another --out"
             ) from error
-        differing = [key for key in settings if before.get(key) != settings[key]]
-        if differing:
-            listed = "".join(
-                f"\n  {key}: there {_short(before.get(key))}, here {_short(settings[key])}"
-                for key in differing
-            )
+        if listed := differences(before, settings):
             raise ConfigError(
                 f"{self.path} was made with other settings; choose another --out, or delete it and "
                 f"{beside.name}. What differs:{listed}"
@@ -229,11 +224,6 @@ def _records(path: Path, kind: str) -> Iterator[bytes]:
             if part.endswith(b"\n") and (kind == "jsonl" or record.count(b'"') % 2 == 0):
                 yield record
                 record = b""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def read_list(path: Path) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lattec_jax.config import from_json, leaves, to_json
-from lattec_jax.errors import ConfigError
+from lattec_jax.errors import ConfigError, differences
 from lattec_jax.files import PARTIAL, write_json, write_whole
 
 CONFIG = "config.json"
@@ -69,13 +69,7 @@ def check_inputs(workdir: Path, record: Mapping[str, Any]) -> None:
     if not (workdir / INPUTS).exists():
         return
     before = read_inputs(workdir)
-    now = json.loads(json.dumps(record))
-    differing = [key for key in now if before.get(key) != now[key]]
-    if differing:
-        listed = "".join(
-            f"\n  {key}: there {_short(before.get(key))}, here {_short(now[key])}"
-            for key in differing
-        )
+    if listed := differences(before, json.loads(json.dumps(record))):
         raise ConfigError(
             f"the run in {workdir} began with other inputs; restore them to continue it, or choose "
             f"another --workdir. What differs:{listed}"
@@ -95,11 +89,6 @@ def read_inputs(workdir: Path) -> dict[str, Any]:
         raise ConfigError(f"no {INPUTS} in {workdir}; restore the run's own files") from error
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from error
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lattec_jax.config import artifacts_dir
-from lattec_jax.errors import DataError, WeightsError
+from lattec_jax.errors import DataError, WeightsError, shortened
 from lattec_jax.files import write_json, write_whole
 from lattec_jax.weights import locate
 
@@ -155,14 +155,10 @@ def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
         value = found.get(key) if isinstance(found, dict) else None
         if value != expected:
             raise DataError(
-                f"the pseudo-labels at {path} are of other {key}: expected {_short(expected)}, "
-                f"found {_short(value)}; make them again with {COMMAND}"
+                f"the pseudo-labels at {path} are of other {key}: expected "
+                f"{shortened(expected, 100)}, found {shortened(value, 100)}; make them again with "
+                f"{COMMAND}"
             )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def _parse(

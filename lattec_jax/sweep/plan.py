@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import shlex
 from collections import Counter
@@ -111,7 +112,7 @@ class Sweep:
 
     def config(self, dataset: str, overrides: Sequence[str] = ()) -> ConfigDict:
         """The resolved configuration of a data set."""
-        return parse(["sweep", *self.arguments(dataset, overrides)])[0]
+        return _read(self.arguments(dataset, overrides))
 
     def workdir(self, dataset: str, row: Row, seed: int) -> Path:
         """Where a run of a row goes."""
@@ -120,6 +121,12 @@ class Sweep:
     def row_seeds(self, row: Row) -> tuple[int, ...]:
         """The seeds that a row is run with: the first where all give the same."""
         return self.seeds if row.seeded else self.seeds[:1]
+
+
+@functools.cache
+def _read(arguments: tuple[str, ...]) -> ConfigDict:
+    """The resolved configuration, locked, of a command's arguments; the tables ask often."""
+    return parse(["sweep", *arguments])[0]
 
 
 def column(dataset: str) -> str:
