@@ -1,0 +1,60 @@
+"""InfoNCE in blocks against NumPy in float64, and what a global batch of 32,768 allocates."""
+
+from __future__ import annotations
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import logsumexp, softmax
+
+from lattec_jax import sharding
+from lattec_jax.methods.contrastive import info_nce
+
+LARGE, DIMENSION = 32_768, 512
+
+
+def features(count: int, seed: int) -> np.ndarray:
+    found = np.random.default_rng(seed).normal(size=(count, 6))
+    return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
+
+
+def reference(images: np.ndarray, texts: np.ndarray, scale: float) -> tuple[float, tuple]:
+    """The loss and its gradient by hand, in float64."""
+    images, texts = images.astype(np.float64), texts.astype(np.float64)
+    cosines = images @ texts.T
+    logits, count = scale * cosines, len(images)
+    own = np.eye(count)
+    loss = np.sum(logsumexp(logits, axis=1) + logsumexp(logits, axis=0) - 2 * np.diag(logits))
+    slope = (softmax(logits, axis=1) + softmax(logits, axis=0) - 2 * own) / count
+    return loss / count, (scale * slope @ texts, scale * slope.T @ images, np.sum(slope * cosines))
+
+
+@pytest.mark.parametrize("count", [2, 7, 12, 16])
+@pytest.mark.parametrize("most_logits", [1, 20, 60, 2**25])
+def test_blocks_of_any_size_give_the_loss_and_its_gradient(count, most_logits):
+    arrays = (features(count, 0), features(count, 1), np.float32(14.0))
+    found = jax.jit(jax.value_and_grad(info_nce, (0, 1, 2)), static_argnums=3)(*arrays, most_logits)
+    value, gradient = reference(*arrays)
+    np.testing.assert_allclose(found[0], value, rtol=2e-6)
+    for one, other in zip(found[1], gradient, strict=True):
+        np.testing.assert_allclose(one, other, atol=3e-6)
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_global_batch_of_32768_has_no_matrix_of_that_side(devices):
+    mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+    rows = jax.ShapeDtypeStruct((LARGE, DIMENSION), jnp.float32, sharding=sharding.over_batch(mesh))
+    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    gradient = jax.jit(jax.grad(info_nce, (0, 1, 2)))
+    compiled = gradient.lower(rows, rows, scale).compile()
+    largest = max(
+        np.prod([int(d) for d in dims.split(",")], dtype=np.int64)
+        for dims in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())
+    )
+    assert largest <= 2**25 // devices, largest  # elements; B x B would be 2**30
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    print(f"{devices} devices: {temporary / 2**20:.0f} MiB of temporary buffers each")
+    assert temporary < LARGE * LARGE * 4 / 4
