@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from lattec_jax.state import TrainState, state_shardings
 log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads them
+_DESCRIBED = 2**20  # bytes of the files beside the arrays, ample
 _UNUSED = "_CHECKPOINT_METADATA"  # Orbax changes it when it moves the checkpoint; not read here
 
 
@@ -87,6 +89,7 @@ class Checkpoints:
         """
         self.wait()
         self._saving = step
+        self._check_room(state)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_tree(state)), beside=ocp.args.JsonSave(dict(beside))
         )
@@ -94,6 +97,15 @@ class Checkpoints:
             self._manager.save(step, args=items)
         except (OSError, ValueError) as error:
             raise self._not_written(error) from error
+
+    def _check_room(self, state: TrainState) -> None:
+        """Ask first: where the disk fills up meanwhile, Orbax's threads bury the message under
+        theirs."""
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _DESCRIBED
+        free = shutil.disk_usage(self._directory).free
+        if needed > free:
+            found = f"it may take {needed / 1e6:.1f} MB, and {free / 1e6:.1f} MB are free"
+            raise self._not_written(OSError(found))
 
     def wait(self) -> None:
         """Return when what was saved is on disk.

@@ -21,11 +21,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
-from ml_collections import ConfigDict
 from PIL import Image
 
 from lattec_jax import adapted, sharding, stages, workdir
@@ -148,7 +146,7 @@ class Classifier:
             vectors,
             pretrained=pretrained,
             dtype=stages.compute_dtype(config),
-            mesh=_mesh(config),
+            mesh=sharding.fitting_mesh(config.compute.fsdp),
             batch_size=config.compute.eval_batch_size,
         )
 
@@ -311,9 +309,3 @@ def _decode(
 def _power_of_two(count: int) -> int:
     """The least power of two that is not smaller: so few sizes are ever compiled."""
     return 1 << (count - 1).bit_length()
-
-
-def _mesh(config: ConfigDict) -> Mesh:
-    """As the run had it, where this machine's devices allow it."""
-    fsdp = config.compute.fsdp
-    return sharding.make_mesh(fsdp if jax.device_count() % fsdp == 0 else 1)

@@ -29,7 +29,7 @@ def main(argv: Sequence[str]) -> None:
             f"the run in {directory} was trained on the classes {', '.join(trained)}, found "
             f"{', '.join(dataset.class_names)}; restore the class names to evaluate it"
         )
-    mesh = sharding.make_mesh(config.compute.fsdp)
+    mesh = sharding.fitting_mesh(config.compute.fsdp)
     encoders = stages.make_encoders(config, weights, mesh)
     part = "test" if dataset.test else "train"
     pictures = stages.open_pictures(config, dataset, part, weights)

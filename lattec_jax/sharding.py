@@ -35,6 +35,12 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     return Mesh(np.asarray(devices).reshape(-1, fsdp), ("data", "fsdp"))
 
 
+def fitting_mesh(fsdp: int) -> Mesh:
+    """All devices, `fsdp` as a run had it where it divides them, else 1: a finished run can be used
+    on another machine."""
+    return make_mesh(fsdp if jax.device_count() % fsdp == 0 else 1)
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, P())

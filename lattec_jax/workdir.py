@@ -29,6 +29,18 @@ MODEL = "model"  # the adapted CLIP, a checkpoint directory
 CLASSIFIER = "classifier.safetensors"  # one vector per class
 LOCK = "lock"
 
+# How a run is computed, not what: its numbers are the same but for the order of summation, so it
+# may go on with other values, on other devices.
+COMPUTED = frozenset(
+    {
+        "compute.eval_batch_size",
+        "compute.fsdp",
+        "compute.remat",
+        "store.placement",
+        "train.micro_batch",
+    }
+)
+
 _held: dict[Path, int] = {}  # the directories that this process has locked, with descriptors
 
 
@@ -135,5 +147,9 @@ def _differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
-    """Dotted names and values as JSON keeps them (no tuples)."""
-    return {key: json.loads(json.dumps(value, default=list)) for key, value in leaves(config)}
+    """Dotted names and values as JSON keeps them (no tuples), of what a run is made of."""
+    return {
+        key: json.loads(json.dumps(value, default=list))
+        for key, value in leaves(config)
+        if key not in COMPUTED
+    }

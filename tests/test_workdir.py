@@ -11,7 +11,9 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
+from configs.common import get_config
 from lattec_jax import workdir
+from lattec_jax.config import leaves
 from lattec_jax.errors import ConfigError
 
 RECORD = {"weights_sha256": "ab", "class_names": ["cat", "dog"], "batch_size": 8}
@@ -40,6 +42,14 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
     assert "method.texts: there ['class', 'image'], here ['class']" in message
     assert "extra: there '(absent)', here 3" in message
     assert "template" not in message
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_how_a_run_is_computed_may_change(tmp_path):
+    assert {key for key, _ in leaves(get_config())} >= workdir.COMPUTED
+    workdir.claim(tmp_path, config(compute={"fsdp": 1}), RECORD)
+    before = (tmp_path / "config.json").read_bytes()
+    workdir.claim(tmp_path, config(compute={"fsdp": 8, "remat": True}), RECORD)
     assert (tmp_path / "config.json").read_bytes() == before
 
 

@@ -1,0 +1,101 @@
+"""A run goes on with another number of devices, and with its state split or whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+
+from lattec_jax import evaluate, sharding, train
+from lattec_jax.checkpoints import Checkpoints
+from lattec_jax.run_log import RunLog
+from lattec_jax.state import TrainState, init_state, state_shardings
+from lattec_jax.stop import Terminated
+from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+
+MESHES = {"one device": (1, 1), "eight": (8, 1), "eight, fsdp 4": (8, 4), "eight, fsdp 8": (8, 8)}
+
+
+def mesh_of(name: str) -> Mesh:
+    devices, fsdp = MESHES[name]
+    return sharding.make_mesh(fsdp, jax.devices()[:devices])
+
+
+def random_state(seed: int, mesh: Mesh) -> TrainState:
+    """A state whose every array is random: moments and prototypes, too."""
+    rng = np.random.default_rng(seed)
+    shapes = {"kernel": (256, 96), "odd": (129, 513), "bias": (96,), "logit_scale": ()}
+    params = {name: jnp.asarray(rng.normal(size=s), jnp.float32) for name, s in shapes.items()}
+    state = init_state(params, optax.adamw(1e-3), {"prototypes": jnp.ones((3, 4))}, mesh, seed=5)
+    drawn = jax.tree.map(
+        lambda x: x if x.dtype != np.float32 else rng.normal(size=x.shape).astype(np.float32),
+        state,
+    )
+    return jax.device_put(drawn.replace(step=state.step + 2), state_shardings(state, mesh))
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("eight", "one device"),
+        ("one device", "eight"),
+        ("eight", "eight, fsdp 8"),
+        ("eight, fsdp 8", "eight"),
+        ("eight, fsdp 8", "one device"),
+        ("one device", "eight, fsdp 4"),
+        ("eight, fsdp 4", "eight, fsdp 8"),
+    ],
+)
+def test_a_checkpoint_is_equal_on_other_devices_and_lies_as_they_want(tmp_path, before, after):
+    saved = random_state(1, mesh_of(before))
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(saved, 2, {"seconds": 1.5})
+    like = random_state(2, mesh_of(after))
+    assert not np.array_equal(like.params["kernel"], saved.params["kernel"])
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        found, beside = checkpoints.restore(like, mesh_of(after))
+    assert beside == {"seconds": 1.5}
+    jax.tree.map(np.testing.assert_array_equal, found, saved)
+    wanted = state_shardings(like, mesh_of(after))
+    assert jax.tree.all(jax.tree.map(lambda x, where: x.sharding == where, found, wanted))
+    fsdp = MESHES[after][1]
+    assert found.params["kernel"].addressable_shards[0].data.shape == (256 // fsdp, 96)
+
+
+def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
+    place,  # noqa: F811
+    monkeypatch,
+    capsys,
+):
+    whole = run("labelled", "--workdir=whole")
+    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
+    advance = RunLog.advance
+
+    def interrupt(self):
+        advance(self)
+        if self._bar.n == 3 * 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(RunLog, "advance", interrupt)
+    with pytest.raises(Terminated):
+        train.main(arguments("labelled", "--workdir=moved"))
+    monkeypatch.setattr(RunLog, "advance", advance)
+    found = run("labelled", "--workdir=moved", "--config.compute.fsdp=4")
+    assert "continuing at step 3 of 6" in capsys.readouterr().out
+    logs = [
+        [json.loads(line) for line in (place / name / "metrics.jsonl").open(encoding="utf-8")]
+        for name in ("whole", "moved")
+    ]
+    for one, other in zip(*logs, strict=True):
+        np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
+    assert found["adapted"] == whole["adapted"]
+    monkeypatch.setattr(jax, "device_count", lambda: 1)  # as a machine that 4 does not divide
+    evaluate.main(["evaluate", "--workdir=moved"])
+    assert capsys.readouterr().out.strip() == found["table"]
