@@ -29,13 +29,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.numpy
 
 from convert import flax_to_openclip, to_huggingface, use_lines
 from lattec_jax import __version__, adapted
 from lattec_jax.adapted import Classifiers
 from lattec_jax.config import command, from_json
 from lattec_jax.errors import WeightsError
+from lattec_jax.files import write_safetensors
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.workdir import CONFIG
 
@@ -76,8 +76,6 @@ def export(workdir: Path, to: str, out: Path) -> None:
             frozen = PRETRAINED if PRETRAINED in models else None
             lines = use_lines.script(to, checkpoint.preprocess, frozen)
             (new / "use.py").write_text(lines, encoding="utf-8")
-        for path in new.rglob("*.safetensors"):
-            os.chmod(path, 0o644)  # the library makes them for their owner alone
         os.replace(new, out)
 
 
@@ -85,7 +83,7 @@ def write_classifier(folder: Path, checkpoint: Checkpoint, vectors: Classifiers)
     """Write the class vectors and what they mean."""
     arrays = {"prototypes": vectors.adapted, "frozen_prototypes": vectors.frozen}
     arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}
-    safetensors.numpy.save_file(arrays, folder / "prototypes.safetensors")
+    write_safetensors(folder / "prototypes.safetensors", arrays)
     content = {
         "class_names": list(checkpoint.source["class_names"]),
         "scale": float(np.exp(np.float64(checkpoint.params["logit_scale"]))),
@@ -104,7 +102,7 @@ def _write_openclip(checkpoint: Checkpoint, folder: Path) -> None:
 
 def _write_huggingface(checkpoint: Checkpoint, folder: Path) -> None:
     tensors = to_huggingface.tensors(checkpoint)
-    safetensors.numpy.save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     for name, text in to_huggingface.files(checkpoint).items():
         (folder / name).write_text(text, encoding="utf-8")
 

@@ -19,13 +19,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
-
 from convert import names
 from convert.sources import HUB_CONFIG
 from lattec_jax.config import command
 from lattec_jax.data.tokenizer import HubTokenizer
 from lattec_jax.errors import WeightsError
+from lattec_jax.files import write_safetensors
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
@@ -58,7 +57,7 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
         weights = Path(scratch) / "weights"
-        safetensors.numpy.save_file(tensors, weights, metadata={"format": "pt"})
+        write_safetensors(weights, tensors, {"format": "pt"})
         for name, text in texts.items():
             (Path(scratch) / name).write_text(text, encoding="utf-8")
             os.replace(Path(scratch) / name, path.parent / name)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
 
 PARTIAL = ".partial"  # suffix of what a killed process leaves behind
 
@@ -26,3 +32,23 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def write_json(path: Path, content: object) -> None:
     """Write JSON, all of it or nothing."""
     write_whole(path, json.dumps(content, indent=2) + "\n")
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Write arrays, with the permissions that users expect: the library makes the file for its
+    owner alone.
+
+    Raises:
+        OSError: such as a full disk, which the library reports as an error of its own.
+    """
+    try:
+        safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)
+    except safetensors.SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        code = int(number[1])
+        raise OSError(code, os.strerror(code), str(path)) from error
+    path.chmod(0o644)

@@ -26,6 +26,7 @@ from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from lattec_jax.data.tokenizer import Tokenizer
 from lattec_jax.errors import WeightsError
+from lattec_jax.files import write_safetensors
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 FORMAT = "lattec_jax-clip-1"
@@ -68,8 +69,7 @@ class Checkpoint:
             # A directory made inside the private one has the permissions that users expect.
             new = Path(scratch) / "new"
             new.mkdir()
-            safetensors.numpy.save_file(_contiguous(self.params), new / WEIGHTS_FILE)
-            os.chmod(new / WEIGHTS_FILE, 0o644)  # the library makes it for its owner alone
+            write_safetensors(new / WEIGHTS_FILE, _contiguous(self.params))
             content = {
                 "format": FORMAT,
                 "model": self.config.to_dict(),

@@ -114,7 +114,7 @@ def test_a_file_in_the_way_is_named(tmp_path):
 def test_nothing_is_left_where_saving_fails(tmp_path, monkeypatch):
     make_checkpoint().save(tmp_path / "tiny")
 
-    def full_disk(*_: object) -> None:
+    def full_disk(*_: object, **__: object) -> None:
         raise OSError("no space left on device")
 
     monkeypatch.setattr(safetensors.numpy, "save_file", full_disk)
