@@ -51,6 +51,11 @@ def over_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
+def activations(mesh: Mesh) -> NamedSharding | None:
+    """How a model's activations lie; None where there is but one device."""
+    return over_batch(mesh) if mesh.size > 1 else None
+
+
 def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """The largest dimension that divides split over `fsdp`; the rule sees nothing but the shape,
     so a parameter and its optimiser moments always lie alike."""

@@ -133,7 +133,8 @@ def compute_dtype(config: ConfigDict) -> np.dtype:
 
 def make_encoders(config: ConfigDict, weights: Checkpoint, mesh: Mesh) -> Encoders:
     """Encoders of whole sets for the configured model."""
-    definition = define(weights.config, dtype=compute_dtype(config))
+    where = sharding.activations(mesh)
+    definition = define(weights.config, dtype=compute_dtype(config), where=where)
     return Encoders(definition, weights.preprocess, mesh, config.compute.eval_batch_size)
 
 

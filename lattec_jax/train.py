@@ -263,7 +263,10 @@ def compile_step(
         pieces=pieces,
     )
     definition = define(
-        inputs.weights.config, dtype=stages.compute_dtype(config), remat=config.compute.remat
+        inputs.weights.config,
+        dtype=stages.compute_dtype(config),
+        remat=config.compute.remat,
+        where=sharding.activations(mesh),
     )
     schedule = learning_rate_schedule(config.train, steps)
     return make_train_step(definition, method, optimiser, schedule, settings, mesh)

@@ -17,12 +17,23 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 Params = dict[str, jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
+Keep = Callable[[jax.Array], jax.Array]
+
+
+def keep_in_place(where: NamedSharding | None) -> Keep:
+    """A function that keeps activations split by images or texts over the devices.
+
+    Where parameters are split, the compiler might move the activations to them instead of bringing
+    the parameters together, layer by layer.
+    """
+    return lambda x: x if where is None else jax.lax.with_sharding_constraint(x, where)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
@@ -63,13 +74,13 @@ class Attention(nnx.Module):
         )
         self.out = nnx.Linear(width, width, dtype=dtype, kernel_init=_normal(out_std), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L W"]) -> Float[Array, "B L W"]:
+    def __call__(self, x: Float[Array, "B L W"], keep: Keep) -> Float[Array, "B L W"]:
         batch, length, width = x.shape
         # [B, L, 3W] -> three of [B, L, H, W/H]
-        qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
+        qkv = keep(self.qkv(x)).reshape(batch, length, 3, self.heads, width // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
-        return self.out(mixed.reshape(batch, length, width))
+        return self.out(keep(mixed.reshape(batch, length, width)))
 
 
 class MLP(nnx.Module):
@@ -91,8 +102,8 @@ class MLP(nnx.Module):
         )
         self.proj = nnx.Linear(hidden, width, dtype=dtype, kernel_init=_normal(out_std), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L W"]) -> Float[Array, "B L W"]:
-        return self.proj(self.activation(self.fc(x)))
+    def __call__(self, x: Float[Array, "B L W"], keep: Keep) -> Float[Array, "B L W"]:
+        return self.proj(self.activation(keep(self.fc(x))))
 
 
 class Block(nnx.Module):
@@ -116,22 +127,30 @@ class Block(nnx.Module):
             self.layer_scale_1 = nnx.Param(jnp.full((width,), config.layer_scale))
             self.layer_scale_2 = nnx.Param(jnp.full((width,), config.layer_scale))
 
-    def __call__(self, x: Float[Array, "B L W"]) -> Float[Array, "B L W"]:
-        attended = self.attn(self.ln_1(x))
+    def __call__(self, x: Float[Array, "B L W"], keep: Keep) -> Float[Array, "B L W"]:
+        attended = self.attn(self.ln_1(x), keep)
         if self.scaled:
             attended = attended * self.layer_scale_1[...].astype(x.dtype)
         x = x + attended
-        hidden = self.mlp(self.ln_2(x))
+        hidden = self.mlp(self.ln_2(x), keep)
         if self.scaled:
             hidden = hidden * self.layer_scale_2[...].astype(x.dtype)
         return x + hidden
 
 
-def _run_blocks(blocks: nnx.List, x: jax.Array, remat: bool) -> jax.Array:
-    run = nnx.remat(lambda block, x: block(x)) if remat else lambda block, x: block(x)
+def _run_blocks(
+    blocks: nnx.List, x: jax.Array, remat: bool, where: NamedSharding | None
+) -> jax.Array:
+    keep = keep_in_place(where)
+
+    def run(block: Block, x: jax.Array) -> jax.Array:
+        return block(keep(x), keep)
+
+    if remat:
+        run = nnx.remat(run)
     for block in blocks:
         x = run(block, x)
-    return x
+    return keep(x)
 
 
 class ImageTower(nnx.Module):
@@ -144,10 +163,11 @@ class ImageTower(nnx.Module):
         activation: Activation,
         dtype: jnp.dtype,
         remat: bool,
+        where: NamedSharding | None,
         rngs: nnx.Rngs,
     ):
         width, std = config.width, config.width**-0.5
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.remat, self.where = config, dtype, remat, where
         self.patch_embedding = nnx.Linear(
             3 * config.patch_size**2,
             width,
@@ -181,7 +201,7 @@ class ImageTower(nnx.Module):
         x = jnp.concatenate([cls, x], axis=1) + self.positional_embedding[...].astype(self.dtype)
         if config.pre_norm:
             x = self.ln_pre(x)
-        x = _run_blocks(self.blocks, x, self.remat)
+        x = _run_blocks(self.blocks, x, self.remat, self.where)
         if (
             config.pool == "tok"
         ):  # the norm acts on each token by itself, so it may follow the choice
@@ -203,10 +223,11 @@ class TextTower(nnx.Module):
         activation: Activation,
         dtype: jnp.dtype,
         remat: bool,
+        where: NamedSharding | None,
         rngs: nnx.Rngs,
     ):
         width, length = config.width, config.context_length
-        self.config, self.dtype, self.remat = config, dtype, remat
+        self.config, self.dtype, self.remat, self.where = config, dtype, remat, where
         self.token_embedding = nnx.Param(
             0.02 * jax.random.normal(rngs(), (config.vocab_size, width))
         )
@@ -223,7 +244,7 @@ class TextTower(nnx.Module):
         # and bfloat16 would lose most of it.
         x = self.token_embedding[...][tokens].astype(self.dtype)
         x = x + self.positional_embedding[...].astype(self.dtype)[:length]
-        x = _run_blocks(self.blocks, x, self.remat)
+        x = _run_blocks(self.blocks, x, self.remat, self.where)
         read_out = self.ln_final(x[jnp.arange(count), self._positions(tokens)])
         return read_out.astype(jnp.float32) @ self.projection[...]
 
@@ -247,6 +268,7 @@ class CLIP(nnx.Module):
         config: the architecture.
         dtype: the type in which the towers compute; parameters and features are float32.
         remat: recompute each block in the backward pass instead of keeping its activations.
+        where: how activations lie on several devices, by their first dimension.
         rngs: where the initial parameters come from.
     """
 
@@ -256,11 +278,13 @@ class CLIP(nnx.Module):
         *,
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
+        where: NamedSharding | None = None,
         rngs: nnx.Rngs,
     ):
         activation = quick_gelu if config.quick_gelu else exact_gelu
-        self.visual = ImageTower(config.vision, config.embed_dim, activation, dtype, remat, rngs)
-        self.text = TextTower(config.text, config.embed_dim, activation, dtype, remat, rngs)
+        shared = (config.embed_dim, activation, dtype, remat, where, rngs)
+        self.visual = ImageTower(config.vision, *shared)
+        self.text = TextTower(config.text, *shared)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def encode_image(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
@@ -277,11 +301,17 @@ class CLIP(nnx.Module):
 
 
 def define(
-    config: CLIPConfig, *, dtype: jnp.dtype = jnp.float32, remat: bool = False
+    config: CLIPConfig,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    remat: bool = False,
+    where: NamedSharding | None = None,
 ) -> nnx.GraphDef:
-    """The model without its parameters; nothing is allocated."""
+    """The model without its parameters, see `CLIP`; nothing is allocated."""
     return nnx.graphdef(
-        nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, rngs=nnx.Rngs(0)))
+        nnx.eval_shape(
+            lambda: CLIP(config, dtype=dtype, remat=remat, where=where, rngs=nnx.Rngs(0))
+        )
     )
 
 

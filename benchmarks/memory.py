@@ -1,0 +1,183 @@
+"""Memory of a training step on each device, from JAX's own figures.
+
+    python -m benchmarks.memory [--batch=512] [--micro 0 128 64 32] [--remat]
+    python -m benchmarks.memory --model=ViT-bigG-14 --devices=8 --fsdp 1 8 --micro 64 --remat
+
+The step is lowered with shapes only and compiled for the CPU: nothing is allocated or run.
+Prints a Markdown table of what `compiled.memory_analysis()` says of one device: the temporary
+buffers of the step, beside its arguments (parameters, optimiser state, pictures and tokens), and
+how the state's share compares with an even part of the whole.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from configs.common import get_config
+from lattec_jax import sharding
+from lattec_jax.augment import Augmentation
+from lattec_jax.methods.base import Targets
+from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
+from lattec_jax.models.clip import define, initial_params
+from lattec_jax.models.config import CLIPConfig
+from lattec_jax.state import (
+    TrainState,
+    learning_rate_schedule,
+    make_optimiser,
+    state_shardings,
+)
+from lattec_jax.step import Batch, StepSettings, Tables, make_train_step
+
+IMAGES, CLASSES, LONG_SIDE = 18_900, 10, 64  # EuroSAT
+# Buffers are assigned before code is generated: leaving that quick does not change the figures.
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+TEXTS = ((32, 0.9), (48, 0.1))  # tokens of a group, and its share of the descriptions
+
+
+class Memory(NamedTuple):
+    """Bytes on one device, and seconds of compilation."""
+
+    temporary: int
+    arguments: int
+    state: int  # parameters and AdamW's moments, of the arguments
+    whole_state: int  # on one device that holds all of it
+    seconds: float
+
+
+def shape(*dimensions: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
+    """An array that is not there."""
+    return jax.ShapeDtypeStruct(dimensions, dtype)
+
+
+def model_config(name: str) -> CLIPConfig:
+    """The architecture that open_clip calls so."""
+    found = importlib.util.find_spec("open_clip")  # not imported: PyTorch would come with it
+    if found is None:
+        raise SystemExit("open_clip is missing: pip install -e '.[convert]'")
+    path = Path(found.origin).parent / "model_configs" / f"{name}.json"
+    if not path.exists():
+        raise SystemExit(f"open_clip has no model {name}")
+    return CLIPConfig.from_open_clip(json.loads(path.read_text(encoding="utf-8")))
+
+
+def arguments(
+    model: CLIPConfig, batch_size: int, method: LatteCLIP, optimiser: Any, mesh: Mesh
+) -> tuple[TrainState, Tables, Batch]:
+    """Shapes of what a step takes, and where they lie."""
+    params = jax.eval_shape(lambda: initial_params(model, 0))
+    prototypes = shape(CLASSES, model.embed_dim, dtype=np.float32)
+    state = TrainState(
+        step=shape(),
+        seed=shape(dtype=np.uint32),
+        params=params,
+        optimiser=jax.eval_shape(optimiser.init, params),
+        method=Prototypes(prototypes, prototypes),
+    )
+    kinds = len(method.description_kinds)
+    tables = Tables(
+        class_tokens=shape(CLASSES, 16),
+        description_tokens=shape(IMAGES * kinds, model.text.context_length),
+        present=shape(IMAGES, kinds, dtype=bool),
+        targets=Targets(shape(IMAGES)),
+        pixels=shape(IMAGES, LONG_SIDE, LONG_SIDE, 3, dtype=np.uint8),
+        sizes=shape(IMAGES, 2),
+    )
+    rest = batch_size * kinds
+    sizes = [round(rest * share / mesh.size) * mesh.size for _, share in TEXTS]
+    sizes[0] += rest - sum(sizes)
+    batch = Batch(
+        images=shape(batch_size),
+        text_rows=tuple(shape(n) for n in sizes),
+        text_places=shape(rest),
+        text_images=shape(batch_size, kinds),
+        ends_epoch=shape(dtype=bool),
+    )
+
+    def lie(tree: Any, where: Any) -> Any:
+        return jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, where
+        )
+
+    everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), (tables, batch))
+    return lie(state, state_shardings(state, mesh)), *lie((tables, batch), everywhere)
+
+
+def measure(
+    model: CLIPConfig, batch_size: int, micro: int, remat: bool, dtype: jnp.dtype, mesh: Mesh
+) -> Memory:
+    """What the compiler says of one step; `micro` images are encoded at a time."""
+    config = get_config().train
+    config.learning_rate, config.warmup_steps, config.weight_decay = 1e-7, 40, 0.2
+    config.schedule, config.optimizer = "cosine", "adamw"
+    optimiser, method = make_optimiser(config, 1800), LatteCLIP(0.99, 0.99)
+    settings = StepSettings(
+        model.vision.image_size,
+        (0.5,) * 3,
+        (0.25,) * 3,
+        Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
+        pieces=batch_size // micro,
+    )
+    step = make_train_step(
+        define(model, dtype=dtype, remat=remat, where=sharding.activations(mesh)),
+        method,
+        optimiser,
+        learning_rate_schedule(config, 1800),
+        settings,
+        mesh,
+    )
+    given = arguments(model, batch_size, method, optimiser, mesh)
+    start = time.perf_counter()
+    lengths = tuple(length for length, _ in TEXTS)
+    found = step.lower(*given, lengths).compile(QUICK).memory_analysis()
+    seconds = time.perf_counter() - start
+    state = jax.tree.leaves((given[0].params, given[0].optimiser))
+    shares = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state]
+    whole = sum(x.size * x.dtype.itemsize for x in state)
+    return Memory(
+        found.temp_size_in_bytes, found.argument_size_in_bytes, sum(shares), whole, seconds
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="ViT-B-32", help="as open_clip names it")
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--micro", type=int, nargs="+", default=[0, 128, 64, 32])
+    parser.add_argument("--fsdp", type=int, nargs="+", default=[1])
+    parser.add_argument("--devices", type=int, default=1, help="virtual ones, on this CPU")
+    parser.add_argument("--remat", action="store_true")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    values = parser.parse_args()
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", values.devices)
+    model = model_config(values.model)
+    print(f"{values.model}, batch {values.batch}, {values.dtype}, remat {values.remat}, "
+          f"{values.devices} devices, JAX {jax.__version__}\n")  # fmt: skip
+    print("| fsdp | micro_batch | temporary buffers (GiB) | arguments (GiB) | "
+          "state (GiB) | of it all | compilation (s) |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|")
+    for fsdp in values.fsdp:
+        mesh = sharding.make_mesh(fsdp)
+        for micro in values.micro:
+            dtype = jnp.dtype(values.dtype)
+            found = measure(model, values.batch, micro or values.batch, values.remat, dtype, mesh)
+            row = [fsdp, micro or "0 (whole batch)"]
+            row += [f"{part / 2**30:.2f}" for part in found[:3]]
+            row += [f"1/{found.whole_state / found.state:.2f}", f"{found.seconds:.0f}"]
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
