@@ -14,7 +14,7 @@ import json
 import math
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.config import command, default_workdir, parse
 from lattec_jax.data.batches import prefetch
-from lattec_jax.errors import ConfigError, TrainingError
+from lattec_jax.errors import ConfigError, DataError, TrainingError
 from lattec_jax.files import write_json
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method, Survey
@@ -116,7 +116,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
                 if done % config.log_every == 0 or due or ending:
                     computed = jax.device_get(figures)
                     last = (watch.last_finite, checkpoints.latest)
-                    stop_unless_finite(computed["loss"], done, *last)
+                    stop_unless_finite(computed, done, *last)
                     if done % config.log_every == 0 or due:  # whenever a signal came
                         logged |= computed | watch.prototypes(method.prototypes(state.method))
                 if config.eval_every and done % config.eval_every == 0:
@@ -149,17 +149,29 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         "train_seconds": timing["seconds"],
         "images_per_second": clock.rate(),
     }
-    write_json(finished, found)
-    print(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
     template, vectors = config.templates[0], (class_features, final.adapted)
     gather.save(directory, inputs, method, state, template, vectors, (before, after), predictions)
+    write_json(finished, found)  # the last file that only this process can write
+    print(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
+    gather.write_page(directory)
     return found
 
 
 def show_finished(path: Path) -> dict[str, Any]:
-    """What the `results.json` of a finished run holds; its table is printed."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    print(f"{path.parent} holds a finished run\n{found['table']}")
+    """What the `results.json` of a finished run holds; its table is printed.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        table = found["table"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected the results of a finished run, but it is damaged ({error}). Move it "
+            "away: the same command then makes it again from the last checkpoint"
+        ) from error
+    print(f"{path.parent} holds a finished run\n{table}")
     return found
 
 
@@ -215,20 +227,26 @@ def begin_epoch(
     return state if new is state.method else replace_method(state, new, mesh)
 
 
-def stop_unless_finite(loss: float, step: int, last: int, saved: int | None) -> None:
-    """Raise TrainingError for a loss that is not finite, before anything of it is saved.
+def stop_unless_finite(
+    figures: Mapping[str, float], step: int, last: int, saved: int | None
+) -> None:
+    """Raise TrainingError for a loss or gradient that is not finite, before anything of it is
+    saved. (Such a gradient may have a finite loss: that of the parameters before it.)
 
     Args:
-        loss: of the step.
-        step: that it is of.
+        figures: of the step.
+        step: that they are of.
         last: the last step whose loss was seen to be finite; 0: none.
         saved: the newest checkpoint.
     """
-    if not math.isfinite(loss):
+    for name in ("loss", "gradient_norm"):
+        value = figures[name]
+        if math.isfinite(value):
+            continue
         seen = f"the loss of step {last} was finite" if last else "no finite loss was seen before"
         raise TrainingError(
-            f"the loss is {loss} at step {step}; expected a finite number. It went wrong in steps "
-            f"{last + 1} to {step} ({seen}). Lower "
+            f"the {name.replace('_', ' ')} is {value} at step {step}; expected a finite "
+            f"number. It went wrong in steps {last + 1} to {step} ({seen}). Lower "
             "--config.train.learning_rate (in another --workdir). "
             + (f"The checkpoint of step {saved} is kept" if saved else "No checkpoint was saved")
         )

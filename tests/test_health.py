@@ -7,12 +7,14 @@ import dataclasses
 import json
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lattec_jax import health, train
 from lattec_jax.errors import TrainingError
 from lattec_jax.health import Reference, Watch, examine, final_alarms, window_alarms
+from lattec_jax.step import make_train_step
 from tests.test_train import CLASSES, arguments, place, run  # noqa: F401 (place is a fixture)
 
 NAMES = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
@@ -167,11 +169,31 @@ def test_the_entropy_of_batches_is_measured_in_batches():
 
 
 def test_a_loss_that_is_not_finite_names_the_steps():
-    train.stop_unless_finite(1.0, 30, 20, 20)
+    well = {"loss": 1.0, "gradient_norm": 2.0}
+    train.stop_unless_finite(well, 30, 20, 20)
     with pytest.raises(TrainingError, match=r"nan at step 30.*steps 21 to 30.*loss of step 20 was"):
-        train.stop_unless_finite(float("nan"), 30, 20, 20)
+        train.stop_unless_finite({**well, "loss": float("nan")}, 30, 20, 20)
     with pytest.raises(TrainingError, match=r"steps 1 to 10 \(no finite.*No checkpoint was saved"):
-        train.stop_unless_finite(float("inf"), 10, 0, None)
+        train.stop_unless_finite({**well, "loss": float("inf")}, 10, 0, None)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(place, monkeypatch):  # noqa: F811
+    """The loss of that step is still finite; only the next one would not be."""
+
+    def poisoned(*parts):
+        step = make_train_step(*parts)
+
+        def run_step(state, *rest):
+            state, figures = step(state, *rest)
+            late = int(state.step) == 4
+            return state, figures | ({"gradient_norm": jnp.float32(jnp.nan)} if late else {})
+
+        return run_step
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    with pytest.raises(TrainingError, match=r"gradient norm is nan at step 4.*of step 2 is kept"):
+        run("labelled", "--workdir=w")
+    assert [p.name for p in (place / "w/checkpoints").iterdir()] == ["2"]
 
 
 def health_of(*args: str) -> dict:

@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from lattec_jax import train
+from lattec_jax.report import __main__ as report
 from lattec_jax.run_log import RunLog
 from lattec_jax.stop import Terminated
 from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
@@ -51,8 +52,11 @@ def test_a_signal_saves_the_step_under_way_and_a_damaged_checkpoint_costs_nothin
     assert (directory / "checkpoints/damaged-5").is_dir()
     for file in EQUAL:
         assert (place / "whole" / file).read_bytes() == (directory / file).read_bytes(), file
+    page = (directory / "report.html").stat().st_size
 
     # Lost between the last checkpoint and the results: only the results are made again.
+    (directory / "report_data.json").unlink()
+    (directory / "report.html").unlink()
     (directory / "results.json").unlink()
     (directory / "classifier.safetensors").unlink()
     (directory / "model/model.safetensors").unlink()
@@ -65,3 +69,24 @@ def test_a_signal_saves_the_step_under_way_and_a_damaged_checkpoint_costs_nothin
     assert again["images_per_second"] > 0  # of the sessions before
     for file in EQUAL:
         assert (place / "whole" / file).read_bytes() == (directory / file).read_bytes(), file
+    assert (directory / "report.html").stat().st_size == pytest.approx(page, abs=100)
+
+
+def test_a_run_that_is_killed_before_its_results_lacks_nothing_of_its_report(
+    place,  # noqa: F811
+    monkeypatch,
+):
+    """results.json ends a run: what only a training can write is there before."""
+    write = train.write_json
+
+    def killed(path, content):
+        write(path, content)
+        raise Terminated("SIGTERM")
+
+    monkeypatch.setattr(train, "write_json", killed)
+    with pytest.raises(Terminated):
+        train.main(arguments("labelled", "--workdir=killed"))
+    directory = place / "killed"
+    assert not (directory / "report.html").exists()
+    report.main(["report", "--workdir=killed"])
+    assert "data:image/jpeg" in (directory / "report.html").read_text(encoding="utf-8")

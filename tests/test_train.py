@@ -122,6 +122,14 @@ def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
 
     # The same command again shows the finished run; another configuration is refused.
     assert run("labelled", "--config.eval_every=3") == found
+    results = directory / "results.json"
+    whole = results.read_bytes()
+    for content in (whole[: len(whole) // 2], b"{}"):
+        results.write_bytes(content)
+        with pytest.raises(DataError, match=r"results\.json.* damaged.*Move it away"):
+            train.main(arguments("labelled", "--config.eval_every=3"))
+        assert results.read_bytes() == content
+    results.write_bytes(whole)
     with pytest.raises(ConfigError, match=r"method\.alpha: there 0\.99, here 0\.5"):
         train.main(arguments("labelled", "--config.eval_every=3", "--config.method.alpha=0.5"))
 

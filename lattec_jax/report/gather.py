@@ -43,8 +43,8 @@ def save(
     evaluated: tuple[Mapping[str, Any], Mapping[str, Any]],
     predictions: Int[np.ndarray, " N"],
 ) -> None:
-    """Write `report_data.json` and `report.html`. The results are on disk already: a report that
-    cannot be written is said and no more.
+    """Write `report_data.json`. `results.json`, which ends a run, is written after it: a run that
+    is killed in between writes both again.
 
     Args:
         directory: the work directory.
@@ -56,20 +56,25 @@ def save(
         evaluated: `results.score` before and after.
         predictions: of the adapted model for the training images.
     """
+    before, after = (found["predictions"] for found in evaluated)
+    data = {
+        "prototypes": _prototypes(*vectors),
+        "confusion": _confusion(inputs, before, after),
+        "changed": _changed(inputs, before, after),
+        "examples": _examples(inputs, method, state, template, predictions),
+        "evaluated": {
+            "images": list((inputs.test or inputs.pictures).ids),
+            "before": before.tolist(),
+            "after": after.tolist(),
+        },
+    }
+    write_whole(directory / REPORT_DATA, json.dumps(data) + "\n")
+
+
+def write_page(directory: Path) -> None:
+    """Write `report.html`. The results are on disk already: a page that cannot be written is said
+    and no more."""
     try:
-        before, after = (found["predictions"] for found in evaluated)
-        data = {
-            "prototypes": _prototypes(*vectors),
-            "confusion": _confusion(inputs, before, after),
-            "changed": _changed(inputs, before, after),
-            "examples": _examples(inputs, method, state, template, predictions),
-            "evaluated": {
-                "images": list((inputs.test or inputs.pictures).ids),
-                "before": before.tolist(),
-                "after": after.tolist(),
-            },
-        }
-        write_whole(directory / REPORT_DATA, json.dumps(data) + "\n")
         print(f"report in {page.write(directory)}")
     except (OSError, UserError) as error:
         print(
