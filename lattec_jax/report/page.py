@@ -8,12 +8,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import ConfigError, DataError, shortened
 from lattec_jax.files import write_whole
 from lattec_jax.report import sections
 from lattec_jax.report.sections import Run
 from lattec_jax.workdir import CONFIG, METRICS, REPORT, REPORT_DATA, RESULTS
 
+# Files of which a page cannot do without these keys.
+KEYS = {
+    RESULTS: ("method", "dataset", "class_names", "health", "zero_shot", "adapted", "label_free"),
+    REPORT_DATA: ("prototypes", "confusion", "changed", "examples"),
+}
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -92,10 +97,21 @@ def _text(path: Path) -> str:
 
 
 def _parse(text: str, path: Path) -> dict[str, Any]:
+    remedy = "restore it"
+    if path.name in (RESULTS, REPORT_DATA):
+        remedy += (
+            f", or move {RESULTS} and {REPORT_DATA} away and repeat the run's command of python -m "
+            "lattec_jax.train, which makes both again from the last checkpoint"
+        )
     try:
-        return json.loads(text)
+        content = json.loads(text)
     except ValueError as error:
-        raise DataError(f"{path} of the run is not JSON: {error}; restore it") from error
+        raise DataError(f"{path} of the run is not JSON: {error}; {remedy}") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: expected JSON objects, found {shortened(content)}; {remedy}")
+    if missing := [key for key in KEYS.get(path.name, ()) if key not in content]:
+        raise DataError(f"{path} of the run lacks {', '.join(missing)}; {remedy}")
+    return content
 
 
 def _json(path: Path) -> dict[str, Any]:
