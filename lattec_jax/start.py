@@ -109,6 +109,11 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
             f"config.init: no step {path.name} in {path.parent}; saved there: "
             f"{', '.join(map(str, saved)) or 'none'}"
         )
+    if reason := checkpoints.damage(path):
+        raise WeightsError(
+            f"config.init: the checkpoint {path} cannot be used: {reason}; name another step of "
+            f"{path.parent}"
+        )
     config = from_json(directory / workdir.CONFIG)
     pretrained = adapted.load_pretrained(config, directory)
     tree = checkpoints.read(path.parent, int(path.name))

@@ -117,6 +117,10 @@ def test_what_cannot_be_started_from(place):  # noqa: F811
     run("labelled", "--workdir=first", *TWO)
     with pytest.raises(WeightsError, match="no step 7 in first/checkpoints; saved there: 1, 2"):
         train.main(arguments("labelled", "--config.init=first/checkpoints/7"))
+    array = next(p for p in (place / "first/checkpoints/1/state/d").iterdir())
+    array.write_bytes(array.read_bytes()[:-1])
+    with pytest.raises(WeightsError, match=r"checkpoints/1 cannot be used: state/d/.* is not as"):
+        train.main(arguments("labelled", "--config.init=first/checkpoints/1"))
     (place / "first/classifier.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"not finished[\s\S]*first/checkpoints/STEP"):
         train.main(arguments("labelled", "--config.init=first"))
