@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -65,6 +66,7 @@ class RunLog:
     def flush(self) -> None:
         """Return when all that was logged is on disk."""
         self._events.flush()
+        os.fsync(self._file.fileno())
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Log the figures of a step; they are on disk when this returns."""
@@ -94,11 +96,11 @@ def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = path.read_bytes().splitlines()
     for number, line in enumerate(lines, start=1):
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                kept.append(line + b"\n")
         except (ValueError, KeyError, TypeError) as error:
             if number == len(lines):
                 break
@@ -106,4 +108,4 @@ def _drop_after(path: Path, step: int) -> None:
                 f"{path}, line {number}: expected a JSON object with a step, found {line[:80]!r}; "
                 "repair or remove the line"
             ) from error
-    write_whole(path, "".join(line + "\n" for line in kept))
+    write_whole(path, b"".join(kept))

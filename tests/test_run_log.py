@@ -59,6 +59,19 @@ def test_a_damaged_line_in_the_middle_is_named_and_nothing_is_lost(tmp_path):
     assert path.read_bytes() == before
 
 
+def test_bytes_that_are_no_text_are_a_damaged_line_too(tmp_path):
+    write(tmp_path, 0, [2, 4])
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b"\xff\xfe")
+    write(tmp_path, 4, [])
+    assert path.read_bytes() == whole
+    path.write_bytes(b"\xff\n" + whole)
+    with pytest.raises(DataError, match=r"line 1: expected a JSON object"):
+        write(tmp_path, 4, [6])
+    assert path.read_bytes() == b"\xff\n" + whole
+
+
 def test_what_is_not_finite_is_null(tmp_path):
     write(tmp_path, 0, [1], gradient_norm=float("nan"), scale=float("inf"))
     assert lines(tmp_path) == [{"step": 1, "loss": 9.0, "gradient_norm": None, "scale": None}]
