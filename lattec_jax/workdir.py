@@ -5,8 +5,10 @@ One process at a time works in it. Its lock (flock) ends with the process, howev
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lattec_jax.config import from_json, leaves, to_json
-from lattec_jax.errors import ConfigError, differences
+from lattec_jax.errors import ConfigError, differences, shortened
 from lattec_jax.files import PARTIAL, write_json, write_whole
 
 CONFIG = "config.json"
@@ -41,6 +43,8 @@ COMPUTED = frozenset(
     }
 )
 
+_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+log = logging.getLogger(__name__)
 _held: dict[Path, int] = {}  # the directories that this process has locked, with descriptors
 
 
@@ -96,11 +100,17 @@ def read_inputs(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / INPUTS
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(f"no {INPUTS} in {workdir}; restore the run's own files") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+        raise ConfigError(f"{path} is not JSON: {error}; restore the run's own file") from error
+    if not isinstance(content, dict):
+        raise ConfigError(
+            f"{path}: expected a JSON object of digests, found {shortened(content)}; restore "
+            "the run's own file"
+        )
+    return content
 
 
 def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
@@ -125,7 +135,8 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
 
 
 def _lock(workdir: Path, mode: int, kind: int) -> int:
-    """The descriptor of the locked file; the lock ends when it is closed."""
+    """The descriptor of the locked file; the lock ends when it is closed. On a file system that
+    has no locks, as Lustre may be mounted, it is not locked."""
     descriptor = os.open(workdir / LOCK, mode, 0o666)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -134,6 +145,15 @@ def _lock(workdir: Path, mode: int, kind: int) -> int:
         raise ConfigError(
             f"another process works in {workdir}; wait until it ends, or choose another --workdir"
         ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            os.close(descriptor)
+            raise
+        if kind == fcntl.LOCK_EX:
+            log.warning(
+                "the file system of %s has no locks (%s); see to it that no other process works "
+                "there", workdir, error.strerror,
+            )  # fmt: skip
     return descriptor
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -122,6 +123,24 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     with pytest.raises(BlockingIOError):
         locked(tmp_path / workdir.LOCK)
     workdir.claim(tmp_path, config(), RECORD)  # the process that has it goes on
+
+
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    workdir.claim(tmp_path, config(), RECORD)
+    assert (tmp_path / "config.json").exists()
+    assert caplog.text.count("has no locks (Function not implemented)") == 1
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "3"])
+def test_damaged_inputs_are_said(tmp_path, content):
+    workdir.claim(tmp_path, config(), RECORD)
+    (tmp_path / "inputs.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"inputs\.json.*restore the run's own file"):
+        workdir.check_inputs(tmp_path, RECORD)
 
 
 def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
