@@ -53,8 +53,10 @@ def export(workdir: Path, to: str, out: Path) -> None:
     Raises:
         WeightsError: no finished run, `out` is in use, or the library has no such model.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise WeightsError(f"{out} exists and is not an empty folder; choose another --out")
+    if out.resolve() == Path.cwd():
+        raise WeightsError(f"--out={out} is the working directory; name a folder to be made in it")
     checkpoint, vectors = adapted.load(workdir)
     models = {"": checkpoint}
     if vectors.frozen is not None and to != "prototypes":
@@ -62,7 +64,10 @@ def export(workdir: Path, to: str, out: Path) -> None:
     if to == "huggingface":
         for model in models.values():
             to_huggingface.refuse_unrepresentable(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise WeightsError(f"cannot make {out}: a folder above it is a file") from error
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
         # A directory made inside the private one has the permissions that users expect.
         new = Path(scratch) / "new"

@@ -210,7 +210,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     """
     try:
         return safetensors.numpy.load_file(path)
-    except safetensors.SafetensorError as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise WeightsError(f"{path} is not a readable .safetensors file: {error}") from error
 
 
@@ -253,6 +253,8 @@ def _read_config(directory: Path) -> dict[str, Any]:
     missing = {"model", "preprocess", "tokenizer", "source"} - set(content)
     if missing:
         raise WeightsError(f"{path} lacks {sorted(missing)}; {advice}")
+    if not isinstance(content["source"], dict):
+        raise WeightsError(f"{path}: expected an object as source; {advice}")
     return content
 
 

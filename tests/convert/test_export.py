@@ -20,6 +20,7 @@ from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import clip_tokenizer
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
+from tests.no_room import no_room
 from tests.openclip_models import ARCHITECTURES, flat_params, random_open_clip, shrunken
 from tests.torch_fix import define_missing_torchvision_operators
 
@@ -232,6 +233,31 @@ def test_preprocessing_and_tokenizers_that_it_cannot_have(tmp_path):
     _, checkpoint = model_of("plain", resize_mode="longest")
     with pytest.raises(WeightsError, match="preprocessing 'longest'"):
         to_huggingface.refuse_unrepresentable(checkpoint)
+
+
+def test_places_that_are_none(tmp_path, monkeypatch):
+    run = finished_run(tmp_path, model_of("plain")[1])
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    for name, message in (
+        ("file", "is not an empty folder"),
+        ("link", "is not an empty folder"),
+        ("file/below", "a folder above it is a file"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            export.export(run, "prototypes", tmp_path / name)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(WeightsError, match="is the working directory"):
+        export.export(run, "prototypes", Path("."))
+
+
+@pytest.mark.parametrize("to", ["openclip", "huggingface"])
+def test_a_full_disk_leaves_nothing(to, tmp_path):
+    run = finished_run(tmp_path, model_of("plain")[1])
+    with no_room(20_000), pytest.raises(OSError, match="File too large"):
+        export.export(run, to, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
 def test_no_finished_run(tmp_path):
