@@ -5,6 +5,7 @@ Imports no JAX, so that exports need none.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from ml_collections import ConfigDict
 
-from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.errors import ConfigError, WeightsError, shortened
 from lattec_jax.models.checkpoint import Checkpoint, read_safetensors
 from lattec_jax.weights import locate
 from lattec_jax.workdir import CLASSIFIER, MODEL, read_inputs
@@ -58,14 +59,33 @@ def load(workdir: Path) -> tuple[Checkpoint, Classifiers]:
         )
     arrays = read_safetensors(path)
     checkpoint = Checkpoint.load(workdir / MODEL)
-    expected = (len(checkpoint.source.get("class_names", ())), checkpoint.config.embed_dim)
+    names = checkpoint.source.get("class_names", [])
+    if not isinstance(names, list):
+        raise WeightsError(
+            f"{workdir / MODEL}: expected a list of class names, found {shortened(names)}; restore "
+            "the run's own files"
+        )
+    expected = (len(names), checkpoint.config.embed_dim)
     found = {name: array.shape for name, array in arrays.items()}
     if "classifier" not in found or set(found.values()) != {expected}:
         raise WeightsError(
             f"{path}: expected class vectors of the shape {expected}, as many as {workdir / MODEL} "
             f"names classes, found {found}; restore the run's own files"
         )
+    _refuse_not_finite(path, arrays)
+    _refuse_not_finite(workdir / MODEL, checkpoint.params)
     return checkpoint, Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
+
+
+def _refuse_not_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise WeightsError for numbers with which every picture would have some class."""
+    bad = [n for n, a in arrays.items() if a.dtype != np.float32 or not np.isfinite(a).all()]
+    if bad:
+        raise WeightsError(
+            f"{path}: expected finite numbers in float32, found others in {', '.join(bad[:5])}; "
+            "restore the run's own files, or train again (with a lower learning rate, if the run "
+            "ended so)"
+        )
 
 
 def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
@@ -79,7 +99,7 @@ def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
         weights = Checkpoint.load(locate(config.weights))
     except WeightsError as error:
         raise WeightsError(f"{needed}; restore its weights. {error}") from error
-    expected = read_inputs(workdir)["weights_sha256"]
+    expected = read_inputs(workdir).get("weights_sha256")
     if weights.sha256 != expected:
         raise WeightsError(
             f"{needed}: expected weights with the SHA-256 {expected}, found {weights.sha256} at "
