@@ -39,7 +39,7 @@ def pictures_at(path: Path) -> list[Path]:
     Raises:
         DataError: there are none.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # False also for a name that is too long
         raise DataError(f"no picture or folder {path}")
     paths = sorted(find_pictures(path)) if path.is_dir() else [path]
     if not paths:

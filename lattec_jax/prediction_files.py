@@ -7,6 +7,7 @@ no file ever holds predictions of two models. Imports no JAX.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import fcntl
 import io
@@ -112,7 +113,8 @@ class PredictionFile:
         self.path, self._kind, self._top = path, kind, top
         self._claim({"format": kind, "top": top, **settings})
         try:
-            self._file = open(path, "a+b")  # noqa: SIM115
+            # Unbuffered: what could not be written is not tried again when the file is closed.
+            self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror}") from error
         self.done: set[str] = set()
@@ -135,6 +137,8 @@ class PredictionFile:
             return
         try:
             before = json.loads(beside.read_text(encoding="utf-8"))
+            if not isinstance(before, dict):
+                raise ValueError("not an object")
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{self.path} exists, and there is no readable {beside.name} beside it that says "
@@ -178,7 +182,9 @@ class PredictionFile:
         try:
             if self._kind == "jsonl":
                 content = json.loads(record)
-                return content["image"], content.get("error")
+                if isinstance(content["image"], str):
+                    return content["image"], content.get("error")
+                raise self._foreign(number, record)
             text = record.decode("utf-8", "surrogateescape")
             image, *cells, error = next(csv.reader(io.StringIO(text, newline=""), strict=True))
             if len(cells) == 3 * self._top:
@@ -200,8 +206,8 @@ class PredictionFile:
             DataError: they cannot be written, for example on a full disk.
         """
         try:
-            self._file.write(lines)
-            self._file.flush()
+            while lines:
+                lines = lines[self._file.write(lines) :]
         except OSError as error:
             raise DataError(
                 f"cannot write {self.path}: {error.strerror}; make room, then repeat the command "
@@ -236,9 +242,11 @@ def read_list(path: Path) -> list[str]:
         content = path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read the list {path}: {error.strerror}") from error
-    separator = b"\0" if b"\0" in content else b"\n"
-    strip = b"" if separator == b"\0" else b"\r"
-    names = [name.rstrip(strip) if strip else name for name in content.split(separator)]
+    if b"\0" in content:
+        names = content.split(b"\0")
+    else:
+        content = content.removeprefix(codecs.BOM_UTF8)  # editors on Windows begin with it
+        names = [name.rstrip(b"\r") for name in content.split(b"\n")]
     found = [os.fsdecode(name) for name in names if name]
     if not found:
         raise DataError(f"the list {path} names no pictures; expected one path a line")

@@ -21,8 +21,10 @@ from lattec_jax.adapted import Classifiers
 from lattec_jax.classifier import BATCH_SIZE
 from lattec_jax.data.preprocess import UnreadablePicture
 from lattec_jax.errors import ConfigError, DataError, WeightsError
+from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import bind, define
 from tests.dummy import dummy_checkpoint
+from tests.no_room import no_room
 
 CLASSES = ("cat", "dog", "bird", 'a "red" one, green')
 
@@ -208,6 +210,37 @@ def test_what_is_missing_in_a_work_directory(finished, tmp_path):
     )
     with pytest.raises(WeightsError, match=r"expected class vectors of the shape \(4, 16\)"):
         Classifier.load(copy)
+    for wrong in (np.full((4, 16), np.nan, np.float32), np.zeros((4, 16), np.int32)):
+        safetensors.numpy.save_file({"classifier": wrong}, copy / "classifier.safetensors")
+        with pytest.raises(WeightsError, match="expected finite numbers in float32"):
+            Classifier.load(copy)
+    (copy / "classifier.safetensors").unlink()
+    (copy / "classifier.safetensors").mkdir()
+    with pytest.raises(WeightsError, match="not a readable"):
+        Classifier.load(copy)
+    (copy / "classifier.safetensors").rmdir()
+    shutil.copy(finished / "run/classifier.safetensors", copy)
+    config = json.loads((copy / "model/config.json").read_text())
+    for source, message in (([1], "expected an object as source"), ("cats", "list of class names")):
+        source = {"class_names": source} if isinstance(source, str) else source
+        (copy / "model/config.json").write_text(json.dumps({**config, "source": source}))
+        with pytest.raises(WeightsError, match=message):
+            Classifier.load(copy)
+
+
+def test_a_model_that_is_not_finite_is_refused(finished, tmp_path):
+    copy = shutil.copytree(finished / "run", tmp_path / "copy")
+    checkpoint, _ = adapted.load(copy)
+    checkpoint.params["text/projection"] = np.full_like(
+        checkpoint.params["text/projection"], np.inf
+    )
+    shutil.rmtree(copy / "model")
+    Checkpoint(
+        checkpoint.config, checkpoint.params, checkpoint.tokenizer, checkpoint.preprocess,
+        checkpoint.source,
+    ).save(copy / "model")  # fmt: skip
+    with pytest.raises(WeightsError, match="others in text/projection"):
+        Classifier.load(copy)
 
 
 def run(*arguments: object) -> int:
@@ -311,6 +344,17 @@ def test_a_file_of_other_settings_is_refused(finished, strange):
         file.write('{"foreign": 1}\n')
     with pytest.raises(DataError, match="record 2: expected a line of python -m lattec_jax"):
         run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0])
+    with open(strange / "a.jsonl", "rb+") as file:
+        file.truncate((strange / "a.jsonl").read_bytes().index(b"\n") + 1)
+        file.seek(0, os.SEEK_END)
+        file.write(b'{"image": ["a"]}\n')
+    with pytest.raises(DataError, match="record 2: expected a line of python -m lattec_jax"):
+        run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0])
+    (strange / "a.jsonl.settings.json").write_text("[1]")
+    with pytest.raises(ConfigError, match=r"no readable a\.jsonl\.settings\.json"):
+        run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0])
+    with pytest.raises(DataError, match="no picture or folder aaa"):
+        run(f"--workdir={run_dir}", "a" * 300)
     with pytest.raises(ConfigError, match="a table cannot be continued"):
         run(f"--workdir={run_dir}", "--out=b", "--format=table", paths_of(finished)[0])
     with pytest.raises(DataError, match=r"cannot write .*nowhere"):
@@ -320,6 +364,23 @@ def test_a_file_of_other_settings_is_refused(finished, strange):
         pytest.raises(DataError, match="is being written by another process"),
     ):
         prediction_files.PredictionFile(strange / "held.csv", "csv", 1, {})
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_a_full_disk_is_said_with_the_file_and_nothing_is_lost(finished, strange, kind):
+    command = (f"--workdir={finished / 'run'}", f"--out=a.{kind}", finished / "pictures")
+    with no_room(1000), pytest.raises(DataError, match=rf"cannot write a\.{kind}: .*make room"):
+        run(*command)
+    before = (strange / f"a.{kind}").read_bytes()
+    assert len(before) == 1000  # full, within a line
+    assert run(*command) == 0
+    assert whole_records((strange / f"a.{kind}").read_bytes(), kind) == 21
+    assert (strange / f"a.{kind}").read_bytes().startswith(before[: before.rindex(b"\n")])
+
+
+def test_a_list_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "list").write_bytes(b"\xef\xbb\xbfa.png\r\n\r\nb.png\r\n")
+    assert prediction_files.read_list(tmp_path / "list") == ["a.png", "b.png"]
 
 
 @pytest.mark.parametrize("separator", ["\n", "\r\n", "\0"])
