@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+import subprocess
 import sys
 import threading
 
@@ -86,6 +87,20 @@ def test_other_threads_go_without_handlers():
     thread.start()
     thread.join()
     assert found == [False]
+
+
+def test_a_reader_that_has_gone_is_no_error_of_ours():
+    code = (
+        "from lattec_jax.config import command\n"
+        "command(lambda argv: [print('x' * 99, flush=True) for _ in range(99999)])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_a_place_that_cannot_be_written_is_said_without_a_traceback(monkeypatch, capsys):
