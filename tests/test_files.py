@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import errno
-import resource
-import signal
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from lattec_jax.files import write_safetensors, write_whole
+from tests.no_room import no_room
 
 
 def test_what_the_system_refuses_is_an_error_of_the_system_whatever_the_library_says(tmp_path):
-    """A limit of the process stands for a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**12, before[1]))
-    try:
-        with pytest.raises(OSError, match=r"File too large.*big\.safetensors") as found:
-            write_safetensors(tmp_path / "big.safetensors", {"a": np.zeros(2**16, np.float32)})
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    path = tmp_path / "big.safetensors"
+    with no_room(2**12), pytest.raises(OSError, match=r"File too large.*big\.safetensors") as found:
+        write_safetensors(path, {"a": np.zeros(2**16, np.float32)})
     assert found.value.errno == errno.EFBIG
 
 
