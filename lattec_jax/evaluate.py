@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from lattec_jax import adapted, results, sharding, stages, workdir
+from lattec_jax import adapted, compile_cache, results, sharding, stages, workdir
 from lattec_jax.config import command, from_json, parse_workdir
 from lattec_jax.data import datasets
 from lattec_jax.errors import DataError
@@ -20,6 +20,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     directory = parse_workdir(argv)
     config = from_json(directory / workdir.CONFIG)
+    compile_cache.enable()
     model, vectors = adapted.load(directory)
 
     dataset, weights = datasets.load(config), adapted.load_pretrained(config, directory)

@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 from tqdm import tqdm
 
-from lattec_jax import prediction_files
+from lattec_jax import compile_cache, prediction_files
 from lattec_jax.classifier import Classifier
 from lattec_jax.config import command, parse_flags
 from lattec_jax.data.folder import find_pictures
@@ -109,6 +109,7 @@ def main(argv: Sequence[str]) -> None:
     paths = prediction_files.read_list(Path(values.list)) if values.list else []
     paths += [os.fspath(p) for argument in arguments for p in pictures_at(Path(argument))]
     paths = list(dict.fromkeys(paths))
+    compile_cache.enable()
     classifier = Classifier.load(values.workdir)
     top = min(values.top, len(classifier.class_names))
     if not values.out:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lattec_jax import stages
+from lattec_jax import compile_cache, stages
 from lattec_jax.config import command, parse
 from lattec_jax.data import datasets
 from lattec_jax.data.prompts import templates
@@ -24,6 +24,7 @@ from lattec_jax.sharding import make_mesh
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config, _ = parse(argv)
+    compile_cache.enable()
     dataset, weights, mesh = (
         datasets.load(config),
         stages.load_weights(config),

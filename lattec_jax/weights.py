@@ -67,10 +67,15 @@ def locate(weights: str | os.PathLike[str]) -> Path:
     return _converted(f"{model}-{tag}", ["tag", model, tag], tag, f"--model={model}")
 
 
-def cache_directory() -> Path:
-    """Where converted weights are kept: `weights` below $LATTECLIP_CACHE or ~/.cache/lattec_jax."""
+def cache_root() -> Path:
+    """Where what can be made again is kept: $LATTECLIP_CACHE or ~/.cache/lattec_jax."""
     root = os.environ.get("LATTECLIP_CACHE") or Path.home() / ".cache" / "lattec_jax"
-    return Path(root).expanduser() / "weights"
+    return Path(root).expanduser()
+
+
+def cache_directory() -> Path:
+    """Where converted weights are kept."""
+    return cache_root() / "weights"
 
 
 def _identity(path: Path) -> list[str]:

@@ -1,0 +1,84 @@
+"""What is compiled is kept between processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import pytest
+
+from lattec_jax import compile_cache
+from tests.test_train import arguments, place  # noqa: F401 (place is a fixture)
+
+# Trains, then says how many programs came from the cache and how many were compiled.
+COUNTING = """
+import sys
+import jax
+from lattec_jax import train
+counted = {}
+def count(event, **_):
+    counted[event] = counted.get(event, 0) + 1
+jax.monitoring.register_event_listener(count)
+train.main(["train", *sys.argv[1:]])
+for end in ("cache_hits", "cache_misses"):
+    print(end, counted.get(f"/jax/compilation_cache/{end}", 0))
+"""
+
+
+def run(cache: Path, workdir: str, **settings: str) -> tuple[int, int]:
+    """Programs of a short run that came from the cache and that were compiled."""
+    own = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS")
+    environment = {k: v for k, v in os.environ.items() if k not in own}
+    environment |= {"LATTECLIP_CACHE": str(cache), **settings}
+    environment["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
+    short = ("--config.train.max_steps=2", f"--workdir={workdir}")
+    command = [sys.executable, "-c", COUNTING, *arguments("labelled", *short)[1:]]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stderr
+    lines = dict(line.split() for line in found.stdout.splitlines() if line.startswith("cache_"))
+    return int(lines["cache_hits"]), int(lines["cache_misses"])
+
+
+def test_the_second_process_compiles_nothing_and_gives_the_same_bits(place):  # noqa: F811
+    hits, misses = run(place / "cache", "first")
+    assert misses > 5
+    kept = sorted((place / "cache/compiled").iterdir())
+    again = run(place / "cache", "second")
+    assert again == (hits + misses, 0)
+    assert sorted((place / "cache/compiled").iterdir()) == kept
+    for file in ("model/model.safetensors", "metrics.jsonl"):
+        assert (place / "first" / file).read_bytes() == (place / "second" / file).read_bytes()
+
+
+@pytest.fixture
+def settings():
+    """JAX's settings of the cache, put back afterwards."""
+    names = ("jax_compilation_cache_dir", "jax_enable_compilation_cache")
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def test_a_directory_that_cannot_be_written_is_a_warning(settings, tmp_path, monkeypatch, caplog):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("LATTECLIP_CACHE", str(tmp_path / "file"))
+    jax.config.update("jax_compilation_cache_dir", None)
+    compile_cache.enable()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "compiled programs are not kept" in caplog.text
+
+
+def test_jax_own_settings_go_first(settings, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATTECLIP_CACHE", str(tmp_path))
+    jax.config.update("jax_compilation_cache_dir", "elsewhere")
+    compile_cache.enable()
+    assert jax.config.jax_compilation_cache_dir == "elsewhere"
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", False)
+    compile_cache.enable()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert not list(tmp_path.iterdir())
