@@ -153,6 +153,8 @@ def get_config() -> ConfigDict:
     config.eval_every = 0  # steps; 0: only at the end
     config.checkpoint_every = 200  # steps
     config.keep_checkpoints = 2
+    # Directory for a JAX trace of the third to the seventh step: lattec_jax/profiling.py; "": none.
+    config.profile = ""
 
     paper, released = ConfigDict(), ConfigDict()
     paper.templates = released.templates = ("a photo of a {}.",)

@@ -26,7 +26,17 @@ from absl import flags
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lattec_jax import check_data, feed, health, results, sharding, stages, wise_ft, workdir
+from lattec_jax import (
+    check_data,
+    compile_cache,
+    feed,
+    health,
+    results,
+    sharding,
+    stages,
+    wise_ft,
+    workdir,
+)
 from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.config import command, default_workdir, parse
@@ -36,6 +46,7 @@ from lattec_jax.files import write_json
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method, Survey
 from lattec_jax.models.clip import Params, define
+from lattec_jax.profiling import Profile
 from lattec_jax.report import gather
 from lattec_jax.results import classifiers, examine
 from lattec_jax.run_log import RunLog, read_log
@@ -102,13 +113,18 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         tables = feed.make_tables(config, inputs, method, texts, present, frozen, mesh)
         store = feed.training_store(inputs.pictures, method)
         stream = feed.device_batches(batches, store, tables, start, steps, mesh)
-        with RunLog(directory, start, steps, batch_size) as run_log, AfterStep() as signals:
+        with (
+            RunLog(directory, start, steps, batch_size) as run_log,
+            AfterStep() as signals,
+            Profile(config.profile, start, steps) as profile,
+        ):
             watch = health.Watch(reference, read_log(directory))
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
                     state = begin_epoch(inputs, method, state, frozen, mesh)
                 state, figures = step_function(state, tables, batch, host.text_lengths)
                 clock.step(state)
+                profile.step(done, state)
                 run_log.advance()
                 ending = signals.asked
                 due = done % config.checkpoint_every == 0 or done == steps
@@ -345,6 +361,7 @@ def main(argv: Sequence[str]) -> None:
     config, values = parse(argv, define_flags)
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
     arguments = shlex.join(a for a in argv[1:] if a.lstrip("-").startswith("config"))
+    compile_cache.enable()
     with terminating():
         train(config, directory, arguments)
 

@@ -31,13 +31,14 @@ MODEL = "model"  # the adapted CLIP, a checkpoint directory
 CLASSIFIER = "classifier.safetensors"  # one vector per class
 LOCK = "lock"
 
-# How a run is computed, not what: its numbers are the same but for the order of summation, so it
-# may go on with other values, on other devices.
+# How a run is computed and looked at, not what: its numbers are the same but for the order of
+# summation, so it may go on with other values, on other devices.
 COMPUTED = frozenset(
     {
         "compute.eval_batch_size",
         "compute.fsdp",
         "compute.remat",
+        "profile",
         "store.placement",
         "train.micro_batch",
     }
