@@ -176,7 +176,7 @@ def device_batches(
     for host in batches.iterate(start, stop):
         pixels = sizes = None
         if tables.pixels is None:
-            pixels = jax.device_put(store.pixels[host.images], split)
+            pixels = jax.device_put(store.read(host.images), split)
             if store.sizes is not None:
                 sizes = jax.device_put(store.sizes[host.images], split)
         yield (
