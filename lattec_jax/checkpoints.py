@@ -1,4 +1,4 @@
-"""Checkpoints of a run: the only file that calls Orbax.
+"""Checkpoints of a run: the only file that saves and restores with Orbax.
 
 Saved are the step, the seed, the parameters, the optimiser state and the method's state, and beside
 them what the caller wants to know again. Random numbers are rebuilt from seed and step and are not
@@ -6,6 +6,9 @@ saved. The newest `keep` checkpoints are kept; an older one goes when a newer on
 
 Orbax moves a complete checkpoint into place. The SHA-256 of its files lie within it from that
 moment on, because TensorStore's own checksums do not cover all of them.
+
+Of several processes each writes and reads its own part of a state; the first one alone adds the
+sums, judges a checkpoint by them and moves it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from lattec_jax import hosts
 from lattec_jax.errors import ConfigError, TrainingError
 from lattec_jax.files import write_whole
 from lattec_jax.state import TrainState, state_shardings
@@ -130,8 +134,8 @@ class Checkpoints:
         """
         refused = 0
         for step in sorted(self._manager.all_steps(), reverse=True):
-            reason = damage(self._directory / str(step))
-            if not reason:
+            reason = damage(self._directory / str(step)) if hosts.is_first() else ""
+            if hosts.first_says(not reason):
                 try:
                     return self._read(step, like, mesh)
                 except ValueError as error:  # another tree, other shapes or another run's
@@ -160,6 +164,12 @@ class Checkpoints:
         return state, found["beside"]
 
     def _set_aside(self, step: int, reason: str) -> None:
+        with hosts.first_before_others():
+            if hosts.is_first():
+                self._rename(step, reason)
+        self._manager.reload()
+
+    def _rename(self, step: int, reason: str) -> None:
         place = self._directory / str(step)
         number, new = 1, place.with_name(f"damaged-{step}")
         while new.exists():
@@ -167,7 +177,6 @@ class Checkpoints:
             new = place.with_name(f"damaged-{step}-{number}")
         place.rename(new)
         log.warning("the checkpoint of step %d cannot be used and is now %s: %s", step, new, reason)
-        self._manager.reload()
 
     def _write_sums(self) -> None:
         """Called by Orbax when all files are there, before it moves them into place."""
@@ -220,12 +229,20 @@ def _sums(checkpoint: Path) -> dict[str, str]:
 
 
 def read(directory: Path, step: int) -> dict[str, Any]:
-    """What is saved of one step, as NumPy arrays, whatever run and devices it is of.
+    """What is saved of one step, as NumPy arrays, whatever run and devices it is of; read by this
+    process alone.
 
     Returns:
         The tree of `_as_tree`; the method's state as a dictionary of its fields.
     """
-    options = ocp.CheckpointManagerOptions(create=False, read_only=True)
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=str(jax.process_index()),
+    )
+    options = ocp.CheckpointManagerOptions(
+        create=False, read_only=True, multiprocessing_options=alone
+    )
     handlers = {"state": ocp.PyTreeCheckpointHandler()}
     with ocp.CheckpointManager(
         directory.absolute(), options=options, item_handlers=handlers

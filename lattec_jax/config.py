@@ -115,18 +115,26 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
-def parse_workdir(argv: Sequence[str]) -> Path:
-    """The work directory of a run, for a command that takes no more than `--workdir`.
+def parse_workdir(
+    argv: Sequence[str], define: Callable[[flags.FlagValues], None] | None = None
+) -> tuple[Path, flags.FlagValues]:
+    """The work directory of a run, for a command that takes `--workdir`, and all flags.
+
+    Args:
+        argv: the whole command line, program name first.
+        define: adds the command's own flags.
 
     Raises:
         ConfigError: it is missing, or there is another flag.
     """
     values = flags.FlagValues()
     flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
+    if define is not None:
+        define(values)
     parse_flags(values, argv)
     if not values.workdir:
         raise ConfigError("--workdir is missing; for example --workdir=runs/digits-latteclip-s0")
-    return Path(values.workdir)
+    return Path(values.workdir), values
 
 
 def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:

@@ -9,21 +9,24 @@ images that each class is predicted for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from lattec_jax import adapted, compile_cache, results, sharding, stages, workdir
-from lattec_jax.config import command, from_json, parse_workdir
+from lattec_jax import adapted, compile_cache, hosts, results, sharding, stages, workdir
+from lattec_jax.config import command, from_json, parse_workdir, to_json
 from lattec_jax.data import datasets
 from lattec_jax.errors import DataError
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    directory = parse_workdir(argv)
+    directory, values = parse_workdir(argv, hosts.define_flag)
+    hosts.join(values.distributed)
     config = from_json(directory / workdir.CONFIG)
     compile_cache.enable()
-    model, vectors = adapted.load(directory)
-
-    dataset, weights = datasets.load(config), adapted.load_pretrained(config, directory)
+    hosts.check_alike(to_json(config), Path(config.artifacts))
+    with hosts.first_before_others():
+        model, vectors = adapted.load(directory)
+        dataset, weights = datasets.load(config), adapted.load_pretrained(config, directory)
     trained = model.source["class_names"]
     if list(dataset.class_names) != trained:
         raise DataError(

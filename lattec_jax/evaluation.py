@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from lattec_jax import sharding
+from lattec_jax import hosts, sharding
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.prompts import ClassPrompts
 from lattec_jax.data.text_plan import round_up
@@ -31,14 +31,20 @@ class Encoders:
         self, definition: nnx.GraphDef, preprocess: Preprocess, mesh: Mesh, batch_size: int
     ):
         mean, std = jnp.asarray(preprocess.mean), jnp.asarray(preprocess.std)
+        # Several processes get all features each; one fetches them from its devices as they lie.
+        whole = sharding.replicated(mesh) if hosts.count() > 1 else None
         self._mesh = mesh
         self._batch_size = round_up(batch_size, mesh.size)
         self._images = jax.jit(
             lambda params, pixels: bind(definition, params).encode_image(
                 (pixels / 255 - mean) / std
-            )
+            ),
+            out_shardings=whole,
         )
-        self._texts = jax.jit(lambda params, tokens: bind(definition, params).encode_text(tokens))
+        self._texts = jax.jit(
+            lambda params, tokens: bind(definition, params).encode_text(tokens),
+            out_shardings=whole,
+        )
 
     def images(
         self, params: Params, pixels: UInt8[np.ndarray, "N S T 3"], progress: str | None = None
@@ -71,24 +77,29 @@ class Encoders:
             raise ValueError("nothing to encode")
         # A set smaller than the batch makes the batch its own size.
         size = min(self._batch_size, round_up(len(rows), self._mesh.size))
-        where = sharding.over_batch(self._mesh)
+        own = sharding.own_rows(self._mesh, size)
+        silent = progress is None or not hosts.is_first()
         features = []
-        with tqdm(
-            total=len(rows), desc=progress, unit="image", disable=progress is None, leave=False
-        ) as bar:
+        with tqdm(total=len(rows), desc=progress, unit="image", disable=silent, leave=False) as bar:
             for start in range(0, len(rows), size):
-                batch = np.asarray(rows[start : start + size])
-                count = len(batch)
-                if count < size:  # the last batch: fill up, so that nothing is compiled again
-                    batch = np.concatenate([batch, np.repeat(batch[:1], size - count, axis=0)])
+                count = min(size, len(rows) - start)
+                # The last batch is filled up, so that nothing is compiled again.
+                batch = _read(rows, np.where(own < count, start + own, start))
                 # Not fetched here: the next batch is sent while this one is computed.
                 with jax.default_matmul_precision("highest"):  # float32 is float32 everywhere
-                    encoded = encode(params, jax.device_put(batch, where))
+                    encoded = encode(params, sharding.place_rows(self._mesh, size, batch))
                 features.append(encoded[:count])
                 if len(features) > 2:
                     features[-3] = np.asarray(features[-3])
                 bar.update(count)
         return np.concatenate([np.asarray(f) for f in features])
+
+
+def _read(rows: np.ndarray, wanted: Int[np.ndarray, " n"]) -> np.ndarray:
+    """Some rows; without a copy where they follow each other."""
+    if np.all(np.diff(wanted) == 1):
+        return np.asarray(rows[wanted[0] : wanted[-1] + 1])
+    return np.asarray(rows[wanted])
 
 
 def class_probabilities(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lattec_jax import sharding
+from lattec_jax import hosts, sharding
 from lattec_jax.data.batches import Batches, HostBatch
 from lattec_jax.data.store import Store
 from lattec_jax.data.text_plan import make_plan
@@ -117,7 +117,7 @@ def make_tables(
     everywhere = sharding.replicated(mesh)
 
     def put(array: np.ndarray | None) -> jax.Array | None:
-        return None if array is None else jax.device_put(np.asarray(array), everywhere)
+        return None if array is None else sharding.place(np.asarray(array), everywhere)
 
     return Tables(
         class_tokens=put(inputs.prompts.first),
@@ -144,7 +144,8 @@ def training_store(pictures: Pictures, method: Method) -> Store:
 
 
 def store_on_device(config: ConfigDict, store: Store) -> bool:
-    """Whether the training store stays in device memory or is streamed from its memory map.
+    """Whether the training store stays in device memory or is streamed from its memory map; the
+    same on all processes.
 
     Raises:
         ConfigError: an unknown placement.
@@ -156,11 +157,11 @@ def store_on_device(config: ConfigDict, store: Store) -> bool:
         )
     if placement != "auto":
         return placement == "device"
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     memory = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None:  # the CPU backend computes in the host's memory, one copy per device
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.device_count()
-    return store.pixels.nbytes <= DEVICE_SHARE * memory
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
+    return hosts.all_say(store.pixels.nbytes <= DEVICE_SHARE * memory)
 
 
 def device_batches(
@@ -171,22 +172,26 @@ def device_batches(
     stop: int,
     mesh: Mesh,
 ) -> Iterator[tuple[HostBatch, Batch]]:
-    """Batches from `start` to `stop` on the devices, with their pixels where they are streamed."""
+    """Batches from `start` to `stop` on the devices, with pixels where these are streamed: each
+    process reads those of its own devices."""
     split, everywhere = sharding.over_batch(mesh), sharding.replicated(mesh)
+    count = batches.batch_size
+    own = sharding.own_rows(mesh, count)
     for host in batches.iterate(start, stop):
         pixels = sizes = None
         if tables.pixels is None:
-            pixels = jax.device_put(store.read(host.images), split)
+            mine = host.images[own]
+            pixels = sharding.place_rows(mesh, count, store.read(mine))
             if store.sizes is not None:
-                sizes = jax.device_put(store.sizes[host.images], split)
+                sizes = sharding.place_rows(mesh, count, store.sizes[mine])
         yield (
             host,
             Batch(
-                images=jax.device_put(host.images, split),
-                text_rows=tuple(jax.device_put(rows, split) for rows in host.text_rows),
-                text_places=jax.device_put(host.text_places, split),
-                text_images=jax.device_put(host.text_images, split),
-                ends_epoch=jax.device_put(np.asarray(host.ends_epoch), everywhere),
+                images=sharding.place(host.images, split),
+                text_rows=tuple(sharding.place(rows, split) for rows in host.text_rows),
+                text_places=sharding.place(host.text_places, split),
+                text_images=sharding.place(host.text_images, split),
+                ends_epoch=sharding.place(np.asarray(host.ends_epoch), everywhere),
                 pixels=pixels,
                 sizes=sizes,
             ),

@@ -350,9 +350,11 @@ class Watch:
     Args:
         reference: of the run.
         log: lines that an interrupted run wrote; their alarms have been printed.
+        speaks: False: it watches without a word, where another process prints the alarms.
     """
 
-    def __init__(self, reference: Reference, log: Sequence[Record] = ()):
+    def __init__(self, reference: Reference, log: Sequence[Record] = (), speaks: bool = True):
+        self._speaks = speaks
         self._reference = reference
         self._lines = trained_lines(log)
         self._said: set[str] = set()
@@ -374,7 +376,7 @@ class Watch:
     def see(self, step: int, figures: Mapping[str, float]) -> None:
         """Look at a line of the log that was just written."""
         self._lines = [*self._lines, *trained_lines([{**figures, "step": step}])][-WINDOW:]
-        if len(self._lines) < WINDOW:
+        if len(self._lines) < WINDOW or not self._speaks:
             return
         for alarm in window_alarms(self._reference, self._lines):
             if alarm.name not in self._said:

@@ -9,11 +9,12 @@ for evaluation, without augmentation. Labels of the training images are not read
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from lattec_jax import compile_cache, stages
-from lattec_jax.config import command, parse
+from lattec_jax import compile_cache, hosts, stages
+from lattec_jax.config import command, parse, to_json
 from lattec_jax.data import datasets
 from lattec_jax.data.prompts import templates
 from lattec_jax.data.pseudo_labels import provenance, pseudo_labels_path
@@ -23,13 +24,13 @@ from lattec_jax.sharding import make_mesh
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config, _ = parse(argv)
+    config, values = parse(argv, hosts.define_flag)
+    hosts.join(values.distributed)
     compile_cache.enable()
-    dataset, weights, mesh = (
-        datasets.load(config),
-        stages.load_weights(config),
-        make_mesh(config.compute.fsdp),
-    )
+    hosts.check_alike(to_json(config), Path(config.artifacts))
+    with hosts.first_before_others():
+        dataset = datasets.load(config)
+    weights, mesh = stages.load_weights(config), make_mesh(config.compute.fsdp)
     pictures = stages.open_pictures(config, dataset, "train", weights)
     encoders = stages.make_encoders(config, weights, mesh)
     labels = stages.pseudo_labels(config, dataset, weights, pictures, encoders, mesh)

@@ -59,6 +59,10 @@ class RunLog:
         self._file.close()
         self._events.close()
 
+    def lines(self) -> list[dict[str, float | None]]:
+        """All that was logged, by interrupted sessions of the run as well."""
+        return read_log(self._path.parent)
+
     def advance(self) -> None:
         """Count one step on the progress bar."""
         self._bar.update(self._batch_size)
@@ -81,6 +85,32 @@ class RunLog:
         )
         if "loss" in figures:
             self._bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+
+
+class NoLog:
+    """Stands in the place of a `RunLog` on processes that write none."""
+
+    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int):
+        pass
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+    def advance(self) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def write(self, step: int, figures: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def lines(self) -> list[dict[str, float | None]]:
+        """None."""
+        return []
 
 
 def read_log(workdir: Path) -> list[dict[str, float | None]]:

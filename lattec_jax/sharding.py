@@ -3,16 +3,20 @@
 The batch is split over both axes; parameters and optimiser state are split over `fsdp` where a
 dimension divides; everything else is on every device. The mathematics is global: one device and
 many give the same numbers up to the order of summation.
+
+Where the devices belong to several processes, each hands over its own part of an array only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from jaxtyping import Int
 
 from lattec_jax.errors import ConfigError
 
@@ -70,9 +74,59 @@ def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 def put(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """Place parameters on the mesh."""
-    return {
-        name: jax.device_put(value, over_fsdp(mesh, value.shape)) for name, value in arrays.items()
-    }
+    return {name: place(value, over_fsdp(mesh, value.shape)) for name, value in arrays.items()}
+
+
+def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
+    """An array that every process has, on the devices."""
+    if where.is_fully_addressable:
+        return jax.device_put(array, where)
+    # device_put would compare it on all processes.
+    return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+
+
+def place_tree(tree: Any, where: Any) -> Any:
+    """A tree of arrays, each of which every process has or lies on all devices, where the tree
+    `where` says."""
+
+    def one(array: Any, there: NamedSharding) -> jax.Array:
+        if isinstance(array, jax.Array) and not array.is_fully_addressable:
+            return jax.device_put(array, there)
+        return place(array if there.is_fully_addressable else np.asarray(array), there)
+
+    return jax.tree.map(one, tree, where)
+
+
+def own_rows(mesh: Mesh, count: int) -> Int[np.ndarray, " n"]:
+    """Which of the rows of a batch lie on devices of this process: all of them where it is alone.
+
+    Args:
+        mesh: the devices.
+        count: of the rows, a multiple of the devices.
+    """
+    parts = over_batch(mesh).addressable_devices_indices_map((count,)).values()
+    return np.sort(np.concatenate([np.arange(count)[part] for part in parts]))
+
+
+def place_rows(mesh: Mesh, count: int, rows: np.ndarray) -> jax.Array:
+    """A batch, split over all devices, of which this process has its `own_rows` only.
+
+    Args:
+        mesh: the devices.
+        count: of the rows of the whole batch.
+        rows: those of this process, in their order.
+    """
+    where = over_batch(mesh)
+    if where.is_fully_addressable:
+        return jax.device_put(rows, where)
+    own = own_rows(mesh, count)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        start, stop, _ = index[0].indices(count)
+        first = np.searchsorted(own, start)
+        return rows[first : first + stop - start]
+
+    return jax.make_array_from_callback((count, *rows.shape[1:]), where, part)
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:

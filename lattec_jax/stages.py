@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lattec_jax import sharding
+from lattec_jax import hosts, sharding
 from lattec_jax.config import artifacts_dir
 from lattec_jax.data import descriptions as description_files
 from lattec_jax.data import pseudo_labels as pseudo_label_files
@@ -74,7 +74,8 @@ class Inputs:
 def gather(
     config: ConfigDict, dataset: Dataset, arguments: str, method: Method, mesh: Mesh
 ) -> Inputs:
-    """Read what there is and make the cheap stages that are missing.
+    """Read what there is and make the cheap stages that are missing: of several processes the first
+    makes files, and all compute.
 
     Args:
         config: a resolved configuration.
@@ -92,18 +93,20 @@ def gather(
             f"method {method.name} trains with true labels, and the training images of "
             f"{dataset.name} have none; set config.dataset.labels or choose another method"
         )
-    start = load_start(config, weights, dataset.class_names)
+    with hosts.first_before_others():
+        start = load_start(config, weights, dataset.class_names)
+        dataset.on_disk()
     encoders = make_encoders(config, weights, mesh)
-    dataset.on_disk()
     pictures = open_pictures(config, dataset, "train", weights)
     test = open_pictures(config, dataset, "test", weights) if dataset.test else None
     prompts = make_prompts(config, dataset, weights)
     zero_shot = pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
     texts = None
     if "descriptions" in method.requires:
-        texts = descriptions(
-            config, arguments, dataset, pictures, zero_shot, method.description_kinds
-        )
+        with hosts.first_before_others():
+            texts = descriptions(
+                config, arguments, dataset, pictures, zero_shot, method.description_kinds
+            )
     return Inputs(dataset, weights, encoders, pictures, test, zero_shot, texts, prompts, start)
 
 
@@ -114,7 +117,8 @@ def load_weights(config: ConfigDict) -> Checkpoint:
         ConfigError: no weights are named.
         WeightsError: there is no usable checkpoint at that place.
     """
-    return Checkpoint.load(locate(config.weights))
+    with hosts.first_before_others():  # it may have to be converted
+        return Checkpoint.load(locate(config.weights))
 
 
 def compute_dtype(config: ConfigDict) -> np.dtype:
@@ -153,19 +157,20 @@ def make_prompts(config: ConfigDict, dataset: Dataset, weights: Checkpoint) -> C
 def open_pictures(config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint) -> Pictures:
     """Make the stores of the split `part` ("train" or "test") where they are missing, open them."""
     split: Split = getattr(dataset, part)
-    paths = make_stores(
-        split,
-        artifacts_dir(config) / "stores",
-        weights.preprocess,
-        training_bound(config, weights) if part == "train" else None,
-        config.store.max_unreadable,
-    )
-    evaluation = open_store(paths.evaluation)
+    with hosts.first_before_others():
+        paths = make_stores(
+            split,
+            artifacts_dir(config) / "stores",
+            weights.preprocess,
+            training_bound(config, weights) if part == "train" else None,
+            config.store.max_unreadable,
+        )
+        evaluation = open_store(paths.evaluation)
+        training = open_store(paths.training) if paths.training else None
     labels = None
     if split.labels is not None:
         row = {image: index for index, image in enumerate(split.ids)}
         labels = split.labels[[row[image] for image in evaluation.ids]]
-    training = open_store(paths.training) if paths.training else None
     return Pictures(evaluation.ids, labels, evaluation, training, paths.evaluation.name)
 
 
@@ -184,25 +189,30 @@ def pseudo_labels(
     source |= {"images": pictures.fingerprint, "dtype": config.compute.dtype}
     source["model"] = hashlib.sha256(repr(weights.config).encode()).hexdigest()
     path = pseudo_label_files.pseudo_labels_path(config, source)
+    found = None
     if path.exists():
         try:
-            return pseudo_label_files.read(path, pictures.ids, source)
+            found = pseudo_label_files.read(path, pictures.ids, source)
         except DataError as error:  # pictures were added, or the file is damaged
             log.warning("making the pseudo-labels again: %s", error)
+    if hosts.all_say(found is not None):
+        return found
     params = sharding.put(mesh, weights.params)
     images = encoders.images(params, pictures.evaluation.pixels, progress="pseudo-labels")
     classes = encoders.classes(params, make_prompts(config, dataset, weights))
     probabilities = class_probabilities(images @ classes.T, float(weights.params["logit_scale"]))
     best = np.sort(probabilities, axis=1)[:, -2:]
-    pseudo_label_files.write(
-        path,
-        pictures.ids,
-        probabilities.argmax(axis=1),
-        best[:, 1],
-        best[:, 1] - best[:, 0],
-        source,
-    )
-    return pseudo_label_files.read(path, pictures.ids, source)
+    with hosts.first_before_others():
+        if hosts.is_first():
+            pseudo_label_files.write(
+                path,
+                pictures.ids,
+                probabilities.argmax(axis=1),
+                best[:, 1],
+                best[:, 1] - best[:, 0],
+                source,
+            )
+        return pseudo_label_files.read(path, pictures.ids, source)
 
 
 def descriptions(
@@ -227,7 +237,7 @@ def descriptions(
         DataError: a kind is missing and its engine is not cheap.
     """
     paths = {kind: description_files.descriptions_path(config, kind) for kind in kinds}
-    if config.descriptions.engine in CHEAP_ENGINES:
+    if config.descriptions.engine in CHEAP_ENGINES and hosts.is_first():
         from captioning.describe import describe  # no torch behind a cheap engine
 
         describe(config, kinds)

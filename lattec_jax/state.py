@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lattec_jax import sharding
+from lattec_jax import hosts, sharding
 from lattec_jax.config import check_choice
 from lattec_jax.models.clip import Params
 
@@ -119,12 +119,18 @@ def init_state(
         method=method_state,
     )
     state = _copies(state)
-    return jax.device_put(state, state_shardings(state, mesh))
+    return sharding.place_tree(state, state_shardings(state, mesh))
 
 
 def replace_method(state: TrainState, method_state: Any, mesh: Mesh) -> TrainState:
     """The state with another one of the method, which may be of NumPy arrays."""
-    return state.replace(method=jax.device_put(_copies(method_state), sharding.replicated(mesh)))
+    return state.replace(method=replicate(method_state, mesh))
+
+
+def replicate(method_state: Any, mesh: Mesh) -> Any:
+    """Copies of a method's state on all devices; of several processes the first one's is taken."""
+    state = _copies(hosts.of_first(method_state))
+    return sharding.place_tree(state, jax.tree.map(lambda _: sharding.replicated(mesh), state))
 
 
 def _copies(tree: Any) -> Any:

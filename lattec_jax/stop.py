@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Protocol
 
 STATUS = os.EX_TEMPFAIL  # 75: the exit status of a process that can be started again
 _TERMINATING = (signal.SIGTERM, signal.SIGUSR1)
@@ -34,17 +35,32 @@ def terminating() -> Iterator[None]:
         yield
 
 
+class Others(Protocol):
+    """Agreement with the other processes of a run on whether a signal came to any of them."""
+
+    def soon(self, mine: bool) -> bool:
+        """Whether one came some steps ago; asked by all processes after each step."""
+
+    def now(self, mine: bool) -> bool:
+        """Whether one came by now."""
+
+
 class AfterStep:
     """Within it a signal is remembered, for the loop to look at after each step, and raised when
-    the context is left. A second Ctrl-C does not wait."""
+    the context is left. A second Ctrl-C does not wait.
 
-    def __init__(self) -> None:
+    Args:
+        others: the processes that end after the same step; None: this one is alone.
+    """
+
+    def __init__(self, others: Others | None = None) -> None:
+        self._others = others
         self._found: signal.Signals | None = None
 
-    @property
     def asked(self) -> bool:
-        """Whether a signal came."""
-        return self._found is not None
+        """Whether to end after this step. To be called once in each."""
+        mine = self._found is not None
+        return mine if self._others is None else self._others.soon(mine)
 
     def __enter__(self) -> AfterStep:
         self._context = _handled(self._remember, (*_TERMINATING, signal.SIGINT))
@@ -53,9 +69,14 @@ class AfterStep:
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
         self._context.__exit__(None, None, None)
-        if kind is None and self._found is not None:
+        if kind is not None:
+            return
+        theirs = self._others is not None and self._others.now(self._found is not None)
+        if self._found is not None:
             kind = KeyboardInterrupt if self._found == signal.SIGINT else Terminated
             raise kind(f"{self._found.name}: the last step is saved")
+        if theirs:
+            raise Terminated("a signal to another process: the last step is saved")
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._found == signal.SIGINT:

@@ -6,11 +6,12 @@ The work directory (default `runs/<dataset>-<method>-s<seed>`) belongs to one ru
 continues it, whatever ended it; after SIGTERM, which saves the step under way, the exit status is
 75. Missing stores and pseudo-labels are made; missing descriptions by a language model
 are an error that names the command that makes them.
+
+`--distributed` joins the processes of a job into one run (`lattec_jax/hosts.py`).
 """
 
 from __future__ import annotations
 
-import json
 import math
 import shlex
 import time
@@ -31,6 +32,7 @@ from lattec_jax import (
     compile_cache,
     feed,
     health,
+    hosts,
     results,
     sharding,
     stages,
@@ -39,23 +41,24 @@ from lattec_jax import (
 )
 from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
-from lattec_jax.config import command, default_workdir, parse
+from lattec_jax.config import command, default_workdir, parse, to_json
 from lattec_jax.data.batches import prefetch
 from lattec_jax.errors import ConfigError, DataError, TrainingError
-from lattec_jax.files import write_json
+from lattec_jax.files import read_json, write_json
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method, Survey
 from lattec_jax.models.clip import Params, define
 from lattec_jax.profiling import Profile
 from lattec_jax.report import gather
 from lattec_jax.results import classifiers, examine
-from lattec_jax.run_log import RunLog, read_log
+from lattec_jax.run_log import NoLog, RunLog
 from lattec_jax.state import (
     TrainState,
     init_state,
     learning_rate_schedule,
     make_optimiser,
     replace_method,
+    replicate,
 )
 from lattec_jax.step import StepSettings, make_train_step
 from lattec_jax.stop import AfterStep, terminating
@@ -69,19 +72,22 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         directory: the work directory.
         arguments: the command line's `--config...` arguments, for commands in messages.
     """
-    workdir.check(directory, config)
-    check_numbers(config)
-    Augmentation.from_config(config.augment)  # a mistake shows before the long stages
+    hosts.check_alike(to_json(config), Path(config.artifacts))
+    with hosts.together():
+        workdir.check(directory, config)
+        check_numbers(config)
+        Augmentation.from_config(config.augment)  # a mistake shows before the long stages
+        method = make_method(config.method)
+        dataset = check_data.check(config)
 
     # ---------------------------------------------------------------- data and the stages before
-    method = make_method(config.method)
-    dataset = check_data.check(config)
     mesh = sharding.make_mesh(config.compute.fsdp)
     inputs = stages.gather(config, dataset, arguments, method, mesh)
     batch_size = feed.choose_batch_size(config, len(inputs.pictures.ids), mesh)
-    workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
+    with hosts.together():
+        workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
     finished = directory / workdir.RESULTS
-    if finished.exists():
+    if hosts.first_says(finished.exists()):
         return show_finished(finished)
     batches, texts, present = feed.make_batches(config, inputs, method, batch_size, mesh)
 
@@ -101,8 +107,9 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     reference = results.health_reference(inputs, class_features, batch_size)
 
     # ------------------------------------------------------------------------------------- train
-    workdir.claim(directory, config, record)
-    if finished.exists():  # another process was faster
+    with hosts.first_before_others():
+        (workdir.claim if hosts.is_first() else workdir.follow)(directory, config, record)
+    if hosts.first_says(finished.exists()):  # another process was faster
         return show_finished(finished)
     with Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
         state, timing = checkpoints.restore(state, mesh)
@@ -113,12 +120,13 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         tables = feed.make_tables(config, inputs, method, texts, present, frozen, mesh)
         store = feed.training_store(inputs.pictures, method)
         stream = feed.device_batches(batches, store, tables, start, steps, mesh)
+        log = (RunLog if hosts.is_first() else NoLog)(directory, start, steps, batch_size)
         with (
-            RunLog(directory, start, steps, batch_size) as run_log,
-            AfterStep() as signals,
+            log as run_log,
+            AfterStep(hosts.Signals()) as signals,
             Profile(config.profile, start, steps) as profile,
         ):
-            watch = health.Watch(reference, read_log(directory))
+            watch = health.Watch(reference, run_log.lines(), speaks=hosts.is_first())
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
                     state = begin_epoch(inputs, method, state, frozen, mesh)
@@ -126,7 +134,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
                 clock.step(state)
                 profile.step(done, state)
                 run_log.advance()
-                ending = signals.asked
+                ending = signals.asked()
                 due = done % config.checkpoint_every == 0 or done == steps
                 logged = {}
                 if done % config.log_every == 0 or due or ending:
@@ -153,23 +161,28 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     state = wise_ft.average(method, begun, first, state, config.wise_ft)
     final = classifiers(inputs, method, state)
     after = examine(inputs, state.params, final, seen)
-    results.save_adapted(directory, inputs, method, jax.device_get(state.params), final)
+    adapted = hosts.fetch(state.params)
     predictions = results.predict_training(inputs, state.params, final, frozen)
-    found = {
-        **results.describe_run(config, inputs, method),
-        "steps": steps,
-        "batch_size": batch_size,
-        **results.compare(inputs, before, after),
-        "label_free": results.label_free(inputs, predictions, class_features, final),
-        "health": health.examine(reference, final.adapted, predictions, read_log(directory)),
-        "train_seconds": timing["seconds"],
-        "images_per_second": clock.rate(),
-    }
     template, vectors = config.templates[0], (class_features, final.adapted)
-    gather.save(directory, inputs, method, state, template, vectors, (before, after), predictions)
-    write_json(finished, found)  # the last file that only this process can write
-    print(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
-    gather.write_page(directory)
+    shown = gather.collect(inputs, method, state, template, vectors, (before, after), predictions)
+    with hosts.first_before_others():
+        if not hosts.is_first():
+            return read_json(finished)
+        results.save_adapted(directory, inputs, method, adapted, final)
+        found = {
+            **results.describe_run(config, inputs, method),
+            "steps": steps,
+            "batch_size": batch_size,
+            **results.compare(inputs, before, after),
+            "label_free": results.label_free(inputs, predictions, class_features, final),
+            "health": health.examine(reference, final.adapted, predictions, run_log.lines()),
+            "train_seconds": timing["seconds"],
+            "images_per_second": clock.rate(),
+        }
+        gather.save(directory, shown)
+        write_json(finished, found)  # the last file that only this process can write
+        print(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
+        gather.write_page(directory)
     return found
 
 
@@ -180,7 +193,7 @@ def show_finished(path: Path) -> dict[str, Any]:
         DataError: it is damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         table = found["table"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
@@ -217,12 +230,12 @@ def first_state(
     model, `params` and `class_features` [C, D], or those of `config.init`."""
     start, count = inputs.start, len(inputs.pictures.ids)
     if start is None:
-        return params, method.init(jnp.asarray(class_features), count)
+        return params, replicate(method.init(jnp.asarray(class_features), count), mesh)
     begun = sharding.put(mesh, start.params)
     first = method.init(jnp.asarray(inputs.encoders.classes(begun, inputs.prompts)), count)
     if start.prototypes is not None:
         first = method.start_from(first, jnp.asarray(start.prototypes))
-    return begun, first
+    return begun, replicate(first, mesh)
 
 
 def begin_epoch(
@@ -357,12 +370,14 @@ def main(argv: Sequence[str]) -> None:
 
     def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
+        hosts.define_flag(values)
 
     config, values = parse(argv, define_flags)
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
     arguments = shlex.join(a for a in argv[1:] if a.lstrip("-").startswith("config"))
     compile_cache.enable()
     with terminating():
+        hosts.join(values.distributed)
         train(config, directory, arguments)
 
 

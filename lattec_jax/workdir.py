@@ -1,6 +1,7 @@
 """A work directory belongs to one run: who may use it, and what is in it. Imports no JAX.
 
-One process at a time works in it. Its lock (flock) ends with the process, however that ends.
+One run at a time works in it. Its lock (flock) ends with the process that wrote it, however that
+ends; where a run has several processes, the first of them holds it.
 """
 
 from __future__ import annotations
@@ -133,6 +134,21 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
             write_whole(workdir / CONFIG, to_json(config))
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
+
+
+def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
+    """Go along with the first process of a run, which has claimed the work directory.
+
+    Raises:
+        ConfigError: it was claimed with other inputs than this process has.
+    """
+    differing = _differences(from_json(workdir / CONFIG), config)
+    listed = "".join(f"\n  {line}" for line in differing)
+    if listed := listed + differences(read_inputs(workdir), json.loads(json.dumps(record))):
+        raise ConfigError(
+            f"the first process of the run in {workdir} has other inputs than this one; all need "
+            f"the same command line, and the same weights and pictures. What differs:{listed}"
+        )
 
 
 def _lock(workdir: Path, mode: int, kind: int) -> int:

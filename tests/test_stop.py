@@ -47,7 +47,7 @@ def test_within_training_the_step_ends_first(number, status, capsys):
                 if step == 3:
                     send(number)
                 steps.append(step)
-                if signals.asked:
+                if signals.asked():
                     break
 
     with pytest.raises(SystemExit) as ended:
@@ -60,7 +60,7 @@ def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does():
     with pytest.raises(Terminated), AfterStep() as signals:
         send(signal.SIGTERM)
         send(signal.SIGTERM)
-        assert signals.asked
+        assert signals.asked()
     reached = []
     with pytest.raises(KeyboardInterrupt), AfterStep():
         send(signal.SIGINT)
@@ -81,7 +81,7 @@ def test_other_threads_go_without_handlers():
 
     def loop() -> None:
         with AfterStep() as signals:
-            found.append(signals.asked)
+            found.append(signals.asked())
 
     thread = threading.Thread(target=loop)
     thread.start()

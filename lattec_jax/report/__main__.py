@@ -16,7 +16,7 @@ from lattec_jax.report import page
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    print(f"report in {page.write(parse_workdir(argv))}")
+    print(f"report in {page.write(parse_workdir(argv)[0])}")
 
 
 if __name__ == "__main__":

@@ -33,8 +33,7 @@ THUMBNAIL = 128  # pixels, at most
 DRAWN_COSINES = 50  # classes up to which all cosines are kept
 
 
-def save(
-    directory: Path,
+def collect(
     inputs: Inputs,
     method: Method,
     state: TrainState,
@@ -42,12 +41,10 @@ def save(
     vectors: tuple[Float[np.ndarray, "C D"], Float[np.ndarray, "C D"]],
     evaluated: tuple[Mapping[str, Any], Mapping[str, Any]],
     predictions: Int[np.ndarray, " N"],
-) -> None:
-    """Write `report_data.json`. `results.json`, which ends a run, is written after it: a run that
-    is killed in between writes both again.
+) -> dict[str, Any]:
+    """What `report_data.json` holds. Called on all processes, which encode the examples together.
 
     Args:
-        directory: the work directory.
         inputs: of the run.
         method: of the run.
         state: adapted.
@@ -57,7 +54,7 @@ def save(
         predictions: of the adapted model for the training images.
     """
     before, after = (found["predictions"] for found in evaluated)
-    data = {
+    return {
         "prototypes": _prototypes(*vectors),
         "confusion": _confusion(inputs, before, after),
         "changed": _changed(inputs, before, after),
@@ -68,6 +65,11 @@ def save(
             "after": after.tolist(),
         },
     }
+
+
+def save(directory: Path, data: Mapping[str, Any]) -> None:
+    """Write `report_data.json`. `results.json`, which ends a run, is written after it: a run that
+    is killed in between writes both again."""
     write_whole(directory / REPORT_DATA, json.dumps(data) + "\n")
 
 
