@@ -90,6 +90,9 @@ def join(asked: bool) -> None:
             f"--distributed: expected several processes started by Slurm (srun), Open MPI, "
             f"Kubernetes or on a TPU slice, or {', '.join(_VARIABLES)} to be set; JAX says: {error}"
         ) from error
+    if jax.default_backend() == "cpu":
+        # Programs from the cache run their collectives in no fixed order: gloo mixes them up.
+        jax.config.update("jax_enable_compilation_cache", False)
     if not is_first():  # one voice is enough; errors are still said
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         logging.getLogger("lattec_jax").setLevel(logging.ERROR)

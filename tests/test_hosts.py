@@ -1,0 +1,267 @@
+"""Several processes train the model that one trains; joining, and what each process reads."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from lattec_jax import feed, hosts, sharding, train
+from lattec_jax.data.store import Store
+from lattec_jax.errors import ConfigError
+from lattec_jax.step import Tables
+from tests.dummy import dummy_checkpoint
+from tests.processes import ROOT, start, wait
+from tests.test_train import arguments, make_pictures
+
+TWENTY_STEPS = (
+    "--config.train.max_steps=20",
+    "--config.train.epochs=100",
+    "--config.checkpoint_every=5",
+)
+CLASS_TEXTS = "--config.method.texts=('class',)"
+SPLIT = (f"--config.weights={ROOT}/lattec_jax/demo/tiny_clip", "--config.compute.fsdp=2")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    make_pictures(tmp_path / "labelled", 12, labelled=True)
+    dummy_checkpoint().save(tmp_path / "weights")
+    return tmp_path
+
+
+def training(workdir: str, *extra: str) -> list[str]:
+    """The command of twenty steps at learning rate 1e-3."""
+    own = arguments("labelled", *TWENTY_STEPS, f"--workdir={workdir}", *extra)
+    return ["lattec_jax.train", *own[1:]]
+
+
+def run(place: Path, workdir: str, *extra: str, processes: int = 2, devices: int = 2) -> None:
+    started = start(place, training(workdir, *extra), workdir, processes, devices)
+    wait(place, workdir, started)
+
+
+def model(workdir: Path) -> dict[str, np.ndarray]:
+    return safetensors.numpy.load_file(workdir / "model/model.safetensors")
+
+
+def distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
+    """Between two models, all parameters taken as one vector."""
+    squares = [np.sum((first[k].astype(np.float64) - second[k]) ** 2) for k in first]
+    return float(np.sqrt(sum(squares)))
+
+
+def check_equal(place: Path, one: str, several: str, weights: Path | None = None) -> None:
+    """Parameters, prototypes and the log of a run of several processes are those of one."""
+    before = safetensors.numpy.load_file((weights or place / "weights") / "model.safetensors")
+    moved = distance(before, model(place / one))
+    apart = distance(model(place / one), model(place / several))
+    print(f"{several}: {apart:.2e} apart, {moved:.2e} moved: {apart / moved:.2%}")
+    assert 0 < moved and apart <= 0.01 * moved
+    expected, found = (
+        [json.loads(line) for line in (place / name / "metrics.jsonl").open()]
+        for name in (one, several)
+    )
+    assert [line["step"] for line in found] == list(range(1, 21))
+    for before, after in zip(expected, found, strict=True):
+        assert after["loss"] == pytest.approx(before["loss"], rel=1e-3)
+
+
+# ------------------------------------------------------------------------------------- whole runs
+
+
+def test_two_processes_train_the_model_that_one_trains(place):
+    started = start(place, training("two", CLASS_TEXTS), "two", devices=1)
+    wait(place, "two", started)
+    train.main([*training("one", CLASS_TEXTS)])
+    check_equal(place, "one", "two")
+    # One process speaks, and the other processes leave nothing behind.
+    assert "results in two" in (place / "two.0.log").read_text()
+    said = [x for x in (place / "two.1.log").read_text().splitlines() if "[Gloo]" not in x]
+    assert said == ["joining the other processes, for at most 300 seconds"]
+    assert not list((place / "artifacts").glob("hosts-*"))
+    assert json.loads((place / "two/results.json").read_text())["device"] == "2 x cpu"
+
+
+@pytest.mark.slow
+def test_streamed_and_evaluated_by_two_processes(place):
+    streamed = ("--config.store.placement=host", "--config.eval_every=10")
+    run(place, "one", *streamed, processes=1, devices=4)
+    run(place, "two", *streamed)
+    check_equal(place, "one", "two")
+    one, two = (json.loads((place / n / "results.json").read_text()) for n in ("one", "two"))
+    assert one["adapted"] == two["adapted"] and one["zero_shot"] == two["zero_shot"]
+
+    wait(place, "eval", start(place, ["lattec_jax.evaluate", "--workdir=one"], "eval"))
+    assert one["table"] in (place / "eval.0.log").read_text()
+    assert one["table"] not in (place / "eval.1.log").read_text()
+    labels = ["lattec_jax.pseudo_label", *training("", "--config.artifacts=other")[1:]]
+    labels = [argument for argument in labels if not argument.startswith("--workdir")]
+    wait(place, "labels", start(place, labels, "labels"))
+    first, second = (
+        next((place / root).glob("labelled/pseudo_labels/*.jsonl")).read_text().splitlines()
+        for root in ("artifacts", "other")
+    )
+    for before, after in zip(first, second, strict=True):
+        assert json.loads(before) == pytest.approx(json.loads(after), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_parameters_split_over_two_processes(place):
+    run(place, "one", *SPLIT, processes=1)
+    run(place, "two", *SPLIT, devices=1)  # every parameter lies half here and half there
+    check_equal(place, "one", "two", ROOT / "lattec_jax/demo/tiny_clip")
+
+
+def until_logged(place: Path, workdir: str, steps: int) -> None:
+    """Return when so many steps are in the log."""
+    path, end = place / workdir / "metrics.jsonl", time.monotonic() + 120
+    while not path.exists() or path.read_bytes().count(b"\n") < steps:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_killed_processes_continue(place, killed):
+    run(place, "whole", *SPLIT, devices=1)
+    started = start(place, training("broken", *SPLIT), "broken", devices=1)
+    until_logged(place, "broken", 7)
+    started[killed].send_signal(signal.SIGKILL)
+    began = time.monotonic()
+    other = started[1 - killed].wait(timeout=hosts.HEARTBEAT + 40)
+    print(f"the other process ended with {other} after {time.monotonic() - began:.0f} s")
+    assert other != 0
+    message = (place / f"broken.{1 - killed}.log").read_text()
+    assert "another task died" in message
+    assert not (place / "broken/results.json").exists()
+    run(place, "broken", *SPLIT, devices=1)
+    assert "continuing at step 5" in (place / "broken.0.log").read_text()
+    check_equal(place, "whole", "broken", ROOT / "lattec_jax/demo/tiny_clip")
+    whole, broken = model(place / "whole"), model(place / "broken")
+    assert all(np.array_equal(whole[name], broken[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_ends_both_after_the_same_step(place):
+    run(place, "whole", devices=1)
+    command = training("broken", "--config.checkpoint_every=1000")
+    started = start(place, command, "broken", devices=1)
+    until_logged(place, "broken", 7)
+    started[1].send_signal(signal.SIGTERM)
+    wait(place, "broken", started, status=75)
+    (saved,) = [p for p in (place / "broken/checkpoints").iterdir() if p.name.isdigit()]
+    assert 7 <= int(saved.name) < 20
+    assert "SIGTERM: the last step is saved" in (place / "broken.1.log").read_text()
+    assert "a signal to another process" in (place / "broken.0.log").read_text()
+    wait(place, "broken", start(place, command, "broken", devices=1))
+    assert f"continuing at step {saved.name} of 20" in (place / "broken.0.log").read_text()
+    check_equal(place, "whole", "broken")
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_said_by_all_at_once(place):
+    (place / "weights/model.safetensors").write_bytes(b"no tensors")
+    began = time.monotonic()
+    wait(place, "bad", start(place, training("bad"), "bad", devices=1), status=2)
+    assert time.monotonic() - began < hosts.HEARTBEAT
+    assert "error: " in (place / "bad.0.log").read_text()
+    assert "process 0 of 2" in (place / "bad.1.log").read_text()
+
+
+# --------------------------------------------------------------------------------------- joining
+
+
+def test_the_three_variables_are_read_together_or_not_at_all():
+    address = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}
+    assert hosts.from_environment({}) == hosts.from_environment(address) == {}
+    given = {**address, "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
+    assert hosts.from_environment(given) == {
+        "coordinator_address": "10.0.0.1:1234",
+        "num_processes": 4,
+        "process_id": 3,
+        "cluster_detection_method": "deactivate",
+    }
+    for wrong in ({**given, "JAX_PROCESS_ID": "x"}, {"JAX_NUM_PROCESSES": "4"}):
+        with pytest.raises(ConfigError, match="JAX_PROCESS_ID=0 or 1, found"):
+            hosts.from_environment(wrong)
+
+
+@pytest.mark.parametrize("variable", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
+def test_processes_that_are_not_joined_are_told(variable, monkeypatch, capsys):
+    monkeypatch.setenv(variable, "1")
+    hosts.join(False)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setenv(variable, "16")
+    hosts.join(False)
+    said = capsys.readouterr().err
+    assert f"{variable} is 16" in said and "--distributed joins them" in said
+
+
+@pytest.mark.slow
+def test_a_process_that_finds_no_others_says_what_it_needs(place):
+    (alone,) = start(place, [*training("alone"), "--distributed"], "alone", processes=1)
+    assert alone.wait(timeout=60) == 0  # a job of one process
+    environment_less = [*training("none"), "--distributed"]
+    wait(place, "none", start(place, environment_less, "none", processes=0), status=2)
+
+
+# --------------------------------------------------------------------------------- what each reads
+
+
+class Reads(np.ndarray):
+    """Pixels that remember which of their rows were read."""
+
+    def __getitem__(self, index):
+        self.seen.append(np.asarray(index))
+        return np.asarray(super().__getitem__(index))
+
+
+@pytest.mark.parametrize("mine", [(0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 6, 7)])
+def test_a_process_reads_the_rows_of_its_own_devices_only(mine, monkeypatch):
+    """Half of the eight devices play those of this process."""
+    mesh = sharding.make_mesh(fsdp=2)
+    split = sharding.over_batch(mesh)
+    parts = split.devices_indices_map((16,))
+    devices = [jax.devices()[n] for n in mine]
+    monkeypatch.setattr(
+        type(split),
+        "addressable_devices_indices_map",
+        lambda self, shape: {device: parts[device] for device in devices},
+    )
+    own = sharding.own_rows(mesh, 16)
+    np.testing.assert_array_equal(own, [r for n in mine for r in (2 * n, 2 * n + 1)])
+
+    placed = []
+    monkeypatch.setattr(sharding, "place_rows", lambda mesh, count, rows: placed.append(rows))
+    pixels = np.arange(40 * 12, dtype=np.uint8).reshape(40, 2, 2, 3).view(Reads)
+    pixels.seen = []
+    store = Store(tuple(map(str, range(40))), pixels, None, ())
+    tables = Tables(None, None, None, None, pixels=None, sizes=None)
+    host = hosts_batch(np.random.default_rng(0).permutation(40)[:16].astype(np.int32))
+    next(feed.device_batches(host, store, tables, 0, 1, mesh))
+    np.testing.assert_array_equal(np.concatenate(pixels.seen), host.images[own])
+    np.testing.assert_array_equal(placed[0], np.asarray(pixels)[host.images[own]])
+
+
+def hosts_batch(images: np.ndarray):
+    """Batches of one step with these images and no texts."""
+    from lattec_jax.data.batches import HostBatch
+
+    class Once:
+        batch_size = len(images)
+
+        def iterate(self, start: int, stop: int):
+            no_texts = np.zeros((len(images), 0), np.int32)
+            yield HostBatch(images, (), no_texts.reshape(-1), no_texts, (), False)
+
+    once = Once()
+    once.images = images
+    return once
