@@ -13,8 +13,12 @@ import pytest
 import safetensors.numpy
 
 from lattec_jax import feed, hosts, sharding, train
+from lattec_jax.data.batches import Batches
 from lattec_jax.data.store import Store
+from lattec_jax.data.text_plan import make_plan
 from lattec_jax.errors import ConfigError
+from lattec_jax.evaluation import Encoders
+from lattec_jax.models.clip import define
 from lattec_jax.step import Tables
 from tests.dummy import dummy_checkpoint
 from tests.processes import ROOT, start, wait
@@ -64,7 +68,7 @@ def check_equal(place: Path, one: str, several: str, weights: Path | None = None
     moved = distance(before, model(place / one))
     apart = distance(model(place / one), model(place / several))
     print(f"{several}: {apart:.2e} apart, {moved:.2e} moved: {apart / moved:.2%}")
-    assert 0 < moved and apart <= 0.01 * moved
+    assert moved > 0 and apart <= 0.01 * moved
     expected, found = (
         [json.loads(line) for line in (place / name / "metrics.jsonl").open()]
         for name in (one, several)
@@ -205,12 +209,17 @@ def test_processes_that_are_not_joined_are_told(variable, monkeypatch, capsys):
     assert f"{variable} is 16" in said and "--distributed joins them" in said
 
 
-@pytest.mark.slow
-def test_a_process_that_finds_no_others_says_what_it_needs(place):
-    (alone,) = start(place, [*training("alone"), "--distributed"], "alone", processes=1)
-    assert alone.wait(timeout=60) == 0  # a job of one process
-    environment_less = [*training("none"), "--distributed"]
-    wait(place, "none", start(place, environment_less, "none", processes=0), status=2)
+def test_without_a_cluster_joining_is_refused(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+
+    def nobody(**arguments):
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", nobody)
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    with pytest.raises(ConfigError, match=r"Slurm \(srun\).*coordinator_address should be"):
+        hosts.join(True)
 
 
 # --------------------------------------------------------------------------------- what each reads
@@ -220,48 +229,48 @@ class Reads(np.ndarray):
     """Pixels that remember which of their rows were read."""
 
     def __getitem__(self, index):
-        self.seen.append(np.asarray(index))
+        self.seen.append(index)
         return np.asarray(super().__getitem__(index))
 
 
 @pytest.mark.parametrize("mine", [(0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 6, 7)])
-def test_a_process_reads_the_rows_of_its_own_devices_only(mine, monkeypatch):
+def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch):
     """Half of the eight devices play those of this process."""
     mesh = sharding.make_mesh(fsdp=2)
-    split = sharding.over_batch(mesh)
-    parts = split.devices_indices_map((16,))
-    devices = [jax.devices()[n] for n in mine]
+    parts = sharding.over_batch(mesh).devices_indices_map((16,))
+    its = {device: part for device, part in parts.items() if device.id in mine}
     monkeypatch.setattr(
-        type(split),
-        "addressable_devices_indices_map",
-        lambda self, shape: {device: parts[device] for device in devices},
+        jax.sharding.NamedSharding, "addressable_devices_indices_map", lambda self, shape: its
     )
-    own = sharding.own_rows(mesh, 16)
-    np.testing.assert_array_equal(own, [r for n in mine for r in (2 * n, 2 * n + 1)])
+    expected = [row for n in mine for row in (2 * n, 2 * n + 1)]
+    assert sharding.own_rows(mesh, 16).tolist() == expected
 
-    placed = []
+
+def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
+    own, placed = np.array([0, 1, 2, 3, 12, 13]), []
+    monkeypatch.setattr(sharding, "own_rows", lambda mesh, count: own)
     monkeypatch.setattr(sharding, "place_rows", lambda mesh, count, rows: placed.append(rows))
-    pixels = np.arange(40 * 12, dtype=np.uint8).reshape(40, 2, 2, 3).view(Reads)
+    pixels = np.arange(40 * 12, dtype=np.uint16).reshape(40, 2, 2, 3).view(Reads)
     pixels.seen = []
     store = Store(tuple(map(str, range(40))), pixels, None, ())
+    plan = make_plan(np.zeros(0, np.int32), 0, 24, 8)
+    batches = Batches(40, 16, 0, plan, np.zeros((40, 0), np.int32), 24)
     tables = Tables(None, None, None, None, pixels=None, sizes=None)
-    host = hosts_batch(np.random.default_rng(0).permutation(40)[:16].astype(np.int32))
-    next(feed.device_batches(host, store, tables, 0, 1, mesh))
+    stream = feed.device_batches(batches, store, tables, 3, 4, sharding.make_mesh())
+    ((host, _),) = stream
     np.testing.assert_array_equal(np.concatenate(pixels.seen), host.images[own])
     np.testing.assert_array_equal(placed[0], np.asarray(pixels)[host.images[own]])
 
 
-def hosts_batch(images: np.ndarray):
-    """Batches of one step with these images and no texts."""
-    from lattec_jax.data.batches import HostBatch
-
-    class Once:
-        batch_size = len(images)
-
-        def iterate(self, start: int, stop: int):
-            no_texts = np.zeros((len(images), 0), np.int32)
-            yield HostBatch(images, (), no_texts.reshape(-1), no_texts, (), False)
-
-    once = Once()
-    once.images = images
-    return once
+def test_a_file_of_rows_is_read_by_an_encoder_where_its_devices_are(monkeypatch):
+    checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh()
+    encoders = Encoders(define(checkpoint.config), checkpoint.preprocess, mesh, 8)
+    pixels = np.zeros((11, 16, 16, 3), np.uint8).view(Reads)
+    pixels.seen = []
+    monkeypatch.setattr(sharding, "own_rows", lambda mesh, count: np.array([2, 3, 6]))
+    place_all = sharding.place_rows
+    zeros = np.zeros((8, 16, 16, 3), np.uint8)
+    monkeypatch.setattr(sharding, "place_rows", lambda m, n, rows: place_all(m, n, zeros))
+    encoders.images(sharding.put(mesh, checkpoint.params), pixels)
+    read = [np.arange(11)[index].tolist() for index in pixels.seen]
+    assert read == [[2, 3, 6], [10, 8, 8]]  # the last batch is filled up with its first row
