@@ -30,6 +30,7 @@ FILE_NAME = "tokenizer.json"
 _CLIP_MERGES = 49408 - 2 * 256 - 2
 _CLIP_START, _CLIP_END = "<start_of_text>", "<end_of_text>"
 _END_OF_WORD = "</w>"
+_AT_ONCE = 20_000  # texts; what the library returns takes 3 KB for each of them
 
 # Letters and numbers added by Unicode 15 to 18. open_clip's regular expressions (package `regex`)
 # know them; those of the `tokenizers` library know some or none, depending on its version.
@@ -104,7 +105,15 @@ class Tokenizer:
         Returns:
             `[N, context_length]` int32.
         """
-        texts = [self._clean(text) for text in ([texts] if isinstance(texts, str) else texts)]
+        texts = [texts] if isinstance(texts, str) else texts
+        tokens = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+        for start in range(0, len(texts), _AT_ONCE):
+            part = slice(start, start + _AT_ONCE)
+            self._fill(tokens[part], [self._clean(text) for text in texts[part]])
+        return tokens
+
+    def _fill(self, tokens: np.ndarray, texts: list[str]) -> None:
+        """Write cleaned texts into `[n, context_length]` of padding."""
         ids = [
             encoding.ids
             for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -114,14 +123,12 @@ class Tokenizer:
                 ids[row] = self._encode_with_special_tokens(text)
         room = self.context_length - 2
         lengths = np.fromiter((min(len(row), room) for row in ids), np.int32, len(ids))
-        tokens = np.full((len(ids), self.context_length), self.pad_id, np.int32)
         tokens[:, 0] = self.start_id
         columns = np.arange(1, self.context_length)
         tokens[:, 1:][columns <= lengths[:, None]] = np.fromiter(
             chain.from_iterable(row[:room] for row in ids), np.int32, int(lengths.sum())
         )
         tokens[np.arange(len(ids)), lengths + 1] = self.end_id
-        return tokens
 
     def open_clip_settings(self) -> dict[str, Any]:
         """What open_clip's `text_cfg` says of this tokenizer."""
@@ -226,19 +233,11 @@ class HubTokenizer(Tokenizer):
                 f"{self.hf_name} alone need {len(empty)}"
             )
 
-    def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
-        """Encode N texts.
-
-        Returns:
-            `[N, context_length]` int32.
-        """
-        texts = [self._clean(text) for text in ([texts] if isinstance(texts, str) else texts)]
-        tokens = np.full((len(texts), self.context_length), self.pad_id, np.int32)
+    def _fill(self, tokens: np.ndarray, texts: list[str]) -> None:
         for row, encoding in zip(tokens, self._backend.encode_batch_fast(texts), strict=True):
             row[: len(encoding.ids)] = encoding.ids
         if self.zeroed_id is not None:
             tokens[tokens == self.zeroed_id] = 0
-        return tokens
 
     def open_clip_settings(self) -> dict[str, Any]:
         """What open_clip's `text_cfg` says of this tokenizer."""

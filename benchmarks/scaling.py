@@ -1,0 +1,272 @@
+"""How the time of a training step grows: batch, classes, images, text length, model, devices.
+
+    python -m benchmarks.scaling [--sections batch classes images texts models devices]
+        [--plot=benchmarks/scaling.svg] [--rounds=5]
+
+Runs the real step, batches and stores (`lattec_jax.feed`) on random pictures and texts, with a
+small CLIP of two layers in each tower. The sizes of a section take turns and medians of the rounds
+are printed: milliseconds from step to step, and beside them the CPU time of all threads of the
+process, which on a machine that others use too says more. `models` runs nothing: it counts by
+shapes and by XLA's cost analysis. `devices` splits one CPU into virtual devices: it shows what
+splitting costs, not what devices gain. Prints Markdown tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from benchmarks.memory import CLASSES, TEXTS, arguments, model_config
+from benchmarks.stores import random_store
+from configs.common import get_config
+from lattec_jax import feed, sharding
+from lattec_jax.augment import Augmentation
+from lattec_jax.config import resolve
+from lattec_jax.data.batches import Batches, _permutation, prefetch
+from lattec_jax.data.store import Store
+from lattec_jax.data.text_plan import make_plan
+from lattec_jax.methods.base import Targets
+from lattec_jax.methods.latteclip import LatteCLIP
+from lattec_jax.models.clip import define, initial_params
+from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.step import StepSettings, Tables, make_train_step
+
+SIDE, STEPS = 32, 10_000  # pixels of a picture; steps of the schedule
+SMALL = CLIPConfig(
+    embed_dim=128,
+    vision=VisionConfig(192, 2, 3, 8, (SIDE, SIDE)),
+    text=TextConfig(192, 2, 3, 77, 1000),
+)
+TINY = CLIPConfig(
+    embed_dim=32,
+    vision=VisionConfig(64, 2, 2, 16, (SIDE, SIDE)),
+    text=TextConfig(64, 2, 2, 77, 1000),
+)
+
+
+MODELS = ("ViT-S-32", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-bigG-14")
+
+
+class Size(NamedTuple):
+    """What a run has to do at each step."""
+
+    images: int = 2000
+    classes: int = 100
+    batch: int = 64
+    tokens: int = 22  # of every description
+    resident: bool = True
+    devices: int = 1
+    model: CLIPConfig = SMALL
+
+
+class Run:
+    """A run of a given size on random inputs, which goes on wherever it was left."""
+
+    def __init__(self, size: Size, store: Store) -> None:
+        rng, kinds = np.random.default_rng(0), 2
+        mesh = sharding.make_mesh(1, jax.devices()[: size.devices])
+        everywhere = sharding.replicated(mesh)
+        text = size.model.text
+        tokens = rng.integers(1, text.vocab_size - 2, (size.images * kinds, 77), np.int32)
+        tokens[:, size.tokens - 1] = text.vocab_size - 1  # the end of a text
+        tokens[:, size.tokens :] = 0
+        classes = np.zeros((size.classes, 16), np.int32)
+        classes[:, :9] = rng.integers(1, text.vocab_size - 2, (size.classes, 9))
+        classes[:, 9] = text.vocab_size - 1
+        lengths = np.full((size.images, kinds), size.tokens, np.int32)
+        plan = make_plan(lengths.reshape(-1), size.batch * kinds, text.context_length, size.devices)
+        labels = rng.integers(0, size.classes, size.images).astype(np.int32)
+
+        def put(array: np.ndarray) -> jax.Array:
+            return jax.device_put(array, everywhere)
+
+        self.tables = Tables(
+            class_tokens=put(classes),
+            description_tokens=put(tokens),
+            present=put(np.ones((size.images, kinds), bool)),
+            targets=Targets(put(labels)),
+            pixels=put(store.pixels[: size.images]) if size.resident else None,
+            sizes=put(store.sizes[: size.images]) if size.resident else None,
+        )
+        batches = Batches(size.images, size.batch, 0, plan, lengths, text.context_length)
+        config = resolve(get_config()).train
+        optimiser, method = make_optimiser(config, STEPS), LatteCLIP(0.99, 0.99)
+        prototypes = rng.normal(size=(size.classes, size.model.embed_dim)).astype(np.float32)
+        prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
+        params = sharding.put(mesh, initial_params(size.model, 0))
+        first = method.init(prototypes, size.images)
+        self.state = init_state(params, optimiser, first, mesh, method.trainable)
+        settings = StepSettings(
+            (SIDE, SIDE), (0.5,) * 3, (0.25,) * 3,
+            Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
+        )  # fmt: skip
+        schedule = learning_rate_schedule(config, STEPS)
+        definition = define(size.model)
+        self.step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
+        stream = feed.device_batches(batches, store, self.tables, 0, STEPS, mesh)
+        self.stream = prefetch(stream)
+        self.take(3)  # compiles
+
+    def take(self, steps: int) -> tuple[float, float]:
+        """Milliseconds, and milliseconds of CPU time, per step."""
+        start, used = time.perf_counter(), time.process_time()
+        for _ in range(steps):
+            host, batch = next(self.stream)
+            self.state, _ = self.step(self.state, self.tables, batch, host.text_lengths)
+        jax.block_until_ready(self.state)
+        return (
+            1e3 * (time.perf_counter() - start) / steps,
+            1e3 * (time.process_time() - used) / steps,
+        )
+
+
+def in_turns(runs: dict[Any, Run], rounds: int, steps: int) -> dict[Any, tuple[float, float]]:
+    """Medians over the rounds of what `take` measures."""
+    found: dict[Any, list] = {key: [] for key in runs}
+    for _ in range(rounds):
+        for key, run in runs.items():
+            found[key].append(run.take(steps))
+    return {key: tuple(np.median(values, axis=0)) for key, values in found.items()}
+
+
+def table(title: str, found: dict[Any, tuple[float, float]], batch: Callable[[Any], int]) -> None:
+    """Print what was measured."""
+    print(f"\n| {title} | ms per step | CPU ms per step | images/s |\n|---|---|---|---|")
+    for key, (wall, used) in found.items():
+        name = f"{key:,}" if isinstance(key, int) else key
+        print(f"| {name} | {wall:.1f} | {used:.1f} | {1e3 * batch(key) / wall:,.0f} |", flush=True)
+
+
+def vary(
+    field: str, values: Sequence[int], directory: Path, rounds: int
+) -> dict[int, tuple[float, float]]:
+    """Change one number of the common size."""
+    with random_store(directory, Size().images, SIDE) as store:
+        runs = {value: Run(Size(**{field: value}), store) for value in values}
+        return in_turns(runs, rounds, 8)
+
+
+def vary_images(directory: Path, rounds: int) -> None:
+    """From 1,000 to 1,000,000 pictures, with the smallest model: the least that hides the host."""
+    counts = (1000, 10_000, 100_000, 1_000_000)
+    with ExitStack() as stack:
+        store = stack.enter_context(random_store(directory, counts[-1], SIDE))
+        runs = {
+            f"{count:,}, {'resident' if resident else 'streamed'}": Run(
+                Size(images=count, resident=resident, model=TINY), store
+            )
+            for count in counts
+            for resident in (True, False)
+        }
+        table("images, store", in_turns(runs, rounds, 60), lambda _: Size().batch)
+    start = time.perf_counter()
+    _permutation(counts[-1], 1, 0)
+    seconds = time.perf_counter() - start
+    print(f"\nOnce in an epoch, beside the steps: the permutation of 1,000,000, {seconds:.3f} s")
+
+
+def count_models() -> None:
+    """State and FLOPs of a step with EuroSAT's texts, batch 64."""
+    print("\n| model | parameters (M) | with moments (GB) | GFLOP per image and step |")
+    print("|---|---|---|---|")
+    config = resolve(get_config()).train
+    mesh = sharding.make_mesh(1, jax.devices()[:1])
+    for name in MODELS:
+        model = model_config(name)
+        optimiser, method = make_optimiser(config, STEPS), LatteCLIP(0.99, 0.99)
+        settings = StepSettings((224, 224), (0.5,) * 3, (0.25,) * 3, None)
+        step = make_train_step(
+            define(model), method, optimiser, learning_rate_schedule(config, STEPS), settings, mesh
+        )  # fmt: skip
+        state, tables, batch = arguments(model, 64, method, optimiser, mesh)
+        tables = tables._replace(
+            pixels=jax.ShapeDtypeStruct((64, 224, 224, 3), np.uint8), sizes=None
+        )
+        lowered = step.lower(state, tables, batch, tuple(length for length, _ in TEXTS))
+        flops = lowered.cost_analysis()["flops"] / 64
+        count = sum(np.prod(p.shape, dtype=float) for p in jax.tree.leaves(state.params))
+        size = sum(
+            np.prod(p.shape, dtype=float) * p.dtype.itemsize
+            for p in jax.tree.leaves((state.params, state.optimiser))
+        )
+        print(f"| {name} | {count / 1e6:.0f} | {size / 1e9:.2f} | {flops / 1e9:.1f} |", flush=True)
+    print(f"\nfloat32, {CLASSES} classes; what the loss and the optimiser do is in it")
+
+
+def plot(path: Path, classes: dict[int, tuple], texts: dict[int, tuple]) -> None:
+    """CPU time of a step against classes and text length."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.4), sharey=False)
+    left.plot(list(classes), [v[1] for v in classes.values()], marker="o")
+    left.axvline(2 * Size().batch, linestyle=":", color="grey")
+    left.text(2 * Size().batch * 1.1, left.get_ylim()[1] * 0.6, "2 × batch", color="grey")
+    left.set(xscale="log", xlabel="classes", ylabel="CPU ms per step", ylim=(0, None))
+    right.plot(list(texts), [v[1] for v in texts.values()], marker="o")
+    for bound in (16, 32, 48):
+        right.axvline(bound, linestyle=":", color="grey")
+    right.set(xlabel="tokens of a description", ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(path)
+
+
+def split_devices(rounds: int) -> None:
+    """In a process that has eight virtual devices."""
+    flag = "--xla_force_host_platform_device_count=8"
+    if jax.default_backend() == "cpu" and jax.device_count() < 8:
+        environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
+        command = [sys.executable, "-m", "benchmarks.scaling", "--sections", "devices"]
+        subprocess.run([*command, f"--rounds={rounds}"], env=environment, check=True)
+        return
+    counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
+    found = vary("devices", counts, Path(tempfile.gettempdir()), rounds)
+    table("devices", found, lambda _: Size().batch)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    every = ["batch", "classes", "images", "texts", "models", "devices"]
+    parser.add_argument("--sections", nargs="+", choices=every, default=every)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
+    parser.add_argument("--plot", type=Path, help="SVG of the sections classes and texts")
+    values = parser.parse_args()
+    measured = {}
+    varied = {
+        "batch": ("batch", (16, 32, 64, 128, 256)),
+        "classes": ("classes", (10, 30, 64, 128, 300, 1000, 3000, 10_000)),
+        "texts": ("tokens", (10, 16, 17, 24, 32, 33, 48, 49, 77)),
+    }
+    for section in values.sections:
+        if section in varied:
+            field, sizes = varied[section]
+            found = measured[section] = vary(field, sizes, values.directory, values.rounds)
+            table(field, found, (lambda n: n) if field == "batch" else lambda _: Size().batch)
+        elif section == "images":
+            vary_images(values.directory, values.rounds)
+        elif section == "models":
+            count_models()
+        else:
+            split_devices(values.rounds)
+    if values.plot:
+        plot(values.plot, measured["classes"], measured["texts"])
+
+
+if __name__ == "__main__":
+    main()
