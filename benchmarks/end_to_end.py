@@ -1,0 +1,294 @@
+"""Where the time of a whole adaptation goes, from the command to its results, and of prediction.
+
+    python -m benchmarks.end_to_end                 # the demo's model; for a CPU
+    python -m benchmarks.end_to_end --eurosat       # ViT-B-32, 18,900 of 64 x 64; for a GPU
+
+Makes JPEG files of noise and descriptions of random words, then runs `python -m lattec_jax.train`
+three times: with the store on the device, streamed, and once more on the device with what the first
+run left (stores, pseudo-labels and compiled programs). Then `python -m lattec_jax.predict` on
+--predict files, in two sizes, and once more with nothing left to do. With ViT-B-32 the weights are
+random too (open_clip_torch brings the vocabulary). Losses and accuracies mean nothing here.
+
+Every second of a run is of one row: a function's time is without that of the timed functions that
+it calls. Prints Markdown tables and a JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from lattec_jax.data.descriptions import Record, to_line
+
+CLASSES = tuple(f"kind {n}" for n in range(10))
+ROWS = ("start of Python and JAX", "decoding into stores", "pseudo-labels", "descriptions",
+        "first step (compilation)", "other steps", "waiting for batches", "evaluation",
+        "checkpoints", "results and report", "everything else")  # fmt: skip
+WORDS = "a bright dark field river of long narrow open closed shape and line"
+BPE = "bpe_simple_vocab_16e6.txt.gz"
+
+
+def make_inputs(root: Path, values: argparse.Namespace) -> None:
+    """Pictures, class names, descriptions and, for ViT-B-32, weights."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", values.images), ("test", values.images // 4)):
+        (root / part).mkdir()
+        for n in range(count):
+            coarse = rng.integers(0, 256, (8, 8, 3), np.uint8)
+            picture = Image.fromarray(coarse).resize((values.side, values.side))
+            picture.save(root / part / f"{n:06}.jpg", quality=90)
+    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+    words = np.array(
+        [
+            "a",
+            "bright",
+            "dark",
+            "field",
+            "river",
+            "of",
+            "long",
+            "narrow",
+            "open",
+            "closed",
+            "shape",
+            "and",
+            "line",
+        ]
+    )
+    for kind in ("image", "group-of-4"):
+        path = root / f"made-{kind}.jsonl"
+        with path.open("wb") as file:
+            for n in range(values.images):
+                text = " ".join(rng.choice(words, int(np.clip(rng.gamma(6, 20 / 6), 3, 75))))
+                file.write(to_line(Record(f"train/{n:06}.jpg", kind.split("-")[0], text, "made")))
+    if values.model == "ViT-B-32":
+        save_random(root / "weights")
+
+
+def save_random(directory: Path) -> None:
+    """A checkpoint of ViT-B-32 with random weights."""
+    from benchmarks.micro_batches import VIT_B_32
+    from lattec_jax.data.preprocess import Preprocess
+    from lattec_jax.data.tokenizer import clip_tokenizer
+    from lattec_jax.models.checkpoint import Checkpoint
+    from lattec_jax.models.clip import initial_params
+
+    params = {name: np.asarray(value) for name, value in initial_params(VIT_B_32, 0).items()}
+    tokenizer = clip_tokenizer(Path(importlib.util.find_spec("open_clip").origin).with_name(BPE))
+    preprocess = Preprocess((224, 224), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "bicubic",
+                            "shortest", 0)  # fmt: skip
+    Checkpoint(VIT_B_32, params, tokenizer, preprocess, {"model": "random"}).save(directory)
+
+
+def train_arguments(root: Path, values: argparse.Namespace, name: str, placement: str) -> list[str]:
+    """The command line of a run."""
+    weights = root / "weights"
+    if values.model != "ViT-B-32":
+        weights = Path(__file__).resolve().parent.parent / "lattec_jax/demo/tiny_clip"
+    settings = {
+        "dataset.name": "made",
+        "dataset.root": root,
+        "dataset.class_names": root / "classes.txt",
+        "dataset.labels": "none",
+        "weights": weights,
+        "artifacts": root / name,
+        "descriptions.engine": "made",
+        "store.placement": placement,
+        "compute.dtype": values.dtype,
+        "train.batch_size": values.batch,
+        "train.max_steps": values.steps,
+        "train.epochs": 1_000_000,
+    }
+    return ["--config=configs/folder.py", *(f"--config.{k}={v}" for k, v in settings.items())]
+
+
+class Stopwatch:
+    """Seconds by label, each without those of the labels that run inside of it."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._open: list[float] = []  # seconds of inner labels, for each that is running
+
+    def run(self, label: str, function: Callable, *args: Any, **options: Any) -> Any:
+        """Call a function under a label."""
+        start = time.perf_counter()
+        self._open.append(0.0)
+        try:
+            return function(*args, **options)
+        finally:
+            whole = time.perf_counter() - start
+            self.seconds[label] += whole - self._open.pop()
+            if self._open:
+                self._open[-1] += whole
+
+    def watch(self, owner: object, name: str, label: str) -> None:
+        """Put a function of a module or class under a label."""
+        function = getattr(owner, name)
+
+        def watched(*args: Any, **options: Any) -> Any:
+            return self.run(label, function, *args, **options)
+
+        setattr(owner, name, watched)
+
+
+def run_timed(arguments: list[str], began: float) -> dict[str, float]:
+    """One run of training in this process; seconds by row."""
+    import jax
+
+    from lattec_jax import results, stages, train
+    from lattec_jax.checkpoints import Checkpoints
+    from lattec_jax.report import gather
+
+    jax.devices()
+    watch = Stopwatch()
+    watch.seconds[ROWS[0]] = time.time() - began
+    watch.watch(stages, "open_pictures", ROWS[1])
+    watch.watch(stages, "pseudo_labels", ROWS[2])
+    watch.watch(stages, "descriptions", ROWS[3])
+    for name in ("test_features", "predict_training"):
+        watch.watch(results, name, ROWS[7])
+    for name in ("restore", "save", "wait"):
+        watch.watch(Checkpoints, name, ROWS[8])
+    watch.watch(results, "save_adapted", ROWS[9])
+    watch.watch(gather, "save", ROWS[9])
+    make_step, prefetch, last = train.make_train_step, train.prefetch, []
+
+    def make_watched(*args: Any) -> Callable:
+        step = make_step(*args)
+
+        def call(*inputs: Any) -> Any:
+            if last:
+                last[0] = watch.run(ROWS[5], step, *inputs)
+            else:
+                last.append(watch.run(ROWS[4], lambda: jax.block_until_ready(step(*inputs))))
+            return last[0]
+
+        return call
+
+    def watched_batches(items: Iterator) -> Iterator:
+        batches, end = prefetch(items), object()
+        while (item := watch.run(ROWS[6], next, batches, end)) is not end:
+            yield item
+        # What the devices have still to do belongs to the steps, as do the waits of the log.
+        watch.run(ROWS[5], jax.block_until_ready, last)
+
+    watch.watch(jax, "device_get", ROWS[5])
+    train.make_train_step, train.prefetch = make_watched, watched_batches
+    watch.run(ROWS[10], train.main, ["train", *arguments])
+    return dict(watch.seconds)
+
+
+def child(*arguments: str, environment: dict[str, str] | None = None) -> tuple[float, str]:
+    """Seconds of a Python process, and what it printed."""
+    start = time.time()
+    output = subprocess.run(
+        [sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True,
+        env=os.environ | (environment or {}),
+    ).stdout  # fmt: skip
+    return time.time() - start, output
+
+
+def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Seconds by row for each way of running."""
+    found = {}
+    cache = {"LATTECLIP_CACHE": str(root / "cache")}
+    for name, artifacts, placement in (
+        ("on the device", "first", "device"),
+        ("streamed", "second", "host"),
+        ("again", "first", "device"),
+    ):
+        folder = root / artifacts / "made" / "descriptions"
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in root.glob("made-*.jsonl"):
+            (folder / path.name).write_bytes(path.read_bytes())
+        own = cache | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if name == "streamed" else {})
+        arguments = train_arguments(root, values, artifacts, placement)
+        workdir = f"--workdir={root / name.replace(' ', '-')}"
+        seconds, output = child(
+            "-m", "benchmarks.end_to_end", f"--child={time.time()}", *arguments, workdir,
+            environment=own,
+        )  # fmt: skip
+        found[name] = {"whole": seconds, **json.loads(output.splitlines()[-1])}
+    return found
+
+
+def predict(root: Path, files: int) -> list[tuple[str, float, float]]:
+    """What was classified, its seconds and peak memory in GB."""
+    pictures = sorted((root / "train").iterdir())
+    folder = root / "many"
+    folder.mkdir()
+    names = [folder / f"{n:07}.jpg" for n in range(files)]
+    for n, path in enumerate(names):
+        os.link(pictures[n % len(pictures)], path)
+    found = []
+    for count in (files // 10, files, files):
+        (root / "list.txt").write_text("\n".join(map(str, names[:count])), encoding="utf-8")
+        out, label = root / f"{count}.csv", f"{count:,} files"
+        label += ", all done before" if out.exists() else ""
+        seconds, output = child(
+            "-m", "benchmarks.end_to_end", "--predictor", f"--workdir={root / 'on-the-device'}",
+            f"--list={root / 'list.txt'}", f"--out={out}",
+            environment={"LATTECLIP_CACHE": str(root / "cache")},
+        )  # fmt: skip
+        found.append((label, seconds, float(output.splitlines()[-1])))
+    return found
+
+
+def main() -> None:
+    """Print the tables."""
+    if sys.argv[1:] and sys.argv[1].startswith("--child="):
+        print(json.dumps(run_timed(sys.argv[2:], float(sys.argv[1].partition("=")[2]))))
+        return
+    if sys.argv[1:2] == ["--predictor"]:
+        from lattec_jax import predict as command
+
+        command.main(["predict", *sys.argv[2:]])
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+        return
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--eurosat", action="store_true", help="the goal's size, for a GPU")
+    for name, default in (("images", 2000), ("side", 64), ("batch", 128), ("steps", 60)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--model", choices=["demo", "ViT-B-32"], default="demo")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--predict", type=int, default=20_000, help="files to classify")
+    values = parser.parse_args()
+    if values.eurosat:
+        values.images, values.side, values.batch, values.steps = 18_900, 64, 512, 1800
+        values.model, values.dtype = "ViT-B-32", "bfloat16"
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
+        make_inputs(root, values)
+        found = adapt(root, values)
+        print(f"{values.model}, {values.images:,} pictures of {values.side} x {values.side}, batch "
+              f"{values.batch}, {values.steps} steps, {values.dtype}; seconds\n")  # fmt: skip
+        print(f"| | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
+        for row in (*ROWS, "whole"):
+            cells = (f"{run.get(row, 0.0):.1f}" for run in found.values())
+            print(f"| {row} | {' | '.join(cells)} |")
+        predicted = predict(root, values.predict)
+    print("\n| prediction of | seconds | peak memory (GB) |\n|---|---|---|")
+    for label, seconds, memory in predicted:
+        print(f"| {label} | {seconds:.1f} | {memory:.2f} |")
+    few, many = predicted[0], predicted[1]
+    rate = 0.9 * values.predict / (many[1] - few[1])
+    print(f"\n{rate:,.0f} pictures/s, the start apart")
+    print(json.dumps({"settings": vars(values), "runs": found, "prediction": predicted}))
+
+
+if __name__ == "__main__":
+    main()
