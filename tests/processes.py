@@ -59,7 +59,7 @@ def start(
 
 
 def wait(place: Path, name: str, started: list[subprocess.Popen], status: int = 0) -> None:
-    """Return when all have ended with `status`, within two minutes."""
-    found = [process.wait(timeout=120) for process in started]
+    """Return when all have ended with `status`, within five minutes."""
+    found = [process.wait(timeout=300) for process in started]
     logs = [(place / f"{name}.{n}.log").read_text() for n in range(len(started))]
     assert found == [status] * len(started), "\n".join(log[-3000:] for log in logs)
