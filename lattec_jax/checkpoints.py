@@ -135,7 +135,7 @@ class Checkpoints:
         refused = 0
         for step in sorted(self._manager.all_steps(), reverse=True):
             reason = damage(self._directory / str(step)) if hosts.is_first() else ""
-            if hosts.first_says(not reason):
+            if hosts.all_say(not reason):
                 try:
                     return self._read(step, like, mesh)
                 except ValueError as error:  # another tree, other shapes or another run's

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,15 @@ import safetensors
 import safetensors.numpy
 
 PARTIAL = ".partial"  # suffix of what a killed process leaves behind
+VISIBLE = 60  # seconds after which a file must be seen on all hosts; NFS remembers absent ones
+
+
+def appears(path: Path) -> bool:
+    """Whether a file that another host wrote can be seen here, at once or soon."""
+    end = time.monotonic() + VISIBLE
+    while not (seen := path.exists()) and time.monotonic() < end:
+        time.sleep(1)
+    return seen
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

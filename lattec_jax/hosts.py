@@ -16,10 +16,9 @@ import logging
 import os
 import random
 import sys
-import time
 import zlib
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +32,12 @@ from jax.sharding import PartitionSpec as P
 from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from lattec_jax.errors import ConfigError, TrainingError
-from lattec_jax.files import PARTIAL, write_whole
+from lattec_jax.files import PARTIAL, appears, write_whole
 from lattec_jax.stop import Terminated
 
 JOINING = 300  # seconds that processes wait for each other at the start
 HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
 PATIENCE = 7 * 24 * 3600  # seconds that others wait while the first makes files
-VISIBLE = 60  # seconds after which a file must be seen on all hosts; NFS remembers absent ones
 BEHIND = 2  # steps after which the processes know of each other's signals
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -156,9 +154,10 @@ def numbers_of_all(value: int) -> list[int]:
     return multihost_utils.process_allgather(np.uint32(value)).tolist()
 
 
-def first_says(value: bool) -> bool:
-    """What the first process found; all others take its word."""
-    return bool(numbers_of_all(int(value))[0])
+def first_says(ask: Callable[[], bool]) -> bool:
+    """What the first process finds. The others do not look: a file that was absent once may stay
+    so for a while in what they remember of a shared file system."""
+    return bool(numbers_of_all(int(is_first() and ask()))[0])
 
 
 def all_say(value: bool) -> bool:
@@ -265,14 +264,6 @@ def check_alike(configuration: str, folder: Path) -> None:
     finally:
         if is_first():
             mark.unlink(missing_ok=True)
-
-
-def appears(path: Path) -> bool:
-    """Whether a file that another host wrote can be seen here, at once or soon."""
-    end = time.monotonic() + VISIBLE
-    while not (seen := path.exists()) and time.monotonic() < end:
-        time.sleep(1)
-    return seen
 
 
 class Signals:

@@ -190,7 +190,7 @@ def pseudo_labels(
     source["model"] = hashlib.sha256(repr(weights.config).encode()).hexdigest()
     path = pseudo_label_files.pseudo_labels_path(config, source)
     found = None
-    if path.exists():
+    if hosts.first_says(path.exists):
         try:
             found = pseudo_label_files.read(path, pictures.ids, source)
         except DataError as error:  # pictures were added, or the file is damaged

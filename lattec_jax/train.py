@@ -87,7 +87,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     with hosts.together():
         workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
     finished = directory / workdir.RESULTS
-    if hosts.first_says(finished.exists()):
+    if hosts.first_says(finished.exists):
         return show_finished(finished)
     batches, texts, present = feed.make_batches(config, inputs, method, batch_size, mesh)
 
@@ -109,7 +109,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     # ------------------------------------------------------------------------------------- train
     with hosts.first_before_others():
         (workdir.claim if hosts.is_first() else workdir.follow)(directory, config, record)
-    if hosts.first_says(finished.exists()):  # another process was faster
+    if hosts.first_says(finished.exists):  # another process was faster
         return show_finished(finished)
     with Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
         state, timing = checkpoints.restore(state, mesh)

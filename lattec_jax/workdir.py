@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.config import from_json, leaves, to_json
 from lattec_jax.errors import ConfigError, differences, shortened
-from lattec_jax.files import PARTIAL, write_json, write_whole
+from lattec_jax.files import PARTIAL, appears, write_json, write_whole
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # what the run was made of, by digests
@@ -142,6 +142,7 @@ def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None
     Raises:
         ConfigError: it was claimed with other inputs than this process has.
     """
+    appears(workdir / CONFIG)
     differing = _differences(from_json(workdir / CONFIG), config)
     listed = "".join(f"\n  {line}" for line in differing)
     if listed := listed + differences(read_inputs(workdir), json.loads(json.dumps(record))):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import time
+import zlib
 from pathlib import Path
 
 import jax
@@ -16,10 +17,11 @@ from lattec_jax import feed, hosts, sharding
 from lattec_jax.data.batches import Batches
 from lattec_jax.data.store import Store
 from lattec_jax.data.text_plan import make_plan
-from lattec_jax.errors import ConfigError
+from lattec_jax.errors import ConfigError, TrainingError
 from lattec_jax.evaluation import Encoders
 from lattec_jax.models.clip import define
 from lattec_jax.step import Tables
+from lattec_jax.stop import Terminated
 from tests.dummy import dummy_checkpoint
 from tests.processes import ROOT, start, wait
 from tests.test_train import arguments, make_pictures
@@ -221,6 +223,84 @@ def test_without_a_cluster_joining_is_refused(monkeypatch):
         hosts.join(True)
 
 
+# ------------------------------------------------------------------------------------ agreement
+
+
+class Pretended:
+    """This process and another one, whose numbers are given."""
+
+    def __init__(self, monkeypatch, first: bool, theirs: list[int]):
+        self.mine: list[int] = []
+        monkeypatch.setattr(hosts, "count", lambda: 2)
+        monkeypatch.setattr(hosts, "is_first", lambda: first)
+
+        def numbers(value: int) -> list[int]:
+            self.mine.append(value)
+            both = [value, theirs[len(self.mine) - 1]]
+            return both if first else both[::-1]
+
+        monkeypatch.setattr(hosts, "numbers_of_all", numbers)
+
+
+WELL, FAILED, INTERRUPTED = 0, 1, 2
+
+
+def test_the_first_process_is_through_before_the_other_begins(monkeypatch):
+    for first, rounds in ((True, 0), (False, 1)):
+        pretended = Pretended(monkeypatch, first, [WELL, WELL])
+        with hosts.first_before_others():
+            assert len(pretended.mine) == rounds
+        assert pretended.mine == [WELL, WELL]
+
+
+@pytest.mark.parametrize(
+    ("theirs", "error", "says"),
+    [(FAILED, TrainingError, "process 1 of 2"), (INTERRUPTED, Terminated, "another process")],
+)
+def test_what_goes_wrong_on_another_process_goes_wrong_here(theirs, error, says, monkeypatch):
+    Pretended(monkeypatch, True, [theirs])
+    with pytest.raises(error, match=says), hosts.together():
+        pass
+
+
+@pytest.mark.parametrize(("error", "told"), [(ValueError, FAILED), (Terminated, INTERRUPTED)])
+def test_what_goes_wrong_here_is_told(error, told, monkeypatch):
+    pretended = Pretended(monkeypatch, False, [WELL, WELL])
+    with pytest.raises(error, match="mine"), hosts.first_before_others():
+        raise error("mine")
+    assert pretended.mine == [WELL, told]
+
+
+def test_processes_with_other_configurations_or_files_are_refused(monkeypatch, tmp_path):
+    Pretended(monkeypatch, True, [1])
+    with pytest.raises(ConfigError, match="2 processes were started with different conf"):
+        hosts.check_alike("seed: 0", tmp_path)
+    monkeypatch.setattr(hosts, "appears", lambda path: path.exists())
+    Pretended(monkeypatch, False, [zlib.crc32(b"seed: 0"), 7, WELL, WELL])
+    with pytest.raises(ConfigError, match=r"does not see .*hosts-7\.partial.* one file system"):
+        hosts.check_alike("seed: 0", tmp_path)
+    Pretended(monkeypatch, True, [zlib.crc32(b"seed: 0"), 7, WELL, WELL])
+    hosts.check_alike("seed: 0", tmp_path / "new")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_one_process_agrees_with_itself(tmp_path):
+    assert hosts.first_says(lambda: True) and not hosts.all_say(False)
+    signals = hosts.Signals()
+    assert signals.soon(True) and signals.now(True) and not signals.soon(False)
+    tree = {"a": jax.numpy.arange(3)}
+    assert hosts.of_first(tree) is tree
+    np.testing.assert_array_equal(hosts.fetch(tree)["a"], [0, 1, 2])
+
+
+def test_signals_are_looked_at_some_steps_later(monkeypatch):
+    """The devices of this process play those of both."""
+    monkeypatch.setattr(hosts, "count", lambda: 2)
+    signals = hosts.Signals()
+    heard = [signals.soon(step == 3) for step in range(8)]
+    assert heard == [step == 3 + hosts.BEHIND for step in range(8)]
+
+
 # --------------------------------------------------------------------------------- what each reads
 
 
@@ -262,7 +342,7 @@ def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
 
 
 def test_a_file_of_rows_is_read_by_an_encoder_where_its_devices_are(monkeypatch):
-    checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh()
+    checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh(devices=jax.devices()[:1])
     encoders = Encoders(define(checkpoint.config), checkpoint.preprocess, mesh, 8)
     pixels = np.zeros((11, 16, 16, 3), np.uint8).view(Reads)
     pixels.seen = []

@@ -120,3 +120,36 @@ def test_a_place_that_cannot_be_written_is_said_without_a_traceback(monkeypatch,
     assert "the same command continues" in shown
     with pytest.raises(OSError, match="Bad file"):  # a defect of ours keeps its traceback
         command(fail(errno.EBADF))
+
+
+class Together:
+    """Other processes that hear of a signal of this one in the next step."""
+
+    def __init__(self, theirs: bool) -> None:
+        self._told, self._theirs = False, theirs
+
+    def soon(self, mine: bool) -> bool:
+        told, self._told = self._told, mine
+        return told
+
+    def now(self, mine: bool) -> bool:
+        return mine or self._theirs
+
+
+def test_several_processes_end_when_all_have_heard():
+    steps = []
+    with pytest.raises(Terminated, match="SIGTERM"), AfterStep(Together(False)) as signals:
+        for step in range(9):
+            if step == 3:
+                send(signal.SIGTERM)
+            steps.append(step)
+            if signals.asked():
+                break
+    assert steps == [0, 1, 2, 3, 4]
+
+
+def test_a_signal_to_another_process_at_the_very_end_ends_this_one_too():
+    with pytest.raises(Terminated, match="another process"), AfterStep(Together(True)):
+        pass
+    with AfterStep(Together(False)):
+        pass

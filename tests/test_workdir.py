@@ -159,3 +159,12 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
         process.kill()
     workdir.check(tmp_path, ConfigDict({"seed": 0}))
     workdir.claim(tmp_path, ConfigDict({"seed": 0}), {})
+
+
+def test_another_process_of_the_run_follows_with_the_same_inputs_only(tmp_path):
+    workdir.claim(tmp_path, config(), RECORD)
+    workdir.follow(tmp_path, config(), RECORD)
+    with pytest.raises(ConfigError, match=r"(?s)same weights and pictures.*seed: there 0, here 1"):
+        workdir.follow(tmp_path, config(seed=1), RECORD)
+    with pytest.raises(ConfigError, match="weights_sha256: there 'ab', here 'cd'"):
+        workdir.follow(tmp_path, config(), {**RECORD, "weights_sha256": "cd"})
