@@ -29,7 +29,6 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
-from orbax.checkpoint.multihost import get_barrier_sync_fn
 
 from lattec_jax.errors import ConfigError, TrainingError
 from lattec_jax.files import PARTIAL, appears, write_whole
@@ -148,6 +147,8 @@ def numbers_of_all(value: int) -> list[int]:
     """A number of every process, up to 2³² - 1; waits for all of them."""
     if count() == 1:
         return [value]
+    from orbax.checkpoint.multihost import get_barrier_sync_fn  # slow to import
+
     # Collectives of some devices give up after minutes; this does not.
     wait = get_barrier_sync_fn()
     wait(key=f"lattec_jax-{next(_numbers)}", timeout_ms=1000 * PATIENCE)
