@@ -88,7 +88,7 @@ def join(asked: bool) -> None:
             f"Kubernetes or on a TPU slice, or {', '.join(_VARIABLES)} to be set; JAX says: {error}"
         ) from error
     if jax.default_backend() == "cpu":
-        # Programs from the cache run their collectives in no fixed order: gloo mixes them up.
+        # Programs that come from the cache mix up their collectives with gloo (jax 0.10.2).
         jax.config.update("jax_enable_compilation_cache", False)
     if not is_first():  # one voice is enough; errors are still said
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
