@@ -110,7 +110,7 @@ def make_tables(
 ) -> Tables:
     """Put on every device what stays there for the whole run."""
     pictures = inputs.pictures
-    store = training_store(pictures, method)
+    store = training_store(pictures)
     here = method.trains and store_on_device(config, store)
     # True labels go to the device only for a method that declares that it needs them.
     true = pictures.labels if "labels" in method.requires else None
@@ -138,9 +138,9 @@ def frozen_features(inputs: Inputs, method: Method, params: Params) -> np.ndarra
     return inputs.encoders.images(params, pixels, "features of the frozen model")
 
 
-def training_store(pictures: Pictures, method: Method) -> Store:
-    """The pixels that a method trains on."""
-    return pictures.training if method.augments else pictures.evaluation
+def training_store(pictures: Pictures) -> Store:
+    """The pixels that are trained on: whole pictures where they are augmented."""
+    return pictures.training or pictures.evaluation
 
 
 def store_on_device(config: ConfigDict, store: Store) -> bool:

@@ -31,7 +31,8 @@ def main(argv: Sequence[str]) -> None:
     with hosts.first_before_others():
         dataset = datasets.load(config)
     weights, mesh = stages.load_weights(config), make_mesh(config.compute.fsdp)
-    pictures = stages.open_pictures(config, dataset, "train", weights)
+    # The training store as well: most methods will ask for it, and each file is decoded once.
+    pictures = stages.open_pictures(config, dataset, "train", weights, training=True)
     encoders = stages.make_encoders(config, weights, mesh)
     labels = stages.pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
 

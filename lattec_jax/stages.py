@@ -47,7 +47,7 @@ class Pictures:
     ids: tuple[str, ...]
     labels: np.ndarray | None  # [N] int32; None where unknown
     evaluation: Store
-    training: Store | None
+    training: Store | None  # None where nothing is augmented
     fingerprint: str  # of the files and how they are read
 
     @property
@@ -97,7 +97,7 @@ def gather(
         start = load_start(config, weights, dataset.class_names)
         dataset.on_disk()
     encoders = make_encoders(config, weights, mesh)
-    pictures = open_pictures(config, dataset, "train", weights)
+    pictures = open_pictures(config, dataset, "train", weights, method.trains and method.augments)
     test = open_pictures(config, dataset, "test", weights) if dataset.test else None
     prompts = make_prompts(config, dataset, weights)
     zero_shot = pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
@@ -154,24 +154,27 @@ def make_prompts(config: ConfigDict, dataset: Dataset, weights: Checkpoint) -> C
     return class_prompts(dataset.names, templates(config), weights.tokenizer, weights.config.text)
 
 
-def open_pictures(config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint) -> Pictures:
-    """Make the stores of the split `part` ("train" or "test") where they are missing, open them."""
+def open_pictures(
+    config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint, training: bool = False
+) -> Pictures:
+    """Make the stores of the split `part` ("train" or "test") where they are missing, open them;
+    `training`: that of whole pictures, for augmented crops, too."""
     split: Split = getattr(dataset, part)
     with hosts.first_before_others():
         paths = make_stores(
             split,
             artifacts_dir(config) / "stores",
             weights.preprocess,
-            training_bound(config, weights) if part == "train" else None,
+            training_bound(config, weights) if training else None,
             config.store.max_unreadable,
         )
         evaluation = open_store(paths.evaluation)
-        training = open_store(paths.training) if paths.training else None
+        whole = open_store(paths.training) if paths.training else None
     labels = None
     if split.labels is not None:
         row = {image: index for index, image in enumerate(split.ids)}
         labels = split.labels[[row[image] for image in evaluation.ids]]
-    return Pictures(evaluation.ids, labels, evaluation, training, paths.evaluation.name)
+    return Pictures(evaluation.ids, labels, evaluation, whole, paths.evaluation.name)
 
 
 def pseudo_labels(

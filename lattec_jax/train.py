@@ -118,7 +118,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             print(f"continuing at step {start} of {steps}")
         clock = Clock(batch_size, **timing)
         tables = feed.make_tables(config, inputs, method, texts, present, frozen, mesh)
-        store = feed.training_store(inputs.pictures, method)
+        store = feed.training_store(inputs.pictures)
         stream = feed.device_batches(batches, store, tables, start, steps, mesh)
         log = (RunLog if hosts.is_first() else NoLog)(directory, start, steps, batch_size)
         with (
@@ -162,7 +162,9 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     final = classifiers(inputs, method, state)
     after = examine(inputs, state.params, final, seen)
     adapted = hosts.fetch(state.params)
-    predictions = results.predict_training(inputs, state.params, final, frozen)
+    predictions = after["predictions"]  # of the training images, where there are no others
+    if inputs.test:
+        predictions = results.predict_training(inputs, state.params, final, frozen)
     template, vectors = config.templates[0], (class_features, final.adapted)
     shown = gather.collect(inputs, method, state, template, vectors, (before, after), predictions)
     with hosts.first_before_others():
