@@ -1,0 +1,127 @@
+"""Our step, as `lattec_jax.train` makes it: `make_train_step` with a resident store."""
+
+from __future__ import annotations
+
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import workload
+from benchmarks.workload import Workload
+from configs.common import get_config
+from convert.names import to_flax
+from lattec_jax import sharding
+from lattec_jax.augment import Augmentation, augment
+from lattec_jax.data.store import Store
+from lattec_jax.feed import device_batches
+from lattec_jax.methods.base import Targets
+from lattec_jax.methods.latteclip import LatteCLIP
+from lattec_jax.models.clip import bind, define
+from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.step import StepSettings, Tables, make_train_step
+
+STEPS = 1800  # of the schedule
+
+
+class Ours:
+    """A training step of LatteCLIP with the paper's settings."""
+
+    def __init__(self, work: Workload, dtype: str):
+        config = get_config()
+        section = config.train
+        section.update(config.presets.paper.train)
+        section.learning_rate = workload.LEARNING_RATE
+        config.augment.update(config.presets.paper.augment)
+        self.work = work
+        self.mesh = sharding.make_mesh(1, jax.devices()[:1])
+        self.params = to_flax(work.weights, work.config, "the workload")
+        self.definition = define(work.config, dtype=jnp.dtype(dtype))
+        self.settings = StepSettings(
+            work.config.vision.image_size,
+            workload.MEAN,
+            workload.STD,
+            Augmentation.from_config(config.augment),
+        )
+        method = LatteCLIP(workload.ALPHA, workload.MOMENTUM)
+        optimiser = make_optimiser(section, STEPS)
+        # Of the frozen model in float32: the programs in PyTorch start from the same ones.
+        first = define(work.config)
+        encode = jax.jit(lambda params, tokens: bind(first, params).encode_text(tokens))
+        self.prototypes = np.asarray(encode(self.params, work.cropped_classes()))
+        method_state = method.init(jnp.asarray(self.prototypes), len(work.pixels))
+        params = sharding.put(self.mesh, self.params)
+        self.state = init_state(params, optimiser, method_state, self.mesh)
+        del params
+        schedule = learning_rate_schedule(section, STEPS)
+        self.jitted = make_train_step(
+            self.definition, method, optimiser, schedule, self.settings, self.mesh
+        )
+        self.tables = self._tables()
+        self.compiled = None
+
+    def _tables(self) -> Tables:
+        work, count = self.work, len(self.work.pixels)
+        sizes = np.full((count, 2), workload.SIDE, np.int32)
+        self.store = Store(tuple(map(str, range(count))), work.pixels, sizes, ())
+        tables = Tables(
+            class_tokens=work.cropped_classes(),
+            description_tokens=work.description_tokens,
+            present=np.ones((count, len(workload.KINDS)), bool),
+            targets=Targets(work.zero_shot),
+            pixels=work.pixels,
+            sizes=sizes,
+        )
+        return jax.device_put(tables, sharding.replicated(self.mesh))
+
+    def crops(self, step: int) -> np.ndarray:
+        """`[B, H, W, 3]` as the step draws them for a batch, normalised."""
+        images = self.work.batches.at(step).images
+        key = jax.random.fold_in(jax.random.key(self.state.seed), step)
+        size = self.settings.image_size
+        crop = jax.jit(lambda *arrays: augment(*arrays, size, self.settings.augmentation))
+        crops = crop(key, self.tables.pixels[images], self.tables.sizes[images])
+        return np.asarray((crops - jnp.array(workload.MEAN)) / jnp.array(workload.STD), np.float32)
+
+    def load(self, step: int) -> None:
+        """Place a batch on the device."""
+        feed = device_batches(
+            self.work.batches, self.store, self.tables, step, step + 1, self.mesh
+        )
+        self.host, self.batch = next(feed)
+        self.state = self.state.replace(step=jnp.asarray(step, jnp.int32))
+
+    def compile(self) -> float:
+        """Seconds that it takes; nothing is read from a cache of compiled programs."""
+        start = time.perf_counter()
+        lowered = self.jitted.lower(self.state, self.tables, self.batch, self.host.text_lengths)
+        self.compiled = lowered.compile()
+        return time.perf_counter() - start
+
+    def step(self) -> float:
+        """Train on the loaded batch; returns the loss."""
+        self.state, figures = self.compiled(self.state, self.tables, self.batch)
+        jax.block_until_ready(self.state)
+        return float(figures["loss"])
+
+    def first(self) -> dict[str, np.ndarray]:
+        """One step: the loss, gradients, prototypes. AdamW's first moment after its first step is
+        the gradient times 1 − β₁, so that this is the gradient of the very step that is timed."""
+        loss = self.step()
+        moments = next(s.mu for s in jax.tree.leaves(
+            self.state.optimiser, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))  # fmt: skip
+        found = {
+            f"gradient/{name}": np.asarray(value) / (1 - workload.BETA1)
+            for name, value in moments.items()
+        }
+        return found | {
+            "loss": np.float32(loss),
+            "prototypes": np.asarray(self.state.method.current),
+        }
+
+    def timed(self) -> float:
+        """Seconds of one step."""
+        start = time.perf_counter()
+        self.step()
+        return time.perf_counter() - start

@@ -1,0 +1,104 @@
+"""The same step with all that makes it quick in PyTorch.
+
+Each text is encoded once, at the few lengths that ours uses (`lattec_jax.data.text_plan`); attention
+is `scaled_dot_product_attention` on one fused projection with the causal flag instead of a mask;
+only the token that is read out passes the last norm; AdamW is fused; prototypes move in one
+scatter. `compiled` puts both encoders through `torch.compile`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from benchmarks.torch_clip import Program
+from benchmarks.workload import MOMENTUM, HostBatch
+
+
+def block(layer: torch.nn.Module, x: torch.Tensor, causal: bool) -> torch.Tensor:
+    """A residual block of open_clip, `[B, L, W] -> [B, L, W]`."""
+    batch, length, width = x.shape
+    heads = layer.attn.num_heads
+    qkv = F.linear(layer.ln_1(x), layer.attn.in_proj_weight, layer.attn.in_proj_bias)
+    # [B, L, 3W] -> three of [B, H, L, W/H]
+    query, key, value = qkv.view(batch, length, 3, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=causal)
+    mixed = mixed.transpose(1, 2).reshape(batch, length, width)
+    x = x + layer.attn.out_proj(mixed)
+    return x + layer.mlp(layer.ln_2(x))
+
+
+def encode_image(model: torch.nn.Module, crops: torch.Tensor) -> torch.Tensor:
+    """Unit features `[B, D]` of crops `[B, 3, H, W]`, for a tower with a class token."""
+    tower = model.visual
+    x = tower.conv1(crops).flatten(2).transpose(1, 2)  # [B, L - 1, W]
+    cls = tower.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    x = tower.ln_pre(torch.cat([cls, x], dim=1) + tower.positional_embedding.to(x.dtype))
+    for layer in tower.transformer.resblocks:
+        x = block(layer, x, causal=False)
+    return F.normalize((tower.ln_post(x[:, 0]) @ tower.proj).float(), dim=-1)
+
+
+def encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """Unit features `[M, D]` of tokens `[M, L]`, for a causal tower read out at the end token."""
+    x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
+    if torch.is_autocast_enabled(tokens.device.type):
+        x = x.to(torch.get_autocast_dtype(tokens.device.type))
+    for layer in model.transformer.resblocks:
+        x = block(layer, x, causal=True)
+    x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
+    return F.normalize((model.ln_final(x) @ model.text_projection).float(), dim=-1)
+
+
+class Best(Program):
+    """With `torch.compile` where `compiling` is called with True."""
+
+    fused = True
+    encode_image = staticmethod(encode_image)
+    encode_text = staticmethod(encode_text)
+
+    def compiling(self, enable: bool) -> None:
+        """Compile both encoders, each length of text by itself, when they are next called."""
+        wrap = torch.compile(dynamic=False) if enable else (lambda function: function)
+        self.encode_image, self.encode_text = wrap(encode_image), wrap(encode_text)
+
+    def load_texts(self, host: HostBatch) -> None:
+        """A token matrix for each group of the plan."""
+        tokens = self.work.description_tokens
+        self.groups = [
+            self._put(tokens[rows, :length])
+            for rows, length in zip(host.text_rows, host.text_lengths, strict=True)
+        ]
+        self.places = self._put(host.text_places)
+        self.class_tokens = self._put(self.work.cropped_classes())
+
+    def features(self) -> tuple:
+        """As in `Program`."""
+        images = self.encode_image(self.model, self.crops)
+        labels = [self.zero_shot, (images.detach() @ self.prototypes.T).argmax(dim=1)]
+        classes, count = self.class_tokens, len(self.class_tokens)
+        places = torch.stack(labels)
+        if count > places.numel():  # encode those that the labels name
+            named, places = torch.unique(places, return_inverse=True)
+            # Of one size in every batch, or each would be compiled anew.
+            classes = classes[F.pad(named, (0, places.numel() - len(named)))]
+        groups = [classes, *self.groups]
+        lengths = sorted({tokens.shape[1] for tokens in groups})
+        encoded = {}
+        for length in lengths:
+            same = [i for i, tokens in enumerate(groups) if tokens.shape[1] == length]
+            features = self.encode_text(self.model, torch.cat([groups[i] for i in same]))
+            parts = features.split([len(groups[i]) for i in same])
+            encoded |= dict(zip(same, parts, strict=True))
+        texts = torch.cat([encoded[i] for i in range(1, len(groups))])[self.places]
+        # [B · K, D] -> [B, K, D]
+        descriptions = texts.view(len(images), -1, texts.shape[1])
+        return images, list(encoded[0][places]), descriptions, labels
+
+    def move(self, mixed: torch.Tensor, labels: torch.Tensor) -> None:
+        """All classes at once."""
+        sums = torch.zeros_like(self.prototypes).index_add_(0, labels, mixed)
+        counts = torch.bincount(labels, minlength=len(sums))[:, None]
+        moved = (1 - MOMENTUM) * sums / counts.clamp(min=1) + MOMENTUM * self.prototypes
+        self.prototypes = torch.where(counts > 0, F.normalize(moved, dim=-1), self.prototypes)

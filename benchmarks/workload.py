@@ -1,0 +1,197 @@
+"""What every program of `benchmarks.train_step` is given: one model, pictures, texts and batches.
+
+Nothing is downloaded. Weights are open_clip's initial ones for a fixed seed; pictures are random
+colour fields; a text is a start token, random words and an end token, and its length follows a
+log-normal distribution (median 20.5, deviation 0.4 of the logarithm: mean 22 tokens) cut to 7 and
+the context length. Class-descriptions have 7 to 10 tokens. NumPy only: the programs in PyTorch use
+this without JAX.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lattec_jax.data.batches import Batches, HostBatch
+from lattec_jax.data.text_plan import bucket_length, make_plan
+from lattec_jax.models.config import CLIPConfig, text_lengths
+
+KINDS = ("image", "group")  # of generated text
+ALPHA, MOMENTUM = 0.99, 0.99
+LEARNING_RATE, BETA1, BETA2, EPSILON, DECAY = 1e-7, 0.9, 0.98, 1e-6, 0.2
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIDE = 256  # pixels of the stored pictures, of which 0.9 to 1 is cropped and resized
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """C classes, N images, K kinds of text, L the context length.
+
+    Attributes:
+        model_cfg: open_clip's configuration of the model.
+        batch: images per step.
+        weights: open_clip's state dict.
+        pixels: `[N, SIDE, SIDE, 3]` uint8.
+        class_tokens: `[C, L]`.
+        description_tokens: `[N · K, L]`; row n · K + k is the k-th text of image n.
+        zero_shot: `[N]` labels of the frozen model.
+    """
+
+    model_cfg: dict[str, Any]
+    batch: int
+    weights: dict[str, np.ndarray]
+    pixels: np.ndarray
+    class_tokens: np.ndarray
+    description_tokens: np.ndarray
+    zero_shot: np.ndarray
+
+    @property
+    def config(self) -> CLIPConfig:
+        """The architecture."""
+        return CLIPConfig.from_open_clip(self.model_cfg)
+
+    @property
+    def batches(self) -> Batches:
+        """The batches as a run makes them; a step beyond the plan of its texts' lengths would
+        compile another program, and with these sizes none of the first is (`make` sees to it)."""
+        return batches_of(self.description_tokens, self.config, self.batch)
+
+    def cropped_classes(self) -> np.ndarray:
+        """The class-descriptions, cut to the smallest length of a group that holds them all."""
+        text = self.config.text
+        longest = int(text_lengths(self.class_tokens, text).max())
+        return self.class_tokens[:, : bucket_length(longest, text.context_length)]
+
+    def save(self, folder: Path) -> None:
+        """Write it for the processes that run the programs."""
+        settings = {"model_cfg": self.model_cfg, "batch": self.batch}
+        (folder / "workload.json").write_text(json.dumps(settings), encoding="utf-8")
+        np.savez(folder / "weights.npz", **self.weights)
+        np.savez(folder / "data.npz", **{name: getattr(self, name) for name in _ARRAYS})
+
+    @classmethod
+    def load(cls, folder: Path) -> Workload:
+        """Read what `save` wrote."""
+        settings = json.loads((folder / "workload.json").read_text(encoding="utf-8"))
+        with np.load(folder / "weights.npz", allow_pickle=False) as file:
+            weights = dict(file)
+        with np.load(folder / "data.npz", allow_pickle=False) as file:
+            return cls(**settings, weights=weights, **{name: file[name] for name in _ARRAYS})
+
+
+_ARRAYS = ("pixels", "class_tokens", "description_tokens", "zero_shot")
+
+
+def batches_of(tokens: np.ndarray, config: CLIPConfig, batch: int) -> Batches:
+    """Batches of images that have the texts `tokens [N · K, L]`."""
+    lengths = text_lengths(tokens, config.text)
+    context = config.text.context_length
+    return Batches(
+        count=len(tokens) // len(KINDS),
+        batch_size=batch,
+        seed=0,
+        plan=make_plan(lengths, batch * len(KINDS), context),
+        lengths=lengths.reshape(-1, len(KINDS)),
+        context_length=context,
+    )
+
+
+def make(model_cfg: dict[str, Any], batch: int, classes: int, steps: int, seed: int = 0) -> Workload:
+    """A workload of `steps` different batches; imports torch and open_clip for the weights."""
+    config = CLIPConfig.from_open_clip(model_cfg)
+    count = batch * steps
+    for attempt in range(10):
+        random = np.random.default_rng([seed, attempt])
+        tokens = _texts(random, _lengths(random, count * len(KINDS), config), config)
+        batches = batches_of(tokens, config, batch)
+        if all(batches.at(s).text_lengths == batches.plan.lengths for s in range(steps)):
+            break
+    fields = random.integers(0, 256, (count, SIDE // 32, SIDE // 32, 3), np.uint8)
+    return Workload(
+        model_cfg=model_cfg,
+        batch=batch,
+        weights=_initial_weights(model_cfg, seed),
+        pixels=fields.repeat(32, axis=1).repeat(32, axis=2),
+        class_tokens=_texts(random, random.integers(7, 11, classes), config),
+        description_tokens=tokens,
+        zero_shot=random.integers(0, classes, count).astype(np.int32),
+    )
+
+
+def _lengths(random: np.random.Generator, count: int, config: CLIPConfig) -> np.ndarray:
+    drawn = np.round(random.lognormal(np.log(20.5), 0.4, count)).astype(int)
+    return drawn.clip(7, config.text.context_length)
+
+
+def _texts(random: np.random.Generator, lengths: np.ndarray, config: CLIPConfig) -> np.ndarray:
+    """`[M, L]` tokens with these lengths, start and end token included."""
+    context, end = config.text.context_length, config.text.vocab_size - 1
+    words = random.integers(1, end - 1, (len(lengths), context))
+    words[:, 0] = end - 1
+    place = np.arange(context)
+    return np.where(
+        place == lengths[:, None] - 1, end, np.where(place < lengths[:, None], words, 0)
+    ).astype(np.int32)
+
+
+def _initial_weights(model_cfg: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
+    import torch
+
+    from tests.torch_fix import define_missing_torchvision_operators
+
+    define_missing_torchvision_operators()
+    from open_clip.model import CLIP
+
+    torch.manual_seed(seed)
+    return {name: tensor.numpy() for name, tensor in CLIP(**model_cfg).state_dict().items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Floating-point operations of one step by formula, two per multiplication and addition."""
+
+    forward: float
+    training: float  # forward, and twice that backward but for the gradient of the pixels
+    recomputed: float  # again in the backward pass, with gradient checkpointing
+
+
+def cost(config: CLIPConfig, images: int, text_lengths: np.ndarray) -> Cost:
+    """The matrix products of both towers and of the two losses.
+
+    A causal tower needs half of the products between tokens. Norms, activations, softmax, cropping
+    and the optimiser are left out, as usual.
+
+    Args:
+        config: the architecture.
+        images: B.
+        text_lengths: tokens of each text that is encoded.
+    """
+    vision, text, dimension = config.vision, config.text, config.embed_dim
+    tokens = vision.grid[0] * vision.grid[1] + 1
+    patches = 2 * images * (tokens - 1) * 3 * vision.patch_size**2 * vision.width
+    lengths = np.asarray(text_lengths, float)
+    pairs = lengths * (lengths + 1) / 2 if text.causal else lengths**2
+    blocks = _blocks(vision, images * tokens, images * tokens**2)
+    blocks += _blocks(text, lengths.sum(), pairs.sum())
+    heads = 2 * dimension * (images * vision.width + len(lengths) * text.width)
+    losses = 2 * 2 * images**2 * dimension
+    forward = patches + blocks + heads + losses
+    return Cost(forward, 3 * forward - patches, blocks)
+
+
+def _blocks(tower: Any, tokens: float, pairs: float) -> float:
+    """Operations of a tower's blocks on so many tokens and pairs of tokens of one text."""
+    per_token = 2 * (4 + 2 * tower.mlp_ratio) * tower.width**2
+    return tower.layers * (tokens * per_token + 2 * 2 * pairs * tower.width)
+
+
+def needed_lengths(work: Workload, batch: HostBatch) -> np.ndarray:
+    """What the method needs of texts for a batch: each class-description and description once, no
+    token behind its end."""
+    classes = text_lengths(work.class_tokens, work.config.text)[: 2 * work.batch]
+    rows = np.concatenate(batch.text_rows)
+    return np.concatenate([classes, text_lengths(work.description_tokens[rows], work.config.text)])
