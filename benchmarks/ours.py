@@ -7,6 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from benchmarks import workload
 from benchmarks.workload import Workload
@@ -86,9 +87,7 @@ class Ours:
 
     def load(self, step: int) -> None:
         """Place a batch on the device."""
-        feed = device_batches(
-            self.work.batches, self.store, self.tables, step, step + 1, self.mesh
-        )
+        feed = device_batches(self.work.batches, self.store, self.tables, step, step + 1, self.mesh)
         self.host, self.batch = next(feed)
         self.state = self.state.replace(step=jnp.asarray(step, jnp.int32))
 
@@ -109,8 +108,7 @@ class Ours:
         """One step: the loss, gradients, prototypes. AdamW's first moment after its first step is
         the gradient times 1 − β₁, so that this is the gradient of the very step that is timed."""
         loss = self.step()
-        moments = next(s.mu for s in jax.tree.leaves(
-            self.state.optimiser, is_leaf=lambda s: hasattr(s, "mu")) if hasattr(s, "mu"))  # fmt: skip
+        moments = optax.tree.get(self.state.optimiser, "mu")
         found = {
             f"gradient/{name}": np.asarray(value) / (1 - workload.BETA1)
             for name, value in moments.items()

@@ -1,14 +1,13 @@
 """The same step with all that makes it quick in PyTorch.
 
-Each text is encoded once, at the few lengths that ours uses (`lattec_jax.data.text_plan`); attention
-is `scaled_dot_product_attention` on one fused projection with the causal flag instead of a mask;
-only the token that is read out passes the last norm; AdamW is fused; prototypes move in one
-scatter. `compiled` puts both encoders through `torch.compile`.
+Each text is encoded once, at the few lengths that ours uses (`lattec_jax.data.text_plan`);
+attention is `scaled_dot_product_attention` on one fused projection with the causal flag instead of
+a mask; only the token that is read out passes the last norm; AdamW is fused; prototypes move in one
+scatter. `compiling` puts both encoders through `torch.compile`.
 """
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -51,6 +50,9 @@ def encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return F.normalize((model.ln_final(x) @ model.text_projection).float(), dim=-1)
 
 
+COMPILED = tuple(torch.compile(f, dynamic=False) for f in (encode_image, encode_text))
+
+
 class Best(Program):
     """With `torch.compile` where `compiling` is called with True."""
 
@@ -59,9 +61,8 @@ class Best(Program):
     encode_text = staticmethod(encode_text)
 
     def compiling(self, enable: bool) -> None:
-        """Compile both encoders, each length of text by itself, when they are next called."""
-        wrap = torch.compile(dynamic=False) if enable else (lambda function: function)
-        self.encode_image, self.encode_text = wrap(encode_image), wrap(encode_text)
+        """Use encoders that are compiled, each length of text by itself, when they are called."""
+        self.encode_image, self.encode_text = COMPILED if enable else (encode_image, encode_text)
 
     def load_texts(self, host: HostBatch) -> None:
         """A token matrix for each group of the plan."""

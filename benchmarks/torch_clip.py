@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -38,7 +37,7 @@ class Program:
         self.model = CLIP(**work.model_cfg)
         self.model.load_state_dict({n: torch.from_numpy(a) for n, a in work.weights.items()})
         self.model = self.model.to(device).train()
-        self.prototypes = torch.from_numpy(prototypes).to(device)
+        self.prototypes = torch.from_numpy(prototypes.copy()).to(device)
         named = list(self.model.named_parameters())
         self.optimiser = torch.optim.AdamW(
             [
@@ -131,10 +130,14 @@ class Program:
         gradients = {n: p.grad.float().cpu().numpy() for n, p in self.model.named_parameters()}
         gradients = to_flax(gradients, self.work.config, "gradients")
         found = {f"gradient/{name}": array for name, array in gradients.items()}
-        return found | seen | {
-            "loss": np.float32(loss),
-            "prototypes": self.prototypes.cpu().numpy(),
-        }
+        return (
+            found
+            | seen
+            | {
+                "loss": np.float32(loss),
+                "prototypes": self.prototypes.cpu().numpy(),
+            }
+        )
 
     def timed(self) -> float:
         """Seconds of one step."""
@@ -143,8 +146,3 @@ class Program:
         if self.device == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter() - start
-
-
-def read_crops(folder: Path, step: int) -> np.ndarray:
-    """The crops that our step draws for a batch."""
-    return np.load(folder / f"crops-{step}.npy", allow_pickle=False)

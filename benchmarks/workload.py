@@ -100,7 +100,9 @@ def batches_of(tokens: np.ndarray, config: CLIPConfig, batch: int) -> Batches:
     )
 
 
-def make(model_cfg: dict[str, Any], batch: int, classes: int, steps: int, seed: int = 0) -> Workload:
+def make(
+    model_cfg: dict[str, Any], batch: int, classes: int, steps: int, seed: int = 0
+) -> Workload:
     """A workload of `steps` different batches; imports torch and open_clip for the weights."""
     config = CLIPConfig.from_open_clip(model_cfg)
     count = batch * steps

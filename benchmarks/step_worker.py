@@ -1,0 +1,209 @@
+"""A process that holds one program of `benchmarks.train_step` and runs steps when it is told to.
+
+    python -m benchmarks.step_worker PROGRAM FOLDER DTYPE
+
+One request is a line of JSON on the standard input, its answer a line on the standard output. While
+one process runs, the others wait, so that each has all the cores and its own peak memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.workload import Workload
+
+PROGRAMS = ("ours", "release", "best")
+STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def resident() -> int:
+    """The most memory that this process has held since `forget_peak`, in bytes."""
+    line = next(n for n in STATUS.read_text().splitlines() if n.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def forget_peak() -> None:
+    """Let `resident` count from now on."""
+    RESET.write_text("5")
+
+
+class OurWorker:
+    """Answers for `benchmarks.ours`."""
+
+    def __init__(self, work: Workload, folder: Path, dtype: str):
+        import jax
+
+        from benchmarks.ours import Ours
+
+        jax.config.update("jax_enable_compilation_cache", False)
+        self.jax, self.work, self.folder, self.dtype = jax, work, folder, dtype
+        self.kind = Ours
+        self.device = jax.devices()[0]
+
+    def check(self, variant: str) -> dict[str, Any]:
+        """The first step in float32, with what the other programs need to do the same."""
+        program = self.kind(self.work, "float32")
+        np.save(self.folder / "prototypes.npy", program.prototypes)
+        for step in range(self.work.batches.steps_per_epoch):
+            np.save(self.folder / f"crops-{step}.npy", program.crops(step))
+        program.load(0)
+        self.compiling = program.compile()
+        np.savez(self.folder / f"first-{variant}.npz", **program.first())
+        self.program = program
+        return {
+            "device": f"{self.device.device_kind} ({self.device.platform})",
+            "version": f"JAX {self.jax.__version__}",
+            "platform": self.device.platform,
+        }
+
+    def build(self, variant: str) -> dict[str, Any]:
+        """The program that is timed."""
+        if self.dtype != "float32":
+            del self.program
+            self.program = self.kind(self.work, self.dtype)
+            self.program.load(0)
+            self.compiling = self.program.compile()
+        plan = self.program.compiled.memory_analysis()
+        held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
+        return {"compiling": self.compiling, "planned": held + plan.temp_size_in_bytes}
+
+    def run(self, variant: str, step: int) -> dict[str, Any]:
+        """One timed step."""
+        self.program.load(step)
+        self.jax.block_until_ready(self.program.batch)
+        if self.device.platform == "cpu":
+            forget_peak()
+        seconds = self.program.timed()
+        if self.device.platform == "cpu":
+            return {"seconds": seconds, "peak": resident()}
+        return {"seconds": seconds, "peak": self.device.memory_stats()["peak_bytes_in_use"]}
+
+    def rest(self, variant: str) -> dict[str, Any]:
+        """Nothing is given back between turns."""
+        return {}
+
+    def matmul(self, variant: str, size: int) -> dict[str, Any]:
+        """Operations per second of a product of two square matrices."""
+        numpy = self.jax.numpy
+        dtype = numpy.dtype(self.dtype)
+        with self.jax.default_matmul_precision("highest"):
+            multiply = self.jax.jit(lambda a, b: a @ b)
+            a = self.jax.random.normal(self.jax.random.key(0), (size, size)).astype(dtype)
+            return {"rate": rate(lambda: multiply(a, a).block_until_ready(), size)}
+
+
+class TorchWorker:
+    """Answers for `benchmarks.torch_release` and `benchmarks.torch_best`."""
+
+    def __init__(self, work: Workload, folder: Path, dtype: str, name: str):
+        import torch
+
+        from benchmarks.torch_best import Best
+        from benchmarks.torch_release import Release
+
+        self.torch, self.work, self.folder, self.dtype = torch, work, folder, dtype
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.kind = {"release": Release, "best": Best}[name]
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+
+    def _make(self, dtype: str) -> Any:
+        prototypes = np.load(self.folder / "prototypes.npy", allow_pickle=False)
+        return self.kind(self.work, dtype, self.device, prototypes)
+
+    def _load(self, step: int) -> None:
+        crops = np.load(self.folder / f"crops-{step}.npy", allow_pickle=False)
+        self.program.load(step, crops)
+
+    def _configure(self, variant: str) -> None:
+        if variant.startswith("release"):
+            self.program.checkpointing(variant == "release-checkpointing")
+        else:
+            self.program.compiling(variant == "best-compiled")
+
+    def check(self, variant: str) -> dict[str, Any]:
+        """The first step in float32."""
+        self.program = self._make("float32")
+        self._configure(variant)
+        self._load(0)
+        np.savez(self.folder / f"first-{variant}.npz", **self.program.first())
+        return {"version": f"PyTorch {self.torch.__version__}",
+                "threads": self.torch.get_num_threads()}  # fmt: skip
+
+    def build(self, variant: str) -> dict[str, Any]:
+        """The program that is timed, and the seconds of its first step beyond those of another."""
+        if self.program.dtype != getattr(self.torch, self.dtype):
+            del self.program
+            self.program = self._make(self.dtype)
+        self._configure(variant)
+        self._load(0)
+        self.torch.compiler.reset()
+        first = self.program.timed()
+        return {"compiling": max(0.0, first - self.program.timed())}
+
+    def run(self, variant: str, step: int) -> dict[str, Any]:
+        """One timed step."""
+        self._configure(variant)
+        self._load(step)
+        if self.device == "cpu":
+            forget_peak()
+            return {"seconds": self.program.timed(), "peak": resident()}
+        self.torch.cuda.synchronize()
+        self.torch.cuda.reset_peak_memory_stats()
+        seconds = self.program.timed()
+        return {"seconds": seconds, "peak": self.torch.cuda.max_memory_allocated()}
+
+    def rest(self, variant: str) -> dict[str, Any]:
+        """Give memory back that another program may need."""
+        self.program.optimiser.zero_grad(set_to_none=True)
+        if self.device == "cuda":
+            self.torch.cuda.empty_cache()
+        return {}
+
+    def matmul(self, variant: str, size: int) -> dict[str, Any]:
+        """Operations per second of a product of two square matrices."""
+        a = self.torch.randn(size, size, device=self.device).to(getattr(self.torch, self.dtype))
+
+        def multiply() -> None:
+            self.torch.mm(a, a)
+            if self.device == "cuda":
+                self.torch.cuda.synchronize()
+
+        return {"rate": rate(multiply, size)}
+
+
+def rate(multiply: Any, size: int) -> float:
+    """Operations per second, the best of ten."""
+    multiply()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        multiply()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds)
+
+
+def main() -> None:
+    """Answer until the standard input ends."""
+    name, folder, dtype = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print must not stand among the answers
+    work = Workload.load(folder)
+    if name == "ours":
+        worker = OurWorker(work, folder, dtype)
+    else:
+        worker = TorchWorker(work, folder, dtype, name)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(worker, request.pop("do"))(**request)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

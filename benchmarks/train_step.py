@@ -1,0 +1,272 @@
+"""One training step, ours beside two programs in PyTorch on open_clip that compute the same.
+
+    python -m benchmarks.train_step [--model=ViT-B-32] [--batch=64] [--dtype=float32] [--rounds=5]
+
+Programs: ours (`benchmarks/ours.py`); the step of the authors' released code, with gradient
+checkpointing and without (`torch_release.py`); and the quickest that we could make in PyTorch,
+with `torch.compile` and without (`torch_best.py`). Each lives in a process of its own. Before
+anything is timed, each must give our loss, gradients and prototypes in float32. Then they take
+turns, one step on the same batch each, and medians are taken. Ours cuts and resizes its pictures
+within the timed step; the others are given the finished crops on the device. Prints Markdown and a
+line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import workload
+from benchmarks.workload import Cost, Workload
+from convert.sources import open_clip_folder
+
+# Each program, by the process that it shares with others: one model each, and little memory.
+VARIANTS = {
+    "ours": "ours",
+    "release-checkpointing": "release",
+    "release": "release",
+    "best": "best",
+    "best-compiled": "best",
+}
+NAMES = {
+    "ours": "ours",
+    "release-checkpointing": "release-like, gradient checkpointing",
+    "release": "release-like",
+    "best": "best PyTorch, eager",
+    "best-compiled": "best PyTorch, compiled",
+}
+WARM_UP = 1  # rounds that are not counted
+ON_GPU = 10  # steps of a turn there
+MATMUL = {"cpu": 4096, "gpu": 8192}
+LIMITS = {"loss": 1e-5, "gradient": 1e-3, "prototypes": 1e-5}
+
+
+class Worker:
+    """A process that runs a program (`benchmarks.step_worker`)."""
+
+    def __init__(self, program: str, folder: Path, dtype: str):
+        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.step_worker", program, str(folder), dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.program = program
+
+    def ask(self, do: str, variant: str, **rest: int) -> dict[str, Any]:
+        """Have something done and wait for the answer.
+
+        Raises:
+            RuntimeError: the process has ended; its own message is on the standard error.
+        """
+        self.process.stdin.write(json.dumps({"do": do, "variant": variant, **rest}) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.program} ended at {do!r}; see its message")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
+    """How far a program's first step is from ours: the relative difference of the losses, the
+    length of the difference of all gradients over the length of ours, the same of the worst single
+    parameter, and the largest difference of a coordinate of the prototypes."""
+    names = [name for name in ours if name.startswith("gradient/")]
+    apart = np.array([np.linalg.norm(theirs[n] - ours[n]) for n in names])
+    length = np.array([np.linalg.norm(ours[n]) for n in names])
+    # A parameter without a gradient (the bias of the keys) is all rounding: hold it to the rest.
+    floor = 1e-4 * np.linalg.norm(length)
+    return {
+        "loss": float(abs(theirs["loss"] - ours["loss"]) / abs(ours["loss"])),
+        "gradient": float(np.linalg.norm(apart) / np.linalg.norm(length)),
+        "worst_parameter": float(np.max(apart / np.maximum(length, floor))),
+        "prototypes": float(np.max(np.abs(theirs["prototypes"] - ours["prototypes"]))),
+    }
+
+
+def check(workers: dict[str, Worker], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hold every program's first step against ours.
+
+    Returns:
+        What the processes say of themselves, and the differences, both by variant.
+
+    Raises:
+        RuntimeError: a program computes something else.
+    """
+    facts, differences = {}, {}
+    for variant, program in VARIANTS.items():
+        facts[variant] = workers[program].ask("check", variant)
+        first = dict(np.load(folder / f"first-{variant}.npz", allow_pickle=False))
+        if variant == "ours":
+            reference = first
+            continue
+        found = differences[variant] = compare(reference, first)
+        print(f"{NAMES[variant]}: relative difference of the loss {found['loss']:.1e}, of all "
+              f"gradients {found['gradient']:.1e}, of the worst parameter's "
+              f"{found['worst_parameter']:.1e}; of prototypes {found['prototypes']:.1e}",
+              flush=True)  # fmt: skip
+        for name, limit in LIMITS.items():
+            if not found[name] <= limit:
+                raise RuntimeError(
+                    f"{variant} does not compute what ours does: {name} differs by "
+                    f"{found[name]:.1e}, expected at most {limit:.0e}"
+                )
+    return facts, differences
+
+
+def take_turns(workers: dict[str, Worker], rounds: int, steps: int, each: int) -> dict[str, Any]:
+    """Seconds and peak memory of every step that counts, by variant.
+
+    Args:
+        workers: the processes.
+        rounds: that count.
+        steps: different batches there are.
+        each: steps of a turn; where there are several, one more goes before them uncounted.
+    """
+    found = {variant: {"seconds": [], "peak": []} for variant in VARIANTS}
+    for turn in range(WARM_UP + rounds):
+        for variant, program in VARIANTS.items():
+            for repeat in range(each + (each > 1)):
+                answer = workers[program].ask("run", variant, step=(turn + repeat) % steps)
+                if turn >= WARM_UP and (repeat or each == 1):
+                    for key, values in found[variant].items():
+                        values.append(answer[key])
+            workers[program].ask("rest", variant)
+    return found
+
+
+def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
+    """What the method needs for a batch ("needed"), and what each program computes of it."""
+    config = work.config
+    context = config.text.context_length
+    plan = np.repeat(batch.text_lengths, [len(rows) for rows in batch.text_rows])
+    classes = work.cropped_classes()[: 2 * work.batch]
+    own = np.concatenate([np.full(len(classes), classes.shape[1]), plan])
+    four = np.full(4 * work.batch, context)
+    lengths = {"needed": workload.needed_lengths(work, batch)}
+    lengths |= {v: four if v.startswith("release") else own for v in VARIANTS}
+    return {name: workload.cost(config, work.batch, n) for name, n in lengths.items()}
+
+
+def summarise(
+    work: Workload, turns: dict[str, Any], built: dict[str, Any], rate: float
+) -> list[dict[str, Any]]:
+    """A row for each program."""
+    counted = costs(work, work.batches.at(0))
+    rows = []
+    for variant, found in turns.items():
+        seconds, cost = float(np.median(found["seconds"])), counted[variant]
+        again = cost.recomputed if variant == "release-checkpointing" else 0.0
+        rows.append({
+            "program": variant,
+            "images_per_second": work.batch / seconds,
+            "milliseconds": 1e3 * seconds,
+            "least": 1e3 * min(found["seconds"]),
+            "most": 1e3 * max(found["seconds"]),
+            "computed_flop": cost.training + again,
+            "computed_flop_per_second": (cost.training + again) / seconds,
+            "computed_share_of_peak": (cost.training + again) / seconds / rate,
+            "utilisation": counted["needed"].training / seconds / rate,
+            "peak_bytes": max(found["peak"]),
+            "planned_bytes": built[variant].get("planned"),
+            "compiling_seconds": built[variant]["compiling"],
+        })  # fmt: skip
+    return rows
+
+
+def print_table(rows: list[dict[str, Any]], needed: float, rate: float) -> None:
+    """The rows as Markdown, and what of a ratio is less work and what is its speed."""
+    print("\n| program | images/s | ms per step (least to most) | TFLOP computed | TFLOP/s "
+          "| of the peak | MFU | peak memory | compiling |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        planned = row["planned_bytes"]
+        memory = f"{row['peak_bytes'] / 2**30:.1f} GiB"
+        memory += f" (XLA's plan: {planned / 2**30:.1f})" if planned else ""
+        print(f"| {NAMES[row['program']]} | {row['images_per_second']:.1f} "
+              f"| {row['milliseconds']:.0f} ({row['least']:.0f} to {row['most']:.0f}) "
+              f"| {row['computed_flop'] / 1e12:.2f} "
+              f"| {row['computed_flop_per_second'] / 1e12:.3f} "
+              f"| {row['computed_share_of_peak']:.0%} | {row['utilisation']:.0%} | {memory} "
+              f"| {row['compiling_seconds']:.0f} s |")  # fmt: skip
+    print(
+        f"\nNeeded by the method: {needed / 1e12:.2f} TFLOP a step; measured peak of matrix "
+        f"products {rate / 1e12:.3f} TFLOP/s. MFU: needed over time over peak.\n"
+    )
+    ours = rows[0]
+    print("| ours against | images/s | less work | FLOP/s |")
+    print("|---|---|---|---|")
+    for row in rows[1:]:
+        work = row["computed_flop"] / ours["computed_flop"]
+        speed = ours["computed_flop_per_second"] / row["computed_flop_per_second"]
+        print(f"| {NAMES[row['program']]} | {work * speed:.2f} x | {work:.2f} x | {speed:.2f} x |")
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> None:
+    """Print everything."""
+    path = open_clip_folder() / "model_configs" / f"{arguments.model}.json"
+    model_cfg = json.loads(path.read_text(encoding="utf-8"))
+    work = workload.make(model_cfg, arguments.batch, arguments.classes, WARM_UP + arguments.rounds)
+    work.save(folder)
+    load = os.getloadavg()[0]
+    workers = {name: Worker(name, folder, arguments.dtype) for name in set(VARIANTS.values())}
+    try:
+        facts, differences = check(workers, folder)
+        built = {v: workers[program].ask("build", v) for v, program in VARIANTS.items()}
+        kind = "cpu" if facts["ours"]["platform"] == "cpu" else "gpu"
+        size = MATMUL[kind]
+        rates = {n: w.ask("matmul", n, size=size)["rate"] for n, w in workers.items()}
+        each = 1 if kind == "cpu" else ON_GPU
+        turns = take_turns(workers, arguments.rounds, work.batches.steps_per_epoch, each)
+    finally:
+        for worker in workers.values():
+            worker.close()
+    lengths = work.batches.lengths
+    rate = max(rates.values())
+    rows = summarise(work, turns, built, rate)
+    needed = costs(work, work.batches.at(0))["needed"].training
+    print(f"\n{arguments.model}, batch {arguments.batch}, {arguments.dtype}, {arguments.classes} "
+          f"classes, descriptions of {lengths.mean():.1f} tokens on average ({lengths.max()} at "
+          f"most); {arguments.rounds} rounds. {facts['ours']['device']}, {os.cpu_count()} cores, "
+          f"{facts['ours']['version']}, {facts['best']['version']}, "
+          f"{datetime.date.today()}, load average {load:.1f} before.")  # fmt: skip
+    print_table(rows, needed, rate)
+    print("\n" + json.dumps({
+        **vars(arguments), "facts": facts, "differences": differences, "needed_flop": needed,
+        "matmul_flop_per_second": rates, "load_average": load, "rows": rows,
+        "plan": dataclasses.asdict(work.batches.plan),
+    }))  # fmt: skip
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="ViT-B-32", help="of open_clip's configurations")
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="train_step-") as folder:
+        measure(arguments, Path(folder))
+
+
+if __name__ == "__main__":
+    main()
