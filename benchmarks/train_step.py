@@ -55,7 +55,10 @@ class Worker:
     """A process that runs a program (`benchmarks.step_worker`)."""
 
     def __init__(self, program: str, folder: Path, dtype: str):
-        environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        environment = os.environ | {
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # or compiling would seem to take no time
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.step_worker", program, str(folder), dtype],
             stdin=subprocess.PIPE,
