@@ -377,9 +377,9 @@ def main(argv: Sequence[str]) -> None:
     config, values = parse(argv, define_flags)
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
     arguments = shlex.join(a for a in argv[1:] if a.lstrip("-").startswith("config"))
-    compile_cache.enable()
     with terminating():
         hosts.join(values.distributed)
+        compile_cache.enable()
         train(config, directory, arguments)
 
 
