@@ -116,6 +116,7 @@ def check(workers: dict[str, Worker], folder: Path) -> tuple[dict[str, Any], dic
     facts, differences = {}, {}
     for variant, program in VARIANTS.items():
         facts[variant] = workers[program].ask("check", variant)
+        workers[program].ask("rest", variant)
         first = dict(np.load(folder / f"first-{variant}.npz", allow_pickle=False))
         if variant == "ours":
             reference = first
@@ -232,7 +233,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     workers = {name: Worker(name, folder, arguments.dtype) for name in set(VARIANTS.values())}
     try:
         facts, differences = check(workers, folder)
-        built = {v: workers[program].ask("build", v) for v, program in VARIANTS.items()}
+        built = {}
+        for variant, program in VARIANTS.items():
+            built[variant] = workers[program].ask("build", variant)
+            workers[program].ask("rest", variant)
         kind = "cpu" if facts["ours"]["platform"] == "cpu" else "gpu"
         size = MATMUL[kind]
         rates = {n: w.ask("matmul", n, size=size)["rate"] for n, w in workers.items()}

@@ -2,7 +2,7 @@
 
 A memory map that is not in memory yet is read page by page, each fault waiting for the one before;
 reads of whole rows at once, many at a time, keep the disk busy (`python -m benchmarks.streaming`
-measures both). The order of the rows does not matter then, and sorting them gains nothing.
+measures both).
 """
 
 from __future__ import annotations
