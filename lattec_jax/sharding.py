@@ -56,8 +56,9 @@ def over_batch(mesh: Mesh) -> NamedSharding:
 
 
 def activations(mesh: Mesh) -> NamedSharding | None:
-    """How a model's activations lie; None where there is but one device."""
-    return over_batch(mesh) if mesh.size > 1 else None
+    """How a model's activations lie; None where no parameters are split, which alone would move
+    them."""
+    return over_batch(mesh) if mesh.shape["fsdp"] > 1 else None
 
 
 def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:

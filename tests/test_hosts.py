@@ -83,6 +83,7 @@ def check_equal(place: Path, one: str, several: str, weights: Path | None = None
 # ------------------------------------------------------------------------------------- whole runs
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_model_that_one_trains(place):
     run(place, "two", CLASS_TEXTS, devices=1)
     run(place, "one", CLASS_TEXTS, processes=1)
