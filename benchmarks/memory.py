@@ -12,11 +12,8 @@ how the state's share compares with an even part of the whole.
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
 import math
 import time
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -25,8 +22,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.common import get_config
+from convert.sources import built_in_model_cfg
 from lattec_jax import sharding
 from lattec_jax.augment import Augmentation
+from lattec_jax.errors import WeightsError
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params
@@ -62,13 +61,10 @@ def shape(*dimensions: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
 
 def model_config(name: str) -> CLIPConfig:
     """The architecture that open_clip calls so."""
-    found = importlib.util.find_spec("open_clip")  # not imported: PyTorch would come with it
-    if found is None:
-        raise SystemExit("open_clip is missing: pip install -e '.[convert]'")
-    path = Path(found.origin).parent / "model_configs" / f"{name}.json"
-    if not path.exists():
-        raise SystemExit(f"open_clip has no model {name}")
-    return CLIPConfig.from_open_clip(json.loads(path.read_text(encoding="utf-8")))
+    try:
+        return CLIPConfig.from_open_clip(built_in_model_cfg(name))
+    except WeightsError as error:
+        raise SystemExit(str(error)) from error
 
 
 def arguments(

@@ -28,7 +28,7 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.workload import Cost, Workload
-from convert.sources import open_clip_folder
+from convert.sources import built_in_model_cfg
 
 # Each program, by the process that it shares with others: one model each, and little memory.
 VARIANTS = {
@@ -225,8 +225,7 @@ def print_table(rows: list[dict[str, Any]], needed: float, rate: float) -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Print everything."""
-    path = open_clip_folder() / "model_configs" / f"{arguments.model}.json"
-    model_cfg = json.loads(path.read_text(encoding="utf-8"))
+    model_cfg = built_in_model_cfg(arguments.model)
     work = workload.make(model_cfg, arguments.batch, arguments.classes, WARM_UP + arguments.rounds)
     work.save(folder)
     load = os.getloadavg()[0]
