@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.dummy import dummy_checkpoint
-from tests.test_resume_killed import EQUAL, ROOT
+from tests.test_resume_killed import EQUAL, environment
 from tests.test_train import arguments, make_pictures
 
 # A file system of its own, seen by these processes only. $1: its size; $2: how it is mounted anew
@@ -45,16 +44,6 @@ def command(*extra: str) -> list[str]:
     return [sys.executable, "-m", "lattec_jax.train", *given[1:]]
 
 
-def environment() -> dict[str, str]:
-    """One CPU device, and what was compiled before."""
-    own = {
-        "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    return {**os.environ, **own}
-
-
 def content(directory: Path) -> dict[str, bytes]:
     """All files below a directory."""
     found = sorted(p for p in directory.rglob("*") if p.is_file())
@@ -72,11 +61,16 @@ def place(tmp_path_factory) -> Path:
     return directory
 
 
+def copy_inputs(place: Path, new: Path) -> None:
+    """Pictures, weights and the stages before training, with their times: stores depend on them."""
+    for name in ("labelled", "weights", "artifacts"):
+        shutil.copytree(place / name, new / name, copy_function=shutil.copy2)
+
+
 def twice(place: Path, new: Path, size: int, anew: str, between: str = "") -> list[tuple[int, str]]:
     """Status and output of the same command on a file system of `size` bytes, and again after the
     shell command `between` and after it was mounted `anew`."""
-    for name in ("labelled", "weights", "artifacts"):
-        shutil.copytree(place / name, new / name, copy_function=shutil.copy2)
+    copy_inputs(place, new)
     script = ["sh", "-c", SCRIPT, "sh", str(size), anew, between, *command()]
     subprocess.run([*NAMESPACE, *script], cwd=new, env=environment(), check=True)
     names = ("first", "second")
@@ -157,8 +151,7 @@ def test_results_that_find_no_room_are_made_by_the_same_command(place, tmp_path,
 @pytest.mark.slow
 def test_sigterm_ends_a_run_within_ten_seconds_and_the_step_under_way(place, tmp_path):
     """Timed from the signal, over the whole of training: the bound is a promise to schedulers."""
-    for name in ("labelled", "weights", "artifacts"):
-        shutil.copytree(place / name, tmp_path / name, copy_function=shutil.copy2)
+    copy_inputs(place, tmp_path)
     longer = command("--config.train.max_steps=100000", "--config.train.epochs=100000")
     metrics = tmp_path / "work/run/metrics.jsonl"
     at, waited = 0, []

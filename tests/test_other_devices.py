@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +13,9 @@ from jax.sharding import Mesh
 
 from lattec_jax import evaluate, sharding, train
 from lattec_jax.checkpoints import Checkpoints
-from lattec_jax.run_log import RunLog
 from lattec_jax.state import TrainState, init_state, state_shardings
 from lattec_jax.stop import Terminated
+from tests.test_resume import sigterm_in
 from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
 
 MESHES = {"one device": (1, 1), "eight": (8, 1), "eight, fsdp 4": (8, 4), "eight, fsdp 8": (8, 8)}
@@ -77,17 +75,8 @@ def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
 ):
     whole = run("labelled", "--workdir=whole")
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
-    advance = RunLog.advance
-
-    def interrupt(self):
-        advance(self)
-        if self._bar.n == 3 * 16:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(RunLog, "advance", interrupt)
-    with pytest.raises(Terminated):
+    with sigterm_in(monkeypatch, 3), pytest.raises(Terminated):
         train.main(arguments("labelled", "--workdir=moved"))
-    monkeypatch.setattr(RunLog, "advance", advance)
     found = run("labelled", "--workdir=moved", "--config.compute.fsdp=4")
     assert "continuing at step 3 of 6" in capsys.readouterr().out
     logs = [

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -15,6 +17,21 @@ from lattec_jax.stop import Terminated
 from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
 
 EQUAL = ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl")
+
+
+@contextlib.contextmanager
+def sigterm_in(monkeypatch, step: int) -> Iterator[None]:
+    """Within it a run of batches of 16 gets SIGTERM in its step `step`."""
+    advance = RunLog.advance
+
+    def interrupt(self):
+        advance(self)
+        if self._bar.n == step * 16:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "advance", interrupt)
+        yield
 
 
 def saved(directory) -> list[int]:
@@ -28,17 +45,11 @@ def test_a_signal_saves_the_step_under_way_and_a_damaged_checkpoint_costs_nothin
 ):
     command = ("labelled", "--config.log_every=2")
     run(*command, "--workdir=whole")
-    advance = RunLog.advance
-
-    def interrupt(self):
-        advance(self)
-        if self._bar.n == 5 * 16:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    monkeypatch.setattr(RunLog, "advance", interrupt)
-    with pytest.raises(Terminated, match="SIGTERM: the last step is saved"):
+    with (
+        sigterm_in(monkeypatch, 5),
+        pytest.raises(Terminated, match="SIGTERM: the last step is saved"),
+    ):
         train.main(arguments(*command, "--workdir=broken"))
-    monkeypatch.setattr(RunLog, "advance", advance)
     directory = place / "broken"
     assert saved(directory) == [4, 5]
     # Step 5 is saved, but nothing is logged that another run would not log.

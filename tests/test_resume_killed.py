@@ -22,6 +22,16 @@ KILLS, STEPS = 30, 300
 EQUAL = ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl")
 
 
+def environment() -> dict[str, str]:
+    """Of a process with one CPU device, which takes what was compiled before."""
+    own = {
+        "PYTHONPATH": str(ROOT),
+        "XLA_FLAGS": "",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return {**os.environ, **own}
+
+
 def start(place: Path, workdir: str, *extra: str) -> subprocess.Popen:
     """A run as a process, on one CPU device; its output goes to a file."""
     command = arguments(
@@ -33,13 +43,11 @@ def start(place: Path, workdir: str, *extra: str) -> subprocess.Popen:
         f"--workdir={workdir}",
         *extra,
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
-    environment["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     with open(place / f"{workdir}.log", "ab") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "lattec_jax.train", *command[1:]],
             cwd=place,
-            env=environment,
+            env=environment(),
             stdout=log,
             stderr=log,
         )
