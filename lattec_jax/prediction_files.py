@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from lattec_jax.errors import ConfigError, DataError, differences
-from lattec_jax.files import write_json
+from lattec_jax.files import read_json, write_json
 
 FORMATS = ("table", "jsonl", "csv")
 
@@ -136,7 +136,7 @@ class PredictionFile:
                 raise DataError(f"cannot write {beside}: {error.strerror}") from error
             return
         try:
-            before = json.loads(beside.read_text(encoding="utf-8"))
+            before = read_json(beside)
             if not isinstance(before, dict):
                 raise ValueError("not an object")
         except (OSError, ValueError) as error:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.config import from_json, leaves, to_json
 from lattec_jax.errors import ConfigError, differences, shortened
-from lattec_jax.files import PARTIAL, appears, write_json, write_whole
+from lattec_jax.files import PARTIAL, appears, read_json, write_json, write_whole
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # what the run was made of, by digests
@@ -102,7 +102,7 @@ def read_inputs(workdir: Path) -> dict[str, Any]:
     """
     path = workdir / INPUTS
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except FileNotFoundError as error:
         raise ConfigError(f"no {INPUTS} in {workdir}; restore the run's own files") from error
     except ValueError as error:

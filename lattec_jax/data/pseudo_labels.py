@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.config import artifacts_dir
 from lattec_jax.errors import DataError, WeightsError, shortened
-from lattec_jax.files import write_json, write_whole
+from lattec_jax.files import read_json, write_json, write_whole
 from lattec_jax.weights import locate
 
 COMMAND = "python -m lattec_jax.pseudo_label --config=..."
@@ -144,7 +144,7 @@ def read(
 def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
     sidecar = path.with_suffix(".json")
     try:
-        found = json.loads(sidecar.read_text(encoding="utf-8"))
+        found = read_json(sidecar)
     except FileNotFoundError as error:
         raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}") from error
     except ValueError as error:

@@ -26,7 +26,7 @@ from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from lattec_jax.data.tokenizer import Tokenizer
 from lattec_jax.errors import WeightsError
-from lattec_jax.files import write_safetensors
+from lattec_jax.files import read_json, write_safetensors
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 FORMAT = "lattec_jax-clip-1"
@@ -244,7 +244,7 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"no {CONFIG_FILE} in {directory}; {advice}")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON ({error}); {advice}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
