@@ -4,9 +4,10 @@
     python -m benchmarks.end_to_end --eurosat       # ViT-B-32, 18,900 of 64 x 64; for a GPU
 
 Makes JPEG files of noise and descriptions of random words, then runs `python -m lattec_jax.train`
-three times: with the store on the device, streamed, and once more on the device with what the first
-run left (stores, pseudo-labels and compiled programs). Then `python -m lattec_jax.predict` on
---predict files, in two sizes, and once more with nothing left to do. With ViT-B-32 the weights are
+in the ways of --ways: with the store on the device, streamed, and once more on the device with what
+the first run left (stores, pseudo-labels and compiled programs). Then `python -m
+lattec_jax.predict` on --predict files (0: none), in two sizes, and once more with nothing left to
+do. With ViT-B-32 the weights are
 random too (open_clip_torch brings the vocabulary). Losses and accuracies mean nothing here.
 
 Every second of a run is of one row: a function's time is without that of the timed functions that
@@ -26,6 +27,7 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,11 @@ CLASSES = tuple(f"kind {n}" for n in range(10))
 ROWS = ("start of Python and JAX", "decoding into stores", "pseudo-labels", "descriptions",
         "first step (compilation)", "other steps", "waiting for batches", "evaluation",
         "checkpoints", "results and report", "everything else")  # fmt: skip
+WAYS = {  # name of the column, folder of artifacts, placement of the store
+    "device": ("on the device", "first", "device"),
+    "streamed": ("streamed", "second", "host"),
+    "again": ("again", "first", "device"),
+}
 WORDS = "a bright dark field river of long narrow open closed shape and line"
 BPE = "bpe_simple_vocab_16e6.txt.gz"
 
@@ -47,28 +54,16 @@ def make_inputs(root: Path, values: argparse.Namespace) -> None:
     rng = np.random.default_rng(0)
     for part, count in (("train", values.images), ("test", values.images // 4)):
         (root / part).mkdir()
-        for n in range(count):
-            coarse = rng.integers(0, 256, (8, 8, 3), np.uint8)
-            picture = Image.fromarray(coarse).resize((values.side, values.side))
+        coarse = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
+
+        def write(n: int, part: str = part, coarse: np.ndarray = coarse) -> None:
+            picture = Image.fromarray(coarse[n]).resize((values.side, values.side))
             picture.save(root / part / f"{n:06}.jpg", quality=90)
+
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(write, range(count)))
     (root / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
-    words = np.array(
-        [
-            "a",
-            "bright",
-            "dark",
-            "field",
-            "river",
-            "of",
-            "long",
-            "narrow",
-            "open",
-            "closed",
-            "shape",
-            "and",
-            "line",
-        ]
-    )
+    words = np.array(WORDS.split())
     for kind in ("image", "group-of-4"):
         path = root / f"made-{kind}.jsonl"
         with path.open("wb") as file:
@@ -81,17 +76,21 @@ def make_inputs(root: Path, values: argparse.Namespace) -> None:
 
 def save_random(directory: Path) -> None:
     """A checkpoint of ViT-B-32 with random weights."""
-    from benchmarks.micro_batches import VIT_B_32
+    import jax
+
+    from benchmarks.memory import model_config
     from lattec_jax.data.preprocess import Preprocess
     from lattec_jax.data.tokenizer import clip_tokenizer
     from lattec_jax.models.checkpoint import Checkpoint
     from lattec_jax.models.clip import initial_params
 
-    params = {name: np.asarray(value) for name, value in initial_params(VIT_B_32, 0).items()}
+    jax.config.update("jax_platforms", "cpu")  # the GPU is for the runs, which are processes
+    model = model_config("ViT-B-32")
+    params = {name: np.asarray(value) for name, value in initial_params(model, 0).items()}
     tokenizer = clip_tokenizer(Path(importlib.util.find_spec("open_clip").origin).with_name(BPE))
     preprocess = Preprocess((224, 224), (0.48, 0.46, 0.41), (0.27, 0.26, 0.28), "bicubic",
                             "shortest", 0)  # fmt: skip
-    Checkpoint(VIT_B_32, params, tokenizer, preprocess, {"model": "random"}).save(directory)
+    Checkpoint(model, params, tokenizer, preprocess, {"model": "random"}).save(directory)
 
 
 def train_arguments(root: Path, values: argparse.Namespace, name: str, placement: str) -> list[str]:
@@ -206,16 +205,13 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
     """Seconds by row for each way of running."""
     found = {}
     cache = {"LATTECLIP_CACHE": str(root / "cache")}
-    for name, artifacts, placement in (
-        ("on the device", "first", "device"),
-        ("streamed", "second", "host"),
-        ("again", "first", "device"),
-    ):
+    for way in values.ways:
+        name, artifacts, placement = WAYS[way]
         folder = root / artifacts / "made" / "descriptions"
         folder.mkdir(parents=True, exist_ok=True)
         for path in root.glob("made-*.jsonl"):
             (folder / path.name).write_bytes(path.read_bytes())
-        own = cache | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if name == "streamed" else {})
+        own = cache | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if way == "streamed" else {})
         arguments = train_arguments(root, values, artifacts, placement)
         workdir = f"--workdir={root / name.replace(' ', '-')}"
         seconds, output = child(
@@ -226,8 +222,9 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
     return found
 
 
-def predict(root: Path, files: int) -> list[tuple[str, float, float]]:
+def predict(root: Path, values: argparse.Namespace) -> list[tuple[str, float, float]]:
     """What was classified, its seconds and peak memory in GB."""
+    files, workdir = values.predict, root / WAYS[values.ways[0]][0].replace(" ", "-")
     pictures = sorted((root / "train").iterdir())
     folder = root / "many"
     folder.mkdir()
@@ -240,7 +237,7 @@ def predict(root: Path, files: int) -> list[tuple[str, float, float]]:
         out, label = root / f"{count}.csv", f"{count:,} files"
         label += ", all done before" if out.exists() else ""
         seconds, output = child(
-            "-m", "benchmarks.end_to_end", "--predictor", f"--workdir={root / 'on-the-device'}",
+            "-m", "benchmarks.end_to_end", "--predictor", f"--workdir={workdir}",
             f"--list={root / 'list.txt'}", f"--out={out}",
             environment={"LATTECLIP_CACHE": str(root / "cache")},
         )  # fmt: skip
@@ -265,7 +262,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", choices=["demo", "ViT-B-32"], default="demo")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--predict", type=int, default=20_000, help="files to classify")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--predict", type=int, default=20_000, help="files to classify; 0: none")
     values = parser.parse_args()
     if values.eurosat:
         values.images, values.side, values.batch, values.steps = 18_900, 64, 512, 1800
@@ -280,13 +278,17 @@ def main() -> None:
         for row in (*ROWS, "whole"):
             cells = (f"{run.get(row, 0.0):.1f}" for run in found.values())
             print(f"| {row} | {' | '.join(cells)} |")
-        predicted = predict(root, values.predict)
-    print("\n| prediction of | seconds | peak memory (GB) |\n|---|---|---|")
-    for label, seconds, memory in predicted:
-        print(f"| {label} | {seconds:.1f} | {memory:.2f} |")
-    few, many = predicted[0], predicted[1]
-    rate = 0.9 * values.predict / (many[1] - few[1])
-    print(f"\n{rate:,.0f} pictures/s, the start apart")
+        for name, run in found.items():  # without compilation, with all waiting
+            seconds = run["other steps"] + run["waiting for batches"]
+            rate = (values.steps - 1) * values.batch / seconds
+            print(f"\n{name}: {rate:,.0f} images/s in training")
+        predicted = predict(root, values) if values.predict else []
+    if predicted:
+        print("\n| prediction of | seconds | peak memory (GB) |\n|---|---|---|")
+        for label, seconds, memory in predicted:
+            print(f"| {label} | {seconds:.1f} | {memory:.2f} |")
+        rate = 0.9 * values.predict / (predicted[1][1] - predicted[0][1])
+        print(f"\n{rate:,.0f} pictures/s, the start apart")
     print(json.dumps({"settings": vars(values), "runs": found, "prediction": predicted}))
 
 

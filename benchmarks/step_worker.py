@@ -21,7 +21,7 @@ import numpy as np
 
 from benchmarks.workload import Workload
 
-PROGRAMS = ("ours", "release", "best")
+SMALL = "small"  # the folder of the workload that the programs are compared on
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -52,40 +52,49 @@ class OurWorker:
 
         jax.config.update("jax_enable_compilation_cache", False)
         self.jax, self.work, self.folder, self.dtype = jax, work, folder, dtype
-        self.kind = Ours
+        self.kind, self.loaded = Ours, None
         self.device = jax.devices()[0]
 
-    def check(self, variant: str) -> dict[str, Any]:
-        """The first step in float32, with what the other programs need to do the same."""
-        program = self.kind(self.work, "float32")
-        np.save(self.folder / "prototypes.npy", program.prototypes)
-        for step in range(self.work.batches.steps_per_epoch):
-            np.save(self.folder / f"crops-{step}.npy", program.crops(step))
-        program.load(0)
-        self.compiling = program.compile()
-        np.savez(self.folder / f"first-{variant}.npz", **program.first())
-        self.program = program
+    def describe(self, variant: str) -> dict[str, Any]:
+        """What computes here."""
         return {
             "device": f"{self.device.device_kind} ({self.device.platform})",
             "version": f"JAX {self.jax.__version__}",
             "platform": self.device.platform,
         }
 
+    def check(self, variant: str) -> dict[str, Any]:
+        """The first step in float32 on the small workload, with what the other programs need to do
+        the same."""
+        program = self.kind(Workload.load(self.folder / SMALL), "float32")
+        self._save_inputs(program, self.folder / SMALL, 1)
+        program.load(0)
+        program.compile()
+        np.savez(self.folder / f"first-{variant}.npz", **program.first())
+        return {}
+
+    def _save_inputs(self, program: Any, folder: Path, steps: int) -> None:
+        """What the programs in PyTorch take from ours: the first prototypes and the crops."""
+        np.save(folder / "prototypes.npy", program.prototypes)
+        for step in range(steps):
+            np.save(folder / f"crops-{step}.npy", program.crops(step))
+
     def build(self, variant: str) -> dict[str, Any]:
         """The program that is timed."""
-        if self.dtype != "float32":
-            del self.program
-            self.program = self.kind(self.work, self.dtype)
-            self.program.load(0)
-            self.compiling = self.program.compile()
+        self.program = self.kind(self.work, self.dtype)
+        self._save_inputs(self.program, self.folder, self.work.batches.steps_per_epoch)
+        self.program.load(0)
+        seconds = self.program.compile()
         plan = self.program.compiled.memory_analysis()
         held = plan.argument_size_in_bytes + plan.output_size_in_bytes - plan.alias_size_in_bytes
-        return {"compiling": self.compiling, "planned": held + plan.temp_size_in_bytes}
+        return {"compiling": seconds, "planned": held + plan.temp_size_in_bytes}
 
     def run(self, variant: str, step: int) -> dict[str, Any]:
         """One timed step."""
-        self.program.load(step)
-        self.jax.block_until_ready(self.program.batch)
+        if step != self.loaded:
+            self.program.load(step)
+            self.jax.block_until_ready(self.program.batch)
+            self.loaded = step
         if self.device.platform == "cpu":
             forget_peak()
         seconds = self.program.timed()
@@ -118,48 +127,56 @@ class TorchWorker:
         from benchmarks.torch_release import Release
 
         self.torch, self.work, self.folder, self.dtype = torch, work, folder, dtype
+        self.program, self.loaded = None, None
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.kind = {"release": Release, "best": Best}[name]
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
-    def _make(self, dtype: str) -> Any:
-        prototypes = np.load(self.folder / "prototypes.npy", allow_pickle=False)
-        return self.kind(self.work, dtype, self.device, prototypes)
+    def describe(self, variant: str) -> dict[str, Any]:
+        """What computes here."""
+        return {
+            "version": f"PyTorch {self.torch.__version__}",
+            "threads": self.torch.get_num_threads(),
+        }
 
-    def _load(self, step: int) -> None:
-        crops = np.load(self.folder / f"crops-{step}.npy", allow_pickle=False)
-        self.program.load(step, crops)
+    def _make(self, work: Workload, folder: Path, dtype: str) -> Any:
+        prototypes = np.load(folder / "prototypes.npy", allow_pickle=False)
+        return self.kind(work, dtype, self.device, prototypes)
 
-    def _configure(self, variant: str) -> None:
+    def _load(self, program: Any, folder: Path, step: int) -> None:
+        program.load(step, np.load(folder / f"crops-{step}.npy", allow_pickle=False))
+
+    def _configure(self, program: Any, variant: str) -> None:
         if variant.startswith("release"):
-            self.program.checkpointing(variant == "release-checkpointing")
+            program.checkpointing(variant == "release-checkpointing")
         else:
-            self.program.compiling(variant == "best-compiled")
+            program.compiling(variant == "best-compiled")
 
     def check(self, variant: str) -> dict[str, Any]:
-        """The first step in float32."""
-        self.program = self._make("float32")
-        self._configure(variant)
-        self._load(0)
-        np.savez(self.folder / f"first-{variant}.npz", **self.program.first())
-        return {"version": f"PyTorch {self.torch.__version__}",
-                "threads": self.torch.get_num_threads()}  # fmt: skip
+        """The first step in float32 on the small workload."""
+        program = self._make(Workload.load(self.folder / SMALL), self.folder / SMALL, "float32")
+        self._configure(program, variant)
+        self._load(program, self.folder / SMALL, 0)
+        np.savez(self.folder / f"first-{variant}.npz", **program.first())
+        return {}
 
     def build(self, variant: str) -> dict[str, Any]:
         """The program that is timed, and the seconds of its first step beyond those of another."""
-        if self.program.dtype != getattr(self.torch, self.dtype):
-            del self.program
-            self.program = self._make(self.dtype)
-        self._configure(variant)
-        self._load(0)
+        if self.program is None:
+            self.program = self._make(self.work, self.folder, self.dtype)
+        self._configure(self.program, variant)
+        self._load(self.program, self.folder, 0)
+        self.loaded = 0
         self.torch.compiler.reset()
         first = self.program.timed()
         return {"compiling": max(0.0, first - self.program.timed())}
 
     def run(self, variant: str, step: int) -> dict[str, Any]:
         """One timed step."""
-        self._configure(variant)
-        self._load(step)
+        self._configure(self.program, variant)
+        if step != self.loaded:
+            self._load(self.program, self.folder, step)
+            self.loaded = step
         if self.device == "cpu":
             forget_peak()
             return {"seconds": self.program.timed(), "peak": resident()}
@@ -170,7 +187,9 @@ class TorchWorker:
 
     def rest(self, variant: str) -> dict[str, Any]:
         """Give memory back that another program may need."""
-        self.program.optimiser.zero_grad(set_to_none=True)
+        if self.program is not None:
+            self.program.optimiser.zero_grad(set_to_none=True)
+        gc.collect()
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
         give_back()

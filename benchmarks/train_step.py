@@ -5,10 +5,10 @@
 Programs: ours (`benchmarks/ours.py`); the step of the authors' released code, with gradient
 checkpointing and without (`torch_release.py`); and the quickest that we could make in PyTorch,
 with `torch.compile` and without (`torch_best.py`). Each lives in a process of its own. Before
-anything is timed, each must give our loss, gradients and prototypes in float32. Then they take
-turns, one step on the same batch each, and medians are taken. Ours cuts and resizes its pictures
-within the timed step; the others are given the finished crops on the device. Prints Markdown and a
-line of JSON.
+anything is timed, each must give our loss, gradients and prototypes in float32, on at most 64
+images. Then they take turns, one step on the same batch each (ten on a GPU), and medians are taken.
+Ours cuts and resizes its pictures within the timed step; the others are given the finished crops on
+the device. Prints Markdown and a line of JSON.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import workload
+from benchmarks.step_worker import SMALL
 from benchmarks.workload import Cost, Workload
 from convert.sources import built_in_model_cfg
 
@@ -47,6 +48,7 @@ NAMES = {
 }
 WARM_UP = 1  # rounds that are not counted
 ON_GPU = 10  # steps of a turn there
+COMPARED = 64  # images at most of the batch that the programs are compared on, in float32
 MATMUL = {"cpu": 4096, "gpu": 8192}
 LIMITS = {"loss": 1e-5, "gradient": 1e-3, "prototypes": 1e-5}
 
@@ -104,18 +106,18 @@ def compare(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[
     }
 
 
-def check(workers: dict[str, Worker], folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def check(workers: dict[str, Worker], folder: Path) -> dict[str, dict[str, float]]:
     """Hold every program's first step against ours.
 
     Returns:
-        What the processes say of themselves, and the differences, both by variant.
+        The differences by variant.
 
     Raises:
         RuntimeError: a program computes something else.
     """
-    facts, differences = {}, {}
+    differences = {}
     for variant, program in VARIANTS.items():
-        facts[variant] = workers[program].ask("check", variant)
+        workers[program].ask("check", variant)
         workers[program].ask("rest", variant)
         first = dict(np.load(folder / f"first-{variant}.npz", allow_pickle=False))
         if variant == "ours":
@@ -132,7 +134,7 @@ def check(workers: dict[str, Worker], folder: Path) -> tuple[dict[str, Any], dic
                     f"{variant} does not compute what ours does: {name} differs by "
                     f"{found[name]:.1e}, expected at most {limit:.0e}"
                 )
-    return facts, differences
+    return differences
 
 
 def take_turns(workers: dict[str, Worker], rounds: int, steps: int, each: int) -> dict[str, Any]:
@@ -148,11 +150,13 @@ def take_turns(workers: dict[str, Worker], rounds: int, steps: int, each: int) -
     for turn in range(WARM_UP + rounds):
         for variant, program in VARIANTS.items():
             for repeat in range(each + (each > 1)):
-                answer = workers[program].ask("run", variant, step=(turn + repeat) % steps)
+                answer = workers[program].ask("run", variant, step=turn % steps)
                 if turn >= WARM_UP and (repeat or each == 1):
                     for key, values in found[variant].items():
                         values.append(answer[key])
             workers[program].ask("rest", variant)
+            print(f"round {turn} of {rounds}: {NAMES[variant]}, {1e3 * answer['seconds']:.1f} ms",
+                  file=sys.stderr, flush=True)  # fmt: skip
     return found
 
 
@@ -228,14 +232,20 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
     model_cfg = built_in_model_cfg(arguments.model)
     work = workload.make(model_cfg, arguments.batch, arguments.classes, WARM_UP + arguments.rounds)
     work.save(folder)
+    if arguments.compare:
+        (folder / SMALL).mkdir()
+        compared = min(arguments.batch, COMPARED)
+        workload.make(model_cfg, compared, arguments.classes, 1).save(folder / SMALL)
     load = os.getloadavg()[0]
     workers = {name: Worker(name, folder, arguments.dtype) for name in set(VARIANTS.values())}
     try:
-        facts, differences = check(workers, folder)
+        facts = {name: worker.ask("describe", name) for name, worker in workers.items()}
+        differences = check(workers, folder) if arguments.compare else {}
         built = {}
         for variant, program in VARIANTS.items():
             built[variant] = workers[program].ask("build", variant)
             workers[program].ask("rest", variant)
+            print(f"built {NAMES[variant]}", file=sys.stderr, flush=True)
         kind = "cpu" if facts["ours"]["platform"] == "cpu" else "gpu"
         size = MATMUL[kind]
         rates = {n: w.ask("matmul", n, size=size)["rate"] for n, w in workers.items()}
@@ -269,6 +279,10 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--compare", action=argparse.BooleanOptionalAction, default=True,
+        help="hold the programs against each other first",
+    )  # fmt: skip
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="train_step-") as folder:
         measure(arguments, Path(folder))
