@@ -125,7 +125,7 @@ def measure(
         pieces=batch_size // micro,
     )
     step = make_train_step(
-        define(model, dtype=dtype, remat=remat, where=sharding.activations(mesh)),
+        define(model, dtype=dtype, remat=remat, mesh=mesh),
         method,
         optimiser,
         learning_rate_schedule(config, 1800),

@@ -113,7 +113,7 @@ class Run:
             Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
         )  # fmt: skip
         schedule = learning_rate_schedule(config, STEPS)
-        definition = define(size.model)
+        definition = define(size.model, mesh=mesh)
         self.step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
         stream = feed.device_batches(batches, store, self.tables, 0, STEPS, mesh)
         self.stream = prefetch(stream)
@@ -190,9 +190,8 @@ def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[f
     optimiser, method = make_optimiser(config, STEPS), LatteCLIP(0.99, 0.99)
     settings = StepSettings((224, 224), (0.5,) * 3, (0.25,) * 3, None)
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    step = make_train_step(
-        define(model), method, optimiser, learning_rate_schedule(config, STEPS), settings, mesh
-    )  # fmt: skip
+    definition, schedule = define(model, mesh=mesh), learning_rate_schedule(config, STEPS)
+    step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
     state, tables, batch = arguments(model, batch_size, method, optimiser, mesh)
     prototypes = jax.ShapeDtypeStruct((classes, model.embed_dim), np.float32)
     state = state.replace(method=Prototypes(prototypes, prototypes))

@@ -139,10 +139,10 @@ class Program:
             }
         )
 
-    def timed(self) -> float:
-        """Seconds of one step."""
+    def timed(self) -> tuple[float, float]:
+        """Seconds of one step, and its loss."""
         start = time.perf_counter()
-        self.step()
+        loss = self.step()
         if self.device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
+        return time.perf_counter() - start, loss

@@ -195,6 +195,7 @@ def summarise(
             "peak_bytes": max(found["peak"]),
             "planned_bytes": built[variant].get("planned"),
             "compiling_seconds": built[variant]["compiling"],
+            "first_loss": built[variant]["loss"],
         })  # fmt: skip
     return rows
 
@@ -218,6 +219,8 @@ def print_table(rows: list[dict[str, Any]], needed: float, rate: float) -> None:
         f"\nNeeded by the method: {needed / 1e12:.2f} TFLOP a step; measured peak of matrix "
         f"products {rate / 1e12:.3f} TFLOP/s. MFU: needed over time over peak.\n"
     )
+    losses = ", ".join(f"{row['first_loss']:.5f}" for row in rows)
+    print(f"Losses of the first steps, in the order of the rows: {losses}\n")
     ours = rows[0]
     print("| ours against | images/s | less work | FLOP/s |")
     print("|---|---|---|---|")

@@ -103,7 +103,7 @@ class Classifier:
         self.batch_size = round_up(batch_size, mesh.size)
         self._log_scale = float(checkpoint.params["logit_scale"])
         self._vectors = vectors
-        definition = define(checkpoint.config, dtype=dtype, where=sharding.activations(mesh))
+        definition = define(checkpoint.config, dtype=dtype, mesh=mesh)
         self._encoders = Encoders(definition, checkpoint.preprocess, mesh, self.batch_size)
         self._params = sharding.put(mesh, checkpoint.params)
         self._frozen_params = None

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 from tqdm import tqdm
 
-from lattec_jax import hosts, sharding
+from lattec_jax import compile_cache, hosts, sharding
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.prompts import ClassPrompts
 from lattec_jax.data.text_plan import round_up
@@ -40,10 +40,12 @@ class Encoders:
                 (pixels / 255 - mean) / std
             ),
             out_shardings=whole,
+            compiler_options=compile_cache.options(mesh),
         )
         self._texts = jax.jit(
             lambda params, tokens: bind(definition, params).encode_text(tokens),
             out_shardings=whole,
+            compiler_options=compile_cache.options(mesh),
         )
 
     def images(

@@ -14,7 +14,7 @@ of the parameters, in float32 as they are.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,32 +59,51 @@ class Encoder:
             rows: what `load` needs of each image, such as its index.
             load: makes the images of a piece, so that those of the batch need not exist at once.
         """
-        return self._encode(lambda model, piece: model.encode_image(load(piece)), rows)
+        (features,) = self._encode(
+            lambda model, pieces: [model.encode_image(load(pieces[0]))], [rows], self.pieces
+        )
+        return features
 
-    def texts(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
-        """Unit features of a token matrix."""
-        return self._encode(CLIP.encode_text, tokens)
+    def texts(self, groups: Sequence[Int[Array, "N L"]]) -> list[Float[Array, "N D"]]:
+        """Unit features of token matrices of several lengths."""
+        # A few texts are not worth more pieces than each device has texts.
+        few = self.pieces * self.mesh.size
+        pieces = [1 if len(tokens) < few else self.pieces for tokens in groups]
+        features = {}
+        for number in sorted(set(pieces)):
+            chosen = [i for i, own in enumerate(pieces) if own == number]
+            found = self._encode(CLIP.encode_texts, [groups[i] for i in chosen], number)
+            features |= dict(zip(chosen, found, strict=True))
+        return [features[i] for i in range(len(groups))]
 
     def _encode(
-        self, encode: Callable[[CLIP, Rows], Float[Array, "P D"]], rows: Rows
-    ) -> Float[Array, "N D"]:
-        def encode_piece(piece: Rows) -> jax.Array:
+        self,
+        encode: Callable[[CLIP, list[Rows]], list[Float[Array, "P D"]]],
+        groups: list[Rows],
+        pieces: int,
+    ) -> list[Float[Array, "N D"]]:
+        def encode_piece(piece: list[Rows]) -> list[jax.Array]:
             piece = jax.lax.with_sharding_constraint(piece, sharding.over_batch(self.mesh))
             return encode(bind(self.definition, self.params), piece)
 
-        count = jax.tree.leaves(rows)[0].shape[0]
-        # A few texts are not worth more pieces than each device has texts.
-        pieces = min(self.pieces, -(-count // self.mesh.size))
-        rows = _fill_up(rows, count, pieces * self.mesh.size)
+        counts = [jax.tree.leaves(rows)[0].shape[0] for rows in groups]
+        groups = [
+            _fill_up(rows, count, pieces * self.mesh.size)
+            for rows, count in zip(groups, counts, strict=True)
+        ]
         if pieces == 1:
-            return encode_piece(rows)[:count]
-        # [N, ...] -> [N / pieces, pieces, ...] -> [pieces, N / pieces, ...]: every `pieces`-th row
-        # is of one piece, so that a device's part of each piece is of the rows that lie on it.
-        split = jax.tree.map(lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), rows)
-        # Forward and backward scan are loops of their own: nothing could be merged.
-        features = jax.lax.map(jax.checkpoint(encode_piece, prevent_cse=False), split)
-        # [pieces, N / pieces, D] -> [N, D]
-        return features.swapaxes(0, 1).reshape(-1, features.shape[2])[:count]
+            features = encode_piece(groups)
+        else:
+            # [N, ...] -> [N / pieces, pieces, ...] -> [pieces, N / pieces, ...]: every `pieces`-th
+            # row is of one piece, so that a device's part of each is of the rows that lie on it.
+            split = jax.tree.map(
+                lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), groups
+            )
+            # Forward and backward scan are loops of their own: nothing could be merged.
+            found = jax.lax.map(jax.checkpoint(encode_piece, prevent_cse=False), split)
+            # [pieces, N / pieces, D] -> [N, D]
+            features = [x.swapaxes(0, 1).reshape(-1, x.shape[2]) for x in found]
+        return [x[:count] for x, count in zip(features, counts, strict=True)]
 
 
 def _fill_up(rows: Rows, count: int, multiple: int) -> Rows:

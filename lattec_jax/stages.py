@@ -137,8 +137,7 @@ def compute_dtype(config: ConfigDict) -> np.dtype:
 
 def make_encoders(config: ConfigDict, weights: Checkpoint, mesh: Mesh) -> Encoders:
     """Encoders of whole sets for the configured model."""
-    where = sharding.activations(mesh)
-    definition = define(weights.config, dtype=compute_dtype(config), where=where)
+    definition = define(weights.config, dtype=compute_dtype(config), mesh=mesh)
     return Encoders(definition, weights.preprocess, mesh, config.compute.eval_batch_size)
 
 

@@ -13,12 +13,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from lattec_jax import sharding
+from lattec_jax import compile_cache, sharding
 from lattec_jax.augment import Augmentation, Draws, apply_draws, draw
 from lattec_jax.methods.base import Features, Method, Targets
 from lattec_jax.micro_batches import Encoder
@@ -104,17 +105,15 @@ def encode_images(
 
 
 def encode_texts(encoder: Encoder, groups: list[Int[Array, "n L"]]) -> list[Float[Array, "n D"]]:
-    """Encode token matrices, those of one length in one pass."""
+    """Encode token matrices, those of one length as one."""
     by_length: dict[int, list[int]] = {}
     for index, tokens in enumerate(groups):
         by_length.setdefault(tokens.shape[1], []).append(index)
+    joined = [jnp.concatenate([groups[i] for i in same]) for same in by_length.values()]
     encoded: dict[int, jax.Array] = {}
-    for indices in by_length.values():
-        features = encoder.texts(jnp.concatenate([groups[i] for i in indices]))
-        start = 0
-        for i in indices:
-            encoded[i] = features[start : start + groups[i].shape[0]]
-            start += groups[i].shape[0]
+    for same, features in zip(by_length.values(), encoder.texts(joined), strict=True):
+        ends = np.cumsum([groups[i].shape[0] for i in same])
+        encoded |= dict(zip(same, jnp.split(features, ends[:-1]), strict=True))
     return [encoded[i] for i in range(len(groups))]
 
 
@@ -128,7 +127,7 @@ def gather_features(
     text_lengths: tuple[int, ...],
 ) -> tuple[Features, Int[Array, "J B"]]:
     """All features that a method's loss needs, and the labels it chose."""
-    classifier = method.classifier(method_state, lambda: encoder.texts(tables.class_tokens))
+    classifier = method.classifier(method_state, lambda: encoder.texts([tables.class_tokens])[0])
     targets = Targets(*(None if t is None else t[batch.images] for t in tables.targets))
     labels = method.labels(
         jax.lax.stop_gradient(image_features),
@@ -235,4 +234,5 @@ def make_train_step(
         # Keep every array where it lies: otherwise the compiler may choose another place.
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), figures
 
-    return jax.jit(step, donate_argnums=0, static_argnums=3)
+    options = compile_cache.options(mesh)
+    return jax.jit(step, donate_argnums=0, static_argnums=3, compiler_options=options)

@@ -315,7 +315,7 @@ def compile_step(
         inputs.weights.config,
         dtype=stages.compute_dtype(config),
         remat=config.compute.remat,
-        where=sharding.activations(mesh),
+        mesh=mesh,
     )
     schedule = learning_rate_schedule(config.train, steps)
     return make_train_step(definition, method, optimiser, schedule, settings, mesh)

@@ -6,11 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 
-from lattec_jax import compile_cache
+from lattec_jax import compile_cache, sharding
 from tests.test_train import arguments, place  # noqa: F401 (place is a fixture)
 
 # Trains, then says how many programs came from the cache and how many were compiled.
@@ -82,3 +84,12 @@ def test_jax_own_settings_go_first(settings, tmp_path, monkeypatch):
     compile_cache.enable()
     assert jax.config.jax_compilation_cache_dir is None
     assert not list(tmp_path.iterdir())
+
+
+def test_options_are_for_gpus_and_known_to_the_compiler():
+    assert compile_cache.options(sharding.make_mesh()) is None
+    on_gpu = SimpleNamespace(devices=np.array([SimpleNamespace(platform="gpu")], dtype=object))
+    options = compile_cache.options(on_gpu)
+    assert jax.jit(lambda x: x + 1, compiler_options=options)(1) == 2
+    with pytest.raises(jax.errors.JaxRuntimeError, match="xla_gpu_unheard_of"):
+        jax.jit(lambda x: x + 1, compiler_options={"xla_gpu_unheard_of": False})(1)

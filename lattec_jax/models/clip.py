@@ -1,5 +1,11 @@
 """CLIP's two towers in Flax NNX, equal to open_clip's plain ViT models.
 
+Inside of a tower the tokens of all sequences lie one after the other, `[T, W]` (`Packing`). Texts
+of several lengths thus share every layer that treats tokens one by one; only attention takes them
+apart again. What a backward pass needs of norm, activation and attention is computed again from
+their inputs: it is cheap, and to keep it would cost several times the memory and the time of
+writing and reading it.
+
 Parameters travel as one flat dictionary (`Params`) with the names of the checkpoint file, for
 example ``visual/blocks/0/attn/qkv/kernel``; `define` and `bind` turn them into a model inside a
 jitted function:
@@ -12,14 +18,17 @@ Source: open_clip 3.3, `open_clip/transformer.py` and `open_clip/model.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from lattec_jax import sharding
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 Params = dict[str, jax.Array]
@@ -27,12 +36,60 @@ Activation = Callable[[jax.Array], jax.Array]
 Keep = Callable[[jax.Array], jax.Array]
 
 
-def keep_in_place(where: NamedSharding | None) -> Keep:
-    """A function that keeps activations split by images or texts over the devices.
+class Packing(NamedTuple):
+    """How the tokens of sequences of several lengths lie one after the other.
+
+    Each of the devices has an equal part of the sequences of every length, so that putting them
+    together and taking them apart moves nothing between devices.
+
+    Attributes:
+        shapes: number and length of the sequences of each group.
+        devices: which divide every number.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    devices: int
+
+    def join(self, groups: Sequence[Float[Array, "N L W"]]) -> Float[Array, "T W"]:
+        """All tokens, those of a device's sequences together."""
+        width = groups[0].shape[2]
+        # [N, L, W] -> [devices, N / devices · L, W]
+        parts = [x.reshape(self.devices, -1, width) for x in groups]
+        return jnp.concatenate(parts, axis=1).reshape(-1, width)
+
+    def separate(self, tokens: Float[Array, "T W"]) -> list[Float[Array, "N L W"]]:
+        """The sequences again, group by group."""
+        width = tokens.shape[1]
+        ends = np.cumsum([count // self.devices * length for count, length in self.shapes])
+        parts = jnp.split(tokens.reshape(self.devices, -1, width), ends[:-1], axis=1)
+        return [part.reshape(*shape, width) for part, shape in zip(parts, self.shapes, strict=True)]
+
+
+def device_count(mesh: Mesh | None) -> int:
+    """Those of a mesh; one without."""
+    return 1 if mesh is None else mesh.size
+
+
+def has_flash_attention(mesh: Mesh | None, head_width: int) -> bool:
+    """Whether cuDNN has flash attention for these devices and heads of this width.
+
+    Source: cuDNN's documentation of `scaled_dot_product_attention`, as JAX checks it.
+    """
+    if mesh is None or head_width % 8 or head_width > 128:
+        return False
+    device = mesh.devices.flat[0]
+    if device.platform != "gpu" or "NVIDIA" not in device.device_kind:
+        return False
+    return float(device.compute_capability) >= 8
+
+
+def keep_in_place(mesh: Mesh | None) -> Keep:
+    """A function that keeps tokens on their devices.
 
     Where parameters are split, the compiler might move the activations to them instead of bringing
     the parameters together, layer by layer.
     """
+    where = None if mesh is None else sharding.activations(mesh)
     return lambda x: x if where is None else jax.lax.with_sharding_constraint(x, where)
 
 
@@ -61,26 +118,50 @@ def _layer_norm(width: int, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) ->
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with one fused projection for queries, keys and values."""
+    """Multi-head self-attention with one fused projection for queries, keys and values.
+
+    In bfloat16 on NVIDIA GPUs it goes through cuDNN's flash attention (`has_flash_attention`).
+    """
 
     def __init__(
-        self, config: VisionConfig | TextConfig, causal: bool, dtype: jnp.dtype, rngs: nnx.Rngs
+        self,
+        config: VisionConfig | TextConfig,
+        causal: bool,
+        dtype: jnp.dtype,
+        mesh: Mesh | None,
+        rngs: nnx.Rngs,
     ):
         width = config.width
         out_std = width**-0.5 * (2 * config.layers) ** -0.5
         self.heads, self.causal = config.heads, causal
+        self.flash = dtype == jnp.bfloat16 and has_flash_attention(mesh, width // config.heads)
         self.qkv = nnx.Linear(
             width, 3 * width, dtype=dtype, kernel_init=_normal(width**-0.5), rngs=rngs
         )
         self.out = nnx.Linear(width, width, dtype=dtype, kernel_init=_normal(out_std), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L W"], keep: Keep) -> Float[Array, "B L W"]:
-        batch, length, width = x.shape
-        # [B, L, 3W] -> three of [B, L, H, W/H]
-        qkv = keep(self.qkv(x)).reshape(batch, length, 3, self.heads, width // self.heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        mixed = jax.nn.dot_product_attention(query, key, value, is_causal=self.causal)
-        return self.out(keep(mixed.reshape(batch, length, width)))
+    def __call__(self, x: Float[Array, "T W"], packing: Packing, keep: Keep) -> Float[Array, "T W"]:
+        sequences = packing.separate(keep(self.qkv(x)))
+        return self.out(keep(packing.join([self._attend(qkv) for qkv in sequences])))
+
+    def _attend(self, qkv: Float[Array, "N L 3W"]) -> Float[Array, "N L W"]:
+        # cuDNN trains on even lengths only. It keeps no weights; elsewhere they are computed again.
+        if self.flash and qkv.shape[1] % 2 == 0:
+            return self._mix(qkv, "cudnn")
+        return jax.checkpoint(self._mix, static_argnums=1)(qkv, None)
+
+    def _mix(
+        self, qkv: Float[Array, "N L 3W"], implementation: str | None
+    ) -> Float[Array, "N L W"]:
+        count, length, width = qkv.shape
+        # [N, L, 3W] -> three of [N, L, H, W / H]. Splitting is undone by putting together; the
+        # gradient of an index would be a sum of arrays that are mostly zero.
+        shape = (count, length, self.heads, width // 3 // self.heads)
+        query, key, value = (x.reshape(shape) for x in jnp.split(qkv, 3, axis=2))
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, is_causal=self.causal, implementation=implementation
+        )
+        return mixed.reshape(count, length, width // 3)
 
 
 class MLP(nnx.Module):
@@ -102,8 +183,8 @@ class MLP(nnx.Module):
         )
         self.proj = nnx.Linear(hidden, width, dtype=dtype, kernel_init=_normal(out_std), rngs=rngs)
 
-    def __call__(self, x: Float[Array, "B L W"], keep: Keep) -> Float[Array, "B L W"]:
-        return self.proj(self.activation(keep(self.fc(x))))
+    def __call__(self, x: Float[Array, "T W"], keep: Keep) -> Float[Array, "T W"]:
+        return self.proj(jax.checkpoint(self.activation)(keep(self.fc(x))))
 
 
 class Block(nnx.Module):
@@ -115,11 +196,12 @@ class Block(nnx.Module):
         activation: Activation,
         causal: bool,
         dtype: jnp.dtype,
+        mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
         width = config.width
         self.ln_1 = _layer_norm(width, config.norm_epsilon, dtype, rngs)
-        self.attn = Attention(config, causal, dtype, rngs)
+        self.attn = Attention(config, causal, dtype, mesh, rngs)
         self.ln_2 = _layer_norm(width, config.norm_epsilon, dtype, rngs)
         self.mlp = MLP(config, activation, dtype, rngs)
         self.scaled = config.layer_scale is not None
@@ -127,24 +209,22 @@ class Block(nnx.Module):
             self.layer_scale_1 = nnx.Param(jnp.full((width,), config.layer_scale))
             self.layer_scale_2 = nnx.Param(jnp.full((width,), config.layer_scale))
 
-    def __call__(self, x: Float[Array, "B L W"], keep: Keep) -> Float[Array, "B L W"]:
-        attended = self.attn(self.ln_1(x), keep)
+    def __call__(self, x: Float[Array, "T W"], packing: Packing, keep: Keep) -> Float[Array, "T W"]:
+        attended = self.attn(jax.checkpoint(self.ln_1)(x), packing, keep)
         if self.scaled:
             attended = attended * self.layer_scale_1[...].astype(x.dtype)
         x = x + attended
-        hidden = self.mlp(self.ln_2(x), keep)
+        hidden = self.mlp(jax.checkpoint(self.ln_2)(x), keep)
         if self.scaled:
             hidden = hidden * self.layer_scale_2[...].astype(x.dtype)
         return x + hidden
 
 
 def _run_blocks(
-    blocks: nnx.List, x: jax.Array, remat: bool, where: NamedSharding | None
-) -> jax.Array:
-    keep = keep_in_place(where)
-
+    blocks: nnx.List, x: Float[Array, "T W"], packing: Packing, remat: bool, keep: Keep
+) -> Float[Array, "T W"]:
     def run(block: Block, x: jax.Array) -> jax.Array:
-        return block(keep(x), keep)
+        return block(keep(x), packing, keep)
 
     if remat:
         run = nnx.remat(run)
@@ -163,11 +243,11 @@ class ImageTower(nnx.Module):
         activation: Activation,
         dtype: jnp.dtype,
         remat: bool,
-        where: NamedSharding | None,
+        mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
         width, std = config.width, config.width**-0.5
-        self.config, self.dtype, self.remat, self.where = config, dtype, remat, where
+        self.config, self.dtype, self.remat, self.mesh = config, dtype, remat, mesh
         self.patch_embedding = nnx.Linear(
             3 * config.patch_size**2,
             width,
@@ -182,7 +262,7 @@ class ImageTower(nnx.Module):
         if config.pre_norm:
             self.ln_pre = _layer_norm(width, config.norm_epsilon, dtype, rngs)
         self.blocks = nnx.List(
-            [Block(config, activation, False, dtype, rngs) for _ in range(config.layers)]
+            [Block(config, activation, False, dtype, mesh, rngs) for _ in range(config.layers)]
         )
         self.ln_post = _layer_norm(width, config.norm_epsilon, dtype, rngs)
         self.projection = nnx.Param(std * jax.random.normal(rngs(), (width, embed_dim)))
@@ -199,12 +279,14 @@ class ImageTower(nnx.Module):
         x = self.patch_embedding(patches.astype(self.dtype))
         cls = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (batch, 1, x.shape[2]))
         x = jnp.concatenate([cls, x], axis=1) + self.positional_embedding[...].astype(self.dtype)
+        packing = Packing((x.shape[:2],), device_count(self.mesh))
+        x = packing.join([x])
         if config.pre_norm:
             x = self.ln_pre(x)
-        x = _run_blocks(self.blocks, x, self.remat, self.where)
-        if (
-            config.pool == "tok"
-        ):  # the norm acts on each token by itself, so it may follow the choice
+        x = _run_blocks(self.blocks, x, packing, self.remat, keep_in_place(self.mesh))
+        (x,) = packing.separate(x)
+        if config.pool == "tok":
+            # The norm acts on each token by itself, so it may follow the choice.
             pooled = self.ln_post(x[:, 0])
         elif config.final_norm_after_pool:
             pooled = self.ln_post(x[:, 1:].mean(axis=1))
@@ -223,30 +305,39 @@ class TextTower(nnx.Module):
         activation: Activation,
         dtype: jnp.dtype,
         remat: bool,
-        where: NamedSharding | None,
+        mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
         width, length = config.width, config.context_length
-        self.config, self.dtype, self.remat, self.where = config, dtype, remat, where
+        self.config, self.dtype, self.remat, self.mesh = config, dtype, remat, mesh
         self.token_embedding = nnx.Param(
             0.02 * jax.random.normal(rngs(), (config.vocab_size, width))
         )
         self.positional_embedding = nnx.Param(0.01 * jax.random.normal(rngs(), (length, width)))
         self.blocks = nnx.List(
-            [Block(config, activation, config.causal, dtype, rngs) for _ in range(config.layers)]
+            [
+                Block(config, activation, config.causal, dtype, mesh, rngs)
+                for _ in range(config.layers)
+            ]
         )
         self.ln_final = _layer_norm(width, config.norm_epsilon, dtype, rngs)
         self.projection = nnx.Param(width**-0.5 * jax.random.normal(rngs(), (width, embed_dim)))
 
-    def __call__(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
-        count, length = tokens.shape
+    def __call__(self, groups: Sequence[Int[Array, "N L"]]) -> list[Float[Array, "N D"]]:
+        packing = Packing(tuple(x.shape for x in groups), device_count(self.mesh))
+        x = packing.join([self._embed(tokens) for tokens in groups])
+        x = _run_blocks(self.blocks, x, packing, self.remat, keep_in_place(self.mesh))
+        read_out = []
+        for group, tokens in zip(packing.separate(x), groups, strict=True):
+            last = self.ln_final(group[jnp.arange(len(group)), self._positions(tokens)])
+            read_out.append(last.astype(jnp.float32) @ self.projection[...])
+        return read_out
+
+    def _embed(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L W"]:
         # Looked up before it is cast: the gradient of a common token is a sum over all its places,
         # and bfloat16 would lose most of it.
         x = self.token_embedding[...][tokens].astype(self.dtype)
-        x = x + self.positional_embedding[...].astype(self.dtype)[:length]
-        x = _run_blocks(self.blocks, x, self.remat, self.where)
-        read_out = self.ln_final(x[jnp.arange(count), self._positions(tokens)])
-        return read_out.astype(jnp.float32) @ self.projection[...]
+        return x + self.positional_embedding[...].astype(self.dtype)[: tokens.shape[1]]
 
     def _positions(self, tokens: Int[Array, "N L"]) -> Int[Array, " N"]:
         """The position at which each text is read out."""
@@ -268,7 +359,8 @@ class CLIP(nnx.Module):
         config: the architecture.
         dtype: the type in which the towers compute; parameters and features are float32.
         remat: recompute each block in the backward pass instead of keeping its activations.
-        where: how activations lie on several devices, by their first dimension.
+        mesh: the devices that share the images and texts of a call, whose numbers they must
+            divide; None: one device.
         rngs: where the initial parameters come from.
     """
 
@@ -278,11 +370,11 @@ class CLIP(nnx.Module):
         *,
         dtype: jnp.dtype = jnp.float32,
         remat: bool = False,
-        where: NamedSharding | None = None,
+        mesh: Mesh | None = None,
         rngs: nnx.Rngs,
     ):
         activation = quick_gelu if config.quick_gelu else exact_gelu
-        shared = (config.embed_dim, activation, dtype, remat, where, rngs)
+        shared = (config.embed_dim, activation, dtype, remat, mesh, rngs)
         self.visual = ImageTower(config.vision, *shared)
         self.text = TextTower(config.text, *shared)
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
@@ -297,7 +389,11 @@ class CLIP(nnx.Module):
         A causal model read out at the end-of-text token needs no padding: crop L to the longest
         text (`lattec_jax.models.config.text_lengths`).
         """
-        return normalise(self.text(tokens))
+        return self.encode_texts([tokens])[0]
+
+    def encode_texts(self, groups: Sequence[Int[Array, "N L"]]) -> list[Float[Array, "N D"]]:
+        """Unit features of token matrices of several lengths, in one pass."""
+        return [normalise(features) for features in self.text(groups)]
 
 
 def define(
@@ -305,13 +401,11 @@ def define(
     *,
     dtype: jnp.dtype = jnp.float32,
     remat: bool = False,
-    where: NamedSharding | None = None,
+    mesh: Mesh | None = None,
 ) -> nnx.GraphDef:
     """The model without its parameters, see `CLIP`; nothing is allocated."""
     return nnx.graphdef(
-        nnx.eval_shape(
-            lambda: CLIP(config, dtype=dtype, remat=remat, where=where, rngs=nnx.Rngs(0))
-        )
+        nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, mesh=mesh, rngs=nnx.Rngs(0)))
     )
 
 

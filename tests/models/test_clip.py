@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattec_jax.models.clip import bind, define, initial_params
+from lattec_jax import sharding
+from lattec_jax.models.clip import Packing, bind, define, has_flash_attention, initial_params
 from lattec_jax.models.config import CLIPConfig, text_lengths
 from tests.dummy import dummy_checkpoint
 from tests.openclip_models import (
@@ -74,6 +77,55 @@ def test_cropping_tokens_changes_nothing():
     assert np.abs(whole - cropped).max() <= 1e-6
     # One token fewer cuts off an end token, and shows.
     assert np.abs(whole - model.encode_text(tokens[:, : longest - 1])).max() > 1e-3
+
+
+def test_texts_of_several_lengths_go_through_together():
+    checkpoint = dummy_checkpoint()
+    tokens = checkpoint.tokenizer(["a photo of a cat.", "a bird", "the red dog", "two dogs"] * 4)
+    longest = int(text_lengths(tokens, checkpoint.config.text).max())
+    alone = bind(define(checkpoint.config), checkpoint.params)
+    for mesh in (None, sharding.make_mesh(), sharding.make_mesh(4)):
+        definition = define(checkpoint.config, mesh=mesh)
+        groups = [tokens[:8], tokens[8:, :longest]]
+        if mesh is not None:
+            groups = [jax.device_put(group, sharding.over_batch(mesh)) for group in groups]
+        encode = jax.jit(lambda params, groups, d=definition: bind(d, params).encode_texts(groups))
+        found = encode(checkpoint.params, groups)
+        for features, group in zip(found, groups, strict=True):
+            np.testing.assert_allclose(features, alone.encode_text(np.asarray(group)), atol=1e-6)
+        assert np.abs(found[0] - found[1]).max() <= 1e-6  # the same texts, one group cropped
+
+
+def test_packing_lays_a_devices_tokens_together_and_takes_them_apart():
+    packing = Packing(((4, 3), (2, 5)), 2)
+    sequence = np.repeat(np.arange(6), [3, 3, 3, 3, 5, 5])  # of each token
+    groups = [np.arange(4).repeat(3).reshape(4, 3, 1), np.arange(4, 6).repeat(5).reshape(2, 5, 1)]
+    assert np.array_equal(np.concatenate([g.reshape(-1) for g in groups]), sequence)
+    tokens = packing.join(groups)
+    assert tokens[:, 0].tolist() == [0] * 3 + [1] * 3 + [4] * 5 + [2] * 3 + [3] * 3 + [5] * 5
+    for found, group in zip(packing.separate(tokens), groups, strict=True):
+        assert np.array_equal(found, group)
+
+
+def device(platform: str, kind: str, capability: str) -> SimpleNamespace:
+    return SimpleNamespace(platform=platform, device_kind=kind, compute_capability=capability)
+
+
+@pytest.mark.parametrize(
+    ("found", "width", "expected"),
+    [
+        (device("gpu", "NVIDIA H200", "9.0"), 64, True),
+        (device("gpu", "NVIDIA H200", "9.0"), 60, False),  # no multiple of 8
+        (device("gpu", "NVIDIA H200", "9.0"), 160, False),
+        (device("gpu", "Tesla T4 (NVIDIA)", "7.5"), 64, False),
+        (device("gpu", "AMD Instinct MI300X", "gfx942"), 64, False),
+        (device("tpu", "TPU v5", ""), 64, False),
+    ],
+)
+def test_flash_attention_where_cudnn_has_it(found, width, expected):
+    mesh = SimpleNamespace(devices=np.array([found], dtype=object))
+    assert has_flash_attention(mesh, width) is expected
+    assert not has_flash_attention(None, width)
 
 
 def test_rematerialisation_changes_no_gradient():
