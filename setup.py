@@ -12,7 +12,9 @@ VERSION = re.search(
 
 CORE = [
     "absl-py>=2.1",
-    "flax>=0.12.8,<0.13",
+    # Flax 0.12.8 does not import beside JAX 0.11; newer releases need it, and it needs Python 3.12.
+    "flax>=0.12.8,<0.13; python_version < '3.12'",
+    "flax>=0.12.12,<0.13; python_version >= '3.12'",
     "ftfy>=6.3,<7",
     "huggingface_hub>=1.0,<3",
     "jax>=0.10,<0.12",
