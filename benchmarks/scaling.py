@@ -1,7 +1,7 @@
 """How the time of a training step grows: batch, classes, images, text length, model, devices.
 
     python -m benchmarks.scaling [--sections batch classes images texts flops models devices]
-        [--plot=benchmarks/scaling.svg] [--rounds=5]
+        [--plots=benchmarks] [--rounds=5]
 
 Runs the real step, batches and stores (`lattec_jax.feed`) on random pictures and texts, with a
 small CLIP of one layer in each tower. The sizes of a section take turns and medians of the rounds
@@ -225,8 +225,8 @@ def count_models() -> None:
               flush=True)  # fmt: skip
 
 
-def count_texts(path: Path | None) -> None:
-    """FLOPs of ViT-B-32 against classes and text length; drawn where there is a path."""
+def count_texts(plots: Path | None) -> None:
+    """FLOPs of ViT-B-32 against classes and text length; drawn where there is a place for it."""
     model = model_config("ViT-B-32")
     classes = {n: count(model, classes=n)[0] / 1e9 for n in (10, 32, 64, 128, 256, 1000, 10_000)}
     texts = {n: count(model, tokens=n)[0] / 1e9 for n in (10, 16, 17, 32, 33, 48, 49, 77)}
@@ -234,8 +234,15 @@ def count_texts(path: Path | None) -> None:
         print(f"\n| {title} | GFLOP per image and step |\n|---|---|")
         for n, flops in found.items():
             print(f"| {n:,} | {flops:.1f} |")
-    if path is None:
-        return
+    if plots is not None:
+        title = "A step of ViT-B-32, batch 64, counted by XLA"
+        draw(plots / "scaling_flops.svg", title, "GFLOP per image", classes, texts)
+
+
+def draw(
+    path: Path, title: str, unit: str, classes: dict[int, float], texts: dict[int, float]
+) -> None:
+    """Two curves with the places where they must bend."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -244,13 +251,13 @@ def count_texts(path: Path | None) -> None:
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     left.plot(list(classes), list(classes.values()), marker="o")
     left.axvline(128, linestyle=":", color="grey")
-    left.text(140, 2, "2 × batch", color="grey")
-    left.set(xscale="log", xlabel="classes", ylabel="GFLOP per image", ylim=(0, None))
+    left.text(140, 0.04 * max(classes.values()), "2 × batch", color="grey")
+    left.set(xscale="log", xlabel="classes", ylabel=unit, ylim=(0, None))
     right.plot(list(texts), list(texts.values()), marker="o")
     for bound in (16, 32, 48):
         right.axvline(bound, linestyle=":", color="grey")
     right.set(xlabel="tokens of every description")
-    figure.suptitle("A step of ViT-B-32, batch 64, counted by XLA")
+    figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path)
 
@@ -275,7 +282,9 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", choices=every, default=every)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()))
-    parser.add_argument("--plot", type=Path, help="SVG of the section flops")
+    parser.add_argument(
+        "--plots", type=Path, help="directory for SVGs of flops, and of classes and texts together"
+    )
     values = parser.parse_args()
     compile_cache.enable()
     varied = {
@@ -283,19 +292,25 @@ def main() -> None:
         "classes": ("classes", (10, 64, 128, 1000, 10_000)),
         "texts": ("tokens", (16, 17, 32, 33, 48, 49, 77)),
     }
+    times = {}
     for section in values.sections:
         if section in varied:
             field, sizes = varied[section]
             found = vary(field, sizes, values.directory, values.rounds)
             table(field, found, (lambda n: n) if field == "batch" else lambda _: Size().batch)
+            times[section] = {n: wall for n, (wall, _) in found.items()}
         elif section == "images":
             vary_images(values.directory, values.rounds)
         elif section == "models":
             count_models()
         elif section == "flops":
-            count_texts(values.plot)
+            count_texts(values.plots)
         else:
             split_devices(values.rounds)
+    if values.plots and {"classes", "texts"} <= times.keys():
+        title = "A step of a small CLIP, batch 64, by the clock"
+        path = values.plots / "scaling_time.svg"
+        draw(path, title, "ms per step", times["classes"], times["texts"])
 
 
 if __name__ == "__main__":

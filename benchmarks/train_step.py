@@ -219,8 +219,10 @@ def print_table(rows: list[dict[str, Any]], needed: float, rate: float) -> None:
         f"\nNeeded by the method: {needed / 1e12:.2f} TFLOP a step; measured peak of matrix "
         f"products {rate / 1e12:.3f} TFLOP/s. MFU: needed over time over peak.\n"
     )
-    losses = ", ".join(f"{row['first_loss']:.5f}" for row in rows)
-    print(f"Losses of the first steps, in the order of the rows: {losses}\n")
+    # The second program of a process goes on from where the first one left the weights.
+    first = {VARIANTS[row["program"]]: row["first_loss"] for row in reversed(rows)}
+    losses = ", ".join(f"{name} {loss:.5f}" for name, loss in reversed(first.items()))
+    print(f"Losses of the first steps: {losses}\n")
     ours = rows[0]
     print("| ours against | images/s | less work | FLOP/s |")
     print("|---|---|---|---|")
