@@ -163,7 +163,8 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     for name in ("restore", "save", "wait"):
         watch.watch(Checkpoints, name, ROWS[8])
     watch.watch(results, "save_adapted", ROWS[9])
-    watch.watch(gather, "save", ROWS[9])
+    for name in ("collect", "save", "write_page"):
+        watch.watch(gather, name, ROWS[9])
     make_step, prefetch, last = train.make_train_step, train.prefetch, []
 
     def make_watched(*args: Any) -> Callable:
