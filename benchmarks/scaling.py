@@ -252,7 +252,8 @@ def draw(
     left.plot(list(classes), list(classes.values()), marker="o")
     left.axvline(128, linestyle=":", color="grey")
     left.text(140, 0.04 * max(classes.values()), "2 × batch", color="grey")
-    left.set(xscale="log", xlabel="classes", ylabel=unit, ylim=(0, None))
+    most = max(*classes.values(), *texts.values())
+    left.set(xscale="log", xlabel="classes", ylabel=unit, ylim=(0, 1.06 * most))
     right.plot(list(texts), list(texts.values()), marker="o")
     for bound in (16, 32, 48):
         right.axvline(bound, linestyle=":", color="grey")
