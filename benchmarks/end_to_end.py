@@ -7,8 +7,8 @@ Makes JPEG files of noise and descriptions of random words, then runs `python -m
 in the ways of --ways: with the store on the device, streamed, and once more on the device with what
 the first run left (stores, pseudo-labels and compiled programs). Then `python -m
 lattec_jax.predict` on --predict files (0: none), in two sizes, and once more with nothing left to
-do. With ViT-B-32 the weights are
-random too (open_clip_torch brings the vocabulary). Losses and accuracies mean nothing here.
+do. With ViT-B-32 the weights are random too (open_clip_torch brings the vocabulary). Losses and
+accuracies mean nothing here.
 
 Every second of a run is of one row: a function's time is without that of the timed functions that
 it calls. Prints Markdown tables and a JSON line.
@@ -214,7 +214,7 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
             (folder / path.name).write_bytes(path.read_bytes())
         own = cache | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if way == "streamed" else {})
         arguments = train_arguments(root, values, artifacts, placement)
-        workdir = f"--workdir={root / name.replace(' ', '-')}"
+        workdir = f"--workdir={root / 'runs' / way}"
         seconds, output = child(
             "-m", "benchmarks.end_to_end", f"--child={time.time()}", *arguments, workdir,
             environment=own,
@@ -225,7 +225,7 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
 
 def predict(root: Path, values: argparse.Namespace) -> list[tuple[str, float, float]]:
     """What was classified, its seconds and peak memory in GB."""
-    files, workdir = values.predict, root / WAYS[values.ways[0]][0].replace(" ", "-")
+    files, workdir = values.predict, root / "runs" / values.ways[0]
     pictures = sorted((root / "train").iterdir())
     folder = root / "many"
     folder.mkdir()

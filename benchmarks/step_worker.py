@@ -191,10 +191,9 @@ class TorchWorker:
         """Give memory back that another program may need."""
         if self.program is not None:
             self.program.optimiser.zero_grad(set_to_none=True)
-        gc.collect()
+        give_back()
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
-        give_back()
         return {}
 
     def matmul(self, variant: str, size: int) -> dict[str, Any]:

@@ -75,7 +75,7 @@ class World:
     def gradient_function(self, method: Method, micro: int, devices: int, remat: bool):
         """Loss and gradient of `micro` images at a time, compiled, and its arguments."""
         mesh = sharding.make_mesh(1, jax.devices()[:devices])
-        definition = define(self.checkpoint.config, remat=remat)
+        definition = define(self.checkpoint.config, remat=remat, mesh=mesh)
         preprocess = self.checkpoint.preprocess
         augmentation = Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.0,) * 4, 0.0, 0.2, 0.5)
         settings = StepSettings(
@@ -115,13 +115,13 @@ def gradient(*args, **kwargs) -> tuple[float, dict[str, np.ndarray]]:
     return float(value), jax.device_get(found)
 
 
-def assert_equal(found, expected) -> None:
+def assert_equal(found, expected, bound: float = 1e-5) -> None:
     assert found[0] == pytest.approx(expected[0], rel=1e-5)
     assert found[1].keys() == expected[1].keys()
     for name, wanted in expected[1].items():
         size = np.linalg.norm(wanted)
         assert size > 0, name
-        assert np.linalg.norm(found[1][name] - wanted) <= 5e-5 * size, name
+        assert np.linalg.norm(found[1][name] - wanted) <= bound * size, name
 
 
 @pytest.mark.parametrize("micro", [32, 64, 128])
@@ -130,15 +130,17 @@ def test_pieces_give_the_gradient_of_the_whole_batch(micro):
 
 
 @pytest.mark.parametrize(
-    ("method", "devices", "streamed", "remat"),
+    ("method", "devices", "streamed", "remat", "bound"),
     [
-        (LATTECLIP, 8, True, True),
-        (FLYP(), 8, False, False),
+        (LATTECLIP, 8, True, True, 1e-5),
+        # Its gradients differ by up to 4.4e-5 between any two orders of summation, all parameters'
+        # alike.
+        (FLYP(), 8, False, False, 5e-5),
     ],
 )
-def test_pieces_with_devices_streams_and_methods(method, devices, streamed, remat):
+def test_pieces_with_devices_streams_and_methods(method, devices, streamed, remat, bound):
     found = gradient(method, 128, devices, streamed, remat)
-    assert_equal(found, gradient(method, BATCH))
+    assert_equal(found, gradient(method, BATCH), bound)
 
 
 def test_pieces_keep_less_in_memory():

@@ -103,7 +103,7 @@ def train(
         preprocess.std,
         Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),
     )
-    definition = define(world.checkpoint.config)
+    definition = define(world.checkpoint.config, mesh=mesh)
     schedule = learning_rate_schedule(config, steps)
     step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
     params = sharding.put(mesh, world.checkpoint.params)
@@ -201,9 +201,9 @@ def test_streamed_pictures_give_the_same_step():
     settings = StepSettings(
         (16, 16), (0.5,) * 3, (0.2,) * 3, Augmentation((0.9, 1), (1, 1), (0,) * 4, 0, 0, 0)
     )
-    encoder = Encoder(
-        define(world.checkpoint.config), world.checkpoint.params, sharding.make_mesh()
-    )
+    mesh = sharding.make_mesh()
+    definition = define(world.checkpoint.config, mesh=mesh)
+    encoder = Encoder(definition, world.checkpoint.params, mesh)
     host = world.batches(8, K).at(0)
     streamed = on_device(host)._replace(
         pixels=jnp.asarray(world.pixels[host.images]), sizes=jnp.asarray(world.sizes[host.images])

@@ -73,7 +73,7 @@ def device_count(mesh: Mesh | None) -> int:
 def has_flash_attention(mesh: Mesh | None, head_width: int) -> bool:
     """Whether cuDNN has flash attention for these devices and heads of this width.
 
-    Source: cuDNN's documentation of `scaled_dot_product_attention`, as JAX checks it.
+    Source: JAX 0.11, `check_is_flash_attention` in `jax/_src/cudnn/fused_attention_stablehlo.py`.
     """
     if mesh is None or head_width % 8 or head_width > 128:
         return False

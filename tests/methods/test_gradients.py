@@ -52,7 +52,8 @@ class Setting:
         self, method, state, frozen: np.ndarray | None = None
     ) -> tuple[float, dict[str, np.ndarray], np.ndarray]:
         """Loss, gradients by flat name, labels; `frozen` are features of another model."""
-        definition, mesh = define(self.ours), sharding.make_mesh()
+        mesh = sharding.make_mesh()
+        definition = define(self.ours, mesh=mesh)
         lengths = text_lengths(self.class_tokens, self.ours.text)
         kinds = len(method.description_kinds)
         tables = Tables(

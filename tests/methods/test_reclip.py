@@ -38,7 +38,7 @@ def steps(labels: np.ndarray, count: int):
     settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None)
     schedule = learning_rate_schedule(config, 10)
     step = make_train_step(
-        define(world.checkpoint.config), method, optimiser, schedule, settings, mesh
+        define(world.checkpoint.config, mesh=mesh), method, optimiser, schedule, settings, mesh
     )
     first = method.init(jnp.asarray(world.class_vectors), N)._replace(labels=jnp.asarray(labels))
     params = sharding.put(mesh, world.checkpoint.params)
