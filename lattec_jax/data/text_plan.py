@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-BUCKETS = (16, 32, 48)  # beside the context length
+BUCKETS = (16, 24, 32, 40, 48)  # beside the context length
 DEVIATIONS = 4.0  # how many standard deviations of a count a group has room for
 
 

@@ -65,6 +65,6 @@ def test_no_texts_make_no_groups():
 
 
 def test_buckets_end_at_the_context_length():
-    assert [bucket_length(n, 77) for n in (1, 16, 17, 33, 49)] == [16, 16, 32, 48, 77]
-    assert [bucket_length(n, 32) for n in (16, 17, 32)] == [16, 32, 32]
+    assert [bucket_length(n, 77) for n in (1, 16, 17, 33, 49)] == [16, 16, 24, 40, 77]
+    assert [bucket_length(n, 32) for n in (16, 17, 32)] == [16, 24, 32]
     assert bucket_length(5, 12) == 12
