@@ -4,7 +4,7 @@ Inside of a tower the tokens of all sequences lie one after the other, `[T, W]` 
 of several lengths thus share every layer that treats tokens one by one; only attention takes them
 apart again. What a backward pass needs of norm, activation and attention is computed again from
 their inputs: it is cheap, and to keep it would cost several times the memory and the time of
-writing and reading it.
+writing and reading it. Texts of a causal tower are filled up to a multiple of eight tokens.
 
 Parameters travel as one flat dictionary (`Params`) with the names of the checkpoint file, for
 example ``visual/blocks/0/attn/qkv/kernel``; `define` and `bind` turn them into a model inside a
@@ -18,6 +18,7 @@ Source: open_clip 3.3, `open_clip/transformer.py` and `open_clip/model.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -34,6 +35,10 @@ from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 Params = dict[str, jax.Array]
 Activation = Callable[[jax.Array], jax.Array]
 Keep = Callable[[jax.Array], jax.Array]
+
+# Tokens of a text. Matrix units work on eight values of bfloat16 at once: where the tokens of a
+# batch are no multiple of that, XLA copies every matrix before and behind each product.
+LENGTH_MULTIPLE = 8
 
 
 class Packing(NamedTuple):
@@ -64,6 +69,17 @@ class Packing(NamedTuple):
         parts = jnp.split(tokens.reshape(self.devices, -1, width), ends[:-1], axis=1)
         return [part.reshape(*shape, width) for part, shape in zip(parts, self.shapes, strict=True)]
 
+    def ones(self) -> Packing:
+        """Of one token of each sequence."""
+        return Packing(tuple((count, 1) for count, _ in self.shapes), self.devices)
+
+    def choose(
+        self, tokens: Float[Array, "T W"], places: Sequence[Int[Array, " N"]]
+    ) -> Float[Array, "S W"]:
+        """The token at one place of each sequence, by `ones`."""
+        groups = zip(self.separate(tokens), places, strict=True)
+        return self.ones().join([x[jnp.arange(len(x)), place, None] for x, place in groups])
+
 
 def device_count(mesh: Mesh | None) -> int:
     """Those of a mesh; one without."""
@@ -83,6 +99,31 @@ def has_flash_attention(mesh: Mesh | None, head_width: int) -> bool:
     return float(device.compute_capability) >= 8
 
 
+def flash_attention(
+    query: Float[Array, "N L H D"],
+    key: Float[Array, "N L H D"],
+    value: Float[Array, "N L H D"],
+    *,
+    is_causal: bool,
+) -> Float[Array, "N L H D"]:
+    """cuDNN's, which trains on even lengths only: an odd one gets a token that nobody sees."""
+    count, length = query.shape[:2]
+    if length % 2 == 0:
+        return jax.nn.dot_product_attention(
+            query, key, value, is_causal=is_causal, implementation="cudnn"
+        )
+    even = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = jnp.full(count, length, jnp.int32)
+    mixed = jax.nn.dot_product_attention(
+        *even,
+        is_causal=is_causal,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return mixed[:, :length]
+
+
 def keep_in_place(mesh: Mesh | None) -> Keep:
     """A function that keeps tokens on their devices.
 
@@ -99,8 +140,12 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 
 
 def exact_gelu(x: jax.Array) -> jax.Array:
-    """GELU by the error function, as PyTorch's `nn.GELU`."""
-    return jax.nn.gelu(x, approximate=False)
+    """GELU by the error function, computed in float32 as PyTorch's `nn.GELU` does.
+
+    `jax.nn.gelu` takes its complement, which XLA computes in three times the time.
+    """
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * np.float32(0.5**0.5)))).astype(x.dtype)
 
 
 def normalise(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
@@ -112,9 +157,64 @@ def _normal(std: float) -> nnx.Initializer:
     return nnx.initializers.normal(std)
 
 
-def _layer_norm(width: int, epsilon: float, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.LayerNorm:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def layer_norm(
+    x: Float[Array, "... W"], scale: Float[Array, " W"], bias: Float[Array, " W"], epsilon: float
+) -> Float[Array, "... W"]:
+    """Layer normalisation in float32, in the type of `x`.
+
+    Its gradient is written out, so that the backward pass goes over the tokens twice: once for two
+    means of each token, once for the gradient of `x` and both sums over tokens together.
+
+    Source: arXiv 1607.06450, Eq. 3; PyTorch's `nn.LayerNorm`.
+    """
+    return _layer_norm_forward(x, scale, bias, epsilon)[0]
+
+
+def _layer_norm_forward(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, tuple]:
+    wide = x.astype(jnp.float32)
+    mean = wide.mean(axis=-1, keepdims=True)
     # The fast variance E[x²] − E[x]² loses digits that the comparison with open_clip needs.
-    return nnx.LayerNorm(width, epsilon=epsilon, dtype=dtype, use_fast_variance=False, rngs=rngs)
+    variance = jnp.square(wide - mean).mean(axis=-1, keepdims=True)
+    inverse = jax.lax.rsqrt(variance + epsilon)
+    y = (wide - mean) * (inverse * scale) + bias
+    return y.astype(x.dtype), (x, mean, inverse, scale)
+
+
+def _layer_norm_backward(
+    epsilon: float, kept: tuple, gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    x, mean, inverse, scale = kept
+    wide, gradient = x.astype(jnp.float32), gradient.astype(jnp.float32)
+    scaled = gradient * scale
+    first = scaled.mean(axis=-1, keepdims=True)
+    second = (scaled * (wide - mean) * inverse).mean(axis=-1, keepdims=True)
+    # Otherwise XLA writes the normalised tokens to memory for all that follows.
+    first, second, mean, inverse = jax.lax.optimization_barrier((first, second, mean, inverse))
+    normalised = (wide - mean) * inverse
+    tokens = tuple(range(x.ndim - 1))
+    return (
+        (inverse * (scaled - first - normalised * second)).astype(x.dtype),
+        (gradient * normalised).sum(axis=tokens),
+        gradient.sum(axis=tokens),
+    )
+
+
+layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
+
+
+class LayerNorm(nnx.Module):
+    """`layer_norm` with its parameters."""
+
+    def __init__(self, width: int, epsilon: float):
+        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.ones((width,)))
+        self.bias = nnx.Param(jnp.zeros((width,)))
+
+    def __call__(self, x: Float[Array, "... W"]) -> Float[Array, "... W"]:
+        return layer_norm(x, self.scale[...], self.bias[...], self.epsilon)
 
 
 class Attention(nnx.Module):
@@ -144,24 +244,46 @@ class Attention(nnx.Module):
         sequences = packing.separate(keep(self.qkv(x)))
         return self.out(keep(packing.join([self._attend(qkv) for qkv in sequences])))
 
-    def _attend(self, qkv: Float[Array, "N L 3W"]) -> Float[Array, "N L W"]:
-        # cuDNN trains on even lengths only. It keeps no weights; elsewhere they are computed again.
-        if self.flash and qkv.shape[1] % 2 == 0:
-            return self._mix(qkv, "cudnn")
-        return jax.checkpoint(self._mix, static_argnums=1)(qkv, None)
+    def read_out(
+        self,
+        x: Float[Array, "T W"],
+        packing: Packing,
+        keep: Keep,
+        places: Sequence[Int[Array, " N"]],
+    ) -> Float[Array, "S W"]:
+        """What `__call__` gives for the token at one place of each sequence."""
+        width = x.shape[1]
+        kernel, bias = (p[...].astype(x.dtype) for p in (self.qkv.kernel, self.qkv.bias))
+        queries = keep(packing.choose(x, places) @ kernel[:, :width] + bias[:width])
+        pairs = packing.separate(keep(x @ kernel[:, width:] + bias[width:]))
+        parts = zip(packing.ones().separate(queries), pairs, places, strict=True)
+        mixed = [self._mix_one(query, pair, place) for query, pair, place in parts]
+        return self.out(keep(packing.ones().join(mixed)))
 
-    def _mix(
-        self, qkv: Float[Array, "N L 3W"], implementation: str | None
-    ) -> Float[Array, "N L W"]:
+    def _mix_one(
+        self, query: Float[Array, "N 1 W"], pair: Float[Array, "N L 2W"], place: Int[Array, " N"]
+    ) -> Float[Array, "N 1 W"]:
+        count, length, width = pair.shape
+        key, value = jnp.split(pair, 2, axis=2)
+        query, key, value = (
+            x.reshape(count, -1, self.heads, width // 2 // self.heads) for x in (query, key, value)
+        )
+        seen = jnp.arange(length) <= place[:, None, None, None] if self.causal else None
+        mixed = jax.nn.dot_product_attention(query, key, value, mask=seen)
+        return mixed.reshape(count, 1, width // 2)
+
+    def _attend(self, qkv: Float[Array, "N L 3W"]) -> Float[Array, "N L W"]:
+        # Flash attention keeps no weights; elsewhere they are computed again.
+        return self._mix(qkv) if self.flash else jax.checkpoint(self._mix)(qkv)
+
+    def _mix(self, qkv: Float[Array, "N L 3W"]) -> Float[Array, "N L W"]:
         count, length, width = qkv.shape
         # [N, L, 3W] -> three of [N, L, H, W / H]. Splitting is undone by putting together; the
         # gradient of an index would be a sum of arrays that are mostly zero.
         shape = (count, length, self.heads, width // 3 // self.heads)
         query, key, value = (x.reshape(shape) for x in jnp.split(qkv, 3, axis=2))
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, is_causal=self.causal, implementation=implementation
-        )
-        return mixed.reshape(count, length, width // 3)
+        mix = flash_attention if self.flash else jax.nn.dot_product_attention
+        return mix(query, key, value, is_causal=self.causal).reshape(count, length, width // 3)
 
 
 class MLP(nnx.Module):
@@ -200,9 +322,9 @@ class Block(nnx.Module):
         rngs: nnx.Rngs,
     ):
         width = config.width
-        self.ln_1 = _layer_norm(width, config.norm_epsilon, dtype, rngs)
+        self.ln_1 = LayerNorm(width, config.norm_epsilon)
         self.attn = Attention(config, causal, dtype, mesh, rngs)
-        self.ln_2 = _layer_norm(width, config.norm_epsilon, dtype, rngs)
+        self.ln_2 = LayerNorm(width, config.norm_epsilon)
         self.mlp = MLP(config, activation, dtype, rngs)
         self.scaled = config.layer_scale is not None
         if self.scaled:
@@ -210,27 +332,55 @@ class Block(nnx.Module):
             self.layer_scale_2 = nnx.Param(jnp.full((width,), config.layer_scale))
 
     def __call__(self, x: Float[Array, "T W"], packing: Packing, keep: Keep) -> Float[Array, "T W"]:
-        attended = self.attn(jax.checkpoint(self.ln_1)(x), packing, keep)
+        return self._finish(x, self.attn(self.ln_1(x), packing, keep), keep)
+
+    def read_out(
+        self,
+        x: Float[Array, "T W"],
+        packing: Packing,
+        keep: Keep,
+        places: Sequence[Int[Array, " N"]],
+    ) -> Float[Array, "S W"]:
+        """What `__call__` gives for the token at one place of each sequence, for little more than
+        the keys and values of the others."""
+        attended = self.attn.read_out(self.ln_1(x), packing, keep, places)
+        return self._finish(packing.choose(x, places), attended, keep)
+
+    def _finish(
+        self, x: Float[Array, "T W"], attended: Float[Array, "T W"], keep: Keep
+    ) -> Float[Array, "T W"]:
         if self.scaled:
             attended = attended * self.layer_scale_1[...].astype(x.dtype)
         x = x + attended
-        hidden = self.mlp(jax.checkpoint(self.ln_2)(x), keep)
+        hidden = self.mlp(self.ln_2(x), keep)
         if self.scaled:
             hidden = hidden * self.layer_scale_2[...].astype(x.dtype)
         return x + hidden
 
 
 def _run_blocks(
-    blocks: nnx.List, x: Float[Array, "T W"], packing: Packing, remat: bool, keep: Keep
+    blocks: nnx.List,
+    x: Float[Array, "T W"],
+    packing: Packing,
+    remat: bool,
+    keep: Keep,
+    places: Sequence[Int[Array, " N"]] | None = None,
 ) -> Float[Array, "T W"]:
+    """The tokens behind all blocks; only that at one place of each sequence, by `packing.ones()`,
+    where `places` says which."""
+
     def run(block: Block, x: jax.Array) -> jax.Array:
         return block(keep(x), packing, keep)
 
+    def read_out(block: Block, x: jax.Array) -> jax.Array:
+        return block.read_out(keep(x), packing, keep, places)
+
     if remat:
-        run = nnx.remat(run)
-    for block in blocks:
+        run, read_out = nnx.remat(run), nnx.remat(read_out)
+    *first, last = blocks
+    for block in first:
         x = run(block, x)
-    return keep(x)
+    return keep(run(last, x) if places is None else read_out(last, x))
 
 
 class ImageTower(nnx.Module):
@@ -260,11 +410,11 @@ class ImageTower(nnx.Module):
         self.class_embedding = nnx.Param(std * jax.random.normal(rngs(), (width,)))
         self.positional_embedding = nnx.Param(std * jax.random.normal(rngs(), (tokens, width)))
         if config.pre_norm:
-            self.ln_pre = _layer_norm(width, config.norm_epsilon, dtype, rngs)
+            self.ln_pre = LayerNorm(width, config.norm_epsilon)
         self.blocks = nnx.List(
             [Block(config, activation, False, dtype, mesh, rngs) for _ in range(config.layers)]
         )
-        self.ln_post = _layer_norm(width, config.norm_epsilon, dtype, rngs)
+        self.ln_post = LayerNorm(width, config.norm_epsilon)
         self.projection = nnx.Param(std * jax.random.normal(rngs(), (width, embed_dim)))
 
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
@@ -283,10 +433,11 @@ class ImageTower(nnx.Module):
         x = packing.join([x])
         if config.pre_norm:
             x = self.ln_pre(x)
-        x = _run_blocks(self.blocks, x, packing, self.remat, keep_in_place(self.mesh))
-        (x,) = packing.separate(x)
+        places = [jnp.zeros(batch, jnp.int32)] if config.pool == "tok" else None
+        keep = keep_in_place(self.mesh)
+        x = _run_blocks(self.blocks, x, packing, self.remat, keep, places)
+        (x,) = (packing if places is None else packing.ones()).separate(x)
         if config.pool == "tok":
-            # The norm acts on each token by itself, so it may follow the choice.
             pooled = self.ln_post(x[:, 0])
         elif config.final_norm_after_pool:
             pooled = self.ln_post(x[:, 1:].mean(axis=1))
@@ -310,6 +461,8 @@ class TextTower(nnx.Module):
     ):
         width, length = config.width, config.context_length
         self.config, self.dtype, self.remat, self.mesh = config, dtype, remat, mesh
+        # No token of a causal tower sees a later one, so tokens may follow that nobody reads.
+        self.multiple = LENGTH_MULTIPLE if config.causal else 1
         self.token_embedding = nnx.Param(
             0.02 * jax.random.normal(rngs(), (config.vocab_size, width))
         )
@@ -320,24 +473,25 @@ class TextTower(nnx.Module):
                 for _ in range(config.layers)
             ]
         )
-        self.ln_final = _layer_norm(width, config.norm_epsilon, dtype, rngs)
+        self.ln_final = LayerNorm(width, config.norm_epsilon)
         self.projection = nnx.Param(width**-0.5 * jax.random.normal(rngs(), (width, embed_dim)))
 
     def __call__(self, groups: Sequence[Int[Array, "N L"]]) -> list[Float[Array, "N D"]]:
-        packing = Packing(tuple(x.shape for x in groups), device_count(self.mesh))
-        x = packing.join([self._embed(tokens) for tokens in groups])
-        x = _run_blocks(self.blocks, x, packing, self.remat, keep_in_place(self.mesh))
-        read_out = []
-        for group, tokens in zip(packing.separate(x), groups, strict=True):
-            last = self.ln_final(group[jnp.arange(len(group)), self._positions(tokens)])
-            read_out.append(last.astype(jnp.float32) @ self.projection[...])
-        return read_out
+        embedded = [self._embed(tokens) for tokens in groups]
+        packing = Packing(tuple(x.shape[:2] for x in embedded), device_count(self.mesh))
+        x = packing.join(embedded)
+        keep, places = keep_in_place(self.mesh), [self._positions(tokens) for tokens in groups]
+        x = _run_blocks(self.blocks, x, packing, self.remat, keep, places)
+        features = self.ln_final(x).astype(jnp.float32) @ self.projection[...]
+        return [group[:, 0] for group in packing.ones().separate(features)]
 
-    def _embed(self, tokens: Int[Array, "N L"]) -> Float[Array, "N L W"]:
+    def _embed(self, tokens: Int[Array, "N L"]) -> Float[Array, "N M W"]:
+        """Embedded tokens and, up to the next multiple, zeros."""
         # Looked up before it is cast: the gradient of a common token is a sum over all its places,
         # and bfloat16 would lose most of it.
         x = self.token_embedding[...][tokens].astype(self.dtype)
-        return x + self.positional_embedding[...].astype(self.dtype)[: tokens.shape[1]]
+        x = x + self.positional_embedding[...].astype(self.dtype)[: tokens.shape[1]]
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.multiple), (0, 0)))
 
     def _positions(self, tokens: Int[Array, "N L"]) -> Int[Array, " N"]:
         """The position at which each text is read out."""
