@@ -14,9 +14,8 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from PIL import Image
 from lattec_jax import adapted, sharding, stages, workdir
 from lattec_jax.adapted import Classifiers
 from lattec_jax.config import from_json
+from lattec_jax.data.ordered import in_order
 from lattec_jax.data.preprocess import Preprocess, UnreadablePicture, open_picture, picture_errors
 from lattec_jax.data.text_plan import round_up
 from lattec_jax.errors import ConfigError, DataError
@@ -261,21 +261,14 @@ class Classifier:
         self, images: Iterable[Picture]
     ) -> Iterator[tuple[str | None, np.ndarray | UnreadablePicture]]:
         """The name and evaluation pixels of each picture, or why there are none, in order."""
-        ahead: deque[tuple[str | None, Future]] = deque()
-        pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1), thread_name_prefix="decode")
-        try:
-            for position, image in enumerate(images):
-                path = isinstance(image, (str, os.PathLike))
-                name = os.fsdecode(image) if path else None
-                ahead.append((name, pool.submit(_decode, image, position, self.preprocess)))
-                if len(ahead) > 2 * self.batch_size:
-                    done, future = ahead.popleft()
-                    yield done, future.result()
-            while ahead:
-                done, future = ahead.popleft()
-                yield done, future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+
+        def decode(item: tuple[int, Picture]) -> tuple[str | None, np.ndarray | UnreadablePicture]:
+            position, image = item
+            name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
+            return name, _decode(image, position, self.preprocess)
+
+        with closing(in_order(decode, enumerate(images), ahead=2 * self.batch_size)) as decoded:
+            yield from decoded
 
 
 def _decode(

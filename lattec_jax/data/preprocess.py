@@ -9,6 +9,7 @@ palette pictures are resized by nearest neighbour and transparent ones with prem
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import struct
 import zlib
@@ -74,11 +75,17 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         UnreadablePicture: the file is missing, damaged, not a picture, or far too large.
     """
-    with picture_errors(path), Image.open(path, formats=FORMATS) as image:
+    with picture_errors(path), Image.open(_content(path), formats=FORMATS) as image:
         if 0 in image.size:
             raise ValueError(f"a side of length 0 (width {image.width}, height {image.height})")
         image.load()
         return image
+
+
+def _content(path: str | os.PathLike[str]) -> io.BytesIO:
+    """A file, read at once: Pillow reads in small pieces, and threads queue for each."""
+    with open(path, "rb") as file:
+        return io.BytesIO(file.read())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Preprocess:
             fitted = _kept_ratio(image, self.size, min)
             image = _resize(image, *fitted, Image.Resampling.BICUBIC)
             image = _center(image, height, width, 0)
-        return np.array(image.convert("RGB"))
+        return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; `from_dict` reads it back."""
@@ -201,6 +208,8 @@ def _kept_ratio(image: Image.Image, size: tuple[int, int], choose: Any) -> tuple
 
 def _center(image: Image.Image, height: int, width: int, fill: int) -> Image.Image:
     """Cut out the centre; where the picture is smaller, first add borders of colour `fill`."""
+    if image.size == (width, height):
+        return image
     missing_x, missing_y = max(0, width - image.width), max(0, height - image.height)
     if missing_x or missing_y:
         border = (missing_x // 2, missing_y // 2, (missing_x + 1) // 2, (missing_y + 1) // 2)

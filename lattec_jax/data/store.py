@@ -23,18 +23,17 @@ import os
 import shutil
 import tempfile
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
 from lattec_jax.data.dataset import Split
+from lattec_jax.data.ordered import MOST, in_order
 from lattec_jax.data.preprocess import (
     FORMATS,
     Preprocess,
@@ -49,8 +48,6 @@ _FORMAT = "lattec_jax-store-1"
 _ABANDONED = 24 * 3600  # seconds without a write after which a partial store has no living writer
 _LISTED = 10  # pictures that an error message names
 
-T = TypeVar("T")
-R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
@@ -97,7 +94,7 @@ def make_stores(
     preprocess: Preprocess,
     long_side: int | None,
     max_unreadable: float = 0.01,
-    workers: int | None = None,
+    workers: int = MOST,
 ) -> StorePaths:
     """Make what is missing of a split's evaluation and training store, decoding each file once.
 
@@ -110,7 +107,7 @@ def make_stores(
         long_side: bound on the long side of training pictures in pixels, which are never enlarged;
             0 for no bound; None for a split that is only evaluated and needs no training store.
         max_unreadable: share of unreadable pictures above which nothing is kept.
-        workers: decoding threads; None: one per core, at most 16.
+        workers: decoding threads at most; never more than the cores.
 
     Returns:
         The paths for `open_store`. Both stores have the same ids.
@@ -120,7 +117,6 @@ def make_stores(
             that is readable, or too little space on the disk.
     """
     directory = Path(directory)
-    workers = workers or min(16, os.cpu_count() or 1)
     settings: dict[str, dict[str, Any]] = {"evaluation": {"preprocess": preprocess.to_dict()}}
     if long_side is not None:
         settings["training"] = {"long_side": long_side}
@@ -231,36 +227,53 @@ def _make(
 def _write(split: Split, plans: Sequence[_Plan], made: Path, workers: int) -> list[dict[str, str]]:
     """Decode every picture and write the stores below `made`. Returns what could not be read."""
     total = len(split.ids)
-    pixels = []
-    for plan in plans:
-        (made / plan.path.name).mkdir(parents=True)
-        file = made / plan.path.name / "pixels.npy"
-        shape = (total, *plan.shape, 3)
-        pixels.append(np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=shape))
     sizes = np.zeros((total, 2), np.int32)
     ids, failed = [], []
     decode = functools.partial(_decode, converts=[plan.convert for plan in plans])
-    with closing(_in_order(decode, split.paths, workers)) as results:
+    with ExitStack() as stack:
+        files = [stack.enter_context(_begin(made / plan.path.name, plan, total)) for plan in plans]
+        results = stack.enter_context(closing(in_order(decode, split.paths, most=workers)))
         bar = tqdm(results, total=total, desc="decoding pictures", unit="image", mininterval=0.5)
         for image, result in zip(split.ids, bar, strict=True):
             if isinstance(result, UnreadablePicture):
                 failed.append({"image": image, "reason": result.reason})
                 continue
-            row = len(ids)
-            for array, values, plan in zip(pixels, result, plans, strict=True):
+            for file, values, plan in zip(files, result, plans, strict=True):
                 height, width = values.shape[:2]
-                array[row, :height, :width] = values  # the file starts as zeros
                 if plan.sizes:
-                    sizes[row] = height, width
+                    sizes[len(ids)] = height, width
+                file.write(_filled(values, plan.shape).data)
             ids.append(image)
-    for array, plan in zip(pixels, plans, strict=True):
-        array.flush()
+        for file, plan in zip(files, plans, strict=True):
+            # Zeros in the place of what could not be read: the header counts all.
+            left = total - len(ids)
+            file.truncate(file.tell() + left * plan.shape[0] * plan.shape[1] * 3)
+    for plan in plans:
         store = made / plan.path.name
         if plan.sizes:
             np.save(store / "sizes.npy", sizes[: len(ids)], allow_pickle=False)
         index = {"format": _FORMAT, "settings": plan.settings, "ids": ids, "failed": failed}
         (store / "index.json").write_text(json.dumps(index), encoding="utf-8")
     return failed
+
+
+def _begin(store: Path, plan: _Plan, total: int) -> BinaryIO:
+    """The file of a store's pixels, with a header for `total` rows. Written as a stream: writing
+    lets other threads run, which copying into a memory map does not."""
+    store.mkdir(parents=True)
+    file = open(store / "pixels.npy", "wb")  # noqa: SIM115
+    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *plan.shape, 3)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+def _filled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """`[H, W, 3]` contiguous, with zeros below and to the right of a smaller picture."""
+    if values.shape[:2] == shape:
+        return np.ascontiguousarray(values)
+    row = np.zeros((*shape, 3), np.uint8)
+    row[: values.shape[0], : values.shape[1]] = values
+    return row
 
 
 def _decode(
@@ -297,7 +310,7 @@ def _bounded(size: tuple[int, int], long_side: int) -> tuple[int, int]:
 def _largest(split: Split, long_side: int, workers: int) -> tuple[int, int]:
     """The largest bounded height and width in the split, from the files' headers."""
     height = width = 1
-    with closing(_in_order(_header_size, split.paths, workers)) as results:
+    with closing(in_order(_header_size, split.paths, most=workers)) as results:
         total = len(split.paths)
         for size in tqdm(results, total=total, desc="reading headers", unit="image", leave=False):
             if size is not None:
@@ -313,21 +326,6 @@ def _header_size(path: Path) -> tuple[int, int] | None:
             return image.size if min(image.size) > 0 else None
     except UnreadablePicture:
         return None
-
-
-def _in_order(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[R]:
-    """`map` in threads; keeps the order and holds only a few results."""
-    waiting: deque[Future[R]] = deque()
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _check_space(directory: Path, plans: Sequence[_Plan], count: int) -> None:

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -243,24 +242,6 @@ def test_two_processes_at_once(split, tmp_path):
     assert len(list((tmp_path / "stores").iterdir())) == 2
     paths = make_stores(split, tmp_path / "stores", PREPROCESS, 32)
     assert open_store(paths.training).ids == split.ids
-
-
-def test_few_pictures_are_held_at_once(tmp_path):
-    """The reader never runs far ahead of the writer, so sets may be larger than memory."""
-    lock, ahead, most = threading.Lock(), 0, 0
-
-    def produce(item):
-        nonlocal ahead, most
-        with lock:
-            ahead += 1
-            most = max(most, ahead)
-        return item
-
-    for expected, item in enumerate(store._in_order(produce, range(500), workers=2)):
-        assert item == expected
-        with lock:
-            ahead -= 1
-    assert most <= 10
 
 
 def test_damaged_stores_are_refused(split, tmp_path):

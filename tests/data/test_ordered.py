@@ -1,0 +1,70 @@
+"""`in_order`: order, errors, few results held, threads as many as gain something."""
+
+import itertools
+import threading
+import time
+
+import pytest
+
+from lattec_jax.data.ordered import in_order
+
+
+def test_the_order_is_that_of_the_items_whichever_is_done_first():
+    delays = [0.004, 0.001, 0.003, 0.002] * 20
+    found = list(in_order(lambda item: (time.sleep(item[1]), item)[1], enumerate(delays)))
+    assert found == list(enumerate(delays))
+    assert list(in_order(str, [])) == []
+    assert list(in_order(str, [7])) == ["7"]
+
+
+def test_few_results_are_held_at_once():
+    """The reader never runs far ahead of the writer, so sets may be larger than memory."""
+    lock, ahead, most = threading.Lock(), 0, 0
+
+    def produce(item):
+        nonlocal ahead, most
+        with lock:
+            ahead += 1
+            most = max(most, ahead)
+        return item
+
+    for expected, item in enumerate(in_order(produce, range(500), most=2)):
+        assert item == expected
+        with lock:
+            ahead -= 1
+    assert most <= 10
+
+
+def threads_of(seconds: float, **options: int) -> int:
+    """How many threads work on 200 items of such a duration."""
+    seen = set()
+
+    def work(item):
+        time.sleep(seconds)
+        seen.add(threading.get_ident())
+
+    list(in_order(work, range(200), **options))
+    return len(seen - {threading.get_ident()})
+
+
+def test_quick_items_get_one_thread_and_slow_ones_many(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    assert threads_of(0.0) == 1
+    assert threads_of(0.005) == 8
+    assert threads_of(0.005, most=3) == 3
+
+
+def test_an_error_comes_in_its_turn_and_what_waits_is_given_up():
+    begun = []
+
+    def fails(item):
+        begun.append(item)
+        if item == 30:
+            raise ValueError("thirty")
+        return item
+
+    results = in_order(fails, itertools.count(), most=2)
+    assert list(itertools.islice(results, 30)) == list(range(30))
+    with pytest.raises(ValueError, match="thirty"):
+        next(results)
+    assert max(begun) < 60
