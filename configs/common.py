@@ -151,7 +151,7 @@ def get_config() -> ConfigDict:
 
     config.log_every = 10  # steps
     config.eval_every = 0  # steps; 0: only at the end
-    config.checkpoint_every = 200  # steps
+    config.checkpoint_every = 500  # steps; a signal to stop brings one at once
     config.keep_checkpoints = 2
     # Directory for a JAX trace of the third to the seventh step: lattec_jax/profiling.py; "": none.
     config.profile = ""

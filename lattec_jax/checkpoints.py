@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,19 +80,27 @@ class Checkpoints:
         """The newest saved step, None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, step: int, beside: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        beside: Mapping[str, Any],
+        before: Callable[[], object] = lambda: None,
+    ) -> None:
         """Save `state`, which may be consumed as soon as this returns.
 
         Args:
             state: after `step` steps.
             step: its number.
             beside: values that JSON can hold, which `restore` gives back.
+            before: called in another thread before the checkpoint is complete; of several
+                processes by the first one alone.
 
         Raises:
             TrainingError: it, or the one before, cannot be written.
         """
         self.wait()
-        self._saving = step
+        self._saving, self._before = step, before
         self._check_room(state)
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(_as_tree(state)), beside=ocp.args.JsonSave(dict(beside))
@@ -180,6 +188,7 @@ class Checkpoints:
 
     def _write_sums(self) -> None:
         """Called by Orbax when all files are there, before it moves them into place."""
+        self._before()
         (place,) = self._directory.glob(f"{self._saving}.*")
         write_whole(place / SUMS, "".join(f"{s}  {name}\n" for name, s in _sums(place).items()))
 

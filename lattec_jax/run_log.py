@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -43,6 +44,7 @@ class RunLog:
         begin = SessionLog(status=SessionLog.START)
         self._events.add_event(Event(step=start + 1, wall_time=time.time(), session_log=begin))
         self._batch_size = batch_size
+        self._closing = threading.Lock()
         self._bar = tqdm(
             total=steps * batch_size,
             initial=start * batch_size,
@@ -56,8 +58,10 @@ class RunLog:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.close()
-        self._file.close()
-        self._events.close()
+        self.flush()
+        with self._closing:
+            self._file.close()
+            self._events.close()
 
     def lines(self) -> list[dict[str, float | None]]:
         """All that was logged, by interrupted sessions of the run as well."""
@@ -68,9 +72,12 @@ class RunLog:
         self._bar.update(self._batch_size)
 
     def flush(self) -> None:
-        """Return when all that was logged is on disk."""
-        self._events.flush()
-        os.fsync(self._file.fileno())
+        """Return when all that was logged is on disk. That can take long where much else is being
+        written; any thread may do it."""
+        with self._closing:
+            if not self._file.closed:  # then it is there
+                self._events.flush()
+                os.fsync(self._file.fileno())
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
         """Log the figures of a step; they are on disk when this returns."""

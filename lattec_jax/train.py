@@ -150,23 +150,23 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
                     run_log.write(done, logged)
                     watch.see(done, logged)
                 if due or ending:
-                    run_log.flush()  # a checkpoint's steps are logged before it is complete
-                    checkpoints.save(state, done, clock.record())
+                    # A checkpoint's steps are on disk before it is complete.
+                    checkpoints.save(state, done, clock.record(), before=run_log.flush)
                 if ending:
                     break
-            checkpoints.wait()
             timing = clock.record()
 
-    # ----------------------------------------------------------------------------------- results
-    state = wise_ft.average(method, begun, first, state, config.wise_ft)
-    final = classifiers(inputs, method, state)
-    after = examine(inputs, state.params, final, seen)
-    adapted = hosts.fetch(state.params)
-    predictions = after["predictions"]  # of the training images, where there are no others
-    if inputs.test:
-        predictions = results.predict_training(inputs, state.params, final, frozen)
-    template, vectors = config.templates[0], (class_features, final.adapted)
-    shown = gather.collect(inputs, method, state, template, vectors, (before, after), predictions)
+        # ------------------------------------- results, while the last checkpoint is written
+        state = wise_ft.average(method, begun, first, state, config.wise_ft)
+        final = classifiers(inputs, method, state)
+        after = examine(inputs, state.params, final, seen)
+        adapted = hosts.fetch(state.params)
+        predictions = after["predictions"]  # of the training images, where there are no others
+        if inputs.test:
+            predictions = results.predict_training(inputs, state.params, final, frozen)
+        before_after, template = (before, after), config.templates[0]
+        vectors = (class_features, final.adapted)
+        shown = gather.collect(inputs, method, state, template, vectors, before_after, predictions)
     with hosts.first_before_others():
         if not hosts.is_first():
             return read_json(finished)

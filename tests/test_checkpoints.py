@@ -177,3 +177,30 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_older_stay(tmp_
         save(tmp_path, (4,), keep=1)
     monkeypatch.undo()
     restore(tmp_path, 2)
+
+
+def test_what_must_come_before_a_checkpoint_is_done_before_it_is_complete(tmp_path):
+    seen = []
+
+    def before() -> None:
+        seen.append(sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()))
+
+    with Checkpoints(tmp_path, 5) as checkpoints:
+        checkpoints.save(state_at(1), 1, {}, before)
+        checkpoints.wait()
+        checkpoints.save(state_at(2), 2, {}, before)
+    assert seen == [[], ["1"]]
+
+
+def test_where_that_fails_the_checkpoint_is_not_complete(tmp_path):
+    def full() -> None:
+        raise OSError(28, "No space left on device")
+
+    with Checkpoints(tmp_path, 5) as checkpoints:
+        checkpoints.save(state_at(1), 1, {})
+        checkpoints.save(state_at(2), 2, {}, full)
+        with pytest.raises(TrainingError, match=r"step 2 cannot be written.*step 1 is kept"):
+            checkpoints.wait()
+    with Checkpoints(tmp_path, 5) as checkpoints:
+        state, _ = checkpoints.restore(state_at(0), MESH)
+    jax.tree.map(np.testing.assert_array_equal, state, state_at(1))

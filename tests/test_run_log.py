@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -97,3 +98,19 @@ def test_a_run_that_starts_again_from_nothing_keeps_nothing(tmp_path):
     write(tmp_path, 0, [2, 4, 6])
     assert [line["step"] for line in lines(tmp_path)] == [2, 4, 6]
     assert [step for step, _ in scalars(tmp_path, "loss")] == [2, 4, 6]
+
+
+def test_another_thread_may_bring_the_log_to_the_disk_at_any_time(tmp_path):
+    def flush(log: RunLog) -> None:
+        for _ in range(300):
+            log.flush()
+
+    with ThreadPoolExecutor() as pool:
+        with RunLog(tmp_path, 0, 200, 4) as log:
+            flushed = pool.submit(flush, log)
+            for step in range(1, 201):
+                log.write(step, {"loss": 1.0})
+        log.flush()  # closed, and on disk
+        flushed.result()  # raises what it raised
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 201))
+    assert len(scalars(tmp_path, "loss")) == 200
