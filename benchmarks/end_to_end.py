@@ -35,6 +35,8 @@ import numpy as np
 from PIL import Image
 
 from lattec_jax.data.descriptions import Record, to_line
+from lattec_jax.files import read_json
+from lattec_jax.workdir import RESULTS
 
 CLASSES = tuple(f"kind {n}" for n in range(10))
 ROWS = ("start of Python and JAX", "decoding into stores", "pseudo-labels", "descriptions",
@@ -214,12 +216,13 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
             (folder / path.name).write_bytes(path.read_bytes())
         own = cache | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if way == "streamed" else {})
         arguments = train_arguments(root, values, artifacts, placement)
-        workdir = f"--workdir={root / 'runs' / way}"
+        workdir = root / "runs" / way
         seconds, output = child(
-            "-m", "benchmarks.end_to_end", f"--child={time.time()}", *arguments, workdir,
-            environment=own,
+            "-m", "benchmarks.end_to_end", f"--child={time.time()}", *arguments,
+            f"--workdir={workdir}", environment=own,
         )  # fmt: skip
         found[name] = {"whole": seconds, **json.loads(output.splitlines()[-1])}
+        found[name]["images_per_second"] = read_json(workdir / RESULTS)["images_per_second"]
     return found
 
 
@@ -282,7 +285,8 @@ def main() -> None:
         for name, run in found.items():  # without compilation, with all waiting
             seconds = run["other steps"] + run["waiting for batches"]
             rate = (values.steps - 1) * values.batch / seconds
-            print(f"\n{name}: {rate:,.0f} images/s in training")
+            print(f"\n{name}: {rate:,.0f} images/s in training; with checkpoints and their end "
+                  f"{run['images_per_second']:,.0f}")  # fmt: skip
         predicted = predict(root, values) if values.predict else []
     if predicted:
         print("\n| prediction of | seconds | peak memory (GB) |\n|---|---|---|")

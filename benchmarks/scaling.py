@@ -35,7 +35,7 @@ from lattec_jax.augment import Augmentation
 from lattec_jax.config import resolve
 from lattec_jax.data.batches import Batches, _permutation, prefetch
 from lattec_jax.data.store import Store
-from lattec_jax.data.text_plan import make_plan
+from lattec_jax.data.text_plan import BUCKETS, make_plan
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params
@@ -229,7 +229,9 @@ def count_texts(plots: Path | None) -> None:
     """FLOPs of ViT-B-32 against classes and text length; drawn where there is a place for it."""
     model = model_config("ViT-B-32")
     classes = {n: count(model, classes=n)[0] / 1e9 for n in (10, 32, 64, 128, 256, 1000, 10_000)}
-    texts = {n: count(model, tokens=n)[0] / 1e9 for n in (10, 16, 17, 32, 33, 48, 49, 77)}
+    texts = {
+        n: count(model, tokens=n)[0] / 1e9 for n in (10, 16, 17, 24, 25, 32, 33, 40, 41, 48, 49, 77)
+    }
     for title, found in (("classes", classes), ("tokens", texts)):
         print(f"\n| {title} | GFLOP per image and step |\n|---|---|")
         for n, flops in found.items():
@@ -255,7 +257,7 @@ def draw(
     most = max(*classes.values(), *texts.values())
     left.set(xscale="log", xlabel="classes", ylabel=unit, ylim=(0, 1.06 * most))
     right.plot(list(texts), list(texts.values()), marker="o")
-    for bound in (16, 32, 48):
+    for bound in BUCKETS:
         right.axvline(bound, linestyle=":", color="grey")
     right.set(xlabel="tokens of every description")
     figure.suptitle(title)
@@ -291,7 +293,7 @@ def main() -> None:
     varied = {
         "batch": ("batch", (16, 64, 256)),
         "classes": ("classes", (10, 64, 128, 1000, 10_000)),
-        "texts": ("tokens", (16, 17, 32, 33, 48, 49, 77)),
+        "texts": ("tokens", (16, 17, 24, 25, 32, 33, 40, 41, 48, 49, 77)),
     }
     times = {}
     for section in values.sections:

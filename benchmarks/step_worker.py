@@ -79,10 +79,14 @@ class OurWorker:
         for step in range(steps):
             np.save(folder / f"crops-{step}.npy", program.crops(step))
 
-    def build(self, variant: str) -> dict[str, Any]:
-        """The program that is timed."""
+    def prepare(self, variant: str) -> dict[str, Any]:
+        """What the others need before they are built."""
         self.program = self.kind(self.work, self.dtype)
         self._save_inputs(self.program, self.folder, self.work.batches.steps_per_epoch)
+        return {}
+
+    def build(self, variant: str) -> dict[str, Any]:
+        """The program that is timed, behind `prepare`."""
         self.program.load(0)
         seconds = self.program.compile()
         _, loss = self.program.timed()

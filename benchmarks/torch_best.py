@@ -2,8 +2,8 @@
 
 Each text is encoded once, at the few lengths that ours uses (`lattec_jax.data.text_plan`);
 attention is `scaled_dot_product_attention` on one fused projection with the causal flag instead of
-a mask; only the token that is read out passes the last norm; AdamW is fused; prototypes move in one
-scatter. `compiling` puts both encoders through `torch.compile`.
+a mask; of the last block only the token that is read out is computed; AdamW is fused; prototypes
+move in one scatter. `compiling` puts both encoders through `torch.compile`.
 """
 
 from __future__ import annotations
@@ -28,15 +28,37 @@ def block(layer: torch.nn.Module, x: torch.Tensor, causal: bool) -> torch.Tensor
     return x + layer.mlp(layer.ln_2(x))
 
 
+def read_out(
+    layer: torch.nn.Module, x: torch.Tensor, places: torch.Tensor, causal: bool
+) -> torch.Tensor:
+    """What `block` gives for the token at one place of each sequence, `[B, L, W] -> [B, W]`."""
+    batch, length, width = x.shape
+    heads, rows = layer.attn.num_heads, torch.arange(batch, device=x.device)
+    weight, bias = layer.attn.in_proj_weight, layer.attn.in_proj_bias
+    normed = layer.ln_1(x)
+    query = F.linear(normed[rows, places], weight[:width], bias[:width])
+    query = query.view(batch, heads, 1, -1)
+    pairs = F.linear(normed, weight[width:], bias[width:])
+    key, value = pairs.view(batch, length, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+    seen = None
+    if causal:
+        seen = (torch.arange(length, device=x.device) <= places[:, None])[:, None, None]
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    x = x[rows, places] + layer.attn.out_proj(mixed.reshape(batch, width))
+    return x + layer.mlp(layer.ln_2(x))
+
+
 def encode_image(model: torch.nn.Module, crops: torch.Tensor) -> torch.Tensor:
     """Unit features `[B, D]` of crops `[B, 3, H, W]`, for a tower with a class token."""
     tower = model.visual
     x = tower.conv1(crops).flatten(2).transpose(1, 2)  # [B, L - 1, W]
     cls = tower.class_embedding.to(x.dtype).expand(len(x), 1, -1)
     x = tower.ln_pre(torch.cat([cls, x], dim=1) + tower.positional_embedding.to(x.dtype))
-    for layer in tower.transformer.resblocks:
+    *first, last = tower.transformer.resblocks
+    for layer in first:
         x = block(layer, x, causal=False)
-    return F.normalize((tower.ln_post(x[:, 0]) @ tower.proj).float(), dim=-1)
+    x = read_out(last, x, torch.zeros(len(x), dtype=torch.long, device=x.device), causal=False)
+    return F.normalize((tower.ln_post(x) @ tower.proj).float(), dim=-1)
 
 
 def encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
@@ -44,9 +66,10 @@ def encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
     if torch.is_autocast_enabled(tokens.device.type):
         x = x.to(torch.get_autocast_dtype(tokens.device.type))
-    for layer in model.transformer.resblocks:
+    *first, last = model.transformer.resblocks
+    for layer in first:
         x = block(layer, x, causal=True)
-    x = x[torch.arange(len(x), device=x.device), tokens.argmax(dim=1)]
+    x = read_out(last, x, tokens.argmax(dim=1), causal=True)
     return F.normalize((model.ln_final(x) @ model.text_projection).float(), dim=-1)
 
 

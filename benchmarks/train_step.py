@@ -31,7 +31,7 @@ from benchmarks.step_worker import SMALL
 from benchmarks.workload import Cost, Workload
 from convert.sources import built_in_model_cfg
 
-# Each program, by the process that it shares with others: one model each, and little memory.
+# Each program, and the process that runs it and others like it on a CPU: one model, little memory.
 VARIANTS = {
     "ours": "ours",
     "release-checkpointing": "release",
@@ -71,16 +71,24 @@ class Worker:
         self.program = program
 
     def ask(self, do: str, variant: str, **rest: int) -> dict[str, Any]:
-        """Have something done and wait for the answer.
+        """Have something done and wait for the answer, see `answer`."""
+        self.tell(do, variant, **rest)
+        return self.answer()
+
+    def tell(self, do: str, variant: str, **rest: int) -> None:
+        """Have something done."""
+        self.process.stdin.write(json.dumps({"do": do, "variant": variant, **rest}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """Wait for the answer to what was told.
 
         Raises:
             RuntimeError: the process has ended; its own message is on the standard error.
         """
-        self.process.stdin.write(json.dumps({"do": do, "variant": variant, **rest}) + "\n")
-        self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of {self.program} ended at {do!r}; see its message")
+            raise RuntimeError(f"the process of {self.program} has ended; see its message")
         return json.loads(line)
 
     def close(self) -> None:
@@ -116,9 +124,9 @@ def check(workers: dict[str, Worker], folder: Path) -> dict[str, dict[str, float
         RuntimeError: a program computes something else.
     """
     differences = {}
-    for variant, program in VARIANTS.items():
-        workers[program].ask("check", variant)
-        workers[program].ask("rest", variant)
+    for variant, worker in workers.items():
+        worker.ask("check", variant)
+        worker.ask("rest", variant)
         first = dict(np.load(folder / f"first-{variant}.npz", allow_pickle=False))
         if variant == "ours":
             reference = first
@@ -137,24 +145,55 @@ def check(workers: dict[str, Worker], folder: Path) -> dict[str, dict[str, float
     return differences
 
 
+def start(folder: Path, dtype: str) -> tuple[dict[str, Worker], str]:
+    """The process of each variant, and what they compute on ("cpu", "gpu")."""
+    running = {"ours": Worker("ours", folder, dtype)}
+    platform = running["ours"].ask("describe", "ours")["platform"]
+    workers = {}
+    for variant, program in VARIANTS.items():
+        # On a GPU nothing is scarce but its time, and each has a process of its own.
+        name = program if platform == "cpu" or variant == "ours" else variant
+        if name not in running:
+            running[name] = Worker(program, folder, dtype)
+        workers[variant] = running[name]
+    return workers, platform
+
+
+def build(workers: dict[str, Worker], platform: str) -> dict[str, dict[str, Any]]:
+    """Make the programs ready. `torch.compile`, which takes minutes, goes on beside the others on a
+    GPU, so that "compiling" is of cores that were shared."""
+    workers["ours"].ask("prepare", "ours")
+    beside = "best-compiled" if platform != "cpu" else None
+    if beside:
+        workers[beside].tell("build", beside)
+    built = {}
+    for variant, worker in sorted(workers.items(), key=lambda item: item[0] == beside):
+        if variant != beside:
+            worker.tell("build", variant)
+        built[variant] = worker.answer()
+        worker.ask("rest", variant)
+        print(f"built {NAMES[variant]}", file=sys.stderr, flush=True)
+    return built
+
+
 def take_turns(workers: dict[str, Worker], rounds: int, steps: int, each: int) -> dict[str, Any]:
     """Seconds and peak memory of every step that counts, by variant.
 
     Args:
-        workers: the processes.
+        workers: the process of each variant.
         rounds: that count.
         steps: different batches there are.
         each: steps of a turn; where there are several, one more goes before them uncounted.
     """
     found = {variant: {"seconds": [], "peak": []} for variant in VARIANTS}
     for turn in range(WARM_UP + rounds):
-        for variant, program in VARIANTS.items():
+        for variant, worker in workers.items():
             for repeat in range(each + (each > 1)):
-                answer = workers[program].ask("run", variant, step=turn % steps)
+                answer = worker.ask("run", variant, step=turn % steps)
                 if turn >= WARM_UP and (repeat or each == 1):
                     for key, values in found[variant].items():
                         values.append(answer[key])
-            workers[program].ask("rest", variant)
+            worker.ask("rest", variant)
             print(f"round {turn} of {rounds}: {NAMES[variant]}, {1e3 * answer['seconds']:.1f} ms",
                   file=sys.stderr, flush=True)  # fmt: skip
     return found
@@ -170,7 +209,10 @@ def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
     four = np.full(4 * work.batch, context)
     lengths = {"needed": workload.needed_lengths(work, batch)}
     lengths |= {v: four if v.startswith("release") else own for v in VARIANTS}
-    return {name: workload.cost(config, work.batch, n) for name, n in lengths.items()}
+    return {
+        name: workload.cost(config, work.batch, n, whole_last_block=name.startswith("release"))
+        for name, n in lengths.items()
+    }
 
 
 def summarise(
@@ -242,22 +284,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         compared = min(arguments.batch, COMPARED)
         workload.make(model_cfg, compared, arguments.classes, 1).save(folder / SMALL)
     load = os.getloadavg()[0]
-    workers = {name: Worker(name, folder, arguments.dtype) for name in set(VARIANTS.values())}
+    workers, platform = start(folder, arguments.dtype)
     try:
-        facts = {name: worker.ask("describe", name) for name, worker in workers.items()}
+        facts = {v: workers[v].ask("describe", v) for v in ("ours", "best")}
         differences = check(workers, folder) if arguments.compare else {}
-        built = {}
-        for variant, program in VARIANTS.items():
-            built[variant] = workers[program].ask("build", variant)
-            workers[program].ask("rest", variant)
-            print(f"built {NAMES[variant]}", file=sys.stderr, flush=True)
-        kind = "cpu" if facts["ours"]["platform"] == "cpu" else "gpu"
-        size = MATMUL[kind]
-        rates = {n: w.ask("matmul", n, size=size)["rate"] for n, w in workers.items()}
-        each = 1 if kind == "cpu" else ON_GPU
+        built = build(workers, platform)
+        size = MATMUL["cpu" if platform == "cpu" else "gpu"]
+        rates = {v: workers[v].ask("matmul", v, size=size)["rate"] for v in facts}
+        each = 1 if platform == "cpu" else ON_GPU
         turns = take_turns(workers, arguments.rounds, work.batches.steps_per_epoch, each)
     finally:
-        for worker in workers.values():
+        for worker in set(workers.values()):
             worker.close()
     lengths = work.batches.lengths
     rate = max(rates.values())

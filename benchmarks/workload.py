@@ -161,34 +161,43 @@ class Cost:
     recomputed: float  # again in the backward pass, with gradient checkpointing
 
 
-def cost(config: CLIPConfig, images: int, text_lengths: np.ndarray) -> Cost:
+def cost(
+    config: CLIPConfig, images: int, text_lengths: np.ndarray, *, whole_last_block: bool = False
+) -> Cost:
     """The matrix products of both towers and of the two losses.
 
-    A causal tower needs half of the products between tokens. Norms, activations, softmax, cropping
-    and the optimiser are left out, as usual.
+    A causal tower needs half of the products between tokens. Of the last block only the token that
+    is read out is needed, and the keys and values of the others. Norms, activations, softmax,
+    cropping and the optimiser are left out, as usual.
 
     Args:
-        config: the architecture.
+        config: the architecture, whose towers are read out at one token.
         images: B.
         text_lengths: tokens of each text that is encoded.
+        whole_last_block: count all tokens there, for a program that chooses behind it.
     """
     vision, text, dimension = config.vision, config.text, config.embed_dim
     tokens = vision.grid[0] * vision.grid[1] + 1
     patches = 2 * images * (tokens - 1) * 3 * vision.patch_size**2 * vision.width
     lengths = np.asarray(text_lengths, float)
     pairs = lengths * (lengths + 1) / 2 if text.causal else lengths**2
-    blocks = _blocks(vision, images * tokens, images * tokens**2)
-    blocks += _blocks(text, lengths.sum(), pairs.sum())
+    blocks = _blocks(vision, images, images * tokens, images * tokens**2, whole_last_block)
+    blocks += _blocks(text, len(lengths), lengths.sum(), pairs.sum(), whole_last_block)
     heads = 2 * dimension * (images * vision.width + len(lengths) * text.width)
     losses = 2 * 2 * images**2 * dimension
     forward = patches + blocks + heads + losses
     return Cost(forward, 3 * forward - patches, blocks)
 
 
-def _blocks(tower: Any, tokens: float, pairs: float) -> float:
-    """Operations of a tower's blocks on so many tokens and pairs of tokens of one text."""
-    per_token = 2 * (4 + 2 * tower.mlp_ratio) * tower.width**2
-    return tower.layers * (tokens * per_token + 2 * 2 * pairs * tower.width)
+def _blocks(
+    tower: Any, sequences: float, tokens: float, pairs: float, whole_last_block: bool
+) -> float:
+    """Operations of a tower's blocks on so many tokens, and pairs of tokens that see each other."""
+    square = 2 * tower.width**2
+    per_token = (4 + 2 * tower.mlp_ratio) * square
+    block = tokens * per_token + 4 * pairs * tower.width
+    last = tokens * 2 * square + sequences * (per_token - 2 * square) + 4 * tokens * tower.width
+    return (tower.layers - 1) * block + (block if whole_last_block else last)
 
 
 def needed_lengths(work: Workload, batch: HostBatch) -> np.ndarray:

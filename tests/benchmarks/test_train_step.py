@@ -94,16 +94,19 @@ def test_lengths_are_distributed_as_stated():
     assert work.cropped_classes().shape == (5, 16)
 
 
-def test_operations_are_those_of_the_layers(work):
+@pytest.mark.parametrize("whole", [True, False])
+def test_operations_are_those_of_the_layers(work, whole):
     """Against a sum over the layers, written out for one image and one text of seven tokens."""
     vision, text, dimension = work.config.vision, work.config.text, work.config.embed_dim
-    found = workload.cost(work.config, 1, [7])
+    found = workload.cost(work.config, 1, [7], whole_last_block=whole)
     blocks = 0
     for tower, tokens, pairs in ((vision, 17, 17 * 17), (text, 7, 7 * 8 // 2)):
         width = tower.width
-        layer = tokens * width * 3 * width + tokens * width * width  # attention's projections
-        layer += 2 * tokens * width * 4 * width + 2 * pairs * width
-        blocks += 2 * tower.layers * layer
+        for layer in range(tower.layers):
+            is_short = layer == tower.layers - 1 and not whole
+            queries, seen = (1, tokens) if is_short else (tokens, pairs)
+            blocks += 2 * width * (tokens * 2 * width + queries * 2 * width)  # k, v; q, out
+            blocks += 2 * queries * 2 * width * 4 * width + 2 * 2 * seen * width
     patches = 2 * 16 * 8 * 8 * 3 * vision.width
     rest = 2 * dimension * (vision.width + text.width) + 4 * dimension
     assert found.recomputed == blocks
