@@ -285,8 +285,8 @@ def main() -> None:
         for name, run in found.items():  # without compilation, with all waiting
             seconds = run["other steps"] + run["waiting for batches"]
             rate = (values.steps - 1) * values.batch / seconds
-            print(f"\n{name}: {rate:,.0f} images/s in training; with checkpoints and their end "
-                  f"{run['images_per_second']:,.0f}")  # fmt: skip
+            print(f"\n{name}: {rate:,.0f} images/s in training; with checkpoints, but for the end "
+                  f"of the last, {run['images_per_second']:,.0f}")  # fmt: skip
         predicted = predict(root, values) if values.predict else []
     if predicted:
         print("\n| prediction of | seconds | peak memory (GB) |\n|---|---|---|")

@@ -30,6 +30,7 @@ from benchmarks import workload
 from benchmarks.step_worker import SMALL
 from benchmarks.workload import Cost, Workload
 from convert.sources import built_in_model_cfg
+from lattec_jax.models.clip import LENGTH_MULTIPLE
 
 # Each program, and the process that runs it and others like it on a CPU: one model, little memory.
 VARIANTS = {
@@ -147,8 +148,13 @@ def check(workers: dict[str, Worker], folder: Path) -> dict[str, dict[str, float
 
 def start(folder: Path, dtype: str) -> tuple[dict[str, Worker], str]:
     """The process of each variant, and what they compute on ("cpu", "gpu")."""
-    running = {"ours": Worker("ours", folder, dtype)}
-    platform = running["ours"].ask("describe", "ours")["platform"]
+    first = Worker("ours", folder, dtype)
+    try:
+        platform = first.ask("describe", "ours")["platform"]
+    except RuntimeError:
+        first.close()
+        raise
+    running = {"ours": first}
     workers = {}
     for variant, program in VARIANTS.items():
         # On a GPU nothing is scarce but its time, and each has a process of its own.
@@ -209,6 +215,7 @@ def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
     four = np.full(4 * work.batch, context)
     lengths = {"needed": workload.needed_lengths(work, batch)}
     lengths |= {v: four if v.startswith("release") else own for v in VARIANTS}
+    lengths["ours"] = -(-own // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
     return {
         name: workload.cost(config, work.batch, n, whole_last_block=name.startswith("release"))
         for name, n in lengths.items()

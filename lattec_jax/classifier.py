@@ -205,7 +205,16 @@ class Classifier:
     def _stream(
         self, images: Iterable[Picture], top_k: int, embeddings: bool, on_error: str
     ) -> Iterator[Prediction]:
-        decoded = self._decoded(images)
+        with closing(self._decoded(images)) as decoded:
+            yield from self._predicted(decoded, top_k, embeddings, on_error)
+
+    def _predicted(
+        self,
+        decoded: Iterator[tuple[str | None, np.ndarray | UnreadablePicture]],
+        top_k: int,
+        embeddings: bool,
+        on_error: str,
+    ) -> Iterator[Prediction]:
         size = 0
         while batch := list(islice(decoded, self.batch_size)):
             if on_error == "raise":

@@ -58,10 +58,11 @@ class RunLog:
 
     def __exit__(self, *exc: object) -> None:
         self._bar.close()
-        self.flush()
         with self._closing:
-            self._file.close()
-            self._events.close()
+            try:
+                self._file.close()
+            finally:
+                self._events.close()
 
     def lines(self) -> list[dict[str, float | None]]:
         """All that was logged, by interrupted sessions of the run as well."""
@@ -72,15 +73,16 @@ class RunLog:
         self._bar.update(self._batch_size)
 
     def flush(self) -> None:
-        """Return when all that was logged is on disk. That can take long where much else is being
-        written; any thread may do it."""
+        """Return when all metrics are on disk, and the system has all events. That can take long
+        where much else is being written; any thread may do it, also behind the end of the log."""
         with self._closing:
-            if not self._file.closed:  # then it is there
+            if not self._file.closed:
                 self._events.flush()
-                os.fsync(self._file.fileno())
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Log the figures of a step; they are on disk when this returns."""
+        """Log the figures of a step; the system has them when this returns."""
         figures = {name: float(value) for name, value in figures.items()}
         # JSON knows no NaN: a figure that is not finite is written as null.
         finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}

@@ -1,8 +1,9 @@
 """Signals that end a run. Imports no JAX.
 
 SIGTERM, which schedulers send before they take a machine away, SIGUSR1, which Slurm sends on
-request (`--signal=USR1@60`), and Ctrl-C. Before and after training they end the process at once:
-what lies on disk is whole. During training the step under way ends and is saved first.
+request (`--signal=USR1@60`), and Ctrl-C. Before training they end the process at once, and behind
+it as soon as the last checkpoint is complete: what lies on disk is whole. During training the step
+under way ends and is saved first.
 """
 
 from __future__ import annotations

@@ -322,7 +322,8 @@ def compile_step(
 
 
 class Clock:
-    """Seconds of training over all sessions of a run; work that was lost does not count.
+    """Seconds of training over all sessions of a run; work that was lost does not count, nor does
+    what goes on behind the last step to complete its checkpoint.
 
     Args:
         batch_size: images per step.

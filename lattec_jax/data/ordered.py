@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 MOST = 16  # threads
+FEWEST = 4  # threads, where there are as many cores: the first items may be quicker than the others
 _TIMED = 16  # items that are done before there are threads
 # Seconds that an item keeps Python to itself, about. A thread more than there are such parts in an
 # item only adds to those that wait for their turn, and the turns then take most of the time.
@@ -55,4 +56,4 @@ def in_order(
 
 def _useful(times: list[float]) -> int:
     """Threads that items of such durations can keep busy."""
-    return max(1, math.ceil(sorted(times)[len(times) // 2] / _IN_PYTHON)) if times else 1
+    return max(FEWEST, math.ceil(sorted(times)[len(times) // 2] / _IN_PYTHON)) if times else 1

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from lattec_jax.errors import DataError, WeightsError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+_READ_AT_ONCE = 2**26  # bytes of a file, at most
 RESIZE_MODES = ("shortest", "longest", "squash")
 
 # What Pillow raises on damaged files: the documented OSError (UnidentifiedImageError is one) and
@@ -82,8 +84,12 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
         return image
 
 
-def _content(path: str | os.PathLike[str]) -> io.BytesIO:
-    """A file, read at once: Pillow reads in small pieces, and threads queue for each."""
+def _content(path: str | os.PathLike[str]) -> io.BytesIO | str | os.PathLike[str]:
+    """A file, read at once: Pillow reads in small pieces, and threads queue for each. What is too
+    large for that or no file is left to Pillow, which looks at the beginning first."""
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode) or status.st_size > _READ_AT_ONCE:
+        return path
     with open(path, "rb") as file:
         return io.BytesIO(file.read())
 

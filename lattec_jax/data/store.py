@@ -218,7 +218,13 @@ def _make(
     _check_space(directory, plans, len(split.ids))
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
         made = Path(partial) / "made"
-        failed = _write(split, plans, made, workers)
+        try:
+            failed = _write(split, plans, made, workers)
+        except OSError as error:
+            raise DataError(
+                f"the stores cannot be written to {directory}: {error.strerror}; make room, or set "
+                "--config.artifacts to another disk, and repeat the command"
+            ) from error
         _check_failed(failed, len(split.ids), max_unreadable)
         for plan in plans:
             _put_in_place(made / plan.path.name, plan.path, Path(partial) / "old")
@@ -248,6 +254,7 @@ def _write(split: Split, plans: Sequence[_Plan], made: Path, workers: int) -> li
             # Zeros in the place of what could not be read: the header counts all.
             left = total - len(ids)
             file.truncate(file.tell() + left * plan.shape[0] * plan.shape[1] * 3)
+            os.fsync(file.fileno())  # before the index can say that the rows are there
     for plan in plans:
         store = made / plan.path.name
         if plan.sizes:
@@ -329,7 +336,7 @@ def _header_size(path: Path) -> tuple[int, int] | None:
 
 
 def _check_space(directory: Path, plans: Sequence[_Plan], count: int) -> None:
-    """A memory map that outgrows the disk kills the process, so ask first."""
+    """Ask first: a disk that fills up half-way would cost the work of decoding."""
     needed = sum(count * plan.shape[0] * plan.shape[1] * 3 for plan in plans)
     free = shutil.disk_usage(directory).free
     if needed > free:

@@ -78,7 +78,10 @@ class Packing(NamedTuple):
     ) -> Float[Array, "S W"]:
         """The token at one place of each sequence, by `ones`."""
         groups = zip(self.separate(tokens), places, strict=True)
-        return self.ones().join([x[jnp.arange(len(x)), place, None] for x, place in groups])
+        # Not by two indices, for which the partitioner would bring all sequences together.
+        return self.ones().join(
+            [jnp.take_along_axis(x, place[:, None, None], axis=1) for x, place in groups]
+        )
 
 
 def device_count(mesh: Mesh | None) -> int:
@@ -113,7 +116,7 @@ def flash_attention(
             query, key, value, is_causal=is_causal, implementation="cudnn"
         )
     even = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
-    lengths = jnp.full(count, length, jnp.int32)
+    lengths = jnp.full(count, length, jnp.int32)  # all equal: of several devices any part serves
     mixed = jax.nn.dot_product_attention(
         *even,
         is_causal=is_causal,

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from lattec_jax.data.ordered import in_order
+from lattec_jax.data.ordered import FEWEST, in_order
 
 
 def test_the_order_is_that_of_the_items_whichever_is_done_first():
@@ -47,9 +47,9 @@ def threads_of(seconds: float, **options: int) -> int:
     return len(seen - {threading.get_ident()})
 
 
-def test_quick_items_get_one_thread_and_slow_ones_many(monkeypatch):
+def test_quick_items_get_few_threads_and_slow_ones_many(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert threads_of(0.0) == 1
+    assert threads_of(0.0) <= FEWEST
     assert threads_of(0.005) == 8
     assert threads_of(0.005, most=3) == 3
 

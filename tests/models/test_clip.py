@@ -187,6 +187,24 @@ def test_a_block_reads_out_what_it_gives_as_a_whole(causal):
     )
 
 
+def test_towers_bring_no_sequences_of_several_devices_together():
+    checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh()
+    definition = define(checkpoint.config, mesh=mesh)
+
+    def value(params, images, groups):
+        model = bind(definition, params)
+        return sum(x.sum() for x in (model.encode_image(images), *model.encode_texts(groups)))
+
+    images = jnp.zeros((5 * mesh.size, *checkpoint.config.vision.image_size, 3))
+    groups = [jnp.ones((3 * mesh.size, 9), jnp.int32), jnp.ones((mesh.size, 16), jnp.int32)]
+    images, groups = jax.device_put((images, groups), sharding.over_batch(mesh))
+    params = jax.device_put(checkpoint.params, sharding.replicated(mesh))
+    program = jax.jit(jax.grad(value)).lower(params, images, groups).compile().as_text()
+    assert "all-reduce" in program  # the gradient of the parameters
+    for operation in ("all-gather", "all-to-all", "collective-permute"):
+        assert operation not in program
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_norm_and_activation_against_float64(dtype):
     torch = pytest.importorskip("torch")
