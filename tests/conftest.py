@@ -10,9 +10,6 @@ import pytest
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-    # XLA aborts where one of the devices comes later to a sum than this; 40 by default, which a
-    # busy machine with fewer cores than devices may exceed.
-    " --xla_cpu_collective_call_terminate_timeout_seconds=300"
 )
 # Several tests compile the same programs.
 os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lattec_jax-tests-")
