@@ -276,8 +276,7 @@ class Classifier:
             name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
             return name, _decode(image, position, self.preprocess)
 
-        with closing(in_order(decode, enumerate(images), ahead=2 * self.batch_size)) as decoded:
-            yield from decoded
+        return in_order(decode, enumerate(images), ahead=2 * self.batch_size)
 
 
 def _decode(

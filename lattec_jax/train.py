@@ -164,9 +164,9 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         predictions = after["predictions"]  # of the training images, where there are no others
         if inputs.test:
             predictions = results.predict_training(inputs, state.params, final, frozen)
-        before_after, template = (before, after), config.templates[0]
-        vectors = (class_features, final.adapted)
-        shown = gather.collect(inputs, method, state, template, vectors, before_after, predictions)
+        template, vectors = config.templates[0], (class_features, final.adapted)
+        compared = (before, after)
+        shown = gather.collect(inputs, method, state, template, vectors, compared, predictions)
     with hosts.first_before_others():
         if not hosts.is_first():
             return read_json(finished)
