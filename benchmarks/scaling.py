@@ -35,7 +35,7 @@ from lattec_jax.augment import Augmentation
 from lattec_jax.config import resolve
 from lattec_jax.data.batches import Batches, _permutation, prefetch
 from lattec_jax.data.store import Store
-from lattec_jax.data.text_plan import BUCKETS, make_plan
+from lattec_jax.data.text_plan import BUCKETS, bucket_length
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params
@@ -86,7 +86,6 @@ class Run:
         classes[:, :9] = rng.integers(1, text.vocab_size - 2, (size.classes, 9))
         classes[:, 9] = text.vocab_size - 1
         lengths = np.full((size.images, kinds), size.tokens, np.int32)
-        plan = make_plan(lengths.reshape(-1), size.batch * kinds, text.context_length, size.devices)
         labels = rng.integers(0, size.classes, size.images).astype(np.int32)
 
         def put(array: np.ndarray) -> jax.Array:
@@ -100,7 +99,9 @@ class Run:
             pixels=put(store.pixels[: size.images]) if size.resident else None,
             sizes=put(store.sizes[: size.images]) if size.resident else None,
         )
-        batches = Batches(size.images, size.batch, 0, plan, lengths, text.context_length)
+        batches = Batches(
+            size.images, size.batch, 0, STEPS, lengths, text.context_length, size.devices
+        )
         config = resolve(get_config()).train
         optimiser, method = make_optimiser(config, STEPS), LatteCLIP(0.99, 0.99)
         prototypes = rng.normal(size=(size.classes, size.model.embed_dim)).astype(np.float32)
@@ -202,10 +203,9 @@ def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[f
     )
     lengths = tuple(length for length, _ in TEXTS)
     if tokens:
-        plan = make_plan(np.full(64, tokens), batch_size * kinds, 77)
-        lengths = plan.lengths
-        rows = tuple(jax.ShapeDtypeStruct((n,), np.int32) for n in plan.sizes)
-        batch = batch._replace(text_rows=rows)
+        lengths = (bucket_length(tokens, 77),)
+        rows = jax.ShapeDtypeStruct((batch_size * kinds,), np.int32)
+        batch = batch._replace(text_rows=(rows,))
     lowered = step.lower(state, tables, batch, lengths)
     return lowered.cost_analysis()["flops"] / batch_size, state
 

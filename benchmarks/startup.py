@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 
 from lattec_jax.data import descriptions, pseudo_labels
+from lattec_jax.data.batches import Batches
 from lattec_jax.data.descriptions import Expected, Record
-from lattec_jax.data.text_plan import make_plan
 from lattec_jax.data.tokenizer import clip_tokenizer
 from lattec_jax.models.config import TextConfig, text_lengths
 
@@ -100,7 +100,8 @@ def measure(images: int) -> dict[str, Any]:
 
         def plan() -> float:
             lengths = text_lengths(tokens, config)
-            make_plan(lengths, 1024, 77)
+            pairs = lengths.reshape(images, len(KINDS))
+            assert sum(Batches(images, 512, 0, 2000, pairs, 77).plan.sizes) == 1024
             return float(lengths.mean())
 
         found["mean length"] = round(timed("lengths and plan", plan), 1)

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from lattec_jax.data.batches import Batches, HostBatch
-from lattec_jax.data.text_plan import bucket_length, make_plan
+from lattec_jax.data.text_plan import bucket_length
 from lattec_jax.models.config import CLIPConfig, text_lengths
 
 KINDS = ("image", "group")  # of generated text
@@ -54,11 +55,18 @@ class Workload:
         """The architecture."""
         return CLIPConfig.from_open_clip(self.model_cfg)
 
-    @property
+    @cached_property
     def batches(self) -> Batches:
-        """The batches as a run makes them; a step beyond the plan of its texts' lengths would
-        compile another program, and with these sizes none of the first is (`make` sees to it)."""
-        return batches_of(self.description_tokens, self.config, self.batch)
+        """The batches as a run of one epoch makes them."""
+        text, count = self.config.text, len(self.pixels)
+        return Batches(
+            count=count,
+            batch_size=self.batch,
+            seed=0,
+            steps=count // self.batch,
+            lengths=text_lengths(self.description_tokens, text).reshape(count, len(KINDS)),
+            context_length=text.context_length,
+        )
 
     def cropped_classes(self) -> np.ndarray:
         """The class-descriptions, cut to the smallest length of a group that holds them all."""
@@ -86,32 +94,14 @@ class Workload:
 _ARRAYS = ("pixels", "class_tokens", "description_tokens", "zero_shot")
 
 
-def batches_of(tokens: np.ndarray, config: CLIPConfig, batch: int) -> Batches:
-    """Batches of images that have the texts `tokens [N · K, L]`."""
-    lengths = text_lengths(tokens, config.text)
-    context = config.text.context_length
-    return Batches(
-        count=len(tokens) // len(KINDS),
-        batch_size=batch,
-        seed=0,
-        plan=make_plan(lengths, batch * len(KINDS), context),
-        lengths=lengths.reshape(-1, len(KINDS)),
-        context_length=context,
-    )
-
-
 def make(
     model_cfg: dict[str, Any], batch: int, classes: int, steps: int, seed: int = 0
 ) -> Workload:
     """A workload of `steps` different batches; imports torch and open_clip for the weights."""
     config = CLIPConfig.from_open_clip(model_cfg)
     count = batch * steps
-    for attempt in range(10):
-        random = np.random.default_rng([seed, attempt])
-        tokens = _texts(random, _lengths(random, count * len(KINDS), config), config)
-        batches = batches_of(tokens, config, batch)
-        if all(batches.at(s).text_lengths == batches.plan.lengths for s in range(steps)):
-            break
+    random = np.random.default_rng(seed)
+    tokens = _texts(random, _lengths(random, count * len(KINDS), config), config)
     fields = random.integers(0, 256, (count, SIDE // 32, SIDE // 32, 3), np.uint8)
     return Workload(
         model_cfg=model_cfg,

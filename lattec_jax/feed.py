@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from lattec_jax import hosts, sharding
 from lattec_jax.data.batches import Batches, HostBatch
 from lattec_jax.data.store import Store
-from lattec_jax.data.text_plan import make_plan
 from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.methods.base import Method, Targets
 from lattec_jax.models.clip import Params
@@ -68,7 +67,7 @@ def choose_pieces(config: ConfigDict, batch_size: int, mesh: Mesh) -> int:
 
 
 def make_batches(
-    config: ConfigDict, inputs: Inputs, method: Method, batch_size: int, mesh: Mesh
+    config: ConfigDict, inputs: Inputs, method: Method, batch_size: int, steps: int, mesh: Mesh
 ) -> tuple[Batches, np.ndarray, np.ndarray]:
     """The batches of a run, and the texts that they point to.
 
@@ -89,9 +88,10 @@ def make_batches(
         count=count,
         batch_size=batch_size,
         seed=config.seed,
-        plan=make_plan(lengths, batch_size * len(kinds), text_config.context_length, mesh.size),
+        steps=steps,
         lengths=lengths.reshape(count, len(kinds)),
         context_length=text_config.context_length,
+        multiple=mesh.size,
         redraw=redraw,
         groups=inputs.zero_shot.labels,
     )

@@ -89,13 +89,12 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     finished = directory / workdir.RESULTS
     if hosts.first_says(finished.exists):
         return show_finished(finished)
-    batches, texts, present = feed.make_batches(config, inputs, method, batch_size, mesh)
+    steps = total_steps(config, method, len(inputs.pictures.ids), batch_size)
+    batches, texts, present = feed.make_batches(config, inputs, method, batch_size, steps, mesh)
 
     # ----------------------------------------------------------------------- model and optimiser
     params = sharding.put(mesh, inputs.weights.params)
     class_features = inputs.encoders.classes(params, inputs.prompts)  # [C, D], pre-trained
-    count = len(inputs.pictures.ids)
-    steps = total_steps(config, method, count, batches.steps_per_epoch)
     optimiser = make_optimiser(config.train, steps)
     begun, first = first_state(inputs, method, params, class_features, mesh)
     state = init_state(begun, optimiser, first, mesh, method.trainable, config.seed)
@@ -283,14 +282,14 @@ def stop_unless_finite(
         )
 
 
-def total_steps(config: ConfigDict, method: Method, images: int, steps_per_epoch: int) -> int:
+def total_steps(config: ConfigDict, method: Method, images: int, batch_size: int) -> int:
     """min(max_steps, epochs); none for a method that does not train."""
     if not method.trains:
         return 0
     epochs, bound = config.train.epochs, method.most_epochs(images)
     if bound is not None:
         epochs = min(epochs, bound)
-    return min(config.train.max_steps, epochs * steps_per_epoch)
+    return min(config.train.max_steps, epochs * (images // batch_size))
 
 
 def compile_step(

@@ -16,7 +16,6 @@ import safetensors.numpy
 from lattec_jax import feed, hosts, sharding
 from lattec_jax.data.batches import Batches
 from lattec_jax.data.store import Store
-from lattec_jax.data.text_plan import make_plan
 from lattec_jax.errors import ConfigError, TrainingError
 from lattec_jax.evaluation import Encoders
 from lattec_jax.models.clip import define
@@ -333,8 +332,7 @@ def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
     pixels, seen = np.arange(40 * 12, dtype=np.uint16).reshape(40, 2, 2, 3), []
     monkeypatch.setattr(Store, "read", lambda self, rows: (seen.append(rows), pixels[rows])[1])
     store = Store(tuple(map(str, range(40))), pixels, None, ())
-    plan = make_plan(np.zeros(0, np.int32), 0, 24, 8)
-    batches = Batches(40, 16, 0, plan, np.zeros((40, 0), np.int32), 24)
+    batches = Batches(40, 16, 0, 4, np.zeros((40, 0), np.int32), 24, 8)
     tables = Tables(None, None, None, None, pixels=None, sizes=None)
     stream = feed.device_batches(batches, store, tables, 3, 4, sharding.make_mesh())
     ((host, _),) = stream

@@ -13,7 +13,6 @@ from configs.common import get_config
 from lattec_jax import feed, sharding
 from lattec_jax.augment import Augmentation
 from lattec_jax.data.batches import Batches
-from lattec_jax.data.text_plan import make_plan
 from lattec_jax.errors import ConfigError
 from lattec_jax.methods.base import Method, Targets
 from lattec_jax.methods.flyp import FLYP
@@ -42,8 +41,7 @@ class World:
         spread = rng.integers(2, CONTEXT - 4, BATCH * KINDS)
         tokens = tokenizer([" ".join(rng.choice(words, n)) for n in spread])
         lengths = text_lengths(tokens, self.checkpoint.config.text)
-        plan = make_plan(lengths, BATCH * KINDS, CONTEXT)
-        host = Batches(BATCH, BATCH, 0, plan, lengths.reshape(BATCH, KINDS), CONTEXT).at(0)
+        host = Batches(BATCH, BATCH, 0, 1, lengths.reshape(BATCH, KINDS), CONTEXT).at(0)
         assert any(len(rows) % 8 for rows in host.text_rows)  # or nothing is filled up
         pixels = jnp.asarray(rng.integers(0, 256, (BATCH, 20, 24, 3)).astype(np.uint8))
         sizes = jnp.asarray(

@@ -15,7 +15,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from lattec_jax.data.text_plan import TextPlan, full_plan
+from lattec_jax.data.text_plan import TextPlan, group_bounds, make_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +49,10 @@ class Batches:
         count: N, the training images.
         batch_size: B, at most N.
         seed: of the run.
-        plan: how texts are grouped by length.
+        steps: of the run.
         lengths: `[N, K]` tokens that each description needs.
         context_length: the longest text.
+        multiple: which the sizes of groups of texts are multiples of (the devices).
         redraw: kinds whose text is drawn anew at every step from all images with the same
             zero-shot label (the released code's group-descriptions).
         groups: `[N]` those labels; only read where something is redrawn.
@@ -60,9 +61,10 @@ class Batches:
     count: int
     batch_size: int
     seed: int
-    plan: TextPlan
+    steps: int
     lengths: np.ndarray
     context_length: int
+    multiple: int = 1
     redraw: tuple[int, ...] = ()
     groups: np.ndarray | None = None
 
@@ -71,33 +73,49 @@ class Batches:
         """Whole batches in the training images."""
         return self.count // self.batch_size
 
+    @cached_property
+    def plan(self) -> TextPlan:
+        """How the texts of every batch of the run are grouped by length."""
+        bounds = group_bounds(self.context_length)
+        most = np.zeros(len(bounds), int)
+        for step in range(self.steps if self.lengths.size else 0):
+            needed = self._texts(step)[1]
+            up_to = np.cumsum(np.bincount(needed, minlength=self.context_length + 1))
+            most = np.maximum(most, len(needed) - up_to[bounds])
+        texts = self.batch_size * self.lengths.shape[1]
+        return make_plan(self.lengths, most, texts, self.context_length, self.multiple)
+
     def at(self, step: int) -> HostBatch:
         """The batch of `step`, counted from 0."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        order = _permutation(self.count, self.seed, epoch)
-        images = order[place * self.batch_size : (place + 1) * self.batch_size]
+        images = self._images(step)
+        text_images, needed = self._texts(step)
+        positions, places = self.plan.assign(needed)
         kinds = self.lengths.shape[1]
-        text_images = np.repeat(images[:, None], kinds, axis=1)  # [B, K]
-        if self.redraw:
-            random = np.random.default_rng([self.seed, 1, step])
-            for kind in self.redraw:
-                text_images[:, kind] = self._same_label(images, random)
-        needed = self.lengths[text_images, np.arange(kinds)].reshape(-1)  # [B · K]
-        plan = self.plan
-        assigned = plan.assign(needed)
-        if assigned is None:
-            plan = full_plan(len(needed), self.context_length)
-            assigned = plan.assign(needed)
-        positions, places = assigned
         rows = (text_images * kinds + np.arange(kinds)).reshape(-1).astype(np.int32)
         return HostBatch(
             images=images,
             text_rows=tuple(rows[group] for group in positions),
             text_places=places,
             text_images=text_images,
-            text_lengths=plan.lengths,
-            ends_epoch=place == self.steps_per_epoch - 1,
+            text_lengths=self.plan.lengths,
+            ends_epoch=(step + 1) % self.steps_per_epoch == 0,
         )
+
+    def _images(self, step: int) -> np.ndarray:
+        """`[B]` rows of the training images."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = _permutation(self.count, self.seed, epoch)
+        return order[place * self.batch_size : (place + 1) * self.batch_size]
+
+    def _texts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """`[B, K]` whose description each image uses, and `[B · K]` the tokens that they need."""
+        images, kinds = self._images(step), self.lengths.shape[1]
+        text_images = np.repeat(images[:, None], kinds, axis=1)
+        if self.redraw:
+            random = np.random.default_rng([self.seed, 1, step])
+            for kind in self.redraw:
+                text_images[:, kind] = self._same_label(images, random)
+        return text_images, self.lengths[text_images, np.arange(kinds)].reshape(-1)
 
     def _same_label(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """For each of `images` one drawn evenly from all that share its group: `[B]`."""
