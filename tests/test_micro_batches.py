@@ -25,8 +25,6 @@ from tests.dummy import WORDS, dummy_checkpoint
 
 BATCH, CLASSES, KINDS, CONTEXT = 512, 37, 2, 24
 LATTECLIP = LatteCLIP(0.5, 0.9)
-# Compilation is what these tests cost; the generated code need not be fast.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class World:
@@ -95,7 +93,7 @@ class World:
 
         params = sharding.put(mesh, self.checkpoint.params)
         arguments = (params, *jax.device_put((self.tables, batch), sharding.replicated(mesh)))
-        return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(QUICK), arguments
+        return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
 
 
 @cache

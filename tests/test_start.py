@@ -17,11 +17,6 @@ from lattec_jax.models.checkpoint import Checkpoint
 from tests.dummy import WORDS, dummy_checkpoint
 from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
 
-TWO = (
-    "--config.train.max_steps=2",
-    "--config.checkpoint_every=1",
-    "--config.train.schedule=constant",
-)
 NONE = "--config.train.max_steps=0"
 
 
@@ -48,13 +43,13 @@ def test_no_step_from_a_run_gives_that_run(place):  # noqa: F811
 
 
 def test_a_run_goes_on_from_a_run_or_from_its_saved_step(place):  # noqa: F811
-    run("labelled", "--workdir=first", *TWO)
-    run("labelled", "--workdir=second", *TWO, "--config.init=first")
-    run("labelled", "--workdir=step", *TWO, "--config.init=first/checkpoints/2")
+    run("labelled", "--workdir=first")
+    run("labelled", "--workdir=second", "--config.init=first")
+    run("labelled", "--workdir=step", "--config.init=first/checkpoints/6")
     assert bytes_of(place / "second") == bytes_of(place / "step")
-    run("labelled", "--workdir=earlier", *TWO, "--config.init=first/checkpoints/1")
+    run("labelled", "--workdir=earlier", "--config.init=first/checkpoints/4")
     assert bytes_of(place / "earlier") != bytes_of(place / "second")
-    # Two steps from another place are other steps, and the second moves on from the first.
+    # Steps from another place are other steps, and the second moves on from the first.
     assert bytes_of(place / "second") != bytes_of(place / "first")
     lines = [
         json.loads((place / d / "metrics.jsonl").read_text().splitlines()[0])
@@ -77,17 +72,17 @@ def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(place): 
 
 
 def test_a_step_of_a_method_without_prototypes(place):  # noqa: F811
-    run("labelled", "--workdir=flyp", *TWO, "--config.method.name=flyp")
-    found = run("labelled", "--workdir=on", NONE, "--config.init=flyp/checkpoints/2")
+    run("labelled", "--workdir=flyp", "--config.method.name=flyp")
+    found = run("labelled", "--workdir=on", NONE, "--config.init=flyp/checkpoints/6")
     assert not found["init_prototypes"]
     assert bytes_of(place / "on")[0] == bytes_of(place / "flyp")[0]
 
 
 def test_two_models_give_their_adapted_one(place):  # noqa: F811
     reclip = ("--config.method.name=reclip", "--config.method.reclip.images_per_epoch=0")
-    run("labelled", "--workdir=reclip", *TWO, *reclip)
+    run("labelled", "--workdir=reclip", *reclip)
     run("labelled", "--workdir=run", NONE, "--config.init=reclip")
-    run("labelled", "--workdir=step", NONE, "--config.init=reclip/checkpoints/2")
+    run("labelled", "--workdir=step", NONE, "--config.init=reclip/checkpoints/6")
     assert bytes_of(place / "run") == bytes_of(place / "step")
     assert bytes_of(place / "run")[0] == bytes_of(place / "reclip")[0]
     np.testing.assert_array_equal(vectors_of(place / "run"), vectors_of(place / "reclip"))
@@ -114,13 +109,13 @@ def test_a_start_that_changed_is_not_continued(place):  # noqa: F811
 def test_what_cannot_be_started_from(place):  # noqa: F811
     with pytest.raises(WeightsError, match=r"config\.init: there is no directory 'nowhere'"):
         train.main(arguments("labelled", "--config.init=nowhere"))
-    run("labelled", "--workdir=first", *TWO)
-    with pytest.raises(WeightsError, match="no step 7 in first/checkpoints; saved there: 1, 2"):
+    run("labelled", "--workdir=first")
+    with pytest.raises(WeightsError, match="no step 7 in first/checkpoints; saved there: 4, 6"):
         train.main(arguments("labelled", "--config.init=first/checkpoints/7"))
-    array = next(p for p in (place / "first/checkpoints/1/state/d").iterdir())
+    array = next(p for p in (place / "first/checkpoints/4/state/d").iterdir())
     array.write_bytes(array.read_bytes()[:-1])
-    with pytest.raises(WeightsError, match=r"checkpoints/1 cannot be used: state/d/.* is not as"):
-        train.main(arguments("labelled", "--config.init=first/checkpoints/1"))
+    with pytest.raises(WeightsError, match=r"checkpoints/4 cannot be used: state/d/.* is not as"):
+        train.main(arguments("labelled", "--config.init=first/checkpoints/4"))
     (place / "first/classifier.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"not finished[\s\S]*first/checkpoints/STEP"):
         train.main(arguments("labelled", "--config.init=first"))

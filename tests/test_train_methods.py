@@ -97,7 +97,7 @@ def test_reclip_with_a_streamed_store_and_pieces_is_the_same(place):  # noqa: F8
 
 @pytest.mark.parametrize(("method", "shares"), [("latteclip", (0, 1, 0.5)), ("reclip", (0, 0.5))])
 def test_wise_ft_averages_the_model_before_and_after(place, method, shares):  # noqa: F811
-    settings = (f"--config.method.name={method}", "--config.train.max_steps=4")
+    settings = (f"--config.method.name={method}",)
     plain = run("labelled", "--workdir=plain", *settings)
     assert plain["wise_ft"] is None
     for share in shares:
