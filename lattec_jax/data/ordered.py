@@ -23,7 +23,7 @@ R = TypeVar("R")
 
 
 def in_order(
-    function: Callable[[T], R], items: Iterable[T], *, ahead: int | None = None, most: int = MOST
+    function: Callable[[T], R], items: Iterable[T], *, ahead: int | None = None
 ) -> Iterator[R]:
     """`map(function, items)`, in as many threads as the first items show to be of use.
 
@@ -31,7 +31,6 @@ def in_order(
         function: of one item.
         items: read only as far as they are worked on.
         ahead: results that may wait to be taken; None: four of each thread.
-        most: threads at most; never more than the cores.
     """
     items, times = iter(items), []
     for item in itertools.islice(items, _TIMED):
@@ -39,7 +38,7 @@ def in_order(
         result = function(item)
         times.append(time.perf_counter() - start)
         yield result
-    threads = min(most, os.cpu_count() or 1, _useful(times))
+    threads = min(MOST, os.cpu_count() or 1, _useful(times))
     ahead = 4 * threads if ahead is None else ahead
     waiting: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="in_order")

@@ -33,7 +33,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lattec_jax.data.dataset import Split
-from lattec_jax.data.ordered import MOST, in_order
+from lattec_jax.data.ordered import in_order
 from lattec_jax.data.preprocess import (
     FORMATS,
     Preprocess,
@@ -94,7 +94,6 @@ def make_stores(
     preprocess: Preprocess,
     long_side: int | None,
     max_unreadable: float = 0.01,
-    workers: int = MOST,
 ) -> StorePaths:
     """Make what is missing of a split's evaluation and training store, decoding each file once.
 
@@ -107,7 +106,6 @@ def make_stores(
         long_side: bound on the long side of training pictures in pixels, which are never enlarged;
             0 for no bound; None for a split that is only evaluated and needs no training store.
         max_unreadable: share of unreadable pictures above which nothing is kept.
-        workers: decoding threads at most; never more than the cores.
 
     Returns:
         The paths for `open_store`. Both stores have the same ids.
@@ -124,8 +122,8 @@ def make_stores(
     paths = {kind: _store_path(directory, kind, settings[kind], files) for kind in settings}
 
     def make(kinds: Iterable[str]) -> None:
-        plans = [_plan(paths[k], k, settings[k], split, preprocess, workers) for k in kinds]
-        _make(split, directory, plans, max_unreadable, workers)
+        plans = [_plan(paths[k], k, settings[k], split, preprocess) for k in kinds]
+        _make(split, directory, plans, max_unreadable)
 
     missing = [kind for kind in paths if not paths[kind].is_dir()]
     if missing:
@@ -199,19 +197,16 @@ def _plan(
     settings: dict[str, Any],
     split: Split,
     preprocess: Preprocess,
-    workers: int,
 ) -> _Plan:
     """How to make a store of this kind; for a training store the files' headers are read."""
     if kind == "evaluation":
         return _Plan(path, settings, preprocess.size, preprocess.pixels, sizes=False)
-    shape = _largest(split, settings["long_side"], workers)
+    shape = _largest(split, settings["long_side"])
     convert = functools.partial(_whole, long_side=settings["long_side"], shape=shape)
     return _Plan(path, settings, shape, convert, sizes=True)
 
 
-def _make(
-    split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable: float, workers: int
-) -> None:
+def _make(split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable: float) -> None:
     """Make stores in one pass and put them in the place of what is there."""
     directory.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(directory)
@@ -219,7 +214,7 @@ def _make(
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
         made = Path(partial) / "made"
         try:
-            failed = _write(split, plans, made, workers)
+            failed = _write(split, plans, made)
         except OSError as error:
             raise DataError(
                 f"the stores cannot be written to {directory}: {error.strerror}; make room, or set "
@@ -230,7 +225,7 @@ def _make(
             _put_in_place(made / plan.path.name, plan.path, Path(partial) / "old")
 
 
-def _write(split: Split, plans: Sequence[_Plan], made: Path, workers: int) -> list[dict[str, str]]:
+def _write(split: Split, plans: Sequence[_Plan], made: Path) -> list[dict[str, str]]:
     """Decode every picture and write the stores below `made`. Returns what could not be read."""
     total = len(split.ids)
     sizes = np.zeros((total, 2), np.int32)
@@ -238,7 +233,7 @@ def _write(split: Split, plans: Sequence[_Plan], made: Path, workers: int) -> li
     decode = functools.partial(_decode, converts=[plan.convert for plan in plans])
     with ExitStack() as stack:
         files = [stack.enter_context(_begin(made / plan.path.name, plan, total)) for plan in plans]
-        results = stack.enter_context(closing(in_order(decode, split.paths, most=workers)))
+        results = stack.enter_context(closing(in_order(decode, split.paths)))
         bar = tqdm(results, total=total, desc="decoding pictures", unit="image", mininterval=0.5)
         for image, result in zip(split.ids, bar, strict=True):
             if isinstance(result, UnreadablePicture):
@@ -314,10 +309,10 @@ def _bounded(size: tuple[int, int], long_side: int) -> tuple[int, int]:
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def _largest(split: Split, long_side: int, workers: int) -> tuple[int, int]:
+def _largest(split: Split, long_side: int) -> tuple[int, int]:
     """The largest bounded height and width in the split, from the files' headers."""
     height = width = 1
-    with closing(in_order(_header_size, split.paths, most=workers)) as results:
+    with closing(in_order(_header_size, split.paths)) as results:
         total = len(split.paths)
         for size in tqdm(results, total=total, desc="reading headers", unit="image", leave=False):
             if size is not None:

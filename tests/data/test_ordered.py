@@ -17,8 +17,9 @@ def test_the_order_is_that_of_the_items_whichever_is_done_first():
     assert list(in_order(str, [7])) == ["7"]
 
 
-def test_few_results_are_held_at_once():
+def test_few_results_are_held_at_once(monkeypatch):
     """The reader never runs far ahead of the writer, so sets may be larger than memory."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     lock, ahead, most = threading.Lock(), 0, 0
 
     def produce(item):
@@ -28,14 +29,14 @@ def test_few_results_are_held_at_once():
             most = max(most, ahead)
         return item
 
-    for expected, item in enumerate(in_order(produce, range(500), most=2)):
+    for expected, item in enumerate(in_order(produce, range(500))):
         assert item == expected
         with lock:
             ahead -= 1
     assert most <= 10
 
 
-def threads_of(seconds: float, **options: int) -> int:
+def threads_of(seconds: float) -> int:
     """How many threads work on 200 items of such a duration."""
     seen = set()
 
@@ -43,7 +44,7 @@ def threads_of(seconds: float, **options: int) -> int:
         time.sleep(seconds)
         seen.add(threading.get_ident())
 
-    list(in_order(work, range(200), **options))
+    list(in_order(work, range(200)))
     return len(seen - {threading.get_ident()})
 
 
@@ -51,10 +52,10 @@ def test_quick_items_get_few_threads_and_slow_ones_many(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     assert threads_of(0.0) <= FEWEST
     assert threads_of(0.005) == 8
-    assert threads_of(0.005, most=3) == 3
 
 
-def test_an_error_comes_in_its_turn_and_what_waits_is_given_up():
+def test_an_error_comes_in_its_turn_and_what_waits_is_given_up(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
     begun = []
 
     def fails(item):
@@ -63,7 +64,7 @@ def test_an_error_comes_in_its_turn_and_what_waits_is_given_up():
             raise ValueError("thirty")
         return item
 
-    results = in_order(fails, itertools.count(), most=2)
+    results = in_order(fails, itertools.count())
     assert list(itertools.islice(results, 30)) == list(range(30))
     with pytest.raises(ValueError, match="thirty"):
         next(results)

@@ -208,7 +208,7 @@ store.open_picture = slow
 paths = sorted(pictures.iterdir())
 split = Split(tuple(p.name for p in paths), tuple(paths), None)
 preprocess = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
-store.make_stores(split, target, preprocess, 32, workers=1)
+store.make_stores(split, target, preprocess, 32)
 """
 
 
