@@ -224,7 +224,7 @@ def make_train_step(
             "loss": value,
             "gradient_norm": optax.tree.norm(gradient),
             "logit_scale": jnp.exp(params["logit_scale"]),
-            "learning_rate": schedule(state.step),
+            "learning_rate": schedule(optax.tree.get_all_with_path(state.optimiser, "count")[0][1]),
         }
         if (predicted := method.predictions(labels)) is not None:
             figures |= spread(predicted, tables.class_tokens.shape[0])

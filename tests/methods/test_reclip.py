@@ -27,12 +27,14 @@ def configuration(*overrides: str):
     return parse(["train", "--config=configs/folder.py", "--config.method.name=reclip", *overrides])
 
 
-def steps(labels: np.ndarray, count: int):
-    """States before and after `count` steps of 16 images with these labels of T and V."""
+def steps(labels: np.ndarray, count: int, warmup: int = 0):
+    """States before and after `count` steps of 16 images with these labels of T and V, and the
+    learning rates that are logged."""
     world, method, mesh = World(classes=5), ReCLIP(), sharding.make_mesh()
     config = get_config()
     config.method.name = "reclip"
     config = resolve(config).train
+    config.warmup_steps = warmup
     optimiser = make_optimiser(config, 10)
     preprocess = world.checkpoint.preprocess
     settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None)
@@ -47,18 +49,19 @@ def steps(labels: np.ndarray, count: int):
     tables = world.tables(0, 16)._replace(
         pixels=jnp.asarray(world.pixels[:, :16, :16]), sizes=None, frozen=jnp.asarray(frozen)
     )
-    states = [jax.device_get(state)]
+    states, rates = [jax.device_get(state)], []
     for host in world.batches(16, 0, multiple=mesh.size).iterate(0, count):
         arguments = jax.device_put((tables, on_device(host)), sharding.replicated(mesh))
         state, figures = step(state, *arguments, ())
         assert np.isfinite(float(figures["loss"]))
         states.append(jax.device_get(state))
-    return states
+        rates.append(float(figures["learning_rate"]))
+    return states, rates
 
 
 def test_only_layer_norms_move_and_all_of_them():
     labels = np.random.default_rng(1).integers(0, 5, (2, N)).astype(np.int32)
-    before, *_, after = steps(labels, 3)
+    (before, *_, after), _ = steps(labels, 3)
     moved = {n for n, v in after.params.items() if not np.array_equal(v, before.params[n])}
     assert moved == {n for n in after.params if "/ln_" in n}
     assert {n.partition("/")[0] for n in moved} == {"visual", "text"}
@@ -68,14 +71,22 @@ def test_only_layer_norms_move_and_all_of_them():
 
 def test_a_batch_without_agreement_moves_nothing_and_leaves_the_momentum():
     labels = np.stack([np.zeros(N), np.zeros(N)]).astype(np.int32)
-    once = steps(labels, 1)[1]
+    once = steps(labels, 1)[0][1]
     labels[1] = 1
-    before, after = steps(labels, 1)
+    (before, after), _ = steps(labels, 1)
     for part in ("params", "optimiser"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
     assert (int(before.step), int(after.step)) == (0, 1)
     name = "visual/ln_post/bias"
     assert not np.array_equal(once.params[name], before.params[name])
+
+
+def test_the_logged_learning_rate_is_that_of_the_optimiser():
+    """Which counts only the steps that moved something."""
+    agree = np.zeros((2, N), np.int32)
+    np.testing.assert_allclose(steps(agree, 2, warmup=5)[1], [2e-4, 4e-4], rtol=1e-6)
+    differ = np.stack([np.zeros(N), np.ones(N)]).astype(np.int32)
+    np.testing.assert_allclose(steps(differ, 2, warmup=5)[1], [2e-4, 2e-4], rtol=1e-6)
 
 
 def test_an_epoch_begins_with_both_graphs_and_new_centroids():
