@@ -9,6 +9,7 @@ from typing import Any
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -111,15 +112,21 @@ def init_state(
         choose: which parameters are trained, by their names.
         seed: of the run.
     """
-    state = TrainState(
-        step=jnp.zeros((), jnp.int32),
-        seed=jnp.asarray(seed, jnp.uint32),
-        params=params,
-        optimiser=optimiser.init(trainable(params, choose)),
-        method=method_state,
-    )
-    state = _copies(state)
-    return sharding.place_tree(state, state_shardings(state, mesh))
+
+    def build(seed: jax.Array, params: Params, method_state: Any) -> TrainState:
+        state = TrainState(
+            step=jnp.zeros((), jnp.int32),
+            seed=seed,
+            params=params,
+            optimiser=optimiser.init(trainable(params, choose)),
+            method=method_state,
+        )
+        return _copies(state)
+
+    # One program; by itself each operation on each shape would be compiled.
+    given = (np.uint32(seed), params, method_state)
+    where = state_shardings(jax.eval_shape(build, *given), mesh)
+    return jax.jit(build, out_shardings=where)(*given)
 
 
 def replace_method(state: TrainState, method_state: Any, mesh: Mesh) -> TrainState:
