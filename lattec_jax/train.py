@@ -14,10 +14,9 @@ from __future__ import annotations
 
 import math
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +24,7 @@ import numpy as np
 import optax
 from absl import flags
 from jax.sharding import Mesh
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from lattec_jax import (
@@ -39,8 +39,10 @@ from lattec_jax import (
     wise_ft,
     workdir,
 )
+from lattec_jax.adapted import Classifiers
 from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
+from lattec_jax.clock import Clock
 from lattec_jax.config import command, default_workdir, parse, to_json
 from lattec_jax.data.batches import prefetch
 from lattec_jax.errors import ConfigError, DataError, TrainingError
@@ -93,17 +95,14 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     batches, texts, present = feed.make_batches(config, inputs, method, batch_size, steps, mesh)
 
     # ----------------------------------------------------------------------- model and optimiser
-    params = sharding.put(mesh, inputs.weights.params)
-    class_features = inputs.encoders.classes(params, inputs.prompts)  # [C, D], pre-trained
+    frozen = encode_frozen(inputs, method, mesh)
     optimiser = make_optimiser(config.train, steps)
-    begun, first = first_state(inputs, method, params, class_features, mesh)
-    state = init_state(begun, optimiser, first, mesh, method.trainable, config.seed)
+    params, first = first_state(inputs, method, frozen.classes, mesh)
+    state = init_state(params, optimiser, first, mesh, method.trainable, config.seed)
+    del params, first  # the devices need not hold the model twice
     pieces = feed.choose_pieces(config, batch_size, mesh)
     step_function = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
-    frozen = feed.frozen_features(inputs, method, params)
-    seen = results.test_features(inputs, params)
-    before = results.score(inputs, seen @ class_features.T)
-    reference = results.health_reference(inputs, class_features, batch_size)
+    reference = results.health_reference(inputs, frozen.classes, batch_size)
 
     # ------------------------------------------------------------------------------------- train
     with hosts.first_before_others():
@@ -116,7 +115,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         if start:
             print(f"continuing at step {start} of {steps}")
         clock = Clock(batch_size, **timing)
-        tables = feed.make_tables(config, inputs, method, texts, present, frozen, mesh)
+        tables = feed.make_tables(config, inputs, method, texts, present, frozen.training, mesh)
         store = feed.training_store(inputs.pictures)
         stream = feed.device_batches(batches, store, tables, start, steps, mesh)
         log = (RunLog if hosts.is_first() else NoLog)(directory, start, steps, batch_size)
@@ -128,7 +127,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             watch = health.Watch(reference, run_log.lines(), speaks=hosts.is_first())
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
-                    state = begin_epoch(inputs, method, state, frozen, mesh)
+                    state = begin_epoch(inputs, method, state, frozen.training, mesh)
                 state, figures = step_function(state, tables, batch, host.text_lengths)
                 clock.step(state)
                 profile.step(done, state)
@@ -143,7 +142,8 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
                     if done % config.log_every == 0 or due:  # whenever a signal came
                         logged |= computed | watch.prototypes(method.prototypes(state.method))
                 if config.eval_every and done % config.eval_every == 0:
-                    found = examine(inputs, state.params, classifiers(inputs, method, state), seen)
+                    vectors = classifiers(inputs, method, state)
+                    found = examine(inputs, state.params, vectors, frozen.test)
                     logged |= results.test_figures(inputs, found)
                 if logged:
                     run_log.write(done, logged)
@@ -156,35 +156,61 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             timing = clock.record()
 
         # ------------------------------------- results, while the last checkpoint is written
-        state = wise_ft.average(method, begun, first, state, config.wise_ft)
-        final = classifiers(inputs, method, state)
-        after = examine(inputs, state.params, final, seen)
-        adapted = hosts.fetch(state.params)
-        predictions = after["predictions"]  # of the training images, where there are no others
-        if inputs.test:
-            predictions = results.predict_training(inputs, state.params, final, frozen)
-        template, vectors = config.templates[0], (class_features, final.adapted)
-        compared = (before, after)
-        shown = gather.collect(inputs, method, state, template, vectors, compared, predictions)
+        outcome = conclude(config, inputs, method, state, frozen, mesh)
     with hosts.first_before_others():
         if not hosts.is_first():
             return read_json(finished)
-        results.save_adapted(directory, inputs, method, adapted, final)
+        vectors, predictions = outcome.vectors, outcome.predictions
+        results.save_adapted(directory, inputs, method, outcome.params, vectors)
         found = {
             **results.describe_run(config, inputs, method),
             "steps": steps,
             "batch_size": batch_size,
-            **results.compare(inputs, before, after),
-            "label_free": results.label_free(inputs, predictions, class_features, final),
-            "health": health.examine(reference, final.adapted, predictions, run_log.lines()),
+            **results.compare(inputs, *outcome.compared),
+            "label_free": results.label_free(inputs, predictions, frozen.classes, vectors),
+            "health": health.examine(reference, vectors.adapted, predictions, run_log.lines()),
             "train_seconds": timing["seconds"],
             "images_per_second": clock.rate(),
         }
-        gather.save(directory, shown)
+        gather.save(directory, outcome.shown)
         write_json(finished, found)  # the last file that only this process can write
         print(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
         gather.write_page(directory)
     return found
+
+
+class Outcome(NamedTuple):
+    """The adapted model and what it says of a run's inputs, on the host."""
+
+    params: Mapping[str, np.ndarray]
+    vectors: Classifiers
+    compared: tuple[dict[str, Any], dict[str, Any]]  # the frozen model's scores, and its own
+    predictions: Int[np.ndarray, " N"]  # for the training images
+    shown: dict[str, Any]  # by the report
+
+
+def conclude(
+    config: ConfigDict,
+    inputs: stages.Inputs,
+    method: Method,
+    state: TrainState,
+    frozen: Frozen,
+    mesh: Mesh,
+) -> Outcome:
+    """Examine the last state, or its average with the first one (WiSE-FT)."""
+    if config.wise_ft is not None:
+        params, first = first_state(inputs, method, frozen.classes, mesh)
+        state = wise_ft.average(method, params, first, state, config.wise_ft)
+    vectors = classifiers(inputs, method, state)
+    before = results.score(inputs, frozen.test @ frozen.classes.T)
+    after = examine(inputs, state.params, vectors, frozen.test)
+    predictions = after["predictions"]  # of the training images, where there are no others
+    if inputs.test:
+        predictions = results.predict_training(inputs, state.params, vectors, frozen.training)
+    template, compared = config.templates[0], (before, after)
+    both = (frozen.classes, vectors.adapted)
+    shown = gather.collect(inputs, method, state, template, both, compared, predictions)
+    return Outcome(hosts.fetch(state.params), vectors, compared, predictions, shown)
 
 
 def show_finished(path: Path) -> dict[str, Any]:
@@ -220,23 +246,37 @@ def check_numbers(config: ConfigDict) -> None:
         raise ConfigError(f"config.wise_ft: expected 0 to 1, found {config.wise_ft}")
 
 
+class Frozen(NamedTuple):
+    """Unit features of the pre-trained model."""
+
+    classes: Float[np.ndarray, "C D"]
+    training: Float[np.ndarray, "N D"] | None  # only for a method that requires them
+    test: Float[np.ndarray, "T D"]  # of the training images where there are no test images
+
+
+def encode_frozen(inputs: stages.Inputs, method: Method, mesh: Mesh) -> Frozen:
+    """What the pre-trained model, which leaves the devices again, says of a run's inputs."""
+    params = sharding.put(mesh, inputs.weights.params)
+    return Frozen(
+        inputs.encoders.classes(params, inputs.prompts),
+        feed.frozen_features(inputs, method, params),
+        results.test_features(inputs, params),
+    )
+
+
 def first_state(
-    inputs: stages.Inputs,
-    method: Method,
-    params: Params,
-    class_features: np.ndarray,
-    mesh: Mesh,
+    inputs: stages.Inputs, method: Method, classes: Float[np.ndarray, "C D"], mesh: Mesh
 ) -> tuple[Params, Any]:
     """The parameters and the method's state that training starts from: those of the pre-trained
-    model, `params` and `class_features` [C, D], or those of `config.init`."""
+    model, whose class features are `classes`, or those of `config.init`."""
     start, count = inputs.start, len(inputs.pictures.ids)
-    if start is None:
-        return params, replicate(method.init(jnp.asarray(class_features), count), mesh)
-    begun = sharding.put(mesh, start.params)
-    first = method.init(jnp.asarray(inputs.encoders.classes(begun, inputs.prompts)), count)
-    if start.prototypes is not None:
+    params = sharding.put(mesh, inputs.weights.params if start is None else start.params)
+    if start is not None:
+        classes = inputs.encoders.classes(params, inputs.prompts)
+    first = method.init(jnp.asarray(classes), count)
+    if start is not None and start.prototypes is not None:
         first = method.start_from(first, jnp.asarray(start.prototypes))
-    return begun, replicate(first, mesh)
+    return params, replicate(first, mesh)
 
 
 def begin_epoch(
@@ -318,53 +358,6 @@ def compile_step(
     )
     schedule = learning_rate_schedule(config.train, steps)
     return make_train_step(definition, method, optimiser, schedule, settings, mesh)
-
-
-class Clock:
-    """Seconds of training over all sessions of a run; work that was lost does not count, nor does
-    what goes on behind the last step to complete its checkpoint.
-
-    Args:
-        batch_size: images per step.
-        seconds: until the step that this session starts from, as are the others.
-        rated_seconds: without the first step of each session, which compiles.
-        rated_images: trained on in those.
-    """
-
-    def __init__(
-        self,
-        batch_size: int,
-        seconds: float = 0.0,
-        rated_seconds: float = 0.0,
-        rated_images: int = 0,
-    ) -> None:
-        self._batch_size = batch_size
-        self._start = time.perf_counter() - seconds
-        self._rated_start: float | None = None  # known after the first step
-        self._rated_seconds, self._rated_images = rated_seconds, rated_images
-
-    def step(self, state: TrainState) -> None:
-        """Count a step; wait for the first one."""
-        if self._rated_start is None:
-            jax.block_until_ready(state)
-            self._rated_start = time.perf_counter() - self._rated_seconds
-        else:
-            self._rated_images += self._batch_size
-
-    def record(self) -> dict[str, float]:
-        """The arguments from which a later session goes on."""
-        now = time.perf_counter()
-        if self._rated_start is not None:
-            self._rated_seconds = now - self._rated_start
-        return {
-            "seconds": now - self._start,
-            "rated_seconds": self._rated_seconds,
-            "rated_images": self._rated_images,
-        }
-
-    def rate(self) -> float | None:
-        """Images per second until the last `record`; None where only first steps were taken."""
-        return self._rated_images / self._rated_seconds if self._rated_images else None
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -274,6 +276,30 @@ def test_a_class_without_pictures_is_trained_with_and_reported(place):
     assert len(found["label_free"]["class_shares"]) == 4
 
 
+def test_the_devices_hold_the_model_once_while_it_trains(place, monkeypatch):
+    """With AdamW's two moments, and nothing of what it was made of or is compared with later."""
+    shape = dummy_checkpoint().params["text/token_embedding"].shape
+    make, found = train.make_train_step, []
+
+    def alive() -> int:
+        return sum(array.shape == shape for array in jax.live_arrays())
+
+    def make_counting(*settings):
+        step = make(*settings)
+
+        def counting(*inputs):
+            found.append(alive() - before)
+            return step(*inputs)
+
+        return counting
+
+    gc.collect()
+    before = alive()
+    monkeypatch.setattr(train, "make_train_step", make_counting)
+    run("labelled", "--config.wise_ft=0.5", "--config.checkpoint_every=10")
+    assert found == [3] * 6
+
+
 def test_other_alphabets_in_the_c_locale(tmp_path):
     """The whole command in an environment that knows ASCII only."""
     root = tmp_path / "Bilder 猫"
@@ -282,7 +308,8 @@ def test_other_alphabets_in_the_c_locale(tmp_path):
         path.rename(path.with_name(f"été {number} кот{path.suffix}"))
     (root / "classes.txt").write_text("猫\nсобака\noiseau\n", encoding="utf-8")
     dummy_checkpoint().save(tmp_path / "Gewichte ü")
-    command = arguments("Bilder 猫", "--config.dataset.name=mine", "--workdir=Lauf é")
+    untrained = "--config.train.max_steps=0"  # no step writes a text
+    command = arguments("Bilder 猫", "--config.dataset.name=mine", "--workdir=Lauf é", untrained)
     command = [argument.replace("=weights", "=Gewichte ü") for argument in command]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": os.getcwd()}
     environment.pop("PYTHONIOENCODING", None)
