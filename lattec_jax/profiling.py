@@ -2,7 +2,7 @@
 
 `--config.profile=DIR` writes `DIR/plugins/profile/TIME/` with the trace of XProf (`*.xplane.pb`;
 TensorBoard shows it where `pip install xprof` brought its plugin: `tensorboard --logdir=DIR`) and
-`perfetto_trace.json.gz`, which ui.perfetto.dev opens.
+`perfetto_trace.json.gz`, which ui.perfetto.dev opens. Of several processes the first one traces.
 """
 
 from __future__ import annotations

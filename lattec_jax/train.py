@@ -122,7 +122,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         with (
             log as run_log,
             AfterStep(hosts.Signals()) as signals,
-            Profile(config.profile, start, steps) as profile,
+            Profile(config.profile if hosts.is_first() else "", start, steps) as profile,
         ):
             watch = health.Watch(reference, run_log.lines(), speaks=hosts.is_first())
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
