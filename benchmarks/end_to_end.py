@@ -41,7 +41,8 @@ from lattec_jax.workdir import RESULTS
 CLASSES = tuple(f"kind {n}" for n in range(10))
 ROWS = ("start of Python and JAX", "decoding into stores", "pseudo-labels", "descriptions",
         "first step (compilation)", "other steps", "waiting for batches", "evaluation",
-        "checkpoints", "results and report", "everything else")  # fmt: skip
+        "checkpoints", "results and report", "everything else", "end of the process")  # fmt: skip
+LOOP = "loop"  # seconds from the first step's end to the last's, without checkpoints: no row
 WAYS = {  # name of the column, folder of artifacts, placement of the store
     "device": ("on the device", "first", "device"),
     "streamed": ("streamed", "second", "host"),
@@ -182,13 +183,17 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
         return call
 
     def watched_batches(items: Iterator) -> Iterator:
-        batches, end = prefetch(items), object()
+        batches, end, device_get = prefetch(items), object(), jax.device_get
+        watch.watch(jax, "device_get", ROWS[5])  # the waits of the log belong to the steps
+        began = None
         while (item := watch.run(ROWS[6], next, batches, end)) is not end:
             yield item
-        # What the devices have still to do belongs to the steps, as do the waits of the log.
+            began = began or time.perf_counter() - watch.seconds[ROWS[8]]
+        # So does what the devices have still to do.
         watch.run(ROWS[5], jax.block_until_ready, last)
+        jax.device_get = device_get
+        watch.seconds[LOOP] = time.perf_counter() - watch.seconds[ROWS[8]] - began
 
-    watch.watch(jax, "device_get", ROWS[5])
     train.make_train_step, train.prefetch = make_watched, watched_batches
     watch.run(ROWS[10], train.main, ["train", *arguments])
     return dict(watch.seconds)
@@ -221,7 +226,10 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
             "-m", "benchmarks.end_to_end", f"--child={time.time()}", *arguments,
             f"--workdir={workdir}", environment=own,
         )  # fmt: skip
-        found[name] = {"whole": seconds, **json.loads(output.splitlines()[-1])}
+        rows = json.loads(output.splitlines()[-1])
+        loop = rows.pop(LOOP)
+        rows[ROWS[11]] = seconds - sum(rows.values())
+        found[name] = {"whole": seconds, LOOP: loop, **rows}
         found[name]["images_per_second"] = read_json(workdir / RESULTS)["images_per_second"]
     return found
 
@@ -282,11 +290,11 @@ def main() -> None:
         for row in (*ROWS, "whole"):
             cells = (f"{run.get(row, 0.0):.1f}" for run in found.values())
             print(f"| {row} | {' | '.join(cells)} |")
-        for name, run in found.items():  # without compilation, with all waiting
-            seconds = run["other steps"] + run["waiting for batches"]
-            rate = (values.steps - 1) * values.batch / seconds
-            print(f"\n{name}: {rate:,.0f} images/s in training; with checkpoints, but for the end "
-                  f"of the last, {run['images_per_second']:,.0f}")  # fmt: skip
+        for name, run in found.items():
+            rate = (values.steps - 1) * values.batch / run[LOOP]
+            print(f"\n{name}: {rate:,.0f} images/s behind the first step, log included; with "
+                  "checkpoints, but for the end of the last, "
+                  f"{run['images_per_second']:,.0f}")  # fmt: skip
         predicted = predict(root, values) if values.predict else []
     if predicted:
         print("\n| prediction of | seconds | peak memory (GB) |\n|---|---|---|")

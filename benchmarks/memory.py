@@ -105,8 +105,12 @@ def arguments(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, where
         )
 
-    everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), (tables, batch))
-    return lie(state, state_shardings(state, mesh)), *lie((tables, batch), everywhere)
+    everywhere, split = sharding.replicated(mesh), sharding.over_batch(mesh)
+    places = (
+        jax.tree.map(lambda _: everywhere, tables),
+        jax.tree.map(lambda x: split if x.shape else everywhere, batch),
+    )
+    return lie(state, state_shardings(state, mesh)), *lie((tables, batch), places)
 
 
 def measure(
@@ -122,7 +126,7 @@ def measure(
         (0.5,) * 3,
         (0.25,) * 3,
         Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
-        pieces=batch_size // micro,
+        pieces=batch_size // micro,  # `main` refuses what does not divide
     )
     step = make_train_step(
         define(model, dtype=dtype, remat=remat, mesh=mesh),
@@ -156,6 +160,9 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     values = parser.parse_args()
+    for micro in filter(None, values.micro):
+        if micro < 0 or values.batch % micro:
+            parser.error(f"--micro: expected 0 or divisors of {values.batch}, found {micro}")
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", values.devices)
     model = model_config(values.model)

@@ -265,16 +265,18 @@ def draw(
     figure.savefig(path)
 
 
-def split_devices(rounds: int) -> None:
-    """In a process that has eight virtual devices."""
-    flag = "--xla_force_host_platform_device_count=8"
-    if jax.default_backend() == "cpu" and jax.device_count() < 8:
-        environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}"}
+def split_devices(directory: Path, rounds: int) -> None:
+    """On a CPU in a process that has eight virtual devices."""
+    flags, flag = os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"
+    if jax.default_backend() == "cpu" and flag not in flags:
+        environment = os.environ | {"XLA_FLAGS": f"{flags} {flag}"}
+        environment.pop("JAX_NUM_CPU_DEVICES", None)  # it would override the flag
         command = [sys.executable, "-m", "benchmarks.scaling", "--sections", "devices"]
-        subprocess.run([*command, f"--rounds={rounds}"], env=environment, check=True)
+        command += [f"--rounds={rounds}", f"--directory={directory}"]
+        subprocess.run(command, env=environment, check=True)
         return
     counts = [n for n in (1, 2, 4, 8) if n <= jax.device_count()]
-    found = vary("devices", counts, Path(tempfile.gettempdir()), rounds)
+    found = vary("devices", counts, directory, rounds)
     table("devices", found, lambda _: Size().batch)
 
 
@@ -309,7 +311,7 @@ def main() -> None:
         elif section == "flops":
             count_texts(values.plots)
         else:
-            split_devices(values.rounds)
+            split_devices(values.directory, values.rounds)
     if values.plots and {"classes", "texts"} <= times.keys():
         title = "A step of a small CLIP, batch 64, by the clock"
         path = values.plots / "scaling_time.svg"

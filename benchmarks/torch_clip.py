@@ -26,7 +26,6 @@ class Program:
 
     Attributes:
         prototypes: `[C, D]`.
-        batch: what `load` placed on the device.
     """
 
     fused = False  # one kernel for the whole optimiser
@@ -58,7 +57,6 @@ class Program:
             crops: `[B, H, W, 3]` float32, normalised.
         """
         host = self.work.batches.at(step)
-        self.host = host
         pictures = torch.from_numpy(crops.transpose(0, 3, 1, 2).copy())
         self.crops = pictures.to(self.device)
         self.zero_shot = self._put(self.work.zero_shot[host.images].astype(np.int64))
@@ -116,28 +114,15 @@ class Program:
         return loss.item()  # waits for the device
 
     def first(self) -> dict[str, np.ndarray]:
-        """One step: the loss, gradients under our names, prototypes and labels."""
-        seen = {}
-        move = self.move
-
-        def record(mixed: torch.Tensor, labels: torch.Tensor) -> None:
-            seen[f"labels/{len(seen)}"] = labels.cpu().numpy()
-            move(mixed, labels)
-
-        self.move = record
+        """One step: the loss, gradients under our names, prototypes."""
         loss = self.step()
-        del self.move
         gradients = {n: p.grad.float().cpu().numpy() for n, p in self.model.named_parameters()}
         gradients = to_flax(gradients, self.work.config, "gradients")
         found = {f"gradient/{name}": array for name, array in gradients.items()}
-        return (
-            found
-            | seen
-            | {
-                "loss": np.float32(loss),
-                "prototypes": self.prototypes.cpu().numpy(),
-            }
-        )
+        return found | {
+            "loss": np.float32(loss),
+            "prototypes": self.prototypes.cpu().numpy(),
+        }
 
     def timed(self) -> tuple[float, float]:
         """Seconds of one step, and its loss."""

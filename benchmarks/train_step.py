@@ -51,7 +51,7 @@ WARM_UP = 1  # rounds that are not counted
 ON_GPU = 10  # steps of a turn there
 COMPARED = 64  # images at most of the batch that the programs are compared on, in float32
 MATMUL = {"cpu": 4096, "gpu": 8192}
-LIMITS = {"loss": 1e-5, "gradient": 1e-3, "prototypes": 1e-5}
+LIMITS = {"loss": 1e-5, "gradient": 1e-3, "worst_parameter": 1e-2, "prototypes": 1e-5}
 
 
 class Worker:
@@ -206,7 +206,9 @@ def take_turns(workers: dict[str, Worker], rounds: int, steps: int, each: int) -
 
 
 def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
-    """What the method needs for a batch ("needed"), and what each program computes of it."""
+    """What the method needs for a batch ("needed"), and what each program computes of it. Of
+    products between tokens that see only earlier ones half are counted, whoever computes them all:
+    1% of the release-like program's work, less of the others'."""
     config = work.config
     context = config.text.context_length
     plan = np.repeat(batch.text_lengths, [len(rows) for rows in batch.text_rows])

@@ -191,8 +191,9 @@ def _blocks(
 
 
 def needed_lengths(work: Workload, batch: HostBatch) -> np.ndarray:
-    """What the method needs of texts for a batch: each class-description and description once, no
-    token behind its end."""
-    classes = text_lengths(work.class_tokens, work.config.text)[: 2 * work.batch]
+    """What the method needs of texts for a batch, at least: each description once and the
+    descriptions of the classes that the frozen model names, no token behind its end."""
+    named = np.unique(work.zero_shot[batch.images])
+    classes = text_lengths(work.class_tokens[named], work.config.text)
     rows = np.concatenate(batch.text_rows)
     return np.concatenate([classes, text_lengths(work.description_tokens[rows], work.config.text)])
