@@ -56,6 +56,8 @@ class Batches:
         redraw: kinds whose text is drawn anew at every step from all images with the same
             zero-shot label (the released code's group-descriptions).
         groups: `[N]` those labels; only read where something is redrawn.
+        plan: how the texts of every batch of the run are grouped by length. All are counted when
+            this is made, some microseconds a step.
     """
 
     count: int
@@ -67,23 +69,15 @@ class Batches:
     multiple: int = 1
     redraw: tuple[int, ...] = ()
     groups: np.ndarray | None = None
+    plan: TextPlan = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plan", self._count())
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in the training images."""
         return self.count // self.batch_size
-
-    @cached_property
-    def plan(self) -> TextPlan:
-        """How the texts of every batch of the run are grouped by length."""
-        bounds = group_bounds(self.context_length)
-        most = np.zeros(len(bounds), int)
-        for step in range(self.steps if self.lengths.size else 0):
-            needed = self._texts(step)[1]
-            up_to = np.cumsum(np.bincount(needed, minlength=self.context_length + 1))
-            most = np.maximum(most, len(needed) - up_to[bounds])
-        texts = self.batch_size * self.lengths.shape[1]
-        return make_plan(self.lengths, most, texts, self.context_length, self.multiple)
 
     def at(self, step: int) -> HostBatch:
         """The batch of `step`, counted from 0."""
@@ -116,6 +110,17 @@ class Batches:
             for kind in self.redraw:
                 text_images[:, kind] = self._same_label(images, random)
         return text_images, self.lengths[text_images, np.arange(kinds)].reshape(-1)
+
+    def _count(self) -> TextPlan:
+        """The plan with room for the most texts of each length that a batch of the run has."""
+        bounds = group_bounds(self.context_length)
+        most = np.zeros(len(bounds), int)
+        for step in range(self.steps if self.lengths.size else 0):
+            needed = self._texts(step)[1]
+            up_to = np.cumsum(np.bincount(needed, minlength=self.context_length + 1))
+            most = np.maximum(most, len(needed) - up_to[bounds])
+        texts = self.batch_size * self.lengths.shape[1]
+        return make_plan(self.lengths, most, texts, self.context_length, self.multiple)
 
     def _same_label(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """For each of `images` one drawn evenly from all that share its group: `[B]`."""

@@ -29,8 +29,8 @@ def test_streaming(monkeypatch, capsys, tmp_path):
 
 
 def test_startup():
-    found = startup.measure(1000)
-    assert found["images"] == 1000 and 18 < found["mean length"] < 26
+    found = startup.measure(300)
+    assert found["images"] == 300 and 18 < found["mean length"] < 26
     assert all(found[stage] >= 0 for stage in startup.STAGES)
 
 

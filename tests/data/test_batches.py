@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from lattec_jax.data import text_plan
 from lattec_jax.data.batches import Batches, prefetch
 
 N, B, K = 53, 8, 2
@@ -52,10 +53,13 @@ def test_text_rows_and_places_lead_back_to_each_images_texts(batches):
 
 @pytest.mark.parametrize("redraw", [(), (1,)])
 @pytest.mark.parametrize("seed", range(4))
-def test_one_plan_holds_all_batches_of_a_run_however_rare_long_texts_are(batches, seed, redraw):
+def test_one_plan_holds_all_batches_of_a_run_however_rare_long_texts_are(
+    batches, seed, redraw, monkeypatch
+):
     """Another plan would be another program, compiled in the middle of the run."""
+    monkeypatch.setattr(text_plan, "DEVIATIONS", 0.0)  # nothing but counting makes room
     lengths = np.full((N, K), 10, np.int32)
-    lengths[[3, 30], [0, 1]] = 40  # some batch has both, by chance no more than one has room
+    lengths[[3, 30], [0, 1]] = 40  # one in a batch on average, two in some
     lengths[7] = 20
     run = dataclasses.replace(batches, lengths=lengths, seed=seed, steps=600, redraw=redraw)
     shapes, longest = set(), 0
@@ -63,7 +67,10 @@ def test_one_plan_holds_all_batches_of_a_run_however_rare_long_texts_are(batches
         shapes.add((host.text_lengths, tuple(map(len, host.text_rows))))
         longest = max(longest, int((lengths[host.text_images, np.arange(K)] == 40).sum()))
     assert shapes == {(run.plan.lengths, run.plan.sizes)}
-    assert longest > 1 and run.plan.sizes[0] >= longest
+    assert longest > 1 and run.plan.sizes[0] == longest
+    uncounted = dataclasses.replace(run, steps=0)
+    with pytest.raises(ValueError, match="the plan is of other batches"):
+        list(uncounted.iterate(0, 600))
 
 
 def test_redrawn_groups_share_the_label_and_change_with_the_step(batches):
