@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import jax
 
+from lattec_jax import hosts
+
 SKIPPED, TRACED = 2, 5  # steps: the first of a session compiles
 NAME = "train"  # of a step in the trace, beside its number
 
@@ -26,6 +28,7 @@ class Profile:
     """
 
     def __init__(self, directory: str, start: int, steps: int) -> None:
+        directory = directory if hosts.is_first() else ""
         self._directory = directory
         self._before, self._last = start + SKIPPED, min(start + SKIPPED + TRACED, steps)
         self._wanted = bool(directory) and self._before < self._last

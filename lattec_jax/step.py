@@ -185,6 +185,14 @@ def make_train_step(
 ) -> Callable[[TrainState, Tables, Batch, tuple[int, ...]], tuple[TrainState, Figures]]:
     """Compile a step for one run.
 
+    Args:
+        definition: of the model.
+        method: says what is learned.
+        optimiser: one that counts its steps (`count` in its state), as those with a schedule do.
+        schedule: the optimiser's, for the log.
+        settings: of the step.
+        mesh: the devices.
+
     Returns:
         A function of the state (which it consumes), the tables, the batch and the static lengths
         of its text groups.

@@ -122,7 +122,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         with (
             log as run_log,
             AfterStep(hosts.Signals()) as signals,
-            Profile(config.profile if hosts.is_first() else "", start, steps) as profile,
+            Profile(config.profile, start, steps) as profile,
         ):
             watch = health.Watch(reference, run_log.lines(), speaks=hosts.is_first())
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
@@ -198,7 +198,7 @@ def conclude(
     mesh: Mesh,
 ) -> Outcome:
     """Examine the last state, or its average with the first one (WiSE-FT)."""
-    if config.wise_ft is not None:
+    if config.wise_ft not in (None, 1):
         params, first = first_state(inputs, method, frozen.classes, mesh)
         state = wise_ft.average(method, params, first, state, config.wise_ft)
     vectors = classifiers(inputs, method, state)

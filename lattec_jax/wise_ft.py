@@ -10,7 +10,7 @@ from lattec_jax.state import TrainState
 
 
 def average(
-    method: Method, params: Params, first: Any, state: TrainState, share: float | None
+    method: Method, params: Params, first: Any, state: TrainState, share: float
 ) -> TrainState:
     """Eq. (1) of WiSE-FT for all parameters: `(1−a) · before + a · after`.
 
@@ -22,10 +22,8 @@ def average(
         params: before, where training started.
         first: the method's state before.
         state: after the last step.
-        share: a, of the adapted parameters; None: `state` as it is, like 1.
+        share: a, of the adapted parameters; at 1 there is nothing to average.
     """
-    if share in (None, 1):
-        return state
     if share == 0:  # exactly what was there, not normalised once more
         return state.replace(params=params, method=first)
     mean = {

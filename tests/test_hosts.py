@@ -84,10 +84,9 @@ def check_equal(place: Path, one: str, several: str, weights: Path | None = None
 
 @pytest.mark.slow
 def test_two_processes_train_the_model_that_one_trains(place):
-    run(place, "two", CLASS_TEXTS, "--config.profile=trace", devices=1)
+    run(place, "two", CLASS_TEXTS, devices=1)
     run(place, "one", CLASS_TEXTS, processes=1)
     check_equal(place, "one", "two")
-    assert len(list((place / "trace").glob("plugins/profile/*/*.xplane.pb"))) == 1
     # One process speaks, and the other processes leave nothing behind.
     assert "results in two" in (place / "two.0.log").read_text()
     said = [x for x in (place / "two.1.log").read_text().splitlines() if "[Gloo]" not in x]

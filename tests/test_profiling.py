@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from lattec_jax import workdir
+from lattec_jax import profiling, workdir
 from lattec_jax.config import parse
 from lattec_jax.errors import ConfigError
 from lattec_jax.profiling import Profile
@@ -68,6 +68,13 @@ def test_a_run_too_short_for_a_trace_says_so(tmp_path, capsys, stop):
     assert "no trace" in capsys.readouterr().out
     train(tmp_path / "next", 0, 9)  # nothing is left running
     assert traced(tmp_path / "next")
+
+
+def test_of_several_processes_the_first_traces(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(profiling.hosts, "is_first", lambda: False)
+    train(tmp_path, 0, 9)
+    train(tmp_path, 0, 1)
+    assert not list(tmp_path.iterdir()) and not capsys.readouterr().out
 
 
 def test_a_trace_of_a_run_is_not_another_run(tmp_path):

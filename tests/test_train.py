@@ -276,16 +276,16 @@ def test_a_class_without_pictures_is_trained_with_and_reported(place):
     assert len(found["label_free"]["class_shares"]) == 4
 
 
-def test_the_devices_hold_the_model_once_while_it_trains(place, monkeypatch):
+def test_one_program_trains_the_model_which_the_devices_hold_once(place, monkeypatch):
     """With AdamW's two moments, and nothing of what it was made of or is compared with later."""
     shape = dummy_checkpoint().params["text/token_embedding"].shape
-    make, found = train.make_train_step, []
+    make, found, steps = train.make_train_step, [], []
 
     def alive() -> int:
         return sum(array.shape == shape for array in jax.live_arrays())
 
     def make_counting(*settings):
-        step = make(*settings)
+        steps.append(step := make(*settings))
 
         def counting(*inputs):
             found.append(alive() - before)
@@ -298,6 +298,8 @@ def test_the_devices_hold_the_model_once_while_it_trains(place, monkeypatch):
     monkeypatch.setattr(train, "make_train_step", make_counting)
     run("labelled", "--config.wise_ft=0.5", "--config.checkpoint_every=10")
     assert found == [3] * 6
+    (step,) = steps
+    assert step._cache_size() == 1  # of the first state and of what a step made
 
 
 def test_other_alphabets_in_the_c_locale(tmp_path):
@@ -308,8 +310,8 @@ def test_other_alphabets_in_the_c_locale(tmp_path):
         path.rename(path.with_name(f"été {number} кот{path.suffix}"))
     (root / "classes.txt").write_text("猫\nсобака\noiseau\n", encoding="utf-8")
     dummy_checkpoint().save(tmp_path / "Gewichte ü")
-    untrained = "--config.train.max_steps=0"  # no step writes a text
-    command = arguments("Bilder 猫", "--config.dataset.name=mine", "--workdir=Lauf é", untrained)
+    short = ("--config.train.max_steps=1", "--config.checkpoint_every=1")
+    command = arguments("Bilder 猫", "--config.dataset.name=mine", "--workdir=Lauf é", *short)
     command = [argument.replace("=weights", "=Gewichte ü") for argument in command]
     environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": os.getcwd()}
     environment.pop("PYTHONIOENCODING", None)
