@@ -160,9 +160,12 @@ def main() -> None:
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     values = parser.parse_args()
-    for micro in filter(None, values.micro):
-        if micro < 0 or values.batch % micro:
-            parser.error(f"--micro: expected 0 or divisors of {values.batch}, found {micro}")
+    for micro in (values.batch, *filter(None, values.micro)):
+        if micro < 1 or values.batch % micro or micro % values.devices:
+            parser.error(
+                "--batch and --micro: expected multiples of the devices, the latter 0 or a divisor "
+                f"of the batch, found {micro}"
+            )
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", values.devices)
     model = model_config(values.model)
