@@ -120,7 +120,10 @@ def assert_equal(found, expected, bound: float = 1e-5) -> None:
         assert np.linalg.norm(found[1][name] - wanted) <= bound * size, name
 
 
-@pytest.mark.parametrize("micro", [32, 64, 128])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize("micro", [pytest.param(32, marks=SLOW), 64, pytest.param(128, marks=SLOW)])
 def test_pieces_give_the_gradient_of_the_whole_batch(micro):
     assert_equal(gradient(LATTECLIP, micro), gradient(LATTECLIP, BATCH))
 

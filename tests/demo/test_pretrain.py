@@ -28,9 +28,14 @@ def test_a_few_steps_lower_the_loss_and_a_loadable_directory_is_written(
     monkeypatch.setattr(pretrain, "PICTURES", 200)
     monkeypatch.setattr(pretrain, "HELD_OUT_PICTURES", 20)
     monkeypatch.setattr(pretrain, "BATCH_SIZE", 32)
-    losses = []
-    run = pretrain.pretrain
-    monkeypatch.setattr(pretrain, "pretrain", lambda *a: losses.append(run(*a)[1]) or run(*a))
+    losses, run = [], pretrain.pretrain
+
+    def recorded(*arguments: object) -> tuple:
+        found = run(*arguments)
+        losses.append(found[1])
+        return found
+
+    monkeypatch.setattr(pretrain, "pretrain", recorded)
     monkeypatch.setattr("sys.argv", ["pretrain", f"--out={tmp_path / 'clip'}", "--steps=30"])
     pretrain.main()
     assert np.mean(losses[0][-9:]) < np.mean(losses[0][:9]) - 0.2
