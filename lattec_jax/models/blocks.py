@@ -251,27 +251,26 @@ class Attention(nnx.Module):
     def _mix_one(
         self, query: Float[Array, "N 1 W"], pair: Float[Array, "N L 2W"], place: Int[Array, " N"]
     ) -> Float[Array, "N 1 W"]:
-        count, length, width = pair.shape
-        key, value = jnp.split(pair, 2, axis=2)
-        query, key, value = (
-            x.reshape(count, -1, self.heads, width // 2 // self.heads) for x in (query, key, value)
-        )
-        seen = jnp.arange(length) <= place[:, None, None, None] if self.causal else None
-        mixed = jax.nn.dot_product_attention(query, key, value, mask=seen)
-        return mixed.reshape(count, 1, width // 2)
+        heads = map(self._by_head, (query, *jnp.split(pair, 2, axis=2)))
+        places = jnp.arange(pair.shape[1])
+        seen = places <= place[:, None, None, None] if self.causal else None
+        return jax.nn.dot_product_attention(*heads, mask=seen).reshape(query.shape)
 
     def _attend(self, qkv: Float[Array, "N L 3W"]) -> Float[Array, "N L W"]:
         # Flash attention keeps no weights; elsewhere they are computed again.
         return self._mix(qkv) if self.flash else jax.checkpoint(self._mix)(qkv)
 
     def _mix(self, qkv: Float[Array, "N L 3W"]) -> Float[Array, "N L W"]:
-        count, length, width = qkv.shape
-        # [N, L, 3W] -> three of [N, L, H, W / H]. Splitting is undone by putting together; the
-        # gradient of an index would be a sum of arrays that are mostly zero.
-        shape = (count, length, self.heads, width // 3 // self.heads)
-        query, key, value = (x.reshape(shape) for x in jnp.split(qkv, 3, axis=2))
+        # Splitting is undone by putting together; the gradient of an index would be a sum of arrays
+        # that are mostly zero.
+        heads = map(self._by_head, jnp.split(qkv, 3, axis=2))
         mix = flash_attention if self.flash else jax.nn.dot_product_attention
-        return mix(query, key, value, is_causal=self.causal).reshape(count, length, width // 3)
+        count, length, width = qkv.shape
+        return mix(*heads, is_causal=self.causal).reshape(count, length, width // 3)
+
+    def _by_head(self, x: Float[Array, "N L W"]) -> Float[Array, "N L H D"]:
+        count, length, width = x.shape
+        return x.reshape(count, length, self.heads, width // self.heads)
 
 
 class MLP(nnx.Module):
