@@ -16,6 +16,7 @@ from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from tests.dummy import WORDS, dummy_checkpoint
 from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+from tests.test_train_methods import RECLIP
 
 NONE = "--config.train.max_steps=0"
 
@@ -79,8 +80,7 @@ def test_a_step_of_a_method_without_prototypes(place):  # noqa: F811
 
 
 def test_two_models_give_their_adapted_one(place):  # noqa: F811
-    reclip = ("--config.method.name=reclip", "--config.method.reclip.images_per_epoch=0")
-    run("labelled", "--workdir=reclip", *reclip)
+    run("labelled", "--workdir=reclip", *RECLIP)
     run("labelled", "--workdir=run", NONE, "--config.init=reclip")
     run("labelled", "--workdir=step", NONE, "--config.init=reclip/checkpoints/6")
     assert bytes_of(place / "run") == bytes_of(place / "step")

@@ -97,11 +97,11 @@ def test_reclip_with_a_streamed_store_and_pieces_is_the_same(place):  # noqa: F8
 
 @pytest.mark.parametrize(("method", "shares"), [("latteclip", (0, 1, 0.5)), ("reclip", (0, 0.5))])
 def test_wise_ft_averages_the_model_before_and_after(place, method, shares):  # noqa: F811
-    settings = (f"--config.method.name={method}",)
-    plain = run("labelled", "--workdir=plain", *settings)
+    chosen = f"--config.method.name={method}"
+    plain = run("labelled", "--workdir=plain", chosen)
     assert plain["wise_ft"] is None
     for share in shares:
-        found = run("labelled", f"--workdir=a{share}", f"--config.wise_ft={share}", *settings)
+        found = run("labelled", f"--workdir=a{share}", f"--config.wise_ft={share}", chosen)
         assert found["wise_ft"] == share
     base, adapted = dummy_checkpoint().params, model_of(place / "plain")
     assert any(not np.array_equal(base[name], adapted[name]) for name in base)

@@ -82,7 +82,7 @@ class Batches:
     def at(self, step: int) -> HostBatch:
         """The batch of `step`, counted from 0."""
         images = self._images(step)
-        text_images, needed = self._texts(step)
+        text_images, needed = self._texts(step, images)
         positions, places = self.plan.assign(needed)
         kinds = self.lengths.shape[1]
         rows = (text_images * kinds + np.arange(kinds)).reshape(-1).astype(np.int32)
@@ -101,9 +101,9 @@ class Batches:
         order = _permutation(self.count, self.seed, epoch)
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
-    def _texts(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+    def _texts(self, step: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`[B, K]` whose description each image uses, and `[B · K]` the tokens that they need."""
-        images, kinds = self._images(step), self.lengths.shape[1]
+        kinds = self.lengths.shape[1]
         text_images = np.repeat(images[:, None], kinds, axis=1)
         if self.redraw:
             random = np.random.default_rng([self.seed, 1, step])
@@ -116,7 +116,7 @@ class Batches:
         bounds = group_bounds(self.context_length)
         most = np.zeros(len(bounds), int)
         for step in range(self.steps if self.lengths.size else 0):
-            needed = self._texts(step)[1]
+            _, needed = self._texts(step, self._images(step))
             up_to = np.cumsum(np.bincount(needed, minlength=self.context_length + 1))
             most = np.maximum(most, len(needed) - up_to[bounds])
         texts = self.batch_size * self.lengths.shape[1]

@@ -88,9 +88,8 @@ def make_plan(
     for bound, length, held in zip(bounds, [context_length, *bounds[:-1]], most, strict=True):
         share = float(np.mean(lengths > bound))
         spread = DEVIATIONS * np.sqrt(texts * share * (1 - share))
-        needed = min(texts, round_up(max(texts * share + spread, held), multiple))
-        if bound == 0:
-            needed = texts
+        room = round_up(max(texts * share + spread, held), multiple)
+        needed = texts if bound == 0 else min(texts, room)
         if needed > placed:
             group_lengths.append(int(length))
             sizes.append(needed - placed)
