@@ -24,6 +24,11 @@ BATCH = P(("data", "fsdp"))
 SMALLEST_SPLIT = 2**14  # arrays with fewer elements stay whole: splitting them costs more
 
 
+def available_devices() -> list[jax.Device]:
+    """The devices that a mesh takes by default: all. Most tests put one in their place."""
+    return jax.devices()
+
+
 def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh over the given devices (all by default), `fsdp` of which share one copy of the
     parameters.
@@ -31,7 +36,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
     Raises:
         ConfigError: `fsdp` does not divide the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = available_devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise ConfigError(
             f"config.compute.fsdp: expected a divisor of the {len(devices)} devices, found {fsdp}"
@@ -42,7 +47,7 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 def fitting_mesh(fsdp: int) -> Mesh:
     """All devices, `fsdp` as a run had it where it divides them, else 1: a finished run can be used
     on another machine."""
-    return make_mesh(fsdp if jax.device_count() % fsdp == 0 else 1)
+    return make_mesh(fsdp if len(available_devices()) % fsdp == 0 else 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

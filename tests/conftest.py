@@ -1,4 +1,8 @@
-"""Eight CPU devices for JAX, so that every test of sharding shards. Set before JAX starts."""
+"""How all tests run: on CPU devices of JAX's own, away from the user's files, in three tiers.
+
+The default tier is quick. `python -m pytest -m full` adds whole runs, documents, the browser, kills
+and fuzzing; `python -m pytest -m soak` holds what takes hours of patience (long kills, big sizes).
+"""
 
 import atexit
 import os
@@ -8,16 +12,51 @@ import tempfile
 import pytest
 
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Eight CPU devices, so that every test of sharding shards. Set before JAX starts.
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-# Several tests compile the same programs; pytest-xdist's workers share them.
-if "PYTEST_XDIST_WORKER" not in os.environ:
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="lattec_jax-tests-")
+if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
+    scratch = tempfile.mkdtemp(prefix="lattec_jax-tests-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{scratch}/compiled"
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     # Compilation is what most tests cost; the generated code need not be fast.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+    # Nothing of the user's is read or written: an empty home directory, and no settings.
+    os.environ["HOME"] = f"{scratch}/home"
+    os.makedirs(os.environ["HOME"])
+    for variable in ("LATTECLIP_CACHE", "LATTECLIP_DATA_DIR", "HF_HOME", "XDG_CACHE_HOME"):
+        os.environ.pop(variable, None)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_device():
+    """By default a mesh takes the first device only: programs for eight cost twice the time."""
+    import jax
+
+    from lattec_jax import sharding
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "available_devices", lambda: jax.devices()[:1])
+        yield
+
+
+@pytest.fixture
+def all_devices(monkeypatch):
+    """Let a mesh take all eight devices, as a run does."""
+    import jax
+
+    from lattec_jax import sharding
+
+    monkeypatch.setattr(sharding, "available_devices", jax.devices)
+
+
+@pytest.fixture(autouse=True)
+def empty_working_directory(tmp_path, monkeypatch):
+    """Start every test in an empty directory: relative paths such as `runs/` are its own."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def newest(directory: Path) -> int:
 
 
 @needs_mount
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97])
 def test_a_disk_that_fills_up_at_any_moment_loses_nothing(place, tmp_path, share):
     whole = place / "whole/run"
@@ -107,7 +107,7 @@ def test_a_disk_that_fills_up_at_any_moment_loses_nothing(place, tmp_path, share
 
 
 @needs_mount
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_read_only_work_directory_is_said_and_stays_as_it_is(place, tmp_path):
     """The first run ends after four steps; the directory is read-only for the second."""
     """Before the second run, all is as if the first had been killed after its last checkpoint."""
@@ -120,7 +120,7 @@ def test_a_read_only_work_directory_is_said_and_stays_as_it_is(place, tmp_path):
 
 
 @needs_mount
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("room", [0, 40, 160, 220, 280])
 def test_results_that_find_no_room_are_made_by_the_same_command(place, tmp_path, room):
     """`room` kilobytes are left after the last checkpoint, for the model, results and report."""
@@ -148,7 +148,7 @@ def test_results_that_find_no_room_are_made_by_the_same_command(place, tmp_path,
         assert (tmp_path / "work/run" / file).read_bytes() == whole.read_bytes(), file
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_sigterm_ends_a_run_within_ten_seconds_and_the_step_under_way(place, tmp_path):
     """Timed from the signal, over the whole of training: the bound is a promise to schedulers."""
     copy_inputs(place, tmp_path)

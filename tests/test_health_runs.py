@@ -17,7 +17,7 @@ import pytest
 
 from configs import demo
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 COLLAPSED = 0.35  # top-1 below this, from 0.61, is a run that failed
 FLYP = "--config.method.name=flyp"
 

@@ -82,7 +82,7 @@ def check_equal(place: Path, one: str, several: str, weights: Path | None = None
 # ------------------------------------------------------------------------------------- whole runs
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_two_processes_train_the_model_that_one_trains(place):
     run(place, "two", CLASS_TEXTS, devices=1)
     run(place, "one", CLASS_TEXTS, processes=1)
@@ -95,7 +95,7 @@ def test_two_processes_train_the_model_that_one_trains(place):
     assert json.loads((place / "two/results.json").read_text())["device"] == "2 x cpu"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_streamed_and_evaluated_by_two_processes(place):
     streamed = ("--config.store.placement=host", "--config.eval_every=10")
     run(place, "one", *streamed, processes=1, devices=4)
@@ -118,7 +118,7 @@ def test_streamed_and_evaluated_by_two_processes(place):
         assert json.loads(before) == pytest.approx(json.loads(after), abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_parameters_split_over_two_processes(place):
     run(place, "one", *SPLIT, processes=1)
     run(place, "two", *SPLIT, devices=1)  # every parameter lies half here and half there
@@ -133,7 +133,7 @@ def until_logged(place: Path, workdir: str, steps: int) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("killed", [0, 1])
 def test_killed_processes_continue(place, killed):
     run(place, "whole", *SPLIT, devices=1)
@@ -154,7 +154,7 @@ def test_killed_processes_continue(place, killed):
     assert all(np.array_equal(whole[name], broken[name]) for name in whole)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_signal_to_one_process_ends_both_after_the_same_step(place):
     run(place, "whole", devices=1)
     command = training("broken", "--config.checkpoint_every=1000")
@@ -171,7 +171,7 @@ def test_a_signal_to_one_process_ends_both_after_the_same_step(place):
     check_equal(place, "whole", "broken")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_error_of_one_process_is_said_by_all_at_once(place):
     (place / "weights/model.safetensors").write_bytes(b"no tensors")
     began = time.monotonic()

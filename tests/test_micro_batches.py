@@ -120,7 +120,7 @@ def assert_equal(found, expected, bound: float = 1e-5) -> None:
         assert np.linalg.norm(found[1][name] - wanted) <= bound * size, name
 
 
-SLOW = pytest.mark.slow
+SLOW = pytest.mark.soak
 
 
 @pytest.mark.parametrize("micro", [pytest.param(32, marks=SLOW), 64, pytest.param(128, marks=SLOW)])

@@ -67,7 +67,7 @@ def test_a_checkpoint_is_equal_on_other_devices_and_lies_as_they_want(tmp_path, 
     assert found.params["kernel"].addressable_shards[0].data.shape == (256 // fsdp, 96)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
     place,  # noqa: F811
     monkeypatch,

@@ -94,7 +94,7 @@ def kill(process: subprocess.Popen, directory: Path, draw: random.Random) -> str
     return f"{moment}: at {lines} lines" + (", a checkpoint half-written" if partial else "")
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_thirty_kills_change_nothing(tmp_path):
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
     print(f"KILL_SEED={seed}")

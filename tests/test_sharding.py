@@ -10,6 +10,8 @@ from jax.sharding import PartitionSpec as P
 from lattec_jax import sharding
 from lattec_jax.errors import ConfigError
 
+pytestmark = pytest.mark.usefixtures("all_devices")
+
 
 def test_the_mesh_takes_all_devices():
     mesh = sharding.make_mesh(fsdp=2)

@@ -11,7 +11,7 @@ from lattec_jax import sharding
 DEVICES = 8
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_parameters_and_optimiser_take_an_eighth_of_each_device():
     model, mesh = memory.model_config("ViT-bigG-14"), sharding.make_mesh(DEVICES)
     found = memory.measure(model, 64, 64, True, jnp.float32, mesh)

@@ -34,7 +34,7 @@ def test_startup():
     assert all(found[stage] >= 0 for stage in startup.STAGES)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_scaling(tmp_path):
     found = scaling.vary("classes", (10, 64), tmp_path, 1)
     assert found.keys() == {10, 64} and all(wall > 0 for wall, _ in found.values())
@@ -43,7 +43,7 @@ def test_scaling(tmp_path):
     assert few < many and short < long
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_scaling_splits_one_cpu_in_a_process_of_its_own(monkeypatch, capfd, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")

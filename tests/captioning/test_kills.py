@@ -36,7 +36,7 @@ def written(config) -> list:
     return [record for path in merged for shard in shard_paths(path) for record in records(shard)]
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_killed_fifty_times(tmp_path, monkeypatch):
     monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
     config = make_config(tmp_path, IMAGES)

@@ -1,4 +1,4 @@
-"""Any `--config.key=value`: a resolved configuration, or an error that names the key (slow)."""
+"""Any `--config.key=value`: a resolved configuration, or an error naming the key (tier soak)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lattec_jax.errors import ConfigError
 from lattec_jax.methods import make_method
 from lattec_jax.train import check_numbers
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 CASES = settings(
     max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
 )

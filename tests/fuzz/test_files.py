@@ -1,4 +1,4 @@
-"""Class lists, split files, description files and pictures: taken, or refused by name (slow).
+"""Class lists, split files, description files and pictures: taken, or refused by name (tier soak).
 
 The tests decide by rules of their own what is valid: valid input must be taken with the values that
 they expect, and invalid input must end in an error of ours that names the offending item.
@@ -22,7 +22,7 @@ from lattec_jax.data import datasets, descriptions
 from lattec_jax.data.preprocess import Preprocess, UnreadablePicture, open_picture, picture_errors
 from lattec_jax.errors import DataError
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.soak
 SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

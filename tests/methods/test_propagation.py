@@ -152,7 +152,7 @@ print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_food101_fits_into_4_gib(capsys):
     """70,700 images of 512 features and 101 classes, in a process of its own."""
     done = subprocess.run(

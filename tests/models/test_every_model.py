@@ -92,7 +92,7 @@ def test_cropped_texts(model):
     assert np.abs(whole - cropped).max() <= 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("model", [name for name in FULL_SIZE if name != "ViT-B-32"])
 def test_full_size(model):
     compare(model_cfg(model), batch=2)

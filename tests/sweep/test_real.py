@@ -1,4 +1,4 @@
-"""A real sweep of the demo, killed half-way and taken up by two workers (slow)."""
+"""A real sweep of the demo, killed half-way and taken up by two workers (tier soak)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start(place: Path) -> subprocess.Popen:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_real_sweep_killed_half_way_is_finished_by_two_workers(tmp_path):
     killed = start(tmp_path)
     runs = tmp_path / "sweep" / "demo"
