@@ -6,10 +6,13 @@ and fuzzing; `python -m pytest -m soak` holds what takes hours of patience (long
 
 import atexit
 import os
+import resource
 import shutil
 import tempfile
 
 import pytest
+
+WORKERS = pytest.StashKey[list[dict[str, float]]]()
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 # Eight CPU devices, so that every test of sharding shards. Set before JAX starts.
@@ -67,3 +70,34 @@ def torchvision():
 
     torch_fix.define_missing_torchvision_operators()
     return pytest.importorskip("torchvision.transforms")
+
+
+def used() -> dict[str, float]:
+    """CPU seconds of this process and of those that it started, and its largest memory in GiB."""
+    own, children = map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    seconds = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    return {"cpu_seconds": seconds, "memory": own.ru_maxrss / 2**20}
+
+
+def pytest_sessionfinish(session):
+    """Report from a worker of pytest-xdist to the process that prints."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["used"] = used()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """Keep the report of a worker; one that crashed leaves none."""
+    if found := getattr(node, "workeroutput", {}).get("used"):
+        node.config.stash.setdefault(WORKERS, []).append(found)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print what the whole run took, the workers included."""
+    workers = config.stash.get(WORKERS, []) or [used()]
+    # The workers' time counts as the children's once they have ended.
+    seconds = used()["cpu_seconds"]
+    memory = max(worker["memory"] for worker in workers)
+    terminalreporter.write_line(
+        f"CPU time {seconds:.0f} s; largest memory of a worker {memory:.2f} GiB"
+    )
