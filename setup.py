@@ -17,7 +17,7 @@ CORE = [
     "flax>=0.12.12,<0.13; python_version >= '3.12'",
     "ftfy>=6.3,<7",
     "huggingface_hub>=1.0,<3",
-    "jax>=0.10,<0.12",
+    "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3,<0.4",
     "ml_collections>=1.1,<2",
     "numpy>=2.0,<3",
@@ -52,6 +52,26 @@ TFDS = [
     "tensorflow-datasets>=4.9.10,<4.10",
 ]
 
+# All that the tests need beside torch, which is large and not there for every Python. The tests of
+# what needs it (convert's tags, LLaVA, parity with PyTorch) are then skipped, with this as reason.
+TEST_WITHOUT_TORCH = [
+    *OPENAI,
+    *DEMO,
+    *TFDS,
+    "build>=1.2",
+    "fastapi>=0.115",  # with pydantic, rich and uvicorn: `transformers serve`
+    "hypothesis>=6.100,<7",
+    "protobuf>=4",
+    "pydantic>=2",
+    "pytest>=8,<10",
+    "pytest-xdist>=3.6,<4",
+    "rich>=13",
+    "ruff==0.17.6",
+    "sentencepiece>=0.2",
+    "transformers>=5.24,<6",
+    "uvicorn>=0.30",
+]
+
 setup(
     name="lattec_jax",
     version=VERSION,
@@ -59,7 +79,7 @@ setup(
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11,<3.13",
+    python_requires=">=3.11,<3.15",
     packages=find_packages(
         include=["lattec_jax*", "captioning*", "convert*", "configs*"], exclude=["tests*"]
     ),
@@ -74,28 +94,18 @@ setup(
         "convert": CONVERT,
         "captioning": CAPTIONING,
         "openai": OPENAI,
-        "cuda": ["jax[cuda13]>=0.10,<0.12"],
-        "tpu": ["jax[tpu]>=0.10,<0.12"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "demo": DEMO,
         "tfds": TFDS,
+        "test-without-torch": TEST_WITHOUT_TORCH,
         # torch 2.13.0 and torchvision 0.28.0 are the pair that the tests were run with.
         "test": [
             *CONVERT,
             *CAPTIONING,
-            *OPENAI,
-            *DEMO,
-            *TFDS,
-            "build>=1.2",
-            "fastapi>=0.115",  # with pydantic, rich and uvicorn: `transformers serve`
-            "hypothesis>=6.100,<7",
-            "pydantic>=2",
-            "pytest>=8,<10",
-            "pytest-xdist>=3.6,<4",
-            "rich>=13",
-            "ruff==0.17.6",
+            *TEST_WITHOUT_TORCH,
             "torch==2.13.0",
             "torchvision==0.28.0",
-            "uvicorn>=0.30",
         ],
     },
 )
