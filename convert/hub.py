@@ -20,6 +20,9 @@ from lattec_jax.errors import WeightsError
 PREFIXES = ("hf:", "hf-hub:")  # the second is open_clip's
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+# What a model's `tokenizer_kwargs` may set, as open_clip's models do, and the default. Nothing else
+# reaches transformers: `trust_remote_code` would run a Python file that comes with the weights.
+_TOKENIZER_SETTINGS = {"clean": "whitespace", "strip_sep_token": False}
 _NO_WEIGHTS = "--exclude '*.bin' '*.safetensors' '*.h5' '*.msgpack' '*.ot' '*.onnx'"
 
 
@@ -139,15 +142,8 @@ def tokenizer(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> H
             that is not read.
     """
     name = str(text_cfg["hf_tokenizer_name"])
-    settings = dict(text_cfg.get("tokenizer_kwargs") or {})
-    clean = settings.pop("clean", "whitespace")
-    strip_separator = settings.pop("strip_sep_token", False)
-    other = {key: settings[key] for key in ("language", "tokenizer_mode") if settings.get(key)}
-    if text_cfg.get("tokenizer_mode"):
-        other["tokenizer_mode"] = text_cfg["tokenizer_mode"]
-    if other:
-        raise WeightsError(f"{where}: {other} of the tokenizer {name} is not read; choose another")
-    found = _load(name, folder, settings, where)
+    settings = _tokenizer_settings(text_cfg, where)
+    found = _load(name, folder, where)
     sides = {found.padding_side, found.truncation_side}
     if not found.is_fast or found.pad_token_id is None or sides != {"right"}:
         raise WeightsError(
@@ -159,13 +155,32 @@ def tokenizer(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> H
         _without_unknown_tokens(found.backend_tokenizer, text_cfg.get("vocab_size", 49408)),
         context_length=text_cfg.get("context_length", 77),
         pad_id=found.pad_token_id,
-        clean=clean,
+        clean=settings["clean"],
         hf_name=name,
-        zeroed_id=found.sep_token_id if strip_separator else None,
+        zeroed_id=found.sep_token_id if settings["strip_sep_token"] else None,
     )
 
 
-def _load(name: str, folder: Path | None, settings: Mapping[str, Any], where: str) -> Any:
+def _tokenizer_settings(text_cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The known settings of the tokenizer with their defaults.
+
+    Raises:
+        WeightsError: there are others, or one has another type.
+    """
+    stated = dict(text_cfg.get("tokenizer_kwargs") or {})
+    if text_cfg.get("tokenizer_mode"):
+        stated["tokenizer_mode"] = text_cfg["tokenizer_mode"]
+    for key, value in stated.items():
+        if key not in _TOKENIZER_SETTINGS or type(value) is not type(_TOKENIZER_SETTINGS[key]):
+            raise WeightsError(
+                f"{where}: the tokenizer's setting {key}={value!r} is not read; expected "
+                f"{' and '.join(_TOKENIZER_SETTINGS)} at most, a text and a boolean. Remove it, or "
+                "choose another model"
+            )
+    return _TOKENIZER_SETTINGS | stated
+
+
+def _load(name: str, folder: Path | None, where: str) -> Any:
     """transformers' tokenizer."""
     try:
         from transformers import AutoTokenizer
@@ -176,7 +191,9 @@ def _load(name: str, folder: Path | None, settings: Mapping[str, Any], where: st
         ) from error
     beside = folder is not None and (folder / "tokenizer_config.json").is_file()
     try:
-        return AutoTokenizer.from_pretrained(str(folder) if beside else name, **settings)
+        return AutoTokenizer.from_pretrained(
+            str(folder) if beside else name, trust_remote_code=False
+        )
     except (OSError, ValueError, ImportError) as error:
         raise WeightsError(
             f"{where}: the tokenizer {name} cannot be read "

@@ -83,9 +83,15 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
         # It warns at each call that it casts to half precision.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
-        processor = transformers.LlavaNextProcessor.from_pretrained(settings.model, **where)
+        processor = transformers.LlavaNextProcessor.from_pretrained(
+            settings.model, trust_remote_code=False, **where
+        )
         model, report = transformers.LlavaNextForConditionalGeneration.from_pretrained(
-            settings.model, output_loading_info=True, **options
+            settings.model,
+            output_loading_info=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise EngineError(_unloadable(settings.model, error)) from error
@@ -158,7 +164,7 @@ def _configuration(name: str, where: dict[str, Any]) -> Any:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(name, **where)
+        config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
     except (OSError, ValueError) as error:
         raise EngineError(_unloadable(name, error)) from error
     if config.model_type != "llava_next":

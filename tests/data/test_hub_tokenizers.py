@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,9 +179,11 @@ def test_what_is_not_read_says_so(kind, folder, tmp_path, monkeypatch):
         hub.tokenizer(config | {"context_length": 1}, None, "weights.x")
     with pytest.raises(WeightsError, match="text cleaning is 'upper'"):
         hub.tokenizer(config | {"tokenizer_kwargs": {"clean": "upper"}}, None, "weights.x")
-    left = config | {"tokenizer_kwargs": {"padding_side": "left"}}
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    left = shutil.copytree(folder, tmp_path / "left")
+    (left / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
     with pytest.raises(WeightsError, match="pads and cuts on the right"):
-        hub.tokenizer(left, None, "weights.x")
+        hub.tokenizer(config | {"hf_tokenizer_name": str(left)}, None, "weights.x")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     missing = config | {"hf_tokenizer_name": str(tmp_path / "none")}
     with pytest.raises(WeightsError, match=r"cannot be read from the hub.*HF_HOME"):
