@@ -1,0 +1,139 @@
+"""The comments of a configuration file, by key: what `--help` says of each value.
+
+Their one home is the file itself. The comment of a key is the lines directly above an assignment
+`config.section.key = ...` and what follows it on its lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+_FOR_TOOLS = ("fmt:", "noqa", "type:", "ruff:")
+
+
+def comments(path: Path) -> dict[str, tuple[str, ...]]:
+    """Key without "config." -> its comments, first those of the files in `configs` that this one
+    imports; in the order in which the keys are set. A section, such as "dataset.tfds", is a key
+    too.
+
+    Args:
+        path: a configuration file that has been imported.
+    """
+    found: dict[str, list[str]] = {}
+    for file in _with_imported(path, []):
+        for key, text in _of_file(file.read_text(encoding="utf-8")):
+            known = found.setdefault(key, [])
+            if text and text not in known:
+                known.append(text)
+    return {key: tuple(texts) for key, texts in found.items()}
+
+
+def comment_of(key: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The comments of a key, or those of the nearest section around it that has any."""
+    while key and not found.get(key):
+        key = key.rpartition(".")[0]
+    return found.get(key, ())
+
+
+def in_order(keys: Iterable[str], found: Mapping[str, object]) -> list[str]:
+    """The keys in the order in which the files set them; first those that no file sets by name."""
+    place = {key: number for number, key in enumerate(found)}
+
+    def position(key: str) -> int:
+        while key and key not in place:
+            key = key.rpartition(".")[0]
+        return place.get(key, -1)
+
+    return sorted(keys, key=position)
+
+
+def _with_imported(path: Path, seen: list[Path]) -> list[Path]:
+    """The files of `configs` that a file imports, each behind those that it imports itself."""
+    for name in _imported(ast.parse(path.read_text(encoding="utf-8"))):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and Path(file) not in seen:
+            _with_imported(Path(file), seen)
+    if path not in seen:
+        seen.append(path)
+    return seen
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Full names of the modules of `configs` that may be imported at the top."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "configs":
+            yield from (f"configs.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("configs."):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("configs."))
+
+
+def _of_file(text: str) -> Iterator[tuple[str, str]]:
+    """Key and comment ("": none) of each assignment, in order."""
+    behind, alone = _lines(text)
+    for function in ast.walk(ast.parse(text)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        names = {name: "" for name in ("config", *_returned(function))}
+        for node in _assignments(function):
+            targets = [t for target in node.targets for t in getattr(target, "elts", [target])]
+            comment = _comment(node, behind, alone)
+            for key in (_key(target, names) for target in targets):
+                if key:
+                    yield key, comment
+            if isinstance(targets[0], ast.Name) and (section := _key(node.value, names)):
+                names[targets[0].id] = section  # `prompts = config.descriptions.prompts`
+                yield section, comment
+
+
+def _returned(function: ast.FunctionDef) -> list[str]:
+    """What `get_config` calls its configuration."""
+    if function.name != "get_config":
+        return []
+    values = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+    return [value.id for value in values if isinstance(value, ast.Name)]
+
+
+def _assignments(function: ast.FunctionDef) -> list[ast.Assign]:
+    found = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+    return sorted(found, key=lambda node: node.lineno)
+
+
+def _key(node: ast.expr, names: Mapping[str, str]) -> str:
+    """The dotted key that an expression such as `config.train.epochs` names; "": none."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.insert(0, node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name) or node.id not in names or not parts:
+        return ""
+    return ".".join([names[node.id], *parts]).lstrip(".")
+
+
+def _lines(text: str) -> tuple[dict[int, str], dict[int, str]]:
+    """Line number -> comment: those behind code, and those that have the line to themselves."""
+    behind, alone = {}, {}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        comment = token.string.lstrip("#").strip()
+        if token.type == tokenize.COMMENT and not comment.startswith(_FOR_TOOLS):
+            row, column = token.start
+            (behind if token.line[:column].strip() else alone)[row] = comment
+    return behind, alone
+
+
+def _comment(node: ast.Assign, behind: Mapping[int, str], alone: Mapping[int, str]) -> str:
+    """What is directly above an assignment, and behind it."""
+    first = node.lineno
+    while first - 1 in alone:
+        first -= 1
+    # The lines of a dictionary speak of its entries.
+    entries = any(isinstance(part, ast.Dict) for part in ast.walk(node.value))
+    last = node.lineno if entries else node.end_lineno
+    both = {**alone, **behind}
+    return " ".join(both[row] for row in range(first, last + 1) if row in both)
