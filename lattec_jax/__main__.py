@@ -1,9 +1,9 @@
-"""The commands of lattec_jax, captioning and convert.
+"""List the commands of lattec_jax, captioning and convert, or run one by its name.
 
     python -m lattec_jax
     python -m lattec_jax train --config=configs/demo.py
 
-lists them, or runs one by its name; `python -m lattec_jax.train` is the same. Each answers --help.
+`python -m lattec_jax.train` is the same as the second line. Each command answers --help.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lattec_jax.errors import ConfigError
 
 
 def listing() -> str:
-    """All commands with a line each."""
+    """The list of commands, one line each."""
     width = max(map(len, COMMANDS))
     lines, package = [__doc__.strip()], ""
     for name, module in COMMANDS.items():

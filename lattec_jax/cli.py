@@ -1,8 +1,8 @@
-"""The command line of every command: its flags, `--help`, and how it ends. Imports no JAX.
+"""Command lines: flags, `--help` and exit statuses. Imports no JAX.
 
-A command is a module with a docstring (what it does, an example) and a `main(argv)` that reads its
-flags by `read`, or by `read_config` where it takes a configuration. Both answer `--help`, so `main`
-reads the flags first and imports what is slow to import, such as JAX, after that.
+A command is a module with a docstring (what it does, an example) and a `main(argv)` that parses
+its flags with `read`, or with `read_config` if it takes a configuration. Both answer `--help`, so
+`main` parses the flags first and only then imports what is slow to import, such as JAX.
 """
 
 from __future__ import annotations
@@ -40,23 +40,26 @@ WIDTH = 100  # columns of the help
 
 
 def define_nothing(values: flags.FlagValues) -> None:
-    """For a command without flags of its own."""
+    """Define no flags: the default."""
 
 
 def define_workdir(values: flags.FlagValues) -> None:
-    """The flag of a command that looks at a run."""
+    """Define `--workdir`, for a command that reads an existing run."""
     flags.DEFINE_string("workdir", "", "Work directory of a run.", flag_values=values)
 
 
 def define_distributed(values: flags.FlagValues) -> None:
-    """The flag of a command that several processes can run. How a run is computed is not part of
-    its configuration: it may be continued by another number of processes."""
+    """Define `--distributed`, for a command that several processes can run.
+
+    It is a flag and not part of the configuration: a run can be continued by another number of
+    processes.
+    """
     flags.DEFINE_boolean(
         "distributed", False, "Join the other processes of this job.", flag_values=values
     )
 
 
-# What `--workdir` of a run that exists may be.
+# For `required`.
 WORKDIR = {"workdir": "runs/digits-latteclip-s0"}
 
 
@@ -67,21 +70,22 @@ def read(
     required: Mapping[str, str] | None = None,
     arguments: str = "",
 ) -> tuple[flags.FlagValues, list[str]]:
-    """Read the flags of a command without a configuration.
+    """Parse the flags of a command that takes no configuration.
 
     Args:
         argv: the whole command line, program name first.
         doc: the command's docstring, for `--help`.
-        define: adds the flags.
-        required: flags that must be there, each with an example of its value.
-        arguments: what the arguments behind the flags are; "": there are none.
+        define: defines the flags.
+        required: required flags, each with an example of its value.
+        arguments: name of the positional arguments; "": the command takes none.
 
     Returns:
-        The flags and the arguments behind them.
+        The flags and the positional arguments.
 
     Raises:
-        ConfigError: an unknown or missing flag, a value of the wrong type, or an argument too many.
-        SystemExit: `--help` was answered.
+        ConfigError: an unknown or missing flag, a value of the wrong type, or an unexpected
+            positional argument.
+        SystemExit: after `--help` was printed.
     """
     required = required or {}
     values = flags.FlagValues()
@@ -101,7 +105,7 @@ def read_config(
     define: Define = define_nothing,
     required: Mapping[str, str] | None = None,
 ) -> tuple[ConfigDict, flags.FlagValues]:
-    """Read `--config=FILE`, its `--config.key=value` overrides and a command's own flags.
+    """Parse `--config=FILE`, its `--config.key=value` overrides and a command's own flags.
 
     Args:
         argv, doc, define, required: see `read`.
@@ -127,7 +131,7 @@ def read_config(
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
-    """Whether `--help` or `-h` is on a command line, before a "--"."""
+    """Whether a command line has `--help` or `-h`, before a "--"."""
     arguments = list(argv[1:])
     if "--" in arguments:
         arguments = arguments[: arguments.index("--")]
@@ -141,7 +145,7 @@ def _check_required(values: flags.FlagValues, required: Mapping[str, str]) -> No
 
 
 def _config_arguments(arguments: Sequence[str]) -> list[str]:
-    """Those that say what the configuration is, also where a value is an argument of its own."""
+    """The `--config` arguments, including values written as a separate argument."""
     found, name = [], ""
     for argument in arguments:
         if re.match(r"--?(no)?config([.=]|$)", argument):
@@ -153,11 +157,11 @@ def _config_arguments(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-# ---------------------------------------------------------------------------------- the help's text
+# ---------------------------------------------------------------------------------------- help text
 
 
 def _show(lines: Sequence[str]) -> NoReturn:
-    """Print the help and end."""
+    """Print the help and exit with status 0."""
     print("\n".join(lines), flush=True)
     sys.exit(0)
 
@@ -167,7 +171,7 @@ def _head(doc: str | None) -> list[str]:
 
 
 def _entry(form: str, note: str, *paragraphs: str) -> Iterator[str]:
-    """A flag or key, and what it is."""
+    """Lines for a flag or a configuration key and its description."""
     yield f"  {form}  ({note})" if note else f"  {form}"
     indent = " " * 8
     for paragraph in paragraphs:
@@ -180,15 +184,15 @@ def _entry(form: str, note: str, *paragraphs: str) -> Iterator[str]:
 def _flag_lines(
     values: flags.FlagValues, required: Mapping[str, str], arguments: str, config: bool = False
 ) -> Iterator[str]:
-    """Each flag with its default and help, and the arguments."""
+    """Lines for each flag, with default and description, and for the positional arguments."""
     if config:
         yield from _entry(
             "--config=FILE",
             "required; for example configs/demo.py",
-            "Configuration, one that is packaged or your own; --help behind it lists its keys.",
+            "Configuration file, packaged or your own. Add --help to list its keys.",
         )
         yield from _entry(
-            "--config.KEY=VALUE", "", "Change a value of the configuration, as often as you like."
+            "--config.KEY=VALUE", "", "Override a value of the configuration; can be repeated."
         )
     for name in values:
         flag = values[name]
@@ -197,13 +201,13 @@ def _flag_lines(
             note = f"required; for example {required[name]}"
         choices = "|".join(_choices(flag))
         yield from _entry(_form(flag), note, flag.help.removeprefix(f"<{choices}>: "))
-    yield from _entry("--help, -h", "", "Print this and end.")
+    yield from _entry("--help, -h", "", "Print this help and exit.")
     if arguments:
         yield from ("", "Arguments:", *_entry(arguments, ""))
 
 
 def _form(flag: flags.Flag) -> str:
-    """A flag as it is written."""
+    """How a flag is written on the command line."""
     kind = flag.flag_type()
     if kind == "bool":
         return f"--[no]{flag.name}"
@@ -223,15 +227,15 @@ def _default(flag: flags.Flag) -> str:
 
 
 def _config_lines(config: ConfigDict, values: flags.FlagValues) -> Iterator[str]:
-    """Every key with its value, as this command line has it, and its comment."""
+    """Lines for every key, with its resolved value and its comment."""
     path = Path(values["config"].config_filename)
     found, known = comments(path), dict(leaves(config))
-    yield f"Configuration {path}, as it stands on this command line:"
+    yield f"Configuration {path}, with the preset and the overrides applied:"
     for key in in_order(known, found):
         yield from _entry(f"config.{key} = {known[key]!r}", "", *comment_of(key, found))
 
 
-# ------------------------------------------------------------------------------------------ the end
+# ------------------------------------------------------------------------------------ exit statuses
 
 
 def command(main: Callable[[Sequence[str]], None]) -> None:

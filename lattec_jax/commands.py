@@ -1,4 +1,4 @@
-"""The commands of lattec_jax, captioning and convert, by name. Imports none of them."""
+"""Registry of the commands of lattec_jax, captioning and convert. Imports none of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The comments of a configuration file, by key: what `--help` says of each value.
+"""Comments of the configuration files by key, for `--help`.
 
-Their one home is the file itself. The comment of a key is the lines directly above an assignment
-`config.section.key = ...` and what follows it on its lines.
+The comment of a key is read from the source of the file: the comment lines directly above an
+assignment `config.section.key = ...`, and the trailing comment.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ _FOR_TOOLS = ("fmt:", "noqa", "type:", "ruff:")
 
 
 def comments(path: Path) -> dict[str, tuple[str, ...]]:
-    """Key without "config." -> its comments, first those of the files in `configs` that this one
-    imports; in the order in which the keys are set. A section, such as "dataset.tfds", is a key
-    too.
+    """Map each key, without "config.", to its comments, in the order of the assignments.
+
+    Comments of the files in `configs` that this file imports come first. Sections, such as
+    "dataset.tfds", are keys too.
 
     Args:
-        path: a configuration file that has been imported.
+        path: of a configuration file that has been executed, so that its imports are known.
     """
     found: dict[str, list[str]] = {}
     for file in _with_imported(path, []):
@@ -34,26 +35,26 @@ def comments(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def comment_of(key: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The comments of a key, or those of the nearest section around it that has any."""
+    """Return the comments of a key, or of its nearest enclosing section that has any."""
     while key and not found.get(key):
         key = key.rpartition(".")[0]
     return found.get(key, ())
 
 
 def in_order(keys: Iterable[str], found: Mapping[str, object]) -> list[str]:
-    """The keys in the order in which the files set them; first those that no file sets by name."""
-    place = {key: number for number, key in enumerate(found)}
+    """Sort keys by their first assignment; keys without one come first."""
+    numbers = {key: number for number, key in enumerate(found)}
 
     def position(key: str) -> int:
-        while key and key not in place:
+        while key and key not in numbers:
             key = key.rpartition(".")[0]
-        return place.get(key, -1)
+        return numbers.get(key, -1)
 
     return sorted(keys, key=position)
 
 
 def _with_imported(path: Path, seen: list[Path]) -> list[Path]:
-    """The files of `configs` that a file imports, each behind those that it imports itself."""
+    """Return a file and the files of `configs` that it imports, imported files first."""
     for name in _imported(ast.parse(path.read_text(encoding="utf-8"))):
         file = getattr(sys.modules.get(name), "__file__", None)
         if file is not None and Path(file) not in seen:
@@ -64,7 +65,7 @@ def _with_imported(path: Path, seen: list[Path]) -> list[Path]:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """Full names of the modules of `configs` that may be imported at the top."""
+    """Full names of the modules of `configs` that a file may import at its top level."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "configs":
             yield from (f"configs.{alias.name}" for alias in node.names)
@@ -75,15 +76,15 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 
 def _of_file(text: str) -> Iterator[tuple[str, str]]:
-    """Key and comment ("": none) of each assignment, in order."""
-    behind, alone = _lines(text)
+    """Yield key and comment ("": none) of each assignment in source order."""
+    trailing, own_line = _lines(text)
     for function in ast.walk(ast.parse(text)):
         if not isinstance(function, ast.FunctionDef):
             continue
         names = {name: "" for name in ("config", *_returned(function))}
         for node in _assignments(function):
             targets = [t for target in node.targets for t in getattr(target, "elts", [target])]
-            comment = _comment(node, behind, alone)
+            comment = _comment(node, trailing, own_line)
             for key in (_key(target, names) for target in targets):
                 if key:
                     yield key, comment
@@ -93,7 +94,7 @@ def _of_file(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _returned(function: ast.FunctionDef) -> list[str]:
-    """What `get_config` calls its configuration."""
+    """Names of the variables that `get_config` returns."""
     if function.name != "get_config":
         return []
     values = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
@@ -106,7 +107,7 @@ def _assignments(function: ast.FunctionDef) -> list[ast.Assign]:
 
 
 def _key(node: ast.expr, names: Mapping[str, str]) -> str:
-    """The dotted key that an expression such as `config.train.epochs` names; "": none."""
+    """The dotted key of an expression such as `config.train.epochs`; "": it is not one."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.insert(0, node.attr)
@@ -117,23 +118,23 @@ def _key(node: ast.expr, names: Mapping[str, str]) -> str:
 
 
 def _lines(text: str) -> tuple[dict[int, str], dict[int, str]]:
-    """Line number -> comment: those behind code, and those that have the line to themselves."""
-    behind, alone = {}, {}
+    """Map line numbers to comments: trailing comments, and comments on their own line."""
+    trailing, own_line = {}, {}
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         comment = token.string.lstrip("#").strip()
         if token.type == tokenize.COMMENT and not comment.startswith(_FOR_TOOLS):
             row, column = token.start
-            (behind if token.line[:column].strip() else alone)[row] = comment
-    return behind, alone
+            (trailing if token.line[:column].strip() else own_line)[row] = comment
+    return trailing, own_line
 
 
-def _comment(node: ast.Assign, behind: Mapping[int, str], alone: Mapping[int, str]) -> str:
-    """What is directly above an assignment, and behind it."""
+def _comment(node: ast.Assign, trailing: Mapping[int, str], own_line: Mapping[int, str]) -> str:
+    """The comment lines directly above an assignment and its trailing comments."""
     first = node.lineno
-    while first - 1 in alone:
+    while first - 1 in own_line:
         first -= 1
-    # The lines of a dictionary speak of its entries.
+    # Comments inside a dictionary describe its entries.
     entries = any(isinstance(part, ast.Dict) for part in ast.walk(node.value))
     last = node.lineno if entries else node.end_lineno
-    both = {**alone, **behind}
+    both = {**own_line, **trailing}
     return " ".join(both[row] for row in range(first, last + 1) if row in both)

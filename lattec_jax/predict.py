@@ -106,7 +106,7 @@ def main(argv: Sequence[str]) -> None:
     values, arguments = read(argv, __doc__, define_flags, WORKDIR, ARGUMENTS)
     if not (arguments or values.list):
         raise ConfigError(
-            "no pictures to classify; expected pictures or folders behind the flags, or "
+            "no pictures to classify; expected pictures or folders after the flags, or "
             f"--list=FILE: python -m lattec_jax.predict --workdir={values.workdir} {ARGUMENTS}"
         )
     kind = values.format or ("table" if not values.out else _format_of(values.out))

@@ -17,7 +17,7 @@ from lattec_jax import __main__ as lister
 from lattec_jax import cli, predict, train
 from lattec_jax.commands import COMMANDS, MODULES, file_of, summary
 from lattec_jax.config import leaves, parse
-from lattec_jax.config_comments import comments
+from lattec_jax.config_comments import comment_of, comments
 from lattec_jax.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -147,13 +147,13 @@ def test_flags_are_shown_with_their_defaults(capsys):
     assert "  --[no]distributed  (default: false)" in help_of(capsys, train.main, "--help")
 
 
-def test_what_stands_behind_two_dashes_is_no_flag():
+def test_arguments_after_two_dashes_are_no_flags():
     assert cli.asks_for_help(["predict", "a.jpg", "-h"])
     assert not cli.asks_for_help(["predict", "--", "-h"])
 
 
 @pytest.mark.parametrize("written", [["--config=configs/demo.py"], ["--config", "configs/demo.py"]])
-def test_the_configuration_is_shown_as_it_stands(written, capsys):
+def test_the_resolved_configuration_is_shown(written, capsys):
     overrides = ["--config.preset=released_code", "--config.train.epochs", "3"]
     text = help_of(capsys, train.main, *written, "--workdir=w", *overrides, "--help")
     config, _ = parse(["train", *written, *overrides])
@@ -164,6 +164,13 @@ def test_the_configuration_is_shown_as_it_stands(written, capsys):
     assert keys[:3] == ["preset", "seed", "artifacts"]
     assert keys.index("train.batch_size") < keys.index("train.beta1") < keys.index("wise_ft")
     assert "  config.eval_every = 0\n        steps; 0: only at the end\n" in text
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("[a-z]*.py")), ids=lambda f: f.stem)
+def test_every_key_has_a_comment(file):
+    config, _ = parse(["train", f"--config={file}"])
+    found = comments(file)
+    assert not [key for key, _ in leaves(config) if not comment_of(key, found)]
 
 
 def test_a_wrong_configuration_is_an_error_with_help_too(capsys):
