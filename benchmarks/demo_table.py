@@ -18,8 +18,9 @@ import jax
 import numpy as np
 from absl import flags
 
-from lattec_jax.config import command, parse, parse_flags
-from lattec_jax.train import train
+from lattec_jax.cli import command, read
+from lattec_jax.config import parse
+from lattec_jax.train_loop import train
 
 CONFIG = "configs/demo.py"
 ROWS = {
@@ -62,12 +63,15 @@ def measure(out: Path, seeds: int) -> tuple[list[float], dict[str, list[float]]]
     return zero_shot, found
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    values = flags.FlagValues()
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
     flags.DEFINE_string("out", "runs/demo_table", "Where the runs go.", flag_values=values)
     flags.DEFINE_integer("seeds", 5, "Seeds per row.", 1, flag_values=values)
-    parse_flags(values, argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    values, _ = read(argv, __doc__, define_flags)
     # The rows share their programs: compile each once.
     jax.config.update("jax_compilation_cache_dir", str(Path(values.out, "compiled").absolute()))
     zero_shot, found = measure(Path(values.out), values.seeds)

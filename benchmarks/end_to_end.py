@@ -151,7 +151,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     """One run of training in this process; seconds by row."""
     import jax
 
-    from lattec_jax import results, stages, train
+    from lattec_jax import results, stages, train, train_loop
     from lattec_jax.checkpoints import Checkpoints
     from lattec_jax.report import gather
 
@@ -168,7 +168,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     watch.watch(results, "save_adapted", ROWS[9])
     for name in ("collect", "save", "write_page"):
         watch.watch(gather, name, ROWS[9])
-    make_step, prefetch, last = train.make_train_step, train.prefetch, []
+    make_step, prefetch, last = train_loop.make_train_step, train_loop.prefetch, []
 
     def make_watched(*args: Any) -> Callable:
         step = make_step(*args)
@@ -194,7 +194,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
         jax.device_get = device_get
         watch.seconds[LOOP] = time.perf_counter() - watch.seconds[ROWS[8]] - began
 
-    train.make_train_step, train.prefetch = make_watched, watched_batches
+    train_loop.make_train_step, train_loop.prefetch = make_watched, watched_batches
     watch.run(ROWS[10], train.main, ["train", *arguments])
     return dict(watch.seconds)
 

@@ -26,7 +26,7 @@ from captioning.collage import collage
 from captioning.engines import ENGINES, engine_module
 from captioning.shards import recorded
 from captioning.tasks import labels_file, make_tasks
-from lattec_jax import config as configuration
+from lattec_jax.cli import command, read_config
 from lattec_jax.config import artifacts_dir
 from lattec_jax.data import datasets, pseudo_labels
 from lattec_jax.data.dataset import Dataset
@@ -143,14 +143,15 @@ def _thumbnail(paths: Sequence[Path], side: int) -> str | None:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    flags.DEFINE_string("out", "browse.html", "The page.", flag_values=values)
+    flags.DEFINE_integer("limit", 500, "Images at most; 0: all.", flag_values=values)
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("out", "browse.html", "The page.", flag_values=values)
-        flags.DEFINE_integer("limit", 500, "Images at most; 0: all.", flag_values=values)
-
-    config, values = configuration.parse(argv, define)
+    config, values = read_config(argv, __doc__, define_flags)
     content, count = page(config, values.limit)
     path = Path(values.out)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -159,4 +160,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

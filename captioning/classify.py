@@ -30,6 +30,7 @@ from captioning.tasks import Task
 from captioning.work import Part, Tally, work_through
 from lattec_jax import config as configuration
 from lattec_jax import workdir
+from lattec_jax.cli import command, read_config
 from lattec_jax.data import datasets
 from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset
@@ -149,16 +150,22 @@ def classify(
     return found
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    flags.DEFINE_string(
+        "workdir",
+        "",
+        "Where the results go; not set: runs/<dataset>-llava_zero_shot-s<seed>.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "shard", "0/1", "Part i of n: i/n; answers only, no results.", flag_values=values
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("workdir", "", "Where the results go.", flag_values=values)
-        flags.DEFINE_string(
-            "shard", "0/1", "Part i of n: i/n; answers only, no results.", flag_values=values
-        )
-
-    config, values = configuration.parse(argv, define)
+    config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     if shard == WHOLE:
         directory = Path(values.workdir) if values.workdir else None
@@ -175,4 +182,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -26,7 +26,7 @@ from captioning.merge import LISTED, Merged, check_replaceable, merge_kind
 from captioning.shards import WHOLE, Shard
 from captioning.tasks import Tasks, check_kinds, make_tasks
 from captioning.work import Part, Tally, work_through
-from lattec_jax import config as configuration
+from lattec_jax.cli import command, read_config
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.errors import ConfigError
@@ -88,17 +88,21 @@ def _plan(
     return found
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    flags.DEFINE_list("kind", None, "Kinds to describe; not set: all.", flag_values=values)
+    flags.DEFINE_string("shard", "0/1", "Part i of n: i/n.", flag_values=values)
+    flags.DEFINE_integer(
+        "processes",
+        None,
+        "Workers on this host; not set: one for each GPU.",
+        flag_values=values,
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_list("kind", None, "Kinds to describe; default: all.", flag_values=values)
-        flags.DEFINE_string("shard", "0/1", "Part i of n: i/n.", flag_values=values)
-        flags.DEFINE_integer(
-            "processes", None, "Workers on this host; default: one per GPU.", flag_values=values
-        )
-
-    config, values = configuration.parse(argv, define)
+    config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     kinds = check_kinds(config, values.kind)
     processes = values.processes
@@ -129,4 +133,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

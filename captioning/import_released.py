@@ -1,6 +1,6 @@
 """Train on descriptions that the authors' released code made.
 
-    python -m captioning.import_released --config=configs/eurosat.py \
+    python -m captioning.import_released --config=configs/eurosat.py \\
         --folder=generated_captions/train_classname_eurosat_77_llava-v1.6-mistral-7b_4bit
 
 The released code (github.com/astra-vision/LatteCLIP, preprocess/extract_captions_llava_1_6*.py)
@@ -28,7 +28,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from lattec_jax import config as configuration
+from lattec_jax.cli import command, read_config
 from lattec_jax.data import class_names, datasets
 from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
@@ -39,6 +39,7 @@ ENGINE = "released"
 IMAGE, GROUP = "image", "group"
 LISTED = 10  # names that are printed of a kind of trouble
 _FOLDER = re.compile(r"train_(?:(\d+)images_)?(.+)_(\d+)_(.+)_([48]bit)")
+EXAMPLE = "generated_captions/train_classname_eurosat_77_llava-v1.6-mistral-7b_4bit"
 _FORM = "train_<prompt>_<tokens>_<model>_4bit or train_<n>images_<prompt>_<tokens>_<model>_4bit"
 
 
@@ -232,20 +233,19 @@ def _listed(names: Sequence[str]) -> str:
     return "".join(f"\n    {name}" for name in names[:LISTED]) + more
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    flags.DEFINE_string("folder", "", "Folder of text files.", flag_values=values)
+    flags.DEFINE_string(
+        "kind", None, "image or group; not set: by the folder's name.", flag_values=values
+    )
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_string("folder", "", "Folder of text files.", flag_values=values)
-        flags.DEFINE_string(
-            "kind", None, "image or group; default: by the folder's name.", flag_values=values
-        )
-
-    config, values = configuration.parse(argv, define)
-    if not values.folder:
-        raise ConfigError(f"--folder is missing; expected a folder named {_FORM}")
+    config, values = read_config(argv, __doc__, define_flags, {"folder": EXAMPLE})
     print(import_released(config, Path(values.folder), values.kind).report())
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from captioning.engines import Identity, engine_module
 from captioning.shards import ShardWriter, recorded, shard_paths
 from captioning.tasks import Task, Tasks, check_kinds, make_tasks
-from lattec_jax import config as configuration
+from lattec_jax.cli import command, read_config
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import Record, descriptions_path, records, to_line
 from lattec_jax.errors import DataError
@@ -150,16 +150,17 @@ def _incomplete(
     )
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    flags.DEFINE_list("kind", None, "Kinds to merge; not set: all.", flag_values=values)
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
-
-    def define(values: flags.FlagValues) -> None:
-        flags.DEFINE_list("kind", None, "Kinds to merge; default: all.", flag_values=values)
-
-    config, values = configuration.parse(argv, define)
+    config, values = read_config(argv, __doc__, define_flags)
     for kind, merged in merge(config, values.kind).items():
         print(f"{kind}: {merged.report()}")
 
 
 if __name__ == "__main__":
-    configuration.command(main)
+    command(main)

@@ -14,8 +14,8 @@ placeholder = config_dict.placeholder
 def get_config() -> ConfigDict:
     """The shared defaults: the paper's settings (Sec. 4.1 and appendix B)."""
     config = ConfigDict()
-    config.preset = "paper"
-    config.seed = 0
+    config.preset = "paper"  # or "released_code"
+    config.seed = 0  # of training: batch order, crops and what a method draws
     config.artifacts = "artifacts"  # stores, pseudo-labels and descriptions go below this folder
     # A directory written by python -m convert.openclip_to_flax, a .safetensors or .pt file, a tag
     # (ViT-B-32:laion2b_s34b_b79k) or a repository of the hub (hf:laion/...): lattec_jax/weights.py.
@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
 
     config.dataset = ConfigDict()
     config.dataset.kind = "folder"  # "folder", "coop", "fgvc", "tfds" or "digits"
-    config.dataset.name = ""
-    config.dataset.root = ""
+    config.dataset.name = ""  # names the folders of its artifacts and runs
+    config.dataset.root = ""  # folder of the files; public sets: below $LATTECLIP_DATA_DIR
     config.dataset.train = "train"  # folder below root or .txt list of paths; "": root itself
     config.dataset.test = "test"  # the same; "": a share of the training images is held out
     config.dataset.held_out = 0.2  # that share; 0: no test images
@@ -66,26 +66,26 @@ def get_config() -> ConfigDict:
     config.store.placement = "auto"  # training store: "device", "host" (streamed) or "auto"
 
     config.descriptions = ConfigDict()
-    config.descriptions.engine = "llava"
-    config.descriptions.prompts = ConfigDict()
+    config.descriptions.engine = "llava"  # "llava", "openai", "pixels", or "released" (imported)
+    config.descriptions.prompts = ConfigDict()  # one for each kind of description
     config.descriptions.prompts.image = ""
     config.descriptions.prompts.group = ""
     config.descriptions.group_size = 4  # pictures in a collage
     # Analysis (Table 4): how many of a group have the image's own true label; the paper: None.
     config.descriptions.correct_per_group = placeholder(int)
-    config.descriptions.max_new_tokens = 77
+    config.descriptions.max_new_tokens = 77  # of a description
     config.descriptions.seed = 0  # draws the members of the groups
     config.descriptions.max_missing = 0.05  # share of images without one above which a run stops
     config.descriptions.shuffle = False  # control experiment: descriptions of other images
     config.descriptions.llava = ConfigDict()
-    # A LLaVA-NeXT checkpoint of the hub, or a directory; the revision is a commit, tag or branch.
+    # A LLaVA-NeXT checkpoint of the hub, or a directory.
     config.descriptions.llava.model = "llava-hf/llava-v1.6-mistral-7b-hf"
-    config.descriptions.llava.revision = ""
+    config.descriptions.llava.revision = ""  # commit, tag or branch of the hub's repository
     config.descriptions.llava.precision = "nf4"  # or "int8", "bfloat16", "float32"
     config.descriptions.llava.device = "auto"  # "cuda", "cpu"; "auto": never a 7B on the CPU
     config.descriptions.llava.batch_size = 0  # 0: from the free memory
     config.descriptions.openai = ConfigDict()
-    config.descriptions.openai.base_url = "http://localhost:8000/v1"
+    config.descriptions.openai.base_url = "http://localhost:8000/v1"  # of the server's API
     config.descriptions.openai.model = ""  # as the server names it
     config.descriptions.openai.concurrency = 32  # requests at once
     config.descriptions.openai.timeout = 120.0  # seconds for one answer
@@ -113,13 +113,13 @@ def get_config() -> ConfigDict:
     # At most images // images_per_epoch + 2 epochs; 0: config.train.epochs decides.
     config.method.reclip.images_per_epoch = 5000
 
-    config.train = ConfigDict()
-    config.train.batch_size = placeholder(int)
+    config.train = ConfigDict()  # placeholders are set by the method or the preset
+    config.train.batch_size = placeholder(int)  # images in a step, over all devices
     config.train.micro_batch = 0  # images encoded at a time, a divisor of the batch; 0: all of it
-    config.train.max_steps = placeholder(int)
+    config.train.max_steps = placeholder(int)  # training ends here, or earlier after the epochs
     config.train.epochs = placeholder(int)
     config.train.learning_rate = placeholder(float)
-    config.train.warmup_steps = placeholder(int)
+    config.train.warmup_steps = placeholder(int)  # linear, from 0 to the learning rate
     config.train.schedule = placeholder(str)  # after the warm-up: "cosine" to zero or "constant"
     config.train.optimizer = placeholder(str)  # "adamw" or "sgd"
     config.train.weight_decay = placeholder(
@@ -127,8 +127,8 @@ def get_config() -> ConfigDict:
     )  # adamw: of matrices; sgd: of all that is trained
     config.train.momentum = 0.9  # of sgd
     config.train.beta1 = 0.9  # of adamw
-    config.train.beta2 = 0.98
-    config.train.epsilon = 1e-6
+    config.train.beta2 = 0.98  # of adamw
+    config.train.epsilon = 1e-6  # of adamw
 
     # WiSE-FT, for any method: the adapted parameters' share in their average with those that
     # training started from, taken once after the last step; its paper: 0.5; None: the adapted
@@ -140,19 +140,19 @@ def get_config() -> ConfigDict:
     config.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
     config.augment.flip_probability = 0.0  # left to right; neither the paper nor its code flips
     config.augment.color_jitter = placeholder(tuple)  # brightness, contrast, saturation, hue
-    config.augment.color_jitter_probability = placeholder(float)
-    config.augment.greyscale_probability = placeholder(float)
+    config.augment.color_jitter_probability = placeholder(float)  # of an image
+    config.augment.greyscale_probability = placeholder(float)  # of an image
 
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # or "bfloat16"; parameters and losses stay float32
     config.compute.remat = False  # recompute the blocks in the backward pass
     config.compute.fsdp = 1  # devices over which parameters are split; the others split the batch
-    config.compute.eval_batch_size = 256
+    config.compute.eval_batch_size = 256  # images or texts encoded at once outside of training
 
     config.log_every = 10  # steps
     config.eval_every = 0  # steps; 0: only at the end
     config.checkpoint_every = 500  # steps; a signal to stop brings one at once
-    config.keep_checkpoints = 2
+    config.keep_checkpoints = 2  # the newest
     # Directory for a JAX trace of the third to the seventh step: lattec_jax/profiling.py; "": none.
     config.profile = ""
 

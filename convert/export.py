@@ -20,7 +20,6 @@ Needs neither JAX nor torch.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import tempfile
@@ -29,17 +28,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from convert import flax_to_openclip, to_huggingface, use_lines
 from lattec_jax import __version__, adapted
 from lattec_jax.adapted import Classifiers
-from lattec_jax.config import command, from_json
+from lattec_jax.cli import WORKDIR, command, define_workdir, read
+from lattec_jax.config import from_json
 from lattec_jax.errors import WeightsError
 from lattec_jax.files import write_safetensors
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.workdir import CONFIG
 
 PRETRAINED = "pretrained"  # folder of the second model
+REQUIRED = {**WORKDIR, "to": "openclip", "out": "exported"}
 
 
 def export(workdir: Path, to: str, out: Path) -> None:
@@ -118,21 +120,21 @@ _WRITERS: dict[str, Callable[[Checkpoint, Path], Any]] = {
 }
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    define_workdir(values)
+    to = [*_WRITERS, "prototypes"]
+    flags.DEFINE_enum("to", None, to, "The library to export for.", flag_values=values)
+    flags.DEFINE_string("out", "", "The directory to write.", flag_values=values)
+
+
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--workdir", required=True, type=Path, help="of a finished run")
-    parser.add_argument("--to", required=True, choices=[*_WRITERS, "prototypes"])
-    parser.add_argument("--out", required=True, type=Path, help="the directory to write")
-    arguments = parser.parse_args(argv[1:])
-    export(arguments.workdir, arguments.to, arguments.out)
-    print(f"wrote {arguments.out}")
-    script = arguments.out / "use.py"
+    values, _ = read(argv, __doc__, define_flags, REQUIRED)
+    out = Path(values.out)
+    export(Path(values.workdir), values.to, out)
+    print(f"wrote {out}")
+    script = out / "use.py"
     if script.exists():
         print(f"\n{script.read_text(encoding='utf-8')}\npython {script} PICTURE ...")
 

@@ -10,7 +10,6 @@ too.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,9 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+
 from convert import names
 from convert.sources import HUB_CONFIG
-from lattec_jax.config import command
+from lattec_jax.cli import command, read
 from lattec_jax.data.tokenizer import HubTokenizer
 from lattec_jax.errors import WeightsError
 from lattec_jax.files import write_safetensors
@@ -29,6 +30,7 @@ from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 _CLIP_VOCABULARY = 49408
+REQUIRED = {"checkpoint": "weights/ViT-B-32", "out": "exported/open_clip_model.safetensors"}
 
 
 def export(checkpoint: Checkpoint, path: Path) -> None:
@@ -119,24 +121,24 @@ def _shared_cfg(tower: VisionConfig | TextConfig) -> dict[str, Any]:
     return shared
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    flags.DEFINE_string("checkpoint", "", "The directory to read.", flag_values=values)
+    flags.DEFINE_string("out", "", "The .safetensors file to write.", flag_values=values)
+
+
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.flax_to_openclip",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("--checkpoint", required=True, type=Path, help="the directory to read")
-    parser.add_argument("--out", required=True, type=Path, help="the .safetensors file to write")
-    arguments = parser.parse_args(argv[1:])
-    checkpoint = Checkpoint.load(arguments.checkpoint)
-    export(checkpoint, arguments.out)
-    print(f"wrote {arguments.out} and {arguments.out.parent / HUB_CONFIG}")
+    """The command."""
+    values, _ = read(argv, __doc__, define_flags, REQUIRED)
+    directory, out = Path(values.checkpoint), Path(values.out)
+    checkpoint = Checkpoint.load(directory)
+    export(checkpoint, out)
+    print(f"wrote {out} and {out.parent / HUB_CONFIG}")
     tokenizer = checkpoint.tokenizer
     if not isinstance(tokenizer, HubTokenizer) and tokenizer.vocab_size != _CLIP_VOCABULARY:
         print(
             "note: this model has a tokenizer of its own, which open_clip does not read; give "
-            f"open_clip the token ids that {arguments.checkpoint / 'tokenizer.json'} makes",
+            f"open_clip the token ids that {directory / 'tokenizer.json'} makes",
             file=sys.stderr,
         )
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from convert import sources
-from lattec_jax.config import command
+from lattec_jax.cli import command, read
 from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import expected_shapes
 from lattec_jax.models.config import CLIPConfig
@@ -108,9 +108,8 @@ def _tag_list(tags: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    if len(argv) > 1:
-        print(__doc__)
-        return
+    """The command."""
+    read(argv, __doc__)
     models = plain_models()
     sys.stdout.write(page(models, {name: sources.tags_of(name) for name in models}))
 

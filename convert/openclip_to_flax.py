@@ -14,15 +14,18 @@ The directory is complete in itself: parameters, model configuration, tokenizer,
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import flags
+
 from convert import hub, names, sources
 from convert.sources import Source
-from lattec_jax.config import command
+from lattec_jax.cli import command, read
 from lattec_jax.errors import ConfigError
 from lattec_jax.models.checkpoint import Checkpoint, refuse_other_directory
+
+REQUIRED = {"pretrained": "laion2b_s34b_b79k", "out": "weights/ViT-B-32"}
 
 
 def convert(source: Source) -> Checkpoint:
@@ -50,82 +53,90 @@ def convert(source: Source) -> Checkpoint:
 
 
 def main(argv: Sequence[str]) -> None:
-    arguments = _parser().parse_args(argv[1:])
-    refuse_other_directory(arguments.out)
-    checkpoint = convert(_read_source(arguments))
-    checkpoint.save(arguments.out)
+    """The command."""
+    values, _ = read(argv, __doc__, define_flags, REQUIRED)
+    out = Path(values.out)
+    refuse_other_directory(out)
+    checkpoint = convert(_read_source(values))
+    checkpoint.save(out)
     parameters = sum(array.size for array in checkpoint.params.values())
-    print(f"wrote {arguments.out}: {parameters:,} parameters, sha256 {checkpoint.sha256}")
+    print(f"wrote {out}: {parameters:,} parameters, sha256 {checkpoint.sha256}")
     if "converted_to_float32_from" in checkpoint.source:
         types = checkpoint.source["converted_to_float32_from"].items()
         print("converted to float32: " + ", ".join(f"{n} tensors of {t}" for t, n in types))
 
 
-def _read_source(arguments: argparse.Namespace) -> Source:
+def _read_source(values: flags.FlagValues) -> Source:
     """The weights that the flags name."""
-    values = {
-        key: getattr(arguments, key) for key in ("mean", "std", "interpolation", "resize_mode")
+    given = {
+        key: values[key.replace("_", "-")].value
+        for key in ("mean", "std", "interpolation", "resize_mode")
     }
-    preprocess = {key: value for key, value in values.items() if value is not None}
-    if preprocess and len(preprocess) < len(values):
+    preprocess = {key: value for key, value in given.items() if value is not None}
+    preprocess_of = values["preprocess-of"].value
+    if preprocess and len(preprocess) < len(given):
         raise ConfigError(
             "--mean, --std, --interpolation and --resize-mode go together; missing: "
-            + ", ".join(sorted(set(values) - set(preprocess)))
+            + ", ".join(sorted(set(given) - set(preprocess)))
         )
-    if hub.is_hub_name(arguments.pretrained):
-        if preprocess or arguments.preprocess_of or arguments.model:
+    if hub.is_hub_name(values.pretrained):
+        if preprocess or preprocess_of or values.model:
             raise ConfigError(
-                f"{arguments.pretrained} brings its own architecture and preprocessing; leave out "
+                f"{values.pretrained} brings its own architecture and preprocessing; leave out "
                 "--model, --preprocess-of, --mean, --std, --interpolation and --resize-mode"
             )
-        return sources.from_hub(arguments.pretrained)
-    if sources.is_file_name(arguments.pretrained):
-        return sources.from_file(
-            Path(arguments.pretrained), arguments.model, arguments.preprocess_of, preprocess
-        )
-    if preprocess or arguments.preprocess_of:
+        return sources.from_hub(values.pretrained)
+    if sources.is_file_name(values.pretrained):
+        return sources.from_file(Path(values.pretrained), values.model, preprocess_of, preprocess)
+    if preprocess or preprocess_of:
         raise ConfigError(
             "a tag brings its own preprocessing; --preprocess-of, --mean, --std, --interpolation "
-            f"and --resize-mode are for files, and {arguments.pretrained!r} is not one"
+            f"and --resize-mode are for files, and {values.pretrained!r} is not one"
         )
-    if arguments.model is None:
+    if values.model is None:
         raise ConfigError(
-            f"--pretrained={arguments.pretrained} is a tag and needs --model=NAME, for example "
+            f"--pretrained={values.pretrained} is a tag and needs --model=NAME, for example "
             "--model=ViT-B-32"
         )
-    return sources.from_tag(arguments.model, arguments.pretrained)
+    return sources.from_tag(values.model, values.pretrained)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m convert.openclip_to_flax",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+class _Triple(flags.ArgumentParser):
+    """Three numbers with commas between them."""
+
+    def parse(self, text: str) -> tuple[float, ...]:
+        values = tuple(float(value) for value in text.split(","))
+        if len(values) != 3:
+            raise ValueError(f"expected three numbers R,G,B, found {text!r}")
+        return values
+
+    def flag_type(self) -> str:
+        return "R,G,B"
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+
+    def text(name: str, what: str) -> None:
+        flags.DEFINE_string(name, None, what, flag_values=values)
+
+    def choice(name: str, choices: list[str], what: str) -> None:
+        flags.DEFINE_enum(name, None, choices, what, flag_values=values)
+
+    text("model", "open_clip's name of the architecture, such as ViT-B-32.")
+    text("pretrained", "open_clip's tag, a .safetensors or .pt file, or hf:organisation/name.")
+    text("out", "The directory to write.")
+    what = "for a file that has no open_clip_config.json beside it."
+    text("preprocess-of", f"Preprocessing of this open_clip tag of --model, {what}")
+    for name in ("mean", "std"):
+        words = f"{name} of the colors, {what}".capitalize()
+        flags.DEFINE(_Triple(), name, None, words, flag_values=values)
+    choice("interpolation", ["bicubic", "bilinear"], f"How pictures are resized, {what}")
+    choice(
+        "resize-mode",
+        ["shortest", "longest", "squash"],
+        f"How the input size is reached, {what}",
     )
-    parser.add_argument("--model", help="open_clip's name of the architecture, such as ViT-B-32")
-    parser.add_argument(
-        "--pretrained",
-        required=True,
-        help="open_clip's tag, a .safetensors or .pt file, or hf:organisation/name",
-    )
-    parser.add_argument("--out", required=True, type=Path, help="the directory to write")
-    files = parser.add_argument_group(
-        "preprocessing of a file that has no open_clip_config.json beside it"
-    )
-    files.add_argument("--preprocess-of", metavar="TAG", help="as this open_clip tag of --model")
-    files.add_argument("--mean", type=_triple, metavar="R,G,B")
-    files.add_argument("--std", type=_triple, metavar="R,G,B")
-    files.add_argument("--interpolation", choices=["bicubic", "bilinear"])
-    files.add_argument("--resize-mode", choices=["shortest", "longest", "squash"])
-    return parser
-
-
-def _triple(text: str) -> tuple[float, ...]:
-    values = tuple(float(value) for value in text.split(","))
-    if len(values) != 3:
-        raise argparse.ArgumentTypeError(f"expected three numbers R,G,B, found {text!r}")
-    return values
 
 
 if __name__ == "__main__":

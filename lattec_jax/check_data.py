@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.config import command, parse
+from lattec_jax.cli import command, read_config
 from lattec_jax.data import datasets
 from lattec_jax.data.dataset import Dataset, Split, share_count
 
@@ -99,7 +99,7 @@ def _of_each_class(split: Split | None, classes: int) -> list[str]:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config, _ = parse(argv)
+    config, _ = read_config(argv, __doc__)
     print(report(config, datasets.read(config)))
 
 

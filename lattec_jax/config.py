@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import ast
 import difflib
-import errno
 import json
-import os
 import re
-import signal
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +19,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lattec_jax.errors import ConfigError, UserError
-from lattec_jax.stop import STATUS, Terminated
+from lattec_jax.errors import ConfigError
 
-# No room, over quota, too large, read-only, not allowed.
-_NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 PACKAGED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
 
@@ -113,28 +106,6 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         return values(argv)
     except (flags.Error, ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
-
-
-def parse_workdir(
-    argv: Sequence[str], define: Callable[[flags.FlagValues], None] | None = None
-) -> tuple[Path, flags.FlagValues]:
-    """The work directory of a run, for a command that takes `--workdir`, and all flags.
-
-    Args:
-        argv: the whole command line, program name first.
-        define: adds the command's own flags.
-
-    Raises:
-        ConfigError: it is missing, or there is another flag.
-    """
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
-    if define is not None:
-        define(values)
-    parse_flags(values, argv)
-    if not values.workdir:
-        raise ConfigError("--workdir is missing; for example --workdir=runs/digits-latteclip-s0")
-    return Path(values.workdir), values
 
 
 def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
@@ -281,27 +252,3 @@ def artifacts_dir(config: ConfigDict) -> Path:
     if share == 1:
         return set_dir(config)
     return set_dir(config) / (f"share-{share}" + (f"-split-seed-{seed}" if seed else ""))
-
-
-def command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command: print errors of the user's without a traceback and exit with status 2.
-
-    A command that a signal ended exits with 75 (`lattec_jax.stop`), one that Ctrl-C ended with 130.
-    """
-    try:
-        main(sys.argv)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader of the output has gone, as `| head` goes
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
-            raise
-        print(f"error: {error}. Mend it; the same command continues", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt as interrupt:
-        reason = f" ({interrupt})" if str(interrupt) else ""
-        print(f"interrupted{reason}; the same command continues", file=sys.stderr)
-        sys.exit(STATUS if isinstance(interrupt, Terminated) else 130)

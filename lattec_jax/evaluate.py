@@ -11,15 +11,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax import adapted, compile_cache, hosts, results, sharding, stages, workdir
-from lattec_jax.config import command, from_json, parse_workdir, to_json
-from lattec_jax.data import datasets
+from absl import flags
+
+from lattec_jax import workdir
+from lattec_jax.cli import WORKDIR, command, define_distributed, define_workdir, read
+from lattec_jax.config import from_json, to_json
 from lattec_jax.errors import DataError
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    define_workdir(values)
+    define_distributed(values)
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    directory, values = parse_workdir(argv, hosts.define_flag)
+    values, _ = read(argv, __doc__, define_flags, WORKDIR)
+    # JAX: --help does without
+    from lattec_jax import adapted, compile_cache, hosts, results, sharding, stages
+    from lattec_jax.data import datasets
+
+    directory = Path(values.workdir)
     hosts.join(values.distributed)
     config = from_json(directory / workdir.CONFIG)
     compile_cache.enable()

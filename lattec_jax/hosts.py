@@ -25,7 +25,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -48,14 +47,6 @@ _numbers = itertools.count()  # of barriers, whose names must differ
 # -------------------------------------------------------------------------------------- joining
 
 
-def define_flag(values: flags.FlagValues) -> None:
-    """The flag of a command that several processes can run. How a run is computed is not part of
-    its configuration: it may be continued by another number of processes."""
-    flags.DEFINE_boolean(
-        "distributed", False, "Join the other processes of this job.", flag_values=values
-    )
-
-
 def join(asked: bool) -> None:
     """Join the other processes, before JAX touches a device.
 
@@ -63,7 +54,7 @@ def join(asked: bool) -> None:
     last two, JAX reads what Slurm, Open MPI, Kubernetes and TPU hosts tell it.
 
     Args:
-        asked: the flag of `define_flag`; without it nothing is joined.
+        asked: the flag of `lattec_jax.cli.define_distributed`; without it nothing is joined.
 
     Raises:
         ConfigError: nothing tells who the others are.

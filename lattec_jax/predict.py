@@ -17,20 +17,20 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from tqdm import tqdm
 
-from lattec_jax import compile_cache, prediction_files
-from lattec_jax.classifier import Classifier
-from lattec_jax.config import command, parse_flags
+from lattec_jax import prediction_files
+from lattec_jax.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.data.folder import find_pictures
 from lattec_jax.errors import ConfigError, DataError
 
-USAGE = (
-    "usage: python -m lattec_jax.predict --workdir=DIR [--top=K] [--format=table|jsonl|csv] "
-    "[--out=FILE] [--list=FILE] PICTURE_OR_FOLDER ..."
-)
+if TYPE_CHECKING:
+    from lattec_jax.classifier import Classifier
+
+ARGUMENTS = "PICTURE_OR_FOLDER ..."
 
 
 def pictures_at(path: Path) -> list[Path]:
@@ -86,29 +86,39 @@ def to_standard_output(line: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    values = flags.FlagValues()
-    flags.DEFINE_string("workdir", "", "Work directory of the run.", flag_values=values)
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    define_workdir(values)
     flags.DEFINE_integer("top", 1, "Classes to show per picture.", 1, flag_values=values)
     flags.DEFINE_enum(
         "format",
         None,
         list(prediction_files.FORMATS),
-        "Output; by default a table, and with --out what its name says.",
+        "Output; not set: a table, and with --out what its name says.",
         flag_values=values,
     )
     flags.DEFINE_string("out", "", "File to write or to continue.", flag_values=values)
     flags.DEFINE_string("list", "", "File that lists pictures.", flag_values=values)
-    arguments = parse_flags(values, argv)[1:]
-    if not values.workdir or not (arguments or values.list):
-        raise ConfigError(USAGE)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    values, arguments = read(argv, __doc__, define_flags, WORKDIR, ARGUMENTS)
+    if not (arguments or values.list):
+        raise ConfigError(
+            "no pictures to classify; expected pictures or folders after the flags, or "
+            f"--list=FILE: python -m lattec_jax.predict --workdir={values.workdir} {ARGUMENTS}"
+        )
     kind = values.format or ("table" if not values.out else _format_of(values.out))
     if values.out and kind == "table":
         raise ConfigError("--out takes --format=jsonl or csv: a table cannot be continued")
     paths = prediction_files.read_list(Path(values.list)) if values.list else []
     paths += [os.fspath(p) for argument in arguments for p in pictures_at(Path(argument))]
     paths = list(dict.fromkeys(paths))
+    # JAX: --help does without
+    from lattec_jax import compile_cache
+    from lattec_jax.classifier import Classifier
+
     compile_cache.enable()
     classifier = Classifier.load(values.workdir)
     top = min(values.top, len(classifier.class_names))

@@ -11,20 +11,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from lattec_jax import compile_cache, hosts, stages
-from lattec_jax.config import command, parse, to_json
-from lattec_jax.data import datasets
-from lattec_jax.data.prompts import templates
-from lattec_jax.data.pseudo_labels import provenance, pseudo_labels_path
-from lattec_jax.metrics import class_shares
-from lattec_jax.sharding import make_mesh
+from lattec_jax.cli import command, define_distributed, read_config
+from lattec_jax.config import to_json
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    config, values = parse(argv, hosts.define_flag)
+    config, values = read_config(argv, __doc__, define_distributed)
+    # JAX: --help does without
+    import numpy as np
+
+    from lattec_jax import compile_cache, hosts, stages
+    from lattec_jax.data import datasets
+    from lattec_jax.data.prompts import templates
+    from lattec_jax.data.pseudo_labels import provenance, pseudo_labels_path
+    from lattec_jax.metrics import class_shares
+    from lattec_jax.sharding import make_mesh
+
     hosts.join(values.distributed)
     compile_cache.enable()
     hosts.check_alike(to_json(config), Path(config.artifacts))

@@ -9,8 +9,8 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
+from lattec_jax.cli import command
 from lattec_jax.config import (
-    command,
     default_workdir,
     from_json,
     leaves,

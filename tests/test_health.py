@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattec_jax import health, train
+from lattec_jax import health, train_loop
 from lattec_jax.errors import TrainingError
 from lattec_jax.health import Reference, Watch, examine, final_alarms, window_alarms
 from lattec_jax.step import make_train_step
@@ -170,11 +170,11 @@ def test_the_entropy_of_batches_is_measured_in_batches():
 
 def test_a_loss_that_is_not_finite_names_the_steps():
     well = {"loss": 1.0, "gradient_norm": 2.0}
-    train.stop_unless_finite(well, 30, 20, 20)
+    train_loop.stop_unless_finite(well, 30, 20, 20)
     with pytest.raises(TrainingError, match=r"nan at step 30.*steps 21 to 30.*loss of step 20 was"):
-        train.stop_unless_finite({**well, "loss": float("nan")}, 30, 20, 20)
+        train_loop.stop_unless_finite({**well, "loss": float("nan")}, 30, 20, 20)
     with pytest.raises(TrainingError, match=r"steps 1 to 10 \(no finite.*No checkpoint was saved"):
-        train.stop_unless_finite({**well, "loss": float("inf")}, 10, 0, None)
+        train_loop.stop_unless_finite({**well, "loss": float("inf")}, 10, 0, None)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(place, monkeypatch):  # noqa: F811
@@ -190,7 +190,7 @@ def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(pla
 
         return run_step
 
-    monkeypatch.setattr(train, "make_train_step", poisoned)
+    monkeypatch.setattr(train_loop, "make_train_step", poisoned)
     with pytest.raises(TrainingError, match=r"gradient norm is nan at step 4.*of step 2 is kept"):
         run("labelled", "--workdir=w")
     assert [p.name for p in (place / "w/checkpoints").iterdir()] == ["2"]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lattec_jax import train
+from lattec_jax import train, train_loop
 from lattec_jax.report import __main__ as report
 from lattec_jax.run_log import RunLog
 from lattec_jax.stop import Terminated
@@ -88,13 +88,13 @@ def test_a_run_that_is_killed_before_its_results_lacks_nothing_of_its_report(
     monkeypatch,
 ):
     """results.json ends a run: what only a training can write is there before."""
-    write = train.write_json
+    write = train_loop.write_json
 
     def killed(path, content):
         write(path, content)
         raise Terminated("SIGTERM")
 
-    monkeypatch.setattr(train, "write_json", killed)
+    monkeypatch.setattr(train_loop, "write_json", killed)
     with pytest.raises(Terminated):
         train.main(arguments("labelled", "--workdir=killed"))
     directory = place / "killed"

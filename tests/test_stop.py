@@ -11,7 +11,7 @@ import threading
 
 import pytest
 
-from lattec_jax.config import command
+from lattec_jax.cli import command
 from lattec_jax.stop import AfterStep, Terminated, terminating
 
 
@@ -91,7 +91,7 @@ def test_other_threads_go_without_handlers():
 
 def test_a_reader_that_has_gone_is_no_error_of_ours():
     code = (
-        "from lattec_jax.config import command\n"
+        "from lattec_jax.cli import command\n"
         "command(lambda argv: [print('x' * 99, flush=True) for _ in range(99999)])"
     )
     with subprocess.Popen(

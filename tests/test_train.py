@@ -15,7 +15,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from lattec_jax import evaluate, predict, train, workdir
+from lattec_jax import evaluate, predict, train, train_loop, workdir
 from lattec_jax.config import parse
 from lattec_jax.errors import ConfigError, DataError, TrainingError
 from lattec_jax.run_log import RunLog
@@ -279,7 +279,7 @@ def test_a_class_without_pictures_is_trained_with_and_reported(place):
 def test_one_program_trains_the_model_which_the_devices_hold_once(place, monkeypatch):
     """With AdamW's two moments, and nothing of what it was made of or is compared with later."""
     shape = dummy_checkpoint().params["text/token_embedding"].shape
-    make, found, steps = train.make_train_step, [], []
+    make, found, steps = train_loop.make_train_step, [], []
 
     def alive() -> int:
         return sum(array.shape == shape for array in jax.live_arrays())
@@ -295,7 +295,7 @@ def test_one_program_trains_the_model_which_the_devices_hold_once(place, monkeyp
 
     gc.collect()
     before = alive()
-    monkeypatch.setattr(train, "make_train_step", make_counting)
+    monkeypatch.setattr(train_loop, "make_train_step", make_counting)
     run("labelled", "--config.wise_ft=0.5", "--config.checkpoint_every=10")
     assert found == [3] * 6
     (step,) = steps

@@ -9,14 +9,16 @@ nor the weights nor the pictures.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
-from lattec_jax.config import command, parse_workdir
+from lattec_jax.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.report import page
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    print(f"report in {page.write(parse_workdir(argv)[0])}")
+    values, _ = read(argv, __doc__, define_workdir, WORKDIR)
+    print(f"report in {page.write(Path(values.workdir))}")
 
 
 if __name__ == "__main__":

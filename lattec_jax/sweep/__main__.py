@@ -1,6 +1,6 @@
 """Run the paper's tables and write ours beside them.
 
-    python -m lattec_jax.sweep --tables=1,2,3,4,5,figure6 --datasets=eurosat,dtd --seeds=0,1,2 \
+    python -m lattec_jax.sweep --tables=1,2,3,4,5,figure6 --datasets=eurosat,dtd --seeds=0,1,2 \\
         --config.weights=weights/ViT-B-32
 
 runs what is missing, one by one, and writes `tables.md` and `tables.html` to --out. The same
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax.config import command, parse_flags
+from lattec_jax.cli import command, read
 from lattec_jax.errors import ConfigError
 from lattec_jax.files import write_whole
 from lattec_jax.stop import terminating
@@ -41,6 +41,16 @@ from lattec_jax.sweep.write import facts, markdown, page
 PRINTED = {"pseudo_labels": PSEUDO_LABEL, "descriptions": DESCRIBE, "runs": None}
 
 
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    keys, names = ",".join(TABLES), ",".join(paper_datasets())
+    flags.DEFINE_list("tables", keys, "Which tables.", flag_values=values)
+    flags.DEFINE_list("datasets", names, "Configurations: names or files.", flag_values=values)
+    flags.DEFINE_list("seeds", "0,1,2", "Seeds of the runs.", flag_values=values)
+    flags.DEFINE_string("out", "runs/sweep", "Where runs and tables go.", flag_values=values)
+    flags.DEFINE_enum("mode", "run", ["run", *PRINTED, "tables"], "What to do.", flag_values=values)
+
+
 def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
     """The sweep that the command line asks for, and its mode.
 
@@ -48,18 +58,9 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
         ConfigError: an unknown flag or table, or seeds that are no numbers.
     """
     overrides = [a for a in argv[1:] if a.startswith(("--config.", "-config."))]
+    values, _ = read([a for a in argv if a not in overrides], __doc__, define_flags)
     if incomplete := [a for a in overrides if "=" not in a]:
         raise ConfigError(f"{incomplete[0]}: expected --config.key=value")
-    values = flags.FlagValues()
-    keys, names = ",".join(TABLES), ",".join(paper_datasets())
-    flags.DEFINE_list("tables", keys, "Which tables.", flag_values=values)
-    flags.DEFINE_list("datasets", names, "Configurations: names or files.", flag_values=values)
-    flags.DEFINE_list("seeds", "0,1,2", "Seeds of the runs.", flag_values=values)
-    flags.DEFINE_string("out", "runs/sweep", "Where runs and tables go.", flag_values=values)
-    flags.DEFINE_enum("mode", "run", ["run", *PRINTED, "tables"], "What to do.", flag_values=values)
-    rest = parse_flags(values, [a for a in argv if a not in overrides])
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
     for seed in values.seeds:
         if not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
             raise ConfigError(f"--seeds: expected whole numbers from 0 to 2^32 - 1, found {seed!r}")

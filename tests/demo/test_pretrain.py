@@ -9,7 +9,7 @@ import pytest
 
 import configs.demo
 from captioning.engines.pixels import describe_picture
-from lattec_jax.demo import pretrain
+from lattec_jax.demo import pretrain, pretrain_loop
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
@@ -18,26 +18,25 @@ SHIPPED = Path(pretrain.__file__).parent / "tiny_clip"
 
 
 @pytest.fixture(scope="module")
-def held_out() -> pretrain.Rendered:
-    return pretrain.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
+def held_out() -> pretrain_loop.Rendered:
+    return pretrain_loop.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
 
 
 def test_a_few_steps_lower_the_loss_and_a_loadable_directory_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain, "PICTURES", 200)
-    monkeypatch.setattr(pretrain, "HELD_OUT_PICTURES", 20)
-    monkeypatch.setattr(pretrain, "BATCH_SIZE", 32)
-    losses, run = [], pretrain.pretrain
+    monkeypatch.setattr(pretrain_loop, "PICTURES", 200)
+    monkeypatch.setattr(pretrain_loop, "HELD_OUT_PICTURES", 20)
+    monkeypatch.setattr(pretrain_loop, "BATCH_SIZE", 32)
+    losses, run = [], pretrain_loop.pretrain
 
     def recorded(*arguments: object) -> tuple:
         found = run(*arguments)
         losses.append(found[1])
         return found
 
-    monkeypatch.setattr(pretrain, "pretrain", recorded)
-    monkeypatch.setattr("sys.argv", ["pretrain", f"--out={tmp_path / 'clip'}", "--steps=30"])
-    pretrain.main()
+    monkeypatch.setattr(pretrain_loop, "pretrain", recorded)
+    pretrain.main(["pretrain", f"--out={tmp_path / 'clip'}", "--steps=30"])
     assert np.mean(losses[0][-9:]) < np.mean(losses[0][:9]) - 0.2
     found = Checkpoint.load(tmp_path / "clip")
     assert found.source["steps"] == 30
@@ -45,15 +44,15 @@ def test_a_few_steps_lower_the_loss_and_a_loadable_directory_is_written(
 
 
 def test_captions_are_of_three_kinds() -> None:
-    rendered = pretrain.render(TRAINING_FONTS, 10, seed=0, drop=0.3)
+    rendered = pretrain_loop.render(TRAINING_FONTS, 10, seed=0, drop=0.3)
     for label, (name, both, strokes) in zip(rendered.labels, rendered.captions, strict=True):
-        assert name == f"a photo of a {pretrain.CLASS_NAMES[label]}."
+        assert name == f"a photo of a {pretrain_loop.CLASS_NAMES[label]}."
         assert both == f"{name[:-1]}, {strokes}"
 
 
-def test_the_shipped_one_reads_held_out_faces(held_out: pretrain.Rendered) -> None:
+def test_the_shipped_one_reads_held_out_faces(held_out: pretrain_loop.Rendered) -> None:
     clip = Checkpoint.load(SHIPPED)
-    accuracy = pretrain.measure(define(clip.config), clip.params, clip.tokenizer, held_out)
+    accuracy = pretrain_loop.measure(define(clip.config), clip.params, clip.tokenizer, held_out)
     assert accuracy["pictures"] > 0.85
     assert accuracy["descriptions"] > 0.6
 
@@ -62,16 +61,16 @@ def test_the_shipped_one_is_small_and_the_demo_uses_it() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 2.5e6
     config = configs.demo.get_config()
     assert Path(config.weights) == SHIPPED
-    assert config.presets.paper.templates == (pretrain.TEMPLATE,)
+    assert config.presets.paper.templates == (pretrain_loop.TEMPLATE,)
 
 
-def test_the_shipped_tokenizer_knows_the_engines_words(held_out: pretrain.Rendered) -> None:
+def test_the_shipped_tokenizer_knows_the_engines_words(held_out: pretrain_loop.Rendered) -> None:
     from sklearn.datasets import load_digits
 
     tokenizer = Checkpoint.load(SHIPPED).tokenizer
     texts = [caption for captions in held_out.captions for caption in captions]
     for picture in load_digits().images[:100]:
-        pixels = pretrain.Image.fromarray((picture * 15.9375).astype(np.uint8))
+        pixels = pretrain_loop.Image.fromarray((picture * 15.9375).astype(np.uint8))
         texts.append(describe_picture(pixels))
     unknown = 1
     assert not (tokenizer(texts) == unknown).any()

@@ -14,7 +14,7 @@ from lattec_jax.config import from_json, leaves, parse, to_json
 from lattec_jax.data.prompts import templates
 from lattec_jax.errors import ConfigError
 from lattec_jax.methods import make_method
-from lattec_jax.train import check_numbers
+from lattec_jax.train_loop import check_numbers
 
 pytestmark = pytest.mark.soak
 CASES = settings(

@@ -17,7 +17,7 @@ from lattec_jax.methods.reclip import Copies, ReCLIP
 from lattec_jax.models.clip import define
 from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
 from lattec_jax.step import StepSettings, make_train_step
-from lattec_jax.train import total_steps
+from lattec_jax.train_loop import total_steps
 from tests.methods.reference import unit
 from tests.methods.test_propagation import clusters, dense_graph
 from tests.test_step import N, World, on_device

@@ -119,7 +119,7 @@ def test_a_worker_that_is_told_to_end_lets_its_job_save(place, number):
     (place / "patient_job.py").write_text(textwrap.dedent(PATIENT), encoding="utf-8")
     (place / "worker.py").write_text(
         "from pathlib import Path\n"
-        "from lattec_jax.config import command\n"
+        "from lattec_jax.cli import command\n"
         "from lattec_jax.stop import terminating\n"
         "from lattec_jax.sweep.plan import Job\n"
         "from lattec_jax.sweep.work import work\n"

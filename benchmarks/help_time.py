@@ -1,0 +1,56 @@
+"""Time of `--help` and `-h` for every command, each in a fresh process.
+
+    python -m benchmarks.help_time
+
+Prints Markdown: exit status and wall-clock seconds of each, and the CPU seconds of `--help`. The
+last row is `train` with a configuration, whose keys it also lists.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from lattec_jax.cli import command, read
+from lattec_jax.commands import MODULES
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ("--config=configs/demo.py",)
+
+
+def ask(module: str, *arguments: str) -> tuple[int, float, float]:
+    """Exit status, seconds by the clock and CPU seconds of one process."""
+    before, start = os.times(), time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+    seconds, after = time.perf_counter() - start, os.times()
+    cpu = after.children_user + after.children_system
+    return done.returncode, seconds, cpu - before.children_user - before.children_system
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    read(argv, __doc__)
+    print("| command | `--help`: status | seconds | CPU seconds | `-h`: status | seconds |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for module, extra in [
+        ("lattec_jax", ()),
+        *((m, ()) for m in MODULES),
+        ("lattec_jax.train", CONFIG),
+    ]:
+        status, seconds, cpu = ask(module, *extra, "--help")
+        short_status, short, _ = ask(module, *extra, "-h")
+        name = " ".join(("python -m", module, *extra))
+        print(f"| `{name}` | {status} | {seconds:.2f} | {cpu:.2f} | {short_status} | {short:.2f} |")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,49 @@
+"""List the commands of lattec_jax, captioning and convert, or run one by its name.
+
+    python -m lattec_jax
+    python -m lattec_jax train --config=configs/demo.py
+
+`python -m lattec_jax.train` is the same as the second line. Each command answers --help.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from lattec_jax.cli import asks_for_help, command
+from lattec_jax.commands import COMMANDS, file_of, summary
+from lattec_jax.config import did_you_mean
+from lattec_jax.errors import ConfigError
+
+
+def listing() -> str:
+    """The list of commands, one line each."""
+    width = max(map(len, COMMANDS))
+    lines, package = [__doc__.strip()], ""
+    for name, module in COMMANDS.items():
+        if module.partition(".")[0] != package:
+            package = module.partition(".")[0]
+            lines += ["", f"{package}:"]
+        lines.append(f"  {name:{width}}  {summary(module)}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> None:
+    """List the commands, or run the one that the first argument names."""
+    if len(argv) < 2 or (argv[1].startswith("-") and asks_for_help(argv)):
+        print(listing(), flush=True)
+        return
+    name = argv[1]
+    module = COMMANDS.get(name, name)
+    if module not in COMMANDS.values():
+        raise ConfigError(
+            f"no command {name!r}. {did_you_mean(name, COMMANDS)} "
+            "python -m lattec_jax lists all commands".replace("  ", " ")
+        )
+    entry = f"{module}.__main__" if file_of(module).name == "__main__.py" else module
+    importlib.import_module(entry).main([module, *argv[2:]])
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,42 @@
+"""Registry of the commands of lattec_jax, captioning and convert. Imports none of them."""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+MODULES = (
+    "lattec_jax.check_data",
+    "lattec_jax.pseudo_label",
+    "lattec_jax.train",
+    "lattec_jax.evaluate",
+    "lattec_jax.predict",
+    "lattec_jax.report",
+    "lattec_jax.sweep",
+    "lattec_jax.demo.pretrain",
+    "captioning.describe",
+    "captioning.merge",
+    "captioning.browse",
+    "captioning.classify",
+    "captioning.import_released",
+    "convert.openclip_to_flax",
+    "convert.flax_to_openclip",
+    "convert.export",
+    "convert.list_models",
+)
+# `python -m lattec_jax NAME` runs the module.
+COMMANDS = {module.partition(".")[2]: module for module in MODULES}
+
+
+def file_of(module: str) -> Path:
+    """The file that `python -m <module>` runs."""
+    path = Path(find_spec(module.partition(".")[0]).origin).parent
+    path = path.joinpath(*module.split(".")[1:])
+    return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
+
+
+def summary(module: str) -> str:
+    """The first line of a command's docstring."""
+    doc = ast.get_docstring(ast.parse(file_of(module).read_text(encoding="utf-8")))
+    return (doc or "").partition("\n")[0]

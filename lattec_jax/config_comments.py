@@ -1,0 +1,140 @@
+"""Comments of the configuration files by key, for `--help`.
+
+The comment of a key is read from the source of the file: the comment lines directly above an
+assignment `config.section.key = ...`, and the trailing comment.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+_FOR_TOOLS = ("fmt:", "noqa", "type:", "ruff:")
+
+
+def comments(path: Path) -> dict[str, tuple[str, ...]]:
+    """Map each key, without "config.", to its comments, in the order of the assignments.
+
+    Comments of the files in `configs` that this file imports come first. Sections, such as
+    "dataset.tfds", are keys too.
+
+    Args:
+        path: of a configuration file that has been executed, so that its imports are known.
+    """
+    found: dict[str, list[str]] = {}
+    for file in _with_imported(path, []):
+        for key, text in _of_file(file.read_text(encoding="utf-8")):
+            known = found.setdefault(key, [])
+            if text and text not in known:
+                known.append(text)
+    return {key: tuple(texts) for key, texts in found.items()}
+
+
+def comment_of(key: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Return the comments of a key, or of its nearest enclosing section that has any."""
+    while key and not found.get(key):
+        key = key.rpartition(".")[0]
+    return found.get(key, ())
+
+
+def in_order(keys: Iterable[str], found: Mapping[str, object]) -> list[str]:
+    """Sort keys by their first assignment; keys without one come first."""
+    numbers = {key: number for number, key in enumerate(found)}
+
+    def position(key: str) -> int:
+        while key and key not in numbers:
+            key = key.rpartition(".")[0]
+        return numbers.get(key, -1)
+
+    return sorted(keys, key=position)
+
+
+def _with_imported(path: Path, seen: list[Path]) -> list[Path]:
+    """Return a file and the files of `configs` that it imports, imported files first."""
+    for name in _imported(ast.parse(path.read_text(encoding="utf-8"))):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None and Path(file) not in seen:
+            _with_imported(Path(file), seen)
+    if path not in seen:
+        seen.append(path)
+    return seen
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Full names of the modules of `configs` that a file may import at its top level."""
+    for node in tree.body:
+        if isinstance(node, ast.ImportFrom) and node.module == "configs":
+            yield from (f"configs.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("configs."):
+            yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (a.name for a in node.names if a.name.startswith("configs."))
+
+
+def _of_file(text: str) -> Iterator[tuple[str, str]]:
+    """Yield key and comment ("": none) of each assignment in source order."""
+    trailing, own_line = _lines(text)
+    for function in ast.walk(ast.parse(text)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        names = {name: "" for name in ("config", *_returned(function))}
+        for node in _assignments(function):
+            targets = [t for target in node.targets for t in getattr(target, "elts", [target])]
+            comment = _comment(node, trailing, own_line)
+            for key in (_key(target, names) for target in targets):
+                if key:
+                    yield key, comment
+            if isinstance(targets[0], ast.Name) and (section := _key(node.value, names)):
+                names[targets[0].id] = section  # `prompts = config.descriptions.prompts`
+                yield section, comment
+
+
+def _returned(function: ast.FunctionDef) -> list[str]:
+    """Names of the variables that `get_config` returns."""
+    if function.name != "get_config":
+        return []
+    values = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
+    return [value.id for value in values if isinstance(value, ast.Name)]
+
+
+def _assignments(function: ast.FunctionDef) -> list[ast.Assign]:
+    found = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
+    return sorted(found, key=lambda node: node.lineno)
+
+
+def _key(node: ast.expr, names: Mapping[str, str]) -> str:
+    """The dotted key of an expression such as `config.train.epochs`; "": it is not one."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.insert(0, node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name) or node.id not in names or not parts:
+        return ""
+    return ".".join([names[node.id], *parts]).lstrip(".")
+
+
+def _lines(text: str) -> tuple[dict[int, str], dict[int, str]]:
+    """Map line numbers to comments: trailing comments, and comments on their own line."""
+    trailing, own_line = {}, {}
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        comment = token.string.lstrip("#").strip()
+        if token.type == tokenize.COMMENT and not comment.startswith(_FOR_TOOLS):
+            row, column = token.start
+            (trailing if token.line[:column].strip() else own_line)[row] = comment
+    return trailing, own_line
+
+
+def _comment(node: ast.Assign, trailing: Mapping[int, str], own_line: Mapping[int, str]) -> str:
+    """The comment lines directly above an assignment and its trailing comments."""
+    first = node.lineno
+    while first - 1 in own_line:
+        first -= 1
+    # Comments inside a dictionary describe its entries.
+    entries = any(isinstance(part, ast.Dict) for part in ast.walk(node.value))
+    last = node.lineno if entries else node.end_lineno
+    both = {**own_line, **trailing}
+    return " ".join(both[row] for row in range(first, last + 1) if row in both)

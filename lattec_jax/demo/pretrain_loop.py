@@ -1,0 +1,209 @@
+"""What `python -m lattec_jax.demo.pretrain` does: render, train, measure, save."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
+from tqdm import tqdm
+
+from captioning.engines.pixels import describe_picture
+from lattec_jax.data.preprocess import Preprocess
+from lattec_jax.data.tokenizer import Tokenizer, word_tokenizer
+from lattec_jax.demo.digits import CLASS_NAMES
+from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS, Renderer
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.clip import Params, bind, define, initial_params
+from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+
+IMAGE_SIZE, CONTEXT_LENGTH = 32, 32
+TEMPLATE = "a photo of a {}."
+MEAN = STD = (0.5, 0.5, 0.5)
+
+PICTURES, HELD_OUT_PICTURES = 20_000, 2_000
+BATCH_SIZE, WARMUP_STEPS = 128, 100
+LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
+# A stroke is left out of a caption with this chance: the description of a group says less too.
+DROP = 0.3
+
+
+class Rendered(NamedTuple):
+    """N rendered pictures. `captions` are of the three kinds, in that order."""
+
+    pictures: UInt8[np.ndarray, "N S S"]
+    labels: Int[np.ndarray, " N"]
+    captions: list[tuple[str, str, str]]
+
+
+def render(fonts: tuple[str, ...], count: int, seed: int, drop: float) -> Rendered:
+    """Draw pictures and write their captions."""
+    pictures, labels = Renderer(fonts, IMAGE_SIZE).pictures(count, seed)
+    rng = np.random.default_rng((seed, 1))
+    captions = []
+    for picture, label in zip(tqdm(pictures, desc="captions", unit="picture"), labels, strict=True):
+        phrases = describe_picture(Image.fromarray(picture)).split(", ")
+        kept = [phrase for phrase in phrases if rng.random() >= drop]
+        strokes = ", ".join(kept or phrases[:1])
+        name = TEMPLATE.format(CLASS_NAMES[label])
+        captions.append((name, f"{name.removesuffix('.')}, {strokes}", strokes))
+    return Rendered(pictures, labels, captions)
+
+
+def make_tokenizer(rendered: Rendered) -> Tokenizer:
+    """A word-level tokenizer of all words in the captions and all class names."""
+    text = " ".join([*CLASS_NAMES, *(caption for texts in rendered.captions for caption in texts)])
+    words = text.lower().replace(",", " ").replace(".", " ").split()
+    return word_tokenizer(sorted(set(words)), CONTEXT_LENGTH)
+
+
+def model_config(vocab_size: int) -> CLIPConfig:
+    """The tiny CLIP's architecture."""
+    return CLIPConfig(
+        embed_dim=64,
+        vision=VisionConfig(
+            width=96, layers=3, heads=3, patch_size=8, image_size=(IMAGE_SIZE, IMAGE_SIZE)
+        ),
+        text=TextConfig(
+            width=64, layers=2, heads=2, context_length=CONTEXT_LENGTH, vocab_size=vocab_size
+        ),
+    )
+
+
+def contrastive_loss(
+    images: Float[Array, "B D"],
+    texts: Float[Array, "B D"],
+    tokens: Int[Array, "B L"],
+    scale: Float[Array, ""],
+) -> Float[Array, ""]:
+    """CLIP's symmetric loss, in which equal captions are positives of each other's pictures."""
+    logits = scale * images @ texts.T
+    equal = jnp.all(tokens[:, None] == tokens[None], axis=-1)  # [B, B]
+    target = equal / equal.sum(axis=1, keepdims=True)
+    likely = jax.nn.log_softmax(logits, axis=1) + jax.nn.log_softmax(logits.T, axis=1)
+    return -(target * likely).sum(axis=1).mean() / 2
+
+
+def normalised(pictures: UInt8[Array, "B S S"]) -> Float[Array, "B S S 3"]:
+    """Grey pictures as the image tower takes them."""
+    images = (pictures.astype(jnp.float32) / 255 - MEAN[0]) / STD[0]
+    return jnp.repeat(images[..., None], 3, axis=-1)
+
+
+def batches(
+    count: int, batch_size: int, steps: int, rng: np.random.Generator
+) -> Iterator[Int[np.ndarray, " B"]]:
+    """Indices of `steps` batches: permutations, whose incomplete last batch is dropped."""
+    order = np.zeros(0, int)
+    for _ in range(steps):
+        if len(order) < batch_size:
+            order = rng.permutation(count)
+        yield order[:batch_size]
+        order = order[batch_size:]
+
+
+def pretrain(
+    rendered: Rendered, tokenizer: Tokenizer, config: CLIPConfig, steps: int, batch_size: int,
+    seed: int,
+) -> tuple[Params, list[float]]:  # fmt: skip
+    """Train from scratch.
+
+    Returns:
+        Parameters and the loss of each step.
+    """
+    definition, params = define(config), initial_params(config, seed)
+    # [kinds, N, L]
+    tokens = np.stack([tokenizer(texts) for texts in zip(*rendered.captions, strict=True)])
+    warmup = min(WARMUP_STEPS, steps // 2)
+    optimiser = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup, steps),
+            b2=0.98,
+            weight_decay=WEIGHT_DECAY,
+            mask=lambda params: {name: value.ndim > 1 for name, value in params.items()},
+        ),
+    )
+
+    @jax.jit
+    def step(
+        params: Params, state: optax.OptState, pictures: jax.Array, tokens: jax.Array
+    ) -> tuple[Params, optax.OptState, jax.Array]:
+        def loss(params: Params) -> jax.Array:
+            model = bind(definition, params)
+            images = model.encode_image(normalised(pictures))
+            texts = model.encode_text(tokens)
+            return contrastive_loss(images, texts, tokens, jnp.exp(model.logit_scale[...]))
+
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, state = optimiser.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        # CLIP's bound on the inverse temperature
+        params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
+        return params, state, value
+
+    rng, state, losses = np.random.default_rng((seed, 2)), optimiser.init(params), []
+    count = len(rendered.labels)
+    for chosen in tqdm(batches(count, batch_size, steps, rng), total=steps, desc="pre-training"):
+        kind = rng.integers(len(tokens), size=batch_size)
+        params, state, value = step(params, state, rendered.pictures[chosen], tokens[kind, chosen])
+        losses.append(value)
+    return params, [float(value) for value in losses]
+
+
+def measure(
+    definition: nnx.GraphDef, params: Params, tokenizer: Tokenizer, rendered: Rendered
+) -> dict[str, float]:
+    """Zero-shot accuracy of the pictures, and of their stroke descriptions as texts."""
+    classes = tokenizer([TEMPLATE.format(name) for name in CLASS_NAMES])
+    strokes = tokenizer([caption[-1] for caption in rendered.captions])
+
+    @jax.jit
+    def similarities(params: Params) -> tuple[jax.Array, jax.Array]:
+        model = bind(definition, params)
+        classifier = model.encode_text(classes)
+        images = model.encode_image(normalised(jnp.asarray(rendered.pictures)))
+        return images @ classifier.T, model.encode_text(strokes) @ classifier.T
+
+    names = ("pictures", "descriptions")
+    return {
+        name: float(np.mean(np.argmax(scores, axis=1) == rendered.labels))
+        for name, scores in zip(names, map(np.asarray, similarities(params)), strict=True)
+    }
+
+
+def make(out: Path, seed: int, steps: int) -> None:
+    """Render, train, measure on held-out faces and write the checkpoint directory."""
+    start = time.perf_counter()
+    rendered = render(TRAINING_FONTS, PICTURES, seed, DROP)
+    held_out = render(HELD_OUT_FONTS, HELD_OUT_PICTURES, seed + 1, 0.0)
+    tokenizer = make_tokenizer(rendered)
+    config = model_config(tokenizer.vocab_size)
+    params, losses = pretrain(rendered, tokenizer, config, steps, BATCH_SIZE, seed)
+    accuracy = measure(define(config), params, tokenizer, held_out)
+    Checkpoint(
+        config=config,
+        params={name: np.asarray(value, np.float32) for name, value in params.items()},
+        tokenizer=tokenizer,
+        preprocess=Preprocess(size=(IMAGE_SIZE, IMAGE_SIZE), mean=MEAN, std=STD),
+        source={
+            "command": "python -m lattec_jax.demo.pretrain",
+            "seed": seed,
+            "steps": steps,
+            "held_out_fonts": accuracy,
+        },
+    ).save(out)
+    print(
+        f"{sum(value.size for value in params.values()):,} parameters; last loss {losses[-1]:.3f}; "
+        f"held-out faces: {accuracy['pictures']:.1%} of the pictures and "
+        f"{accuracy['descriptions']:.1%} of the descriptions find their class; "
+        f"{time.perf_counter() - start:.0f} s"
+    )

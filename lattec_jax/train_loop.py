@@ -1,0 +1,347 @@
+"""The run of `python -m lattec_jax.train`, from top to bottom."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from lattec_jax import (
+    check_data,
+    feed,
+    health,
+    hosts,
+    results,
+    sharding,
+    stages,
+    wise_ft,
+    workdir,
+)
+from lattec_jax.adapted import Classifiers
+from lattec_jax.augment import Augmentation
+from lattec_jax.checkpoints import Checkpoints
+from lattec_jax.clock import Clock
+from lattec_jax.config import to_json
+from lattec_jax.data.batches import prefetch
+from lattec_jax.errors import ConfigError, DataError, TrainingError
+from lattec_jax.files import read_json, write_json
+from lattec_jax.methods import make_method
+from lattec_jax.methods.base import Method, Survey
+from lattec_jax.models.clip import Params, define
+from lattec_jax.profiling import Profile
+from lattec_jax.report import gather
+from lattec_jax.results import classifiers, examine
+from lattec_jax.run_log import NoLog, RunLog
+from lattec_jax.state import (
+    TrainState,
+    init_state,
+    learning_rate_schedule,
+    make_optimiser,
+    replace_method,
+    replicate,
+)
+from lattec_jax.step import StepSettings, make_train_step
+from lattec_jax.stop import AfterStep
+
+
+def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
+    """Run, or continue, one adaptation and return what `results.json` holds.
+
+    Args:
+        config: a resolved configuration.
+        directory: the work directory.
+        arguments: the command line's `--config...` arguments, for commands in messages.
+    """
+    hosts.check_alike(to_json(config), Path(config.artifacts))
+    with hosts.together():
+        workdir.check(directory, config)
+        check_numbers(config)
+        Augmentation.from_config(config.augment)  # a mistake shows before the long stages
+        method = make_method(config.method)
+        dataset = check_data.check(config)
+
+    # ---------------------------------------------------------------- data and the stages before
+    mesh = sharding.make_mesh(config.compute.fsdp)
+    inputs = stages.gather(config, dataset, arguments, method, mesh)
+    batch_size = feed.choose_batch_size(config, len(inputs.pictures.ids), mesh)
+    with hosts.together():
+        workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
+    finished = directory / workdir.RESULTS
+    if hosts.first_says(finished.exists):
+        return show_finished(finished)
+    steps = total_steps(config, method, len(inputs.pictures.ids), batch_size)
+    batches, texts, present = feed.make_batches(config, inputs, method, batch_size, steps, mesh)
+
+    # ----------------------------------------------------------------------- model and optimiser
+    frozen = encode_frozen(inputs, method, mesh)
+    optimiser = make_optimiser(config.train, steps)
+    params, first = first_state(inputs, method, frozen.classes, mesh)
+    state = init_state(params, optimiser, first, mesh, method.trainable, config.seed)
+    del params, first  # the devices need not hold the model twice
+    pieces = feed.choose_pieces(config, batch_size, mesh)
+    step_function = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
+    reference = results.health_reference(inputs, frozen.classes, batch_size)
+
+    # ------------------------------------------------------------------------------------- train
+    with hosts.first_before_others():
+        (workdir.claim if hosts.is_first() else workdir.follow)(directory, config, record)
+    if hosts.first_says(finished.exists):  # another process was faster
+        return show_finished(finished)
+    with Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
+        state, timing = checkpoints.restore(state, mesh)
+        start = int(state.step)
+        if start:
+            print(f"continuing at step {start} of {steps}")
+        clock = Clock(batch_size, **timing)
+        tables = feed.make_tables(config, inputs, method, texts, present, frozen.training, mesh)
+        store = feed.training_store(inputs.pictures)
+        stream = feed.device_batches(batches, store, tables, start, steps, mesh)
+        log = (RunLog if hosts.is_first() else NoLog)(directory, start, steps, batch_size)
+        with (
+            log as run_log,
+            AfterStep(hosts.Signals()) as signals,
+            Profile(config.profile, start, steps) as profile,
+        ):
+            watch = health.Watch(reference, run_log.lines(), speaks=hosts.is_first())
+            for done, (host, batch) in enumerate(prefetch(stream), start + 1):
+                if (done - 1) % batches.steps_per_epoch == 0:
+                    state = begin_epoch(inputs, method, state, frozen.training, mesh)
+                state, figures = step_function(state, tables, batch, host.text_lengths)
+                clock.step(state)
+                profile.step(done, state)
+                run_log.advance()
+                ending = signals.asked()
+                due = done % config.checkpoint_every == 0 or done == steps
+                logged = {}
+                if done % config.log_every == 0 or due or ending:
+                    computed = jax.device_get(figures)
+                    last = (watch.last_finite, checkpoints.latest)
+                    stop_unless_finite(computed, done, *last)
+                    if done % config.log_every == 0 or due:  # whenever a signal came
+                        logged |= computed | watch.prototypes(method.prototypes(state.method))
+                if config.eval_every and done % config.eval_every == 0:
+                    vectors = classifiers(inputs, method, state)
+                    found = examine(inputs, state.params, vectors, frozen.test)
+                    logged |= results.test_figures(inputs, found)
+                if logged:
+                    run_log.write(done, logged)
+                    watch.see(done, logged)
+                if due or ending:
+                    # A checkpoint's steps are on disk before it is complete.
+                    checkpoints.save(state, done, clock.record(), before=run_log.flush)
+                if ending:
+                    break
+            timing = clock.record()
+
+        # ------------------------------------- results, while the last checkpoint is written
+        outcome = conclude(config, inputs, method, state, frozen, mesh)
+    with hosts.first_before_others():
+        if not hosts.is_first():
+            return read_json(finished)
+        vectors, predictions = outcome.vectors, outcome.predictions
+        results.save_adapted(directory, inputs, method, outcome.params, vectors)
+        found = {
+            **results.describe_run(config, inputs, method),
+            "steps": steps,
+            "batch_size": batch_size,
+            **results.compare(inputs, *outcome.compared),
+            "label_free": results.label_free(inputs, predictions, frozen.classes, vectors),
+            "health": health.examine(reference, vectors.adapted, predictions, run_log.lines()),
+            "train_seconds": timing["seconds"],
+            "images_per_second": clock.rate(),
+        }
+        gather.save(directory, outcome.shown)
+        write_json(finished, found)  # the last file that only this process can write
+        print(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
+        gather.write_page(directory)
+    return found
+
+
+class Outcome(NamedTuple):
+    """The adapted model and what it says of a run's inputs, on the host."""
+
+    params: Mapping[str, np.ndarray]
+    vectors: Classifiers
+    compared: tuple[dict[str, Any], dict[str, Any]]  # the frozen model's scores, and its own
+    predictions: Int[np.ndarray, " N"]  # for the training images
+    shown: dict[str, Any]  # by the report
+
+
+def conclude(
+    config: ConfigDict,
+    inputs: stages.Inputs,
+    method: Method,
+    state: TrainState,
+    frozen: Frozen,
+    mesh: Mesh,
+) -> Outcome:
+    """Examine the last state, or its average with the first one (WiSE-FT)."""
+    if config.wise_ft not in (None, 1):
+        params, first = first_state(inputs, method, frozen.classes, mesh)
+        state = wise_ft.average(method, params, first, state, config.wise_ft)
+    vectors = classifiers(inputs, method, state)
+    before = results.score(inputs, frozen.test @ frozen.classes.T)
+    after = examine(inputs, state.params, vectors, frozen.test)
+    predictions = after["predictions"]  # of the training images, where there are no others
+    if inputs.test:
+        predictions = results.predict_training(inputs, state.params, vectors, frozen.training)
+    template, compared = config.templates[0], (before, after)
+    both = (frozen.classes, vectors.adapted)
+    shown = gather.collect(inputs, method, state, template, both, compared, predictions)
+    return Outcome(hosts.fetch(state.params), vectors, compared, predictions, shown)
+
+
+def show_finished(path: Path) -> dict[str, Any]:
+    """What the `results.json` of a finished run holds; its table is printed.
+
+    Raises:
+        DataError: it is damaged.
+    """
+    try:
+        found = read_json(path)
+        table = found["table"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected the results of a finished run, but it is damaged ({error}). Move it "
+            "away: the same command then makes it again from the last checkpoint"
+        ) from error
+    print(f"{path.parent} holds a finished run\n{table}")
+    return found
+
+
+def check_numbers(config: ConfigDict) -> None:
+    """Raise ConfigError for an interval or an average that is none, or a seed out of range."""
+    if not 0 <= config.seed < 2**32:
+        raise ConfigError(f"config.seed: expected 0 to {2**32 - 1}, found {config.seed}")
+    for key, least in (("log_every", 1), ("checkpoint_every", 1), ("eval_every", 0)):
+        if config[key] < least:
+            raise ConfigError(f"config.{key}: expected at least {least} steps, found {config[key]}")
+    if config.keep_checkpoints < 1:
+        raise ConfigError(
+            f"config.keep_checkpoints: expected at least 1, found {config.keep_checkpoints}"
+        )
+    if config.wise_ft is not None and not 0 <= config.wise_ft <= 1:
+        raise ConfigError(f"config.wise_ft: expected 0 to 1, found {config.wise_ft}")
+
+
+class Frozen(NamedTuple):
+    """Unit features of the pre-trained model."""
+
+    classes: Float[np.ndarray, "C D"]
+    training: Float[np.ndarray, "N D"] | None  # only for a method that requires them
+    test: Float[np.ndarray, "T D"]  # of the training images where there are no test images
+
+
+def encode_frozen(inputs: stages.Inputs, method: Method, mesh: Mesh) -> Frozen:
+    """What the pre-trained model, which leaves the devices again, says of a run's inputs."""
+    params = sharding.put(mesh, inputs.weights.params)
+    return Frozen(
+        inputs.encoders.classes(params, inputs.prompts),
+        feed.frozen_features(inputs, method, params),
+        results.test_features(inputs, params),
+    )
+
+
+def first_state(
+    inputs: stages.Inputs, method: Method, classes: Float[np.ndarray, "C D"], mesh: Mesh
+) -> tuple[Params, Any]:
+    """The parameters and the method's state that training starts from: those of the pre-trained
+    model, whose class features are `classes`, or those of `config.init`."""
+    start, count = inputs.start, len(inputs.pictures.ids)
+    params = sharding.put(mesh, inputs.weights.params if start is None else start.params)
+    if start is not None:
+        classes = inputs.encoders.classes(params, inputs.prompts)
+    first = method.init(jnp.asarray(classes), count)
+    if start is not None and start.prototypes is not None:
+        first = method.start_from(first, jnp.asarray(start.prototypes))
+    return params, replicate(first, mesh)
+
+
+def begin_epoch(
+    inputs: stages.Inputs,
+    method: Method,
+    state: TrainState,
+    frozen: np.ndarray | None,
+    mesh: Mesh,
+) -> TrainState:
+    """Let the method look at all training images; most methods do not."""
+    params, encoders = state.params, inputs.encoders
+    survey = Survey(
+        images=lambda: encoders.images(params, inputs.pictures.evaluation.pixels, "epoch"),
+        classes=lambda: encoders.classes(params, inputs.prompts),
+        frozen=frozen,
+    )
+    new = method.begin_epoch(state.method, survey)
+    return state if new is state.method else replace_method(state, new, mesh)
+
+
+def stop_unless_finite(
+    figures: Mapping[str, float], step: int, last: int, saved: int | None
+) -> None:
+    """Raise TrainingError for a loss or gradient that is not finite, before anything of it is
+    saved. (Such a gradient may have a finite loss: that of the parameters before it.)
+
+    Args:
+        figures: of the step.
+        step: that they are of.
+        last: the last step whose loss was seen to be finite; 0: none.
+        saved: the newest checkpoint.
+    """
+    for name in ("loss", "gradient_norm"):
+        value = figures[name]
+        if math.isfinite(value):
+            continue
+        seen = f"the loss of step {last} was finite" if last else "no finite loss was seen before"
+        raise TrainingError(
+            f"the {name.replace('_', ' ')} is {value} at step {step}; expected a finite "
+            f"number. It went wrong in steps {last + 1} to {step} ({seen}). Lower "
+            "--config.train.learning_rate (in another --workdir). "
+            + (f"The checkpoint of step {saved} is kept" if saved else "No checkpoint was saved")
+        )
+
+
+def total_steps(config: ConfigDict, method: Method, images: int, batch_size: int) -> int:
+    """min(max_steps, epochs); none for a method that does not train."""
+    if not method.trains:
+        return 0
+    epochs, bound = config.train.epochs, method.most_epochs(images)
+    if bound is not None:
+        epochs = min(epochs, bound)
+    return min(config.train.max_steps, epochs * (images // batch_size))
+
+
+def compile_step(
+    config: ConfigDict,
+    inputs: stages.Inputs,
+    method: Method,
+    optimiser: optax.GradientTransformation,
+    steps: int,
+    pieces: int,
+    mesh: Mesh,
+) -> Callable:
+    """The train step for this configuration, compiled at its first call."""
+    preprocess = inputs.weights.preprocess
+    settings = StepSettings(
+        image_size=preprocess.size,
+        mean=preprocess.mean,
+        std=preprocess.std,
+        augmentation=Augmentation.from_config(config.augment) if method.augments else None,
+        pieces=pieces,
+    )
+    definition = define(
+        inputs.weights.config,
+        dtype=stages.compute_dtype(config),
+        remat=config.compute.remat,
+        mesh=mesh,
+    )
+    schedule = learning_rate_schedule(config.train, steps)
+    return make_train_step(definition, method, optimiser, schedule, settings, mesh)
