@@ -37,8 +37,8 @@ from lattec_jax.config import artifacts_dir, check_choice
 from lattec_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
-# What "correct" is counted against in groups with a number of correct images (Table 4), by the value
-# of config.descriptions.correct_label.
+# By config.descriptions.correct_label: what an image's true label is compared with to count as
+# correct in a group (Table 4).
 CORRECT_LABELS = {"pseudo": "the image's pseudo-label", "true": "the image's own true label"}
 _REPEATED = ("kind", "engine", "model", "prompt", "decoding", "note")
 

@@ -14,7 +14,9 @@ from typing import Any
 TRAIN = "lattec_jax.train"
 CLASSIFY = "captioning.classify"
 _NUMBERS = Path(__file__).with_name("paper_tables.json")
-MODEL = "ViT-B-32"  # the paper's, with the weights laion2b_s34b_b79k
+# The paper's model, open_clip's tag of its weights, and the hub's repository of the same weights.
+MODEL, PRETRAINED = "ViT-B-32", "laion2b_s34b_b79k"
+REPOSITORY = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 
 @dataclasses.dataclass(frozen=True)
