@@ -96,9 +96,9 @@ def ask(
 def _head(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str, Any]:
     """What was run; null is what only a CLIP or a training run has."""
     absent = (
-        "weights weights_sha256 descriptions_sha256 descriptions_shuffled descriptions "
-        "descriptions_notes alpha momentum learning_rate template templates dtype device "
-        "batch_size init init_sha256 init_prototypes wise_ft health"
+        "weights weights_sha256 weights_source descriptions_sha256 descriptions_shuffled "
+        "descriptions descriptions_notes alpha momentum learning_rate template templates dtype "
+        "device batch_size init init_sha256 init_prototypes wise_ft health"
     )
     return {
         "method": METHOD,

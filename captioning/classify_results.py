@@ -74,6 +74,7 @@ def summarise(dataset: Dataset, predictions: Sequence[Prediction]) -> dict[str, 
         "n_train": 0,  # none is looked at
         "n_test": len(predictions),
         "unreadable": list(failed),  # counted as wrong, not left out
+        "n_left_out": {"train": 0, "test": 0},
         "zero_shot": None,
         "adapted": adapted,
         "per_class": {"zero_shot": None, "adapted": per_class},

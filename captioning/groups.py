@@ -59,13 +59,16 @@ def sample_forced_groups(
     seed: int,
     true_labels: Sequence[int] | np.ndarray,
     correct: int,
+    correct_label: str = "pseudo",
 ) -> dict[str, tuple[str, ...]]:
     """Groups with a given number of correct images: an analysis with labels (the paper, Table 4).
 
-    An image is correct in a group if the group's pseudo-label is its true label. The image itself
-    comes first, unless it is wrong and all have to be correct, or the other way round. Correct
-    members are drawn among those with the pseudo-label, or, where none of them is right, among all
-    images of that true class; wrong ones likewise, at last among all images of other classes.
+    An image is correct in a group if its true label is the group's class. That class is the
+    pseudo-label of the image that the group is for, or that image's own true label; the paper does
+    not say which. The image itself comes first, unless it is wrong and all have to be correct, or
+    the other way round. Correct members are drawn among the images whose pseudo-label is the
+    group's class, or, where none of them is correct, among all images of that true class; wrong
+    ones likewise, at last among all images of other classes.
 
     Args:
         ids: all N images.
@@ -74,27 +77,29 @@ def sample_forced_groups(
         seed: of the draw.
         true_labels: `[N]`.
         correct: images in a group that are correct, from 0 to `size`.
+        correct_label: a group's class: its image's "pseudo"-label or its "true" label.
 
     Returns:
         Image id -> ids of the members.
 
     Raises:
-        DataError: a pseudo-label's true class has no image, or every image is of it.
+        DataError: no image has a group's class as its true label, or every image has.
     """
     order = np.argsort(np.array(ids, dtype=object))
     assigned, true = np.asarray(labels), np.asarray(true_labels)
+    classes = {"pseudo": assigned, "true": true}[correct_label]
     pools = {
         label: (
             _pool(order, (assigned == label) & (true == label), true == label),
             _pool(order, (assigned == label) & (true != label), true != label),
         )
-        for label in np.unique(assigned).tolist()
+        for label in np.unique(classes).tolist()
     }
     groups = {}
     for row, image in enumerate(ids):
         rng = np.random.default_rng([seed, _number(image)])
-        pool_right, pool_wrong = pools[int(assigned[row])]
-        is_right = assigned[row] == true[row]
+        pool_right, pool_wrong = pools[int(classes[row])]
+        is_right = classes[row] == true[row]
         right, wrong = correct, size - correct
         first = []
         if right if is_right else wrong:

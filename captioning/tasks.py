@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from captioning.engines import Identity
 from captioning.groups import sample_forced_groups, sample_groups
-from lattec_jax.config import did_you_mean
+from lattec_jax.config import check_choice, did_you_mean
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset
-from lattec_jax.data.descriptions import Record, description_key, is_group
+from lattec_jax.data.descriptions import CORRECT_LABELS, Record, description_key, is_group
 from lattec_jax.data.prompts import CLASS, description_prompt, templates
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.errors import ConfigError, DataError
@@ -150,6 +150,7 @@ def _groups(
 ) -> tuple[dict[str, tuple[str, ...]], str]:
     """The members of each image's group, and the note that an analysis leaves in the file."""
     size, correct = config.descriptions.group_size, config.descriptions.correct_per_group
+    check_choice("descriptions.correct_label", config.descriptions.correct_label, CORRECT_LABELS)
     seed = config.descriptions.seed
     if size < 2:
         raise ConfigError(f"config.descriptions.group_size: expected 2 or more, found {size}")
@@ -167,5 +168,7 @@ def _groups(
         )
     row = {image: index for index, image in enumerate(dataset.train.ids)}
     true = dataset.train.labels[np.array([row[image] for image in labels.ids])]
-    groups = sample_forced_groups(labels.ids, labels.labels, size, seed, true, correct)
-    return groups, f"analysis with true labels: {correct} of {size} images correct"
+    against = config.descriptions.correct_label
+    groups = sample_forced_groups(labels.ids, labels.labels, size, seed, true, correct, against)
+    note = f"analysis with true labels: {correct} of {size} images correct"
+    return groups, f"{note}, counted against {CORRECT_LABELS[against]}"

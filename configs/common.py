@@ -71,8 +71,12 @@ def get_config() -> ConfigDict:
     config.descriptions.prompts.image = ""
     config.descriptions.prompts.group = ""
     config.descriptions.group_size = 4  # pictures in a collage
-    # Analysis (Table 4): how many of a group have the image's own true label; the paper: None.
+    # Analysis with true labels (Table 4): how many images of a group are correct, that is, have the
+    # group's class as their true label. None: groups by pseudo-label, the method.
     config.descriptions.correct_per_group = placeholder(int)
+    # The class of an image's group in that analysis: the image's pseudo-label ("pseudo") or its own
+    # true label ("true"). The paper does not say which.
+    config.descriptions.correct_label = "pseudo"
     config.descriptions.max_new_tokens = 77  # of a description
     config.descriptions.seed = 0  # draws the members of the groups
     config.descriptions.max_missing = 0.05  # share of images without one above which a run stops

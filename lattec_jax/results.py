@@ -125,6 +125,7 @@ def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
         "model": weights.source.get("model", "unknown"),
         "weights": config.weights,
         "weights_sha256": weights.sha256,
+        "weights_source": weights.source,
         "init": config.init or None,
         "init_sha256": inputs.start.sha256 if inputs.start else None,
         "init_prototypes": bool(inputs.start and inputs.start.prototypes is not None),
@@ -166,11 +167,15 @@ def record_inputs(inputs: Inputs, batch_size: int) -> dict[str, Any]:
 def compare(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
     """Accuracies before and after, null without labels, and the table that is printed."""
     pictures = inputs.test or inputs.pictures
-    unreadable = [p for part in (inputs.pictures, inputs.test) if part for p in part.unreadable]
+    unreadable = {
+        "train": inputs.pictures.unreadable,
+        "test": inputs.test.unreadable if inputs.test else [],
+    }
     return {
         "n_train": len(inputs.pictures.ids),
         "n_test": len(inputs.test.ids) if inputs.test else 0,
-        "unreadable": unreadable,
+        "unreadable": [*unreadable["train"], *unreadable["test"]],
+        "n_left_out": {part: len(images) for part, images in unreadable.items()},
         "zero_shot": before["accuracy"],
         "adapted": after["accuracy"],
         "per_class": {"zero_shot": before["per_class"], "adapted": after["per_class"]},

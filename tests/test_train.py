@@ -84,7 +84,8 @@ def run(*args: str) -> dict:
 def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
     found = run("labelled", "--config.eval_every=3")
     contract = (
-        "method preset dataset protocol model weights weights_sha256 descriptions_sha256 seed "
+        "method preset dataset protocol model weights weights_sha256 weights_source "
+        "descriptions_sha256 seed n_left_out "
         "steps alpha momentum learning_rate class_names template n_train n_test zero_shot adapted "
         "train_seconds images_per_second device version"
     )

@@ -67,6 +67,11 @@ def share_count(images: int, share: float) -> int:
     return min(images, max(2, round(share * images)))
 
 
+def share_protocol(protocol: str, images: int, of: int) -> str:
+    """The protocol of a run on `images` of the `of` training images."""
+    return f"{protocol}, {images:,} of {of:,} training images"
+
+
 def take_share(dataset: Dataset, share: float, seed: int) -> Dataset:
     """The data set with a share of its training images (Figure 6), chosen by a hash of seed and id.
 
@@ -86,7 +91,7 @@ def take_share(dataset: Dataset, share: float, seed: int) -> Dataset:
         paths=tuple(train.paths[row] for row in rows),
         labels=None if train.labels is None else train.labels[rows],
     )
-    protocol = f"{dataset.protocol}, {len(rows):,} of {len(order):,} training images"
+    protocol = share_protocol(dataset.protocol, len(rows), len(order))
     return dataclasses.replace(dataset, train=part, protocol=protocol)
 
 

@@ -33,10 +33,13 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.config import artifacts_dir
+from lattec_jax.config import artifacts_dir, check_choice
 from lattec_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+# By config.descriptions.correct_label: what an image's true label is compared with to count as
+# correct in a group (Table 4).
+CORRECT_LABELS = {"pseudo": "the image's pseudo-label", "true": "the image's own true label"}
 _REPEATED = ("kind", "engine", "model", "prompt", "decoding", "note")
 
 
@@ -78,8 +81,12 @@ def is_group(kind: str) -> bool:
 def descriptions_path(config: ConfigDict, kind: str) -> Path:
     """`<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`; of groups with their size.
 
+    In the analysis of Table 4 the name has the number of correct images and, where correct means
+    the image's own true label, says so.
+
     Raises:
-        ConfigError: the engine's or the kind's name cannot be part of a file name.
+        ConfigError: the engine's or the kind's name cannot be part of a file name, or
+            `correct_label` has no such value.
     """
     settings = config.descriptions
     for what, name in (
@@ -92,7 +99,9 @@ def descriptions_path(config: ConfigDict, kind: str) -> Path:
     if is_group(kind):
         name += f"-of-{settings.group_size}"
         if settings.correct_per_group is not None:
+            check_choice("descriptions.correct_label", settings.correct_label, CORRECT_LABELS)
             name += f"-{settings.correct_per_group}-correct"
+            name += "-by-true-label" if settings.correct_label == "true" else ""
     return artifacts_dir(config) / "descriptions" / f"{name}.jsonl"
 
 

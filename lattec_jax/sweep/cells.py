@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lattec_jax import workdir
-from lattec_jax.data.coop import PROTOCOL
+from lattec_jax.config import leaves
 from lattec_jax.errors import DataError
+from lattec_jax.sweep.comparable import why_not
 from lattec_jax.sweep.plan import Sweep, column
-from lattec_jax.sweep.tables import MODEL, Row, Table, paper_datasets
+from lattec_jax.sweep.tables import Row, Table, paper_datasets
 
 Results = Mapping[str, Any]  # of one run, `results.json`
 BEST, SECOND = 1, 2
@@ -26,12 +27,12 @@ class Found:
     Attributes:
         runs: by data set, row and seed.
         damaged: what is wrong with a `results.json` that cannot be used; it counts as missing.
-        reasons: by data set, why its runs are not compared with the paper's.
+        reasons: by data set and row, why its runs are not compared with the paper's.
     """
 
     runs: Mapping[tuple[str, str], Mapping[int, Results]]
     damaged: tuple[str, ...]
-    reasons: Mapping[str, str]
+    reasons: Mapping[tuple[str, str], str]
 
     def of(self, dataset: str, row: str) -> Mapping[int, Results]:
         """The runs of a row by seed."""
@@ -107,10 +108,11 @@ def read_results(sweep: Sweep) -> Found:
                     damaged.append(str(error))
     reasons = {}
     for dataset in sweep.datasets:
-        of_rows = [(row, runs.get((dataset, row.name), {}).values()) for row in sweep.rows]
-        found = [_incomparable(sweep, dataset, row, run) for row, own in of_rows for run in own]
-        if any(found):
-            reasons[dataset] = next(filter(None, found))
+        for row in sweep.rows:
+            for seed, run in runs.get((dataset, row.name), {}).items():
+                reason = why_not(dataset, row, sweep.workdir(dataset, row, seed), run)
+                if reason is not None:
+                    reasons.setdefault((dataset, row.name), reason)
     return Found(runs, tuple(damaged), reasons)
 
 
@@ -127,35 +129,18 @@ def read_run(path: Path) -> Results:
         for key, kind in (("dataset", str), ("protocol", str), ("n_train", int), ("n_test", int)):
             if type(run[key]) is not kind:
                 raise ValueError(f"{key} is {run[key]!r}")
-        len(run["class_names"]), len(run["unreadable"])
+        unreadable = run.get("n_left_out", {"train": 0, "test": 0})
+        if [type(unreadable[part]) for part in ("train", "test")] != [int, int]:
+            raise ValueError(f"n_left_out is {unreadable!r}")
+        if not isinstance(run.get("weights_source"), dict | None):
+            raise ValueError(f"weights_source is {run['weights_source']!r}")
+        len(run["class_names"]), run["preset"]
         return run
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: expected the results of a run, found something else "
             f"({type(error).__name__}: {error}); remove that work directory and run the sweep again"
         ) from error
-
-
-def _incomparable(sweep: Sweep, dataset: str, row: Row, run: Results) -> str | None:
-    """Why the paper's number does not belong beside a run; None where it does."""
-    if run["dataset"] not in paper_datasets() or run["dataset"] != column(dataset):
-        return f"the data set is {run['dataset']}"
-    if run["protocol"] != PROTOCOL and not (
-        row.all_data and run["protocol"].startswith(f"{PROTOCOL}, ")
-    ):
-        return f"the protocol is {run['protocol']!r}"
-    expected = sweep.config(dataset).dataset.expected
-    counts = (len(run["class_names"]), run["n_test"] + run["n_train"] + len(run["unreadable"]))
-    if counts[0] != expected.classes or (
-        row.all_data is None and row.seeded and counts[1] != expected.train + expected.test
-    ):
-        return f"{counts[0]} classes and {counts[1]:,} images are not those of the public set"
-    if run.get("model") not in (None, MODEL):  # LLaVA has none
-        return f"the model is {run['model']}, not {MODEL}"
-    for key in ("wise_ft", "descriptions_shuffled"):
-        if run.get(key):
-            return f"{key} is {run[key]}"
-    return None
 
 
 def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:
@@ -174,13 +159,49 @@ def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:
         columns = [_rank(cells, ranked) for cells in columns]
     labels = tuple(row.label for row in table.rows)
     cells = tuple(zip(*columns, strict=True))
-    return Sheet(table.title, tuple(names), labels, cells, table.note)
+    return Sheet(table.title, tuple(names), labels, cells, _note(sweep, table, found))
+
+
+def _note(sweep: Sweep, table: Table, found: Found) -> str:
+    """The table's note, the values of its reading, and what was compared and what not, and why."""
+    parts = [table.note] if table.note else []
+    if table.reading:
+        configs = [dict(leaves(sweep.config(dataset))) for dataset in sweep.datasets]
+        values = dict.fromkeys(str(config[table.reading]) for config in configs)
+        parts.append(f"Here: config.{table.reading}={', '.join(values)}.")
+    compared: list[Results] = []
+    refused: dict[str, list[str]] = {}
+    for dataset in sweep.datasets:
+        rows = [row for row in table.rows if found.of(dataset, row.name)]
+        reasons = {row.label: found.reasons.get((dataset, row.name)) for row in rows}
+        for row in rows:
+            if reasons[row.label] is None:
+                compared += found.of(dataset, row.name).values()
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            labels = [label for label, own in reasons.items() if own == reason]
+            every = len(labels) == len(rows)
+            which = column(dataset) + ("" if every else f" ({', '.join(labels)})")
+            refused.setdefault(reason, []).append(which)
+    if compared:
+        presets, dtypes = listed(compared, "preset"), listed(compared, "dtype")
+        parts.append(f"Compared with the paper: runs of the preset {presets}, dtype {dtypes}.")
+    parts += [
+        f"Not compared with the paper: {', '.join(which)}: {reason}."
+        for reason, which in refused.items()
+    ]
+    return " ".join(parts)
+
+
+def listed(runs: Iterable[Results], key: str) -> str:
+    """All values of a key in the runs, most frequent first."""
+    found = [str(run[key]) for run in runs if run.get(key) is not None]
+    return " | ".join(sorted(set(found), key=lambda v: (-found.count(v), v))) or "none"
 
 
 def _cell(sweep: Sweep, table: Table, row: Row, dataset: str, found: Found) -> Cell:
     values = tuple(found.top1(dataset, row.name).values())
     printed = table.printed(row, column(dataset))
-    paper = None if dataset in found.reasons else printed
+    paper = None if (dataset, row.name) in found.reasons else printed
     return Cell(values, len(sweep.row_seeds(row)), paper)
 
 
@@ -191,9 +212,10 @@ def _by_seed(sweep: Sweep, name: str, found: Found) -> dict[int, float]:
     return {seed: statistics.fmean(values[seed] for values in accuracies) for seed in sorted(seeds)}
 
 
-def _all_ten(sweep: Sweep, found: Found) -> bool:
-    """Whether the columns are the paper's and nothing stands against comparing."""
-    return {*map(column, sweep.datasets)} == {*paper_datasets()} and not found.reasons
+def _all_ten(sweep: Sweep, found: Found, *rows: str) -> bool:
+    """Whether the columns are the paper's and all runs of the rows can be compared."""
+    refused = any((dataset, row) in found.reasons for dataset in sweep.datasets for row in rows)
+    return {*map(column, sweep.datasets)} == {*paper_datasets()} and not refused
 
 
 def _average(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
@@ -201,7 +223,7 @@ def _average(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
     the mean of its numbers for the same ones."""
     printed = [_cell(sweep, table, row, dataset, found).paper for dataset in sweep.datasets]
     paper = None if None in printed else statistics.fmean(printed)
-    if _all_ten(sweep, found):
+    if _all_ten(sweep, found, row.name):
         paper = table.printed(row, "average")
     values = tuple(_by_seed(sweep, row.name, found).values())
     return Cell(values, len(sweep.row_seeds(row)), paper)
@@ -215,7 +237,8 @@ def _change(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
     ours = _by_seed(sweep, row.name, found)
     whole = _by_seed(sweep, row.all_data, found)
     values = tuple(ours[seed] - whole[seed] for seed in ours if seed in whole)
-    paper = table.printed_change(row) if _all_ten(sweep, found) else None
+    known = _all_ten(sweep, found, row.name, row.all_data)
+    paper = table.printed_change(row) if known else None
     return Cell(values, wanted, paper, change=True)
 
 

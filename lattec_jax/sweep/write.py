@@ -5,15 +5,16 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-from lattec_jax.sweep.cells import BEST, SECOND, Cell, Found, Results, Sheet
+from lattec_jax.sweep.cells import BEST, SECOND, Cell, Found, Sheet, listed
 from lattec_jax.sweep.plan import Sweep, column, runs_here
 
 _LEGEND = (
     "Top-1 accuracy on the test images in per cent, last step, mean ± standard deviation over the "
     "seeds of training; the draw of the groups and of the share of the images is the same for all. "
     "(2 of 3): so many of the runs are there. Below it the number that the paper prints and, in "
-    "brackets, ours minus the paper's. Best and second best of a column are marked. Without a "
-    "number of ours: not run (yet), or there are no labels."
+    "brackets, ours minus the paper's; a run that differs in anything that the paper fixes stands "
+    "without it, and the note below the table says why. Best and second best of a column are "
+    "marked. Without a number of ours: not run (yet), or there are no labels."
 )
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em; }
@@ -86,25 +87,23 @@ def facts(sweep: Sweep, found: Found) -> list[str]:
     if sweep.overrides:
         lines.append(f"All runs with: {' '.join(sweep.overrides)}.")
     for title, key in (("Preset", "preset"), ("Model", "model"), ("Weights", "weights")):
-        lines.append(f"{title}: {_values(runs, key)}.")
-    lines.append(f"Computed in {_values(runs, 'dtype')} on {_values(runs, 'device')}.")
+        lines.append(f"{title}: {listed(runs, key)}.")
+    lines.append(f"Computed in {listed(runs, 'dtype')} on {listed(runs, 'device')}.")
     for dataset in sweep.datasets:
         lines += _facts_of(sweep, dataset, found)
     return [*lines, *(f"Left out: {damage}" for damage in found.damaged)]
 
 
 def _facts_of(sweep: Sweep, dataset: str, found: Found) -> list[str]:
-    """What was run on a data set, and whether the paper's numbers belong beside it."""
+    """What was run on a data set."""
     own = [run for row in sweep.rows for run in found.of(dataset, row.name).values()]
     lines = []
     if own:
         train = max(run["n_train"] for run in own)
         line = (
             f"{column(dataset)}: {train:,} training and {max(run['n_test'] for run in own):,} test "
-            f"images; protocol: {_values(own, 'protocol')}."
+            f"images; protocol: {listed(own, 'protocol')}."
         )
-        if dataset in found.reasons:
-            line += f" Not compared with the paper: {found.reasons[dataset]}."
         lines.append(line)
     for row in sweep.rows:
         if not runs_here(sweep, dataset, row):
@@ -113,12 +112,6 @@ def _facts_of(sweep: Sweep, dataset: str, found: Found) -> list[str]:
                 f"{column(dataset)}: no {row.label}, the engine {engine} cannot name classes."
             )
     return lines
-
-
-def _values(runs: Iterable[Results], key: str) -> str:
-    """All values of a key in the runs, most frequent first."""
-    found = [str(run[key]) for run in runs if run.get(key) is not None]
-    return " | ".join(sorted(set(found), key=lambda v: (-found.count(v), v))) or "none"
 
 
 def _ours(cell: Cell) -> str:

@@ -87,9 +87,24 @@ def test_forced_groups_say_so(config, tmp_path):
     assert "analysis with true labels: 3 of 4 images correct" in outcome.merged.report()
     for line in outcome.merged.path.read_text().splitlines():
         record = json.loads(line)
-        assert record["note"] == "analysis with true labels: 3 of 4 images correct"
+        assert record["note"] == (
+            "analysis with true labels: 3 of 4 images correct, counted against the image's "
+            "pseudo-label"
+        )
         assigned = ["cat", "dog"][LABELS[IDS.index(record["image"])]]
         assert sum(true[IDS.index(m)] == assigned for m in record["members"]) == 3
+    config.descriptions.correct_label = "true"
+    outcome = describe(config, ["group"], Ruler())["group"]
+    assert outcome.merged.path.name == "ruler-group-of-4-3-correct-by-true-label.jsonl"
+    for line in outcome.merged.path.read_text().splitlines():
+        record = json.loads(line)
+        assert record["note"].endswith("counted against the image's own true label")
+        own = true[IDS.index(record["image"])]
+        assert sum(true[IDS.index(m)] == own for m in record["members"]) == 3
+    config.descriptions.correct_label = "label"
+    with pytest.raises(ConfigError, match="correct_label: expected one of pseudo, true"):
+        describe(config, ["group"], Ruler())
+    config.descriptions.correct_label = "pseudo"
     config.descriptions.correct_per_group = 5
     with pytest.raises(ConfigError, match="expected 0 to 4"):
         describe(config, ["group"], Ruler())

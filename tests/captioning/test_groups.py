@@ -76,6 +76,23 @@ def test_forced_groups_have_so_many_correct_images(correct):
     assert sample_forced_groups(IDS, LABELS, 4, 1, TRUE, correct) != groups
 
 
+@pytest.mark.parametrize("correct", range(5))
+def test_correct_may_be_counted_against_the_images_own_true_label(correct):
+    assigned = dict(zip(IDS, LABELS.tolist(), strict=True))
+    true = dict(zip(IDS, TRUE.tolist(), strict=True))
+    pseudo = sample_forced_groups(IDS, LABELS, 4, 0, TRUE, correct)
+    groups = sample_forced_groups(IDS, LABELS, 4, 0, TRUE, correct, "true")
+    assert list(groups) == IDS
+    for image, members in groups.items():
+        assert sum(true[member] == true[image] for member in members) == correct
+        assert (members[0] == image) == (correct > 0)  # an image is always of its own class
+        if assigned[image] == true[image]:  # the two readings differ for wrong pseudo-labels only
+            assert members == pseudo[image]
+        else:
+            others = members[1:] if correct else members
+            assert {assigned[member] for member in others} == {true[image]}
+
+
 def test_forced_groups_of_a_class_without_correct_images():
     ids = list("abcdef")
     labels, true = np.array([0, 0, 0, 1, 1, 1]), np.array([1, 1, 1, 1, 0, 1])

@@ -50,6 +50,13 @@ def test_path():
     assert descriptions_path(config, "group_scene").name == "llava-group_scene-of-8.jsonl"
     config.descriptions.correct_per_group = 0
     assert descriptions_path(config, "group").name == "llava-group-of-8-0-correct.jsonl"
+    config.descriptions.correct_label = "true"
+    name = "llava-group-of-8-0-correct-by-true-label.jsonl"
+    assert descriptions_path(config, "group").name == name
+    assert descriptions_path(config, "image").name == "llava-image.jsonl"
+    config.descriptions.correct_label = "truth"
+    with pytest.raises(ConfigError, match="correct_label: expected one of pseudo, true"):
+        descriptions_path(config, "group")
 
 
 def test_lines_are_plain_json(tmp_path):

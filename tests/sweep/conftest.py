@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from lattec_jax.config import parse, to_json
 from lattec_jax.data.coop import PROTOCOL
 from lattec_jax.sweep.plan import Sweep, choose_tables
+from lattec_jax.sweep.tables import TABLES
 
 COUNTS = {
     "eurosat": (10, 18_900, 8_100),
@@ -17,6 +19,16 @@ COUNTS = {
     "food101": (101, 70_700, 30_300),
     "demo": (10, 1_000, 797),
 }
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch) -> None:
+    """Run every test in an empty directory: relative paths, as those of the artifacts are, and the
+    home directory are below `tmp_path`."""
+    (tmp_path / "cwd").mkdir()
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -32,9 +44,19 @@ def sweep(tmp_path) -> Callable[..., Sweep]:
 
 @pytest.fixture
 def write_run(tmp_path) -> Callable[..., Path]:
-    """Writes the results of a run: data set, row and seed, top-1 as a fraction."""
+    """Writes a run: data set, row and seed, top-1 as a fraction; changes of its results, and
+    overrides of its configuration."""
+    rows = {row.name: row for table in TABLES.values() for row in table.rows}
 
-    def write(dataset: str, row: str, seed: int, top1: float | None, /, **changed: object) -> Path:
+    def write(
+        dataset: str,
+        row: str,
+        seed: int,
+        top1: float | None,
+        /,
+        overrides: tuple[str, ...] = (),
+        **changed: object,
+    ) -> Path:
         found = {
             "adapted": None if top1 is None else {"top1": top1, "top5": 1.0},
             "dataset": dataset,
@@ -42,16 +64,23 @@ def write_run(tmp_path) -> Callable[..., Path]:
             "preset": "paper",
             "model": "ViT-B-32",
             "weights": "weights/ViT-B-32",
+            "weights_sha256": "ab" * 32,
+            "weights_source": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
             "dtype": "float32",
             "device": "1 x cpu",
             "n_train": COUNTS[dataset][1],
             "n_test": COUNTS[dataset][2],
             "class_names": ["a name"] * COUNTS[dataset][0],
             "unreadable": [],
+            "n_left_out": {"train": 0, "test": 0},
         } | changed
         path = tmp_path / "sweep" / dataset / f"{row}-s{seed}" / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found), encoding="utf-8")
+        preset = f"--config.preset={found['preset']}"
+        argv = ["train", f"--config=configs/{dataset}.py", preset, *rows[row].overrides, *overrides]
+        config, _ = parse([*argv, f"--config.seed={seed}"])
+        path.with_name("config.json").write_text(to_json(config), encoding="utf-8")
         return path
 
     return write
