@@ -24,7 +24,7 @@ from captioning.tasks import labels_file
 from lattec_jax import Classifier
 from lattec_jax.config import command, parse, parse_flags
 from lattec_jax.data import datasets, pseudo_labels
-from lattec_jax.train import train
+from lattec_jax.train_loop import train
 
 CONFIG = "configs/demo.py"
 
