@@ -54,6 +54,7 @@ def compare(config: dict, batch: int) -> None:
     assert np.abs(text_features[0] - text_features[1]).max() > 1e-3
 
 
+@pytest.mark.full
 def test_full_vit_b_32_equals_open_clip():
     compare(model_cfg("ViT-B-32"), batch=4)
 
@@ -77,6 +78,7 @@ def test_cropping_tokens_changes_nothing():
     assert np.abs(whole - model.encode_text(tokens[:, : longest - 1])).max() > 1e-3
 
 
+@pytest.mark.usefixtures("all_devices")
 def test_texts_of_several_lengths_go_through_together():
     checkpoint = dummy_checkpoint()
     tokens = checkpoint.tokenizer(["a photo of a cat.", "a bird", "the red dog", "two dogs"] * 4)
@@ -94,6 +96,7 @@ def test_texts_of_several_lengths_go_through_together():
         assert np.abs(found[0] - found[1]).max() <= 1e-6  # the same texts, one group cropped
 
 
+@pytest.mark.usefixtures("all_devices")
 def test_towers_bring_no_sequences_of_several_devices_together():
     checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh()
     definition = define(checkpoint.config, mesh=mesh)
