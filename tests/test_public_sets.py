@@ -110,7 +110,7 @@ def test_files_are_found_and_only_read(place, capsys, name):
     assert content(place) == before
 
 
-WHOLE_RUN = "flowers102"  # in the default tier; it has a prompt with the class in it
+WHOLE_RUN = "dtd"  # in the default tier
 
 
 @pytest.mark.parametrize(

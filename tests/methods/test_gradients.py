@@ -157,7 +157,7 @@ def test_latteclip_step_equals_pytorch(setting):
     setting.assert_gradients_equal(gradient)
 
 
-@pytest.mark.parametrize("oracle", [False, True])
+@pytest.mark.parametrize("oracle", [False, pytest.param(True, marks=pytest.mark.full)])
 def test_flyp_step_equals_pytorch(setting, oracle: bool):
     import torch
 
