@@ -37,8 +37,10 @@ def tokens_of(rng: np.random.Generator, count: int, length: int) -> np.ndarray:
 class Setting:
     """One batch, for both frameworks."""
 
-    def __init__(self) -> None:
-        self.config = shrunken("ViT-B-32-quickgelu", text={"vocab_size": WORDS + 2})
+    def __init__(self, layers: int) -> None:
+        self.config = shrunken(
+            "ViT-B-32-quickgelu", {"layers": layers}, {"layers": layers, "vocab_size": WORDS + 2}
+        )
         self.model = random_open_clip(self.config)
         self.ours, self.params = flat_params(self.model, self.config)
         rng = np.random.default_rng(3)
@@ -112,18 +114,6 @@ class Setting:
             assert np.linalg.norm(converted[name] - expected) <= 1e-4 * size, name
 
 
-@pytest.fixture(scope="module")
-def setting_of_all() -> Setting:
-    return Setting()
-
-
-@pytest.fixture
-def setting(setting_of_all) -> Setting:
-    """One model and batch for all methods, without gradients of an earlier one."""
-    setting_of_all.model.zero_grad(set_to_none=True)
-    return setting_of_all
-
-
 def torch_info_nce(torch, images, texts, scale):
     """The sum of the two directions, by PyTorch's cross-entropy."""
     logits = scale * images @ texts.T
@@ -132,10 +122,9 @@ def torch_info_nce(torch, images, texts, scale):
     return cross_entropy(logits, target) + cross_entropy(logits.T, target)
 
 
-def test_latteclip_step_equals_pytorch(setting):
-    import torch
-
-    alpha = 0.6
+def test_latteclip_step_equals_pytorch():
+    torch = pytest.importorskip("torch")
+    setting, alpha = Setting(layers=2), 0.6
     method = LatteCLIP(alpha, 0.9)
     state = method.init(jnp.asarray(setting.prototypes), B)
     value, gradient, labels = setting.gradient(method, state)
@@ -158,9 +147,9 @@ def test_latteclip_step_equals_pytorch(setting):
 
 
 @pytest.mark.parametrize("oracle", [False, pytest.param(True, marks=pytest.mark.full)])
-def test_flyp_step_equals_pytorch(setting, oracle: bool):
-    import torch
-
+def test_flyp_step_equals_pytorch(oracle: bool):
+    torch = pytest.importorskip("torch")
+    setting = Setting(layers=1)
     value, gradient, labels = setting.gradient(FLYP(oracle=oracle), ())
     images, class_texts, _ = setting.torch_features()
     label = torch.from_numpy(setting.zero_shot).long()
@@ -174,11 +163,10 @@ def test_flyp_step_equals_pytorch(setting, oracle: bool):
     setting.assert_gradients_equal(gradient)
 
 
-def test_reclip_step_equals_pytorch(setting):
+def test_reclip_step_equals_pytorch():
     """The repository's two losses, V's without its second division; layer norms only."""
-    import torch
-
-    method = ReCLIP()
+    torch = pytest.importorskip("torch")
+    setting, method = Setting(layers=1), ReCLIP()
     rng = np.random.default_rng(8)
     frozen = unit(rng.normal(size=(B, setting.ours.embed_dim))).astype(np.float32)
     labels = rng.integers(0, C, (2, B)).astype(np.int32)

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import zlib
-from collections.abc import Callable
 
-import jax
 import numpy as np
 import pytest
 
 from convert.flax_to_openclip import open_clip_model_cfg
 from convert.list_models import FULL_SIZE, parameters, plain_models
 from convert.names import to_open_clip
-from lattec_jax.models.clip import bind, define
 from lattec_jax.models.config import CLIPConfig, text_lengths
-from tests.models.test_clip import compare, random_tokens
+from tests.models.test_clip import compare, encoders, random_tokens
 from tests.openclip_models import flat_params, miniature, model_cfg, random_open_clip, state_dict
 
 if importlib.util.find_spec("open_clip") is None:
@@ -50,16 +46,6 @@ def settings(model: str) -> set[tuple[str, str]]:
         for key, value in part.items()
         if not isinstance(value, dict) and key != "hf_tokenizer_name"
     }
-
-
-@functools.cache
-def encoders(config: CLIPConfig) -> tuple[Callable, Callable]:
-    """Compiled once for all models that differ in nothing but their size."""
-    definition = define(config)
-    return (
-        jax.jit(lambda p, x: bind(definition, p).encode_image(x)),
-        jax.jit(lambda p, x: bind(definition, p).encode_text(x)),
-    )
 
 
 def test_there_are_45_models():
