@@ -12,6 +12,7 @@ import pytest
 from captioning import describe
 from lattec_jax import check_data, pseudo_label, train
 from lattec_jax.config import artifacts_dir, parse
+from lattec_jax.data import datasets
 from lattec_jax.errors import DataError
 from tests.builders import prepare
 from tests.dummy import dummy_checkpoint
@@ -92,14 +93,31 @@ SHORT = (
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_from_files_to_results(place, capsys, name):
+def test_files_are_found_and_only_read(place, capsys, name):
     make_tree(place / "data", name)
     before = content(place)
     check_data.main(["check_data", f"--config=configs/{name}.py"])
     assert content(place) == before
     shown = capsys.readouterr().out
     assert f"DATASETS.md#{config_of(name).dataset.source.partition('#')[2]}" in shown
+    names = [spoken for _, _, spoken in SETS[name].classes]
+    for spoken in names:
+        assert spoken in shown
+    dataset = datasets.load(config_of(name))
+    assert list(dataset.class_names) == names
+    assert (len(dataset.train.ids), len(dataset.test.ids)) == (3 * (TRAIN + VAL), 3 * TEST)
+    assert dataset.protocol == "coop, inductive, last step"
+    assert content(place) == before
 
+
+WHOLE_RUN = "dtd"  # in the default tier
+
+
+@pytest.mark.parametrize(
+    "name", [n if n == WHOLE_RUN else pytest.param(n, marks=pytest.mark.full) for n in SETS]
+)
+def test_from_files_to_results(place, capsys, name):
+    make_tree(place / "data", name)
     command = [f"--config=configs/{name}.py", *SHORT]
     names = [spoken for _, _, spoken in SETS[name].classes]
     describe_and_check_prompts(command, place / "artifacts" / name, PROMPTS[name][:2], names)
@@ -120,8 +138,6 @@ def test_from_files_to_results(place, capsys, name):
         "group": 12,
     }
     assert f"{name}: 12 images to train on, 6 to test, 3 classes" in capsys.readouterr().out
-    for spoken in names:
-        assert spoken in shown
 
 
 def describe_and_check_prompts(
@@ -158,6 +174,7 @@ def test_train_names_what_is_missing_first(place):
     assert not (place / "artifacts").exists() and not (place / "runs").exists()
 
 
+@pytest.mark.full
 def test_from_a_builder_of_tensorflow_datasets_to_results(place):
     tree = prepare("dtd", place)
     tree.parent.rename(place / "data")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -234,11 +233,10 @@ def test_shuffled():
     assert (control.kinds, control.counts, control.sha256) == (original.kinds, {}, "x")
 
 
+@pytest.mark.full
 def test_many_lines(tmp_path):
     """A million take some ten seconds; a reader that is quadratic would not finish these."""
     ids = [f"train/class_{n % 10}/{n}.jpg" for n in range(50_000)]
     path = write(tmp_path / "d.jsonl", *(record(image, f"text {image}") for image in ids))
-    start = time.perf_counter()
     found = read([path], ["image"], ids[::-1])
-    assert time.perf_counter() - start < 5
-    assert found.texts["image"][0] == f"text {ids[-1]}"
+    assert found.texts["image"] == [f"text {image}" for image in ids[::-1]]

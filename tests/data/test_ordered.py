@@ -3,9 +3,11 @@
 import itertools
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from lattec_jax.data import ordered
 from lattec_jax.data.ordered import FEWEST, in_order
 
 
@@ -36,21 +38,29 @@ def test_few_results_are_held_at_once(monkeypatch):
     assert most <= 10
 
 
-def threads_of(seconds: float) -> int:
-    """How many threads work on 200 items of such a duration."""
-    seen = set()
-
-    def work(item):
-        time.sleep(seconds)
-        seen.add(threading.get_ident())
-
-    list(in_order(work, range(200)))
-    return len(seen - {threading.get_ident()})
-
-
 def test_quick_items_get_few_threads_and_slow_ones_many(monkeypatch):
+    now, pools = 0.0, []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads: int, **options) -> None:
+            pools.append(threads)
+            super().__init__(threads, **options)
+
+    def threads_of(seconds: float) -> int:
+        """How many threads there are for items of such a duration, by a clock of our own."""
+
+        def work(item: int) -> None:
+            nonlocal now
+            now += seconds
+
+        assert len(list(in_order(work, range(50)))) == 50
+        return pools.pop()
+
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    assert threads_of(0.0) <= FEWEST
+    monkeypatch.setattr(ordered, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(ordered.time, "perf_counter", lambda: now)
+    assert threads_of(0.0) == FEWEST
+    assert threads_of(0.0014) == 6
     assert threads_of(0.005) == 8
 
 

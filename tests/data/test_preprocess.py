@@ -56,10 +56,10 @@ def image_transform():
     return pytest.importorskip("open_clip.transform").image_transform
 
 
-def pictures() -> list[tuple[str, Image.Image]]:
-    """200 pictures: 25 sizes in 8 modes."""
+def pictures(sizes: int) -> list[tuple[str, Image.Image]]:
+    """Pictures of so many sizes, each in 8 modes."""
     rng = np.random.default_rng(7)
-    more = [tuple(int(n) for n in rng.integers(1, 160, 2)) for _ in range(25 - len(SIZES))]
+    more = [tuple(int(n) for n in rng.integers(1, 160, 2)) for _ in range(sizes - len(SIZES))]
     return [(f"{s} {m}", picture(s, m)) for s, m in itertools.product(SIZES + more, MODES)]
 
 
@@ -76,15 +76,16 @@ def normalisations() -> list[tuple[tuple, tuple]]:
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-def test_pixels_equal_open_clip(image_transform, interpolation, resize_mode):
+@pytest.mark.parametrize("sizes", [len(SIZES), pytest.param(25, marks=pytest.mark.full)])
+def test_pixels_equal_open_clip(image_transform, interpolation, resize_mode, sizes):
     """Before normalisation to the bit, and after it, for every mean and deviation in use."""
     pairs = normalisations()
     assert len(pairs) >= 3
     ours = preprocess((24, 24), interpolation=interpolation, resize_mode=resize_mode)
     settings = {"interpolation": interpolation, "resize_mode": resize_mode}
     transforms = [image_transform(24, is_train=False, mean=m, std=s, **settings) for m, s in pairs]
-    compared = 0
-    for name, image in pictures():
+    compared, chosen = 0, pictures(sizes)
+    for name, image in chosen:
         found = ours.pixels(image)
         assert found.dtype == np.uint8 and found.shape == (24, 24, 3)
         try:
@@ -103,7 +104,7 @@ def test_pixels_equal_open_clip(image_transform, interpolation, resize_mode):
             theirs = transform.transforms[-1](whole).numpy().transpose(1, 2, 0)
             np.testing.assert_allclose(values, theirs, atol=1e-6, rtol=0, err_msg=name)
         compared += 1
-    assert compared >= (170 if resize_mode == "longest" else 200)
+    assert compared >= (0.8 if resize_mode == "longest" else 1) * len(chosen)
 
 
 @pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
@@ -215,14 +216,15 @@ def damaged(seed: int) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_random_damage_is_either_read_or_reported(tmp_path):
+@pytest.mark.parametrize("count", [100, pytest.param(400, marks=pytest.mark.full)])
+def test_random_damage_is_either_read_or_reported(tmp_path, count):
     path = tmp_path / "damaged"
     outcomes = []
-    for seed in range(400):
+    for seed in range(count):
         path.write_bytes(damaged(seed))
         try:
             outcomes.append(open_picture(path).size[0] > 0)
         except UnreadablePicture as error:
             assert error.reason and "\n" not in error.reason
             outcomes.append(False)
-    assert 40 < sum(outcomes) < 360  # both happen
+    assert 0.1 < np.mean(outcomes) < 0.9  # both happen

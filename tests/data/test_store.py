@@ -193,18 +193,18 @@ def test_abandoned_partial_stores_are_removed(split, tmp_path):
 
 
 MAKE = """
-import sys, time
+import sys
 from pathlib import Path
 from lattec_jax.data import store
 from lattec_jax.data.dataset import Split
 from lattec_jax.data.preprocess import Preprocess
-pictures, target, delay = Path(sys.argv[1]), sys.argv[2], float(sys.argv[3])
+pictures, target = Path(sys.argv[1]), sys.argv[2]
 opened = store.open_picture
-def slow(path):
-    time.sleep(delay)
+def waiting(path):
     print(path, flush=True)
+    sys.stdin.read()  # until it is closed
     return opened(path)
-store.open_picture = slow
+store.open_picture = waiting
 paths = sorted(pictures.iterdir())
 split = Split(tuple(p.name for p in paths), tuple(paths), None)
 preprocess = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
@@ -212,19 +212,23 @@ store.make_stores(split, target, preprocess, 32)
 """
 
 
-def start(pictures: Path, target: Path, delay: float) -> subprocess.Popen:
-    command = [sys.executable, "-c", MAKE, str(pictures), str(target), str(delay)]
+def start(pictures: Path, target: Path) -> subprocess.Popen:
+    """A process that makes stores; it names a picture and waits before it decodes any."""
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "LC_ALL": "C"}
+        [sys.executable, "-c", MAKE, str(pictures), str(target)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "LC_ALL": "C"},
     )
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_killed_runs_leave_no_store(split, tmp_path, ending):
-    process = start(tmp_path / "pictures", tmp_path / "stores", 0.2)
+    process = start(tmp_path / "pictures", tmp_path / "stores")
     process.stdout.readline()
     process.send_signal(ending)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert process.returncode != 0
     stores = [p.name for p in (tmp_path / "stores").iterdir() if not p.name.startswith(".")]
     assert stores == []
@@ -235,7 +239,9 @@ def test_killed_runs_leave_no_store(split, tmp_path, ending):
 
 
 def test_two_processes_at_once(split, tmp_path):
-    processes = [start(tmp_path / "pictures", tmp_path / "stores", 0.05) for _ in range(2)]
+    processes = [start(tmp_path / "pictures", tmp_path / "stores") for _ in range(2)]
+    for process in processes:  # both are in the middle of it
+        process.stdout.readline()
     for process in processes:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors.decode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,14 +29,14 @@ def configuration(*overrides: str):
     return parse(["train", "--config=configs/folder.py", "--config.method.name=reclip", *overrides])
 
 
-def steps(labels: np.ndarray, count: int, warmup: int = 0):
-    """States before and after `count` steps of 16 images with these labels of T and V, and the
-    learning rates that are logged."""
+@functools.cache
+def compiled():
+    """What all runs share: images, method, mesh, optimiser and step, warmed up for 5 steps."""
     world, method, mesh = World(classes=5), ReCLIP(), sharding.make_mesh()
     config = get_config()
     config.method.name = "reclip"
     config = resolve(config).train
-    config.warmup_steps = warmup
+    config.warmup_steps = 5
     optimiser = make_optimiser(config, 10)
     preprocess = world.checkpoint.preprocess
     settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None)
@@ -42,6 +44,13 @@ def steps(labels: np.ndarray, count: int, warmup: int = 0):
     step = make_train_step(
         define(world.checkpoint.config, mesh=mesh), method, optimiser, schedule, settings, mesh
     )
+    return world, method, mesh, optimiser, step
+
+
+def steps(labels: np.ndarray, count: int):
+    """States before and after `count` steps of 16 images with these labels of T and V, and the
+    learning rates that are logged."""
+    world, method, mesh, optimiser, step = compiled()
     first = method.init(jnp.asarray(world.class_vectors), N)._replace(labels=jnp.asarray(labels))
     params = sharding.put(mesh, world.checkpoint.params)
     state = init_state(params, optimiser, first, mesh, method.trainable)
@@ -84,9 +93,9 @@ def test_a_batch_without_agreement_moves_nothing_and_leaves_the_momentum():
 def test_the_logged_learning_rate_is_that_of_the_optimiser():
     """Which counts only the steps that moved something."""
     agree = np.zeros((2, N), np.int32)
-    np.testing.assert_allclose(steps(agree, 2, warmup=5)[1], [2e-4, 4e-4], rtol=1e-6)
+    np.testing.assert_allclose(steps(agree, 2)[1], [2e-4, 4e-4], rtol=1e-6)
     differ = np.stack([np.zeros(N), np.ones(N)]).astype(np.int32)
-    np.testing.assert_allclose(steps(differ, 2, warmup=5)[1], [2e-4, 2e-4], rtol=1e-6)
+    np.testing.assert_allclose(steps(differ, 2)[1], [2e-4, 2e-4], rtol=1e-6)
 
 
 def test_an_epoch_begins_with_both_graphs_and_new_centroids():

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +21,16 @@ from tests.openclip_models import (
     random_open_clip,
     shrunken,
 )
+
+
+@functools.cache
+def encoders(config: CLIPConfig, dtype: type = jnp.float32) -> tuple[Callable, Callable]:
+    """Both towers, compiled once for all models of one configuration, without a mesh."""
+    definition = define(config, dtype=dtype)
+    return (
+        jax.jit(lambda p, x: bind(definition, p).encode_image(x)),
+        jax.jit(lambda p, x: bind(definition, p).encode_text(x)),
+    )
 
 
 def random_tokens(rng: np.random.Generator, config: CLIPConfig, count: int) -> np.ndarray:
@@ -44,9 +57,7 @@ def compare(config: dict, batch: int) -> None:
         nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         image_features = model.encode_image(nchw, normalize=True).numpy()
         text_features = model.encode_text(torch.from_numpy(tokens).long(), normalize=True).numpy()
-    definition = define(ours)
-    encode_image = jax.jit(lambda p, x: bind(definition, p).encode_image(x))
-    encode_text = jax.jit(lambda p, x: bind(definition, p).encode_text(x))
+    encode_image, encode_text = encoders(ours)
     assert np.abs(encode_image(params, images) - image_features).max() <= 1e-5
     assert np.abs(encode_text(params, tokens) - text_features).max() <= 1e-5
     # The rows differ, so that equality says something.
@@ -54,10 +65,21 @@ def compare(config: dict, batch: int) -> None:
     assert np.abs(text_features[0] - text_features[1]).max() > 1e-3
 
 
+@pytest.mark.full
 def test_full_vit_b_32_equals_open_clip():
     compare(model_cfg("ViT-B-32"), batch=4)
 
 
+# The flags that no model of open_clip has, together (those that one has: test_every_model.py).
+VISION = {"image_size": [32, 48], "norm_kwargs": {"eps": 1e-6}}
+TEXT = {"ls_init_value": 1e-4, "mlp_ratio": 3, "norm_kwargs": {"eps": 1e-4}, "pool_type": "last"}
+
+
+def test_flags_of_no_model_equal_open_clip():
+    compare(shrunken("ViT-B-16", VISION, TEXT), batch=6)
+
+
+@pytest.mark.full
 @pytest.mark.parametrize("name", sorted(ARCHITECTURES))
 def test_every_flag_equals_open_clip(name: str):
     model, vision, text = ARCHITECTURES[name]
@@ -66,34 +88,41 @@ def test_every_flag_equals_open_clip(name: str):
 
 def test_cropping_tokens_changes_nothing():
     checkpoint = dummy_checkpoint()
-    definition = define(checkpoint.config)
     tokens = checkpoint.tokenizer(["a photo of a cat.", "a bird", "the red dog " * 3])
     longest = text_lengths(tokens, checkpoint.config.text).max()
     assert longest < tokens.shape[1]
-    model = bind(definition, checkpoint.params)
-    whole, cropped = model.encode_text(tokens), model.encode_text(tokens[:, :longest])
+    encode = encoders(checkpoint.config)[1]
+    whole, cropped, short = (
+        encode(checkpoint.params, tokens[:, :n]) for n in (tokens.shape[1], longest, longest - 1)
+    )
     assert np.abs(whole - cropped).max() <= 1e-6
     # One token fewer cuts off an end token, and shows.
-    assert np.abs(whole - model.encode_text(tokens[:, : longest - 1])).max() > 1e-3
+    assert np.abs(whole - short).max() > 1e-3
 
 
-def test_texts_of_several_lengths_go_through_together():
+@pytest.mark.usefixtures("all_devices")
+@pytest.mark.parametrize("fsdp", [None, pytest.param(1, marks=pytest.mark.full), 4])
+def test_texts_of_several_lengths_go_through_together(fsdp):
+    """On one device without a mesh, and on eight."""
     checkpoint = dummy_checkpoint()
     tokens = checkpoint.tokenizer(["a photo of a cat.", "a bird", "the red dog", "two dogs"] * 4)
     longest = int(text_lengths(tokens, checkpoint.config.text).max())
-    alone = bind(define(checkpoint.config), checkpoint.params)
-    for mesh in (None, sharding.make_mesh(), sharding.make_mesh(4)):
-        definition = define(checkpoint.config, mesh=mesh)
-        groups = [tokens[:8], tokens[8:, :longest]]
-        if mesh is not None:
-            groups = [jax.device_put(group, sharding.over_batch(mesh)) for group in groups]
-        encode = jax.jit(lambda params, groups, d=definition: bind(d, params).encode_texts(groups))
-        found = encode(checkpoint.params, groups)
-        for features, group in zip(found, groups, strict=True):
-            np.testing.assert_allclose(features, alone.encode_text(np.asarray(group)), atol=1e-6)
-        assert np.abs(found[0] - found[1]).max() <= 1e-6  # the same texts, one group cropped
+    mesh = None if fsdp is None else sharding.make_mesh(fsdp)
+    definition = define(checkpoint.config, mesh=mesh)
+    groups = [tokens[:8], tokens[8:, :longest]]
+    if mesh is not None:
+        groups = [jax.device_put(group, sharding.over_batch(mesh)) for group in groups]
+    found = jax.jit(lambda params, groups: bind(definition, params).encode_texts(groups))(
+        checkpoint.params, groups
+    )
+    alone = encoders(checkpoint.config)[1]
+    for features, group in zip(found, groups, strict=True):
+        expected = alone(checkpoint.params, np.asarray(group))
+        np.testing.assert_allclose(features, expected, atol=1e-6)
+    assert np.abs(found[0] - found[1]).max() <= 1e-6  # the same texts, one group cropped
 
 
+@pytest.mark.usefixtures("all_devices")
 def test_towers_bring_no_sequences_of_several_devices_together():
     checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh()
     definition = define(checkpoint.config, mesh=mesh)
@@ -118,9 +147,11 @@ def test_rematerialisation_changes_no_gradient():
 
     def gradient(remat: bool) -> dict[str, jax.Array]:
         definition = define(checkpoint.config, remat=remat)
-        return jax.jit(
+        lowered = jax.jit(
             jax.grad(lambda p: jnp.sum(bind(definition, p).encode_image(images)[:, :3] ** 3))
-        )(checkpoint.params)
+        ).lower(checkpoint.params)
+        assert ("optimization_barrier" in lowered.as_text()) == remat
+        return lowered.compile()(checkpoint.params)
 
     plain, again = gradient(False), gradient(True)
     for name, value in plain.items():
@@ -130,9 +161,10 @@ def test_rematerialisation_changes_no_gradient():
 def test_bfloat16_is_near_float32_and_keeps_float32_parameters():
     checkpoint = dummy_checkpoint()
     images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
-    exact = bind(define(checkpoint.config), checkpoint.params).encode_image(images)
-    rough = bind(define(checkpoint.config, dtype=jnp.bfloat16), checkpoint.params)
-    features = rough.encode_image(images)
+    exact, features = (
+        encoders(checkpoint.config, dtype)[0](checkpoint.params, images)
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
     assert features.dtype == jnp.float32
     assert 0 < np.abs(features - exact).max() < 0.03
 

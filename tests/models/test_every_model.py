@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import zlib
-from collections.abc import Callable
 
-import jax
 import numpy as np
 import pytest
 
 from convert.flax_to_openclip import open_clip_model_cfg
 from convert.list_models import FULL_SIZE, parameters, plain_models
 from convert.names import to_open_clip
-from lattec_jax.models.clip import bind, define
 from lattec_jax.models.config import CLIPConfig, text_lengths
-from tests.models.test_clip import compare, random_tokens
+from tests.models.test_clip import compare, encoders, random_tokens
 from tests.openclip_models import flat_params, miniature, model_cfg, random_open_clip, state_dict
 
 if importlib.util.find_spec("open_clip") is None:
@@ -24,20 +20,48 @@ if importlib.util.find_spec("open_clip") is None:
 
 MODELS = sorted(plain_models())
 
+# A few models that have every setting of the architecture among them; the default tier compares
+# these with open_clip, and the tier `full` all 45.
+COVERING = (
+    "ViT-B-32",
+    "ViT-H-14-worldwide",
+    "ViT-L-14-worldwide-quickgelu",
+    "ViT-M-16-alt",
+    "ViT-bigG-14-CLIPA-336",
+    "ViT-e-14",
+    "ViT-g-14",
+)
+EVERY = [
+    name if name in COVERING else pytest.param(name, marks=pytest.mark.full) for name in MODELS
+]
 
-@functools.cache
-def encoders(config: CLIPConfig) -> tuple[Callable, Callable]:
-    """Compiled once for all models that differ in nothing but their size."""
-    definition = define(config)
-    return (
-        jax.jit(lambda p, x: bind(definition, p).encode_image(x)),
-        jax.jit(lambda p, x: bind(definition, p).encode_text(x)),
-    )
+
+def settings(model: str) -> set[tuple[str, str]]:
+    """Key and value of all that a shrunken copy has of a model, but for its text cleaning."""
+    config = miniature(model)
+    parts = {"": config, "vision.": config["vision_cfg"], "text.": config["text_cfg"]}
+    return {
+        (section + key, str(value))
+        for section, part in parts.items()
+        for key, value in part.items()
+        if not isinstance(value, dict) and key != "hf_tokenizer_name"
+    }
 
 
 def test_there_are_45_models():
     assert len(MODELS) == 45
     assert set(FULL_SIZE) < set(MODELS)
+
+
+def test_the_default_tier_covers_every_setting():
+    """Each value of each key is in one of them, and where some model lacks a key, so does one."""
+    everywhere, covered = ([settings(model) for model in names] for names in (MODELS, COVERING))
+    assert set().union(*covered) == set().union(*everywhere)
+    common = [
+        set.intersection(*({key for key, _ in pairs} for pairs in found))
+        for found in (everywhere, covered)
+    ]
+    assert common[0] == common[1]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -53,7 +77,7 @@ def test_miniature_keeps_every_key(model):
     assert whole.get("quick_gelu") == small.get("quick_gelu")
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", EVERY)
 def test_features_and_round_trip(model):
     torch = pytest.importorskip("torch")
     config = miniature(model)
