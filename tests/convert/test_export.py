@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -20,7 +21,7 @@ from convert import export, sources, to_huggingface
 from lattec_jax import Classifier
 from lattec_jax.config import parse, to_json
 from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import clip_tokenizer
+from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from tests.no_room import no_room
@@ -35,18 +36,22 @@ CLASSES = ["cat", "Hündin", 'a "bird", or 鳥']
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
 
 
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return clip_tokenizer(sources.open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz")
+
+
 def model_of(architecture: str, seed: int = 0, **preprocess: str) -> tuple[object, Checkpoint]:
     """A random model of open_clip, and the same as a checkpoint."""
     name, vision, text = ARCHITECTURES[architecture]
     cfg = shrunken(name, vision, text)
     model = random_open_clip(cfg, seed)
     config, params = flat_params(model, cfg)
-    bpe = sources.open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz"
     size = config.vision.image_size
     checkpoint = Checkpoint(
         config,
         params,
-        clip_tokenizer(bpe),
+        tokenizer(),
         Preprocess(size, MEAN, STD, **preprocess),
         {"model": name, "class_names": CLASSES},
     )
@@ -217,8 +222,8 @@ def test_the_tokenizer_and_the_processor_of_transformers(tmp_path):
     from transformers import AutoTokenizer, CLIPImageProcessor
 
     texts = ["A photo  of a\tCAT!", "Hündin, 2 größer's", "鳥 🐦", "", "word " * 100]
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    found = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    found = exported(texts, padding="max_length", truncation=True, return_tensors="pt")
     ours = checkpoint.tokenizer(texts)
     for row, own in zip(found["input_ids"].numpy(), ours, strict=True):
         length = int(own.argmax()) + 1
