@@ -31,6 +31,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
     # Compilation is what most tests cost; the generated code need not be fast.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    # PyTorch's threads wait for each other in busy loops: for small tensors that costs most.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     # Nothing of the user's is read or written: an empty home directory, and no settings.
     os.environ["HOME"] = f"{scratch}/home"
     os.makedirs(os.environ["HOME"])

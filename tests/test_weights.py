@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import json
@@ -17,10 +18,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import hub, openclip_to_flax
+from convert import hub, openclip_to_flax, sources
 from lattec_jax import weights
 from lattec_jax.data.pseudo_labels import weights_sha256
-from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.errors import ConfigError, UserError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig
 from tests import hub_tokenizers
@@ -28,6 +29,7 @@ from tests.convert.conftest import PREPROCESS_CFG, random_tensors
 from tests.data.test_tokenizer import random_texts
 from tests.dummy import dummy_checkpoint
 from tests.openclip_models import miniature, shrunken
+from tests.torch_fix import define_missing_torchvision_operators
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("open_clip") is None, reason="needs open_clip's vocabulary file"
@@ -71,6 +73,42 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "weights"
 
 
+class Conversion:
+    """`subprocess.Popen` of a conversion that runs in this process."""
+
+    def __init__(self, command: list[str], **_: object) -> None:
+        assert command[:3] == [sys.executable, "-m", "convert.openclip_to_flax"]
+        said = io.StringIO()
+        self.returncode = 0
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+            try:
+                openclip_to_flax.main(command[2:])
+            except UserError as error:
+                print(f"error: {error}", file=sys.stderr)
+                self.returncode = 2
+        self.stderr = io.BytesIO(said.getvalue().encode())
+
+    def __enter__(self) -> Conversion:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def convert_here(monkeypatch) -> None:
+    """Let conversions run in this process, which imports PyTorch once for all of them."""
+    replaced = SimpleNamespace(Popen=Conversion, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+    monkeypatch.setattr(weights, "subprocess", replaced)
+
+
+@pytest.fixture(params=["here", pytest.param("apart", marks=pytest.mark.full)])
+def conversion(request) -> None:
+    """Conversions in this process, and in the tier `full` in one of their own too."""
+    if request.param == "here":
+        request.getfixturevalue("convert_here")
+
+
 @pytest.fixture
 def no_conversion(monkeypatch):
     """Call it, and any conversion from then on fails."""
@@ -106,7 +144,7 @@ def test_a_file_is_converted_once_and_again_when_it_changed(tmp_path, cache, mon
     assert Checkpoint.load(changed).sha256 != expected.sha256
 
 
-def test_a_state_dict_of_torch(tmp_path):
+def test_a_state_dict_of_torch(tmp_path, conversion):
     torch = pytest.importorskip("torch")
     path = write_model(tmp_path / "model")
     tensors = safetensors.numpy.load_file(path).items()
@@ -116,7 +154,7 @@ def test_a_state_dict_of_torch(tmp_path):
     assert found.sha256 == Checkpoint.load(tmp_path / "expected").sha256
 
 
-def test_the_hubs_cache_is_read_without_a_network(tmp_path, cache, no_conversion):
+def test_the_hubs_cache_is_read_without_a_network(tmp_path, cache, conversion, no_conversion):
     snapshot = write_hub_cache(tmp_path / "hf", LAION)
     path = write_model(snapshot)
     found = weights.locate(f"hf:{LAION}")
@@ -155,7 +193,7 @@ def test_the_hub_is_read_without_torch_jax_and_open_clip(tmp_path):
     assert Checkpoint.load(tmp_path / "out").source["hub"] == LAION
 
 
-def test_the_older_file_of_the_hub_needs_torch(tmp_path):
+def test_the_older_file_of_the_hub_needs_torch(tmp_path, conversion):
     torch = pytest.importorskip("torch")
     snapshot = write_hub_cache(tmp_path / "hf", "org/old")
     path = write_model(snapshot)
@@ -166,7 +204,7 @@ def test_the_older_file_of_the_hub_needs_torch(tmp_path):
     assert found.source["file"] == "open_clip_pytorch_model.bin"
 
 
-def test_what_the_hub_does_not_have_names_the_ways(tmp_path, cache):
+def test_what_the_hub_does_not_have_names_the_ways(tmp_path, cache, conversion):
     with pytest.raises(WeightsError) as caught:
         weights.locate(f"hf:{LAION}")
     message = str(caught.value)
@@ -221,37 +259,26 @@ def test_answers_of_the_hub_say_what_to_do(status, monkeypatch):
         hub.fetch("hf:org/x")
 
 
-def with_open_clip(folder: Path, weights_file: Path | None) -> dict[str, str]:
-    """An environment in which open_clip downloads one file, and knows miniatures only."""
-    folder.mkdir()
-    give = "raise OSError('Failed to download')" if weights_file is None else "return FILE"
-    (folder / "sitecustomize.py").write_text(
-        "import sys\n"
-        f"sys.path.insert(0, {str(ROOT)!r})\n"
-        f"FILE = {str(weights_file)!r}\n"
-        "if '-m' in sys.orig_argv:\n"
-        "    from tests.torch_fix import define_missing_torchvision_operators\n"
-        "    define_missing_torchvision_operators()\n"
-        "    import open_clip\n"
-        "    from convert import sources\n"
-        "    from tests.openclip_models import shrunken\n"
-        "    built_in = sources.built_in_model_cfg\n"
-        "    def small(model):\n"
-        "        built_in(model)\n"
-        "        return shrunken(model)\n"
-        "    def download(_):\n"
-        f"        {give}\n"
-        "    sources.built_in_model_cfg = small\n"
-        "    open_clip.download_pretrained = download\n"
-    )
-    return {"PYTHONPATH": str(folder)}
-
-
-def test_a_tag_of_open_clip(tmp_path, monkeypatch, no_conversion):
+@pytest.fixture
+def open_clip(monkeypatch, convert_here):
+    """open_clip with miniatures of its models; nothing is downloaded."""
     pytest.importorskip("torch")
+    define_missing_torchvision_operators()
+    import open_clip
+
+    built_in = sources.built_in_model_cfg
+
+    def small(model: str) -> dict:
+        built_in(model)
+        return shrunken(model)
+
+    monkeypatch.setattr(sources, "built_in_model_cfg", small)
+    return open_clip
+
+
+def test_a_tag_of_open_clip(tmp_path, monkeypatch, open_clip, no_conversion):
     path = write_model(tmp_path / "model")
-    for name, value in with_open_clip(tmp_path / "site", path).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(path))
     found = weights.locate("ViT-B-32-quickgelu:openai")
     checkpoint = Checkpoint.load(found)
     assert found.name.startswith("ViT-B-32-quickgelu-openai-")
@@ -263,10 +290,11 @@ def test_a_tag_of_open_clip(tmp_path, monkeypatch, no_conversion):
     assert weights.locate("ViT-B-32-quickgelu:openai") == found
 
 
-def test_a_tag_without_a_network(tmp_path, monkeypatch):
-    pytest.importorskip("torch")
-    for name, value in with_open_clip(tmp_path / "site", None).items():
-        monkeypatch.setenv(name, value)
+def test_a_tag_without_a_network(monkeypatch, open_clip):
+    def offline(_: dict) -> str:
+        raise OSError("Failed to download")
+
+    monkeypatch.setattr(open_clip, "download_pretrained", offline)
     with pytest.raises(WeightsError, match=rf"could not be downloaded.*hf download {LAION}.*HF_"):
         weights.locate("ViT-B-32:laion2b_s34b_b79k")
 
@@ -349,7 +377,7 @@ def test_imports_neither_jax_nor_torch():
 
 
 @pytest.mark.parametrize("kind", hub_tokenizers.KINDS)
-def test_models_with_a_tokenizer_of_the_hub(kind, tmp_path, monkeypatch):
+def test_models_with_a_tokenizer_of_the_hub(kind, tmp_path, conversion):
     """Hub cache -> checkpoint -> OpenCLIP's files -> checkpoint, tokenizer and weights the same."""
     from convert import flax_to_openclip
     from tests.data.test_hub_tokenizers import corpus, reference, text_cfg

@@ -299,9 +299,23 @@ def bytes_of_others(precision: str, device: str) -> int:
     return 4 if device == "cpu" and precision in ("nf4", "int8") else PRECISIONS[precision][1]
 
 
-def memory(config: Any, precision: str, new_tokens: int, device: str = "cuda") -> Memory:
-    """What a model of this configuration needs in a precision of `PRECISIONS`."""
-    linear, others = count_parameters(config)
+def memory(
+    config: Any,
+    precision: str,
+    new_tokens: int,
+    device: str = "cuda",
+    counted: tuple[int, int] | None = None,
+) -> Memory:
+    """What a model of this configuration needs in a precision of `PRECISIONS`.
+
+    Args:
+        config: of the model.
+        precision: of its weights.
+        new_tokens: of a description, at most.
+        device: "cuda" or "cpu".
+        counted: `count_parameters(config)`, where it is known already.
+    """
+    linear, others = counted or count_parameters(config)
     of_linear, of_others = PRECISIONS[precision][0], bytes_of_others(precision, device)
     text, vision = config.text_config, config.vision_config
     tokens = longest_image(config) + 128 + new_tokens  # 128: the prompt
@@ -332,9 +346,10 @@ def free_memory(device: str) -> int:
 def check_memory(config: Any, precision: str, new_tokens: int, free: int, device: str) -> None:
     """Raise EngineError where not even one description at a time fits; says what would."""
     reserve = RESERVE if device == "cuda" else 0
+    counted = count_parameters(config)
 
     def total(name: str) -> int:
-        return sum(memory(config, name, new_tokens, device)) + reserve
+        return sum(memory(config, name, new_tokens, device, counted)) + reserve
 
     if total(precision) <= free:
         return

@@ -108,12 +108,13 @@ def test_what_is_asked_and_what_the_results_say(config, tmp_path):
     assert "33.3%" in found["table"] and "66.7%" in found["table"]
 
 
-def test_the_keys_are_those_of_a_training_run(config, tmp_path):
+@pytest.mark.parametrize("method", ["zero_shot", pytest.param("flyp", marks=pytest.mark.full)])
+def test_the_keys_are_those_of_a_run(config, tmp_path, method):
     make_pictures(tmp_path / "labelled", 3, labelled=True)
     shutil.rmtree(tmp_path / "weights")  # a stand-in
     dummy_checkpoint().save(tmp_path / "weights")
-    train.main(arguments("labelled", "--config.method.name=flyp"))
-    trained = json.loads((tmp_path / "runs/labelled-flyp-s0/results.json").read_text())
+    train.main(arguments("labelled", f"--config.method.name={method}"))
+    trained = json.loads((tmp_path / f"runs/labelled-{method}-s0/results.json").read_text())
     found = classify(config, None, Says())
     assert trained.keys() <= found.keys()
     for key in ("per_class", "label_free", "adapted"):

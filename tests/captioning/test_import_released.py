@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -11,8 +12,9 @@ from PIL import Image
 from captioning import import_released as command
 from captioning.import_released import import_released
 from configs import common
-from lattec_jax import train
-from lattec_jax.config import resolve
+from lattec_jax import stages, train
+from lattec_jax.config import parse, resolve
+from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records
 from lattec_jax.errors import ConfigError, DataError
 from tests.dummy import dummy_checkpoint
@@ -198,10 +200,10 @@ def test_mistakes(config, tmp_path):
         command.main(["import_released", "--config=configs/folder.py"])
 
 
-def test_training_takes_what_was_imported(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def command_line(tmp_path, capsys):
+    """Of a run with 36 training pictures whose descriptions were imported by the command."""
     make_pictures(tmp_path / "labelled", 12, labelled=True)
-    dummy_checkpoint().save(tmp_path / "weights")
     ids = [path.stem for path in Path("labelled/train").rglob("*.*")]
     texts = {f"{name}.txt": f"a photo of the red {name}" for name in ids}
     config = arguments("labelled", "--config.descriptions.engine=released")
@@ -212,7 +214,27 @@ def test_training_takes_what_was_imported(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "36 image descriptions ->" in printed and "36 group descriptions ->" in printed
     assert "--config.descriptions.engine=released" in printed
-    train.main(config)
+    return config
+
+
+def test_training_reads_what_was_imported(command_line):
+    config, _ = parse(command_line)
+    dataset = datasets.load(config)
+    pictures = SimpleNamespace(ids=dataset.train.ids)
+    labels = SimpleNamespace(labels=dataset.train.labels)
+    read = stages.descriptions(config, "", dataset, pictures, labels, ("image", "group"))
+    assert {kind: counts["found"] for kind, counts in read.counts.items()} == {
+        "image": 36,
+        "group": 36,
+    }
+    expected = [f"a photo of the red {Path(image).stem}" for image in dataset.train.ids]
+    assert list(read.texts["image"]) == list(read.texts["group"]) == expected
+
+
+@pytest.mark.full
+def test_a_run_with_what_was_imported(command_line, tmp_path):
+    dummy_checkpoint().save(tmp_path / "weights")
+    train.main(command_line)
     results = json.loads(Path("runs/labelled-latteclip-s0/results.json").read_text())
     assert {k: c["found"] for k, c in results["descriptions"].items()} == {"image": 36, "group": 36}
 

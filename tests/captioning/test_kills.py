@@ -1,7 +1,8 @@
-"""Four workers, killed fifty times at random moments: every image once, none lost, none twice."""
+"""Workers that are killed: every image once, none lost, none twice."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -13,19 +14,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from captioning.describe import describe
 from captioning.engines import ENGINES
 from captioning.merge import merge
-from captioning.shards import shard_paths
+from captioning.shards import Shard, shard_path, shard_paths
 from lattec_jax.data.descriptions import descriptions_path, records
-from tests.captioning.ruler import make_config, write_config_file, write_labels
+from tests.captioning.ruler import IDS, Ruler, make_config, write_config_file, write_labels
 
+ROOT = Path(__file__).resolve().parents[2]
 IMAGES, SHARDS, KILLS = 600, 4, 50
 
 
 def start(file: Path, shard: int) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "captioning.describe", f"--config={file}", f"--shard={shard}/4"],
-        env={**os.environ, "PYTHONPATH": os.getcwd()},
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
@@ -36,8 +39,33 @@ def written(config) -> list:
     return [record for path in merged for shard in shard_paths(path) for record in records(shard)]
 
 
+def parses(line: bytes) -> bool:
+    try:
+        return bool(json.loads(line))
+    except ValueError:
+        return False
+
+
+def test_a_file_that_was_cut_anywhere_becomes_whole(config):
+    """A kill leaves whole lines and at most a part of one."""
+    describe(config, ["image"], Ruler())
+    merged = descriptions_path(config, "image")
+    path = shard_path(merged, Shard(0, 1))
+    whole = path.read_bytes()
+    cuts = random.Random(0).sample(range(len(whole)), 15)
+    first = whole.index(b"\n")
+    for cut in [0, first, first + 1, len(whole) - 1, *cuts]:
+        merged.unlink()
+        path.write_bytes(whole[:cut])
+        engine = Ruler()
+        describe(config, ["image"], engine)
+        assert engine.asked == IDS[sum(map(parses, whole[:cut].split(b"\n"))) :], cut
+        assert path.read_bytes().splitlines() == whole.splitlines(), cut
+
+
 @pytest.mark.soak
 def test_killed_fifty_times(tmp_path, monkeypatch):
+    """Four workers, at random moments."""
     monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
     config = make_config(tmp_path, IMAGES)
     ids = tuple(sorted(path.name for path in Path(config.dataset.root).iterdir()))

@@ -1,35 +1,45 @@
-"""From pictures to an adapted CLIP with the descriptions of a tiny LLaVA-NeXT in 4 bits."""
+"""From pictures to what training starts from, with descriptions of a tiny 4-bit LLaVA-NeXT."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from ml_collections import ConfigDict
 
 from captioning import merge
 from captioning.describe import describe
 from captioning.engines import engine_module
 from captioning.shards import Shard, shard_paths
-from lattec_jax import pseudo_label, train
+from lattec_jax import pseudo_label, stages, train
 from lattec_jax.config import parse
+from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records
 from lattec_jax.errors import DataError
+from lattec_jax.methods import make_method
+from lattec_jax.sharding import make_mesh
 from tests import tiny_llava
 from tests.dummy import dummy_checkpoint
 from tests.test_train import arguments, make_pictures
 
 
-def test_the_whole_stage(tmp_path, monkeypatch):
+def gather(config: ConfigDict) -> stages.Inputs:
+    """All that a run would start from."""
+    mesh = make_mesh(config.compute.fsdp)
+    return stages.gather(config, datasets.load(config), "", make_method(config.method), mesh)
+
+
+@pytest.mark.parametrize("until", ["inputs", pytest.param("results", marks=pytest.mark.full)])
+def test_the_whole_stage(tmp_path, until):
     tiny_llava.transformers()
-    monkeypatch.chdir(tmp_path)
-    make_pictures(tmp_path / "mine", 6, labelled=False)
+    make_pictures(tmp_path / "mine", 3, labelled=False)
     dummy_checkpoint().save(tmp_path / "weights")
     tiny_llava.save(tmp_path / "tiny")
     command = arguments(
         "mine",
         "--config.descriptions.llava.model=tiny",
         "--config.descriptions.llava.batch_size=4",
-        "--config.descriptions.max_new_tokens=10",
+        "--config.descriptions.max_new_tokens=6",
     )
     command = [a.replace("engine=pixels", "engine=llava") for a in command]
     config, _ = parse(command)
@@ -52,18 +62,22 @@ def test_the_whole_stage(tmp_path, monkeypatch):
         describe(config, None, engine, Shard(0, 2))
     for shard in (Shard(0, 2), Shard(1, 2)):
         describe(config, None, engine, shard)
-    assert len(asked) == len(set(asked)) == 2 * 18  # each once, whatever was interrupted
+    assert len(asked) == len(set(asked)) == 2 * 9  # each once, whatever was interrupted
     merge.main(["merge", *command[1:]])
     path = descriptions_path(config, "group")
     assert len(shard_paths(path)) == 2
     written = list(records(path))
-    assert len(written) == 18 and {len(record.members) for record in written} == {4}
-    assert {record.decoding for record in written} == {"nf4, greedy, at most 10 new tokens"}
+    assert len(written) == 9 and {len(record.members) for record in written} == {4}
+    assert {record.decoding for record in written} == {"nf4, greedy, at most 6 new tokens"}
     assert len({record.text for record in written}) > 3
 
-    train.main(command)
-    results = json.loads((tmp_path / "runs/mine-latteclip-s0/results.json").read_text())
-    assert results["descriptions"]["image"]["found"] == 18
+    if until == "results":
+        train.main(command)
+        results = json.loads((tmp_path / "runs/mine-latteclip-s0/results.json").read_text())
+        found = results["descriptions"]
+    else:
+        found = gather(config).texts.counts
+    assert {kind: counts["found"] for kind, counts in found.items()} == {"image": 9, "group": 9}
     (tmp_path / "mine" / "train" / written[0].image.split("/")[-1]).write_bytes(
         (tmp_path / "mine" / "test" / "c000.jpg").read_bytes()
     )

@@ -14,13 +14,14 @@ import pytest
 from PIL import Image
 
 from captioning.engines import Failure, Request
-from captioning.engines.openai import OpenAIEngine
+from captioning.engines.openai import OpenAIEngine, log
 from configs import common
 from lattec_jax.config import resolve
 from lattec_jax.errors import DataError, EngineError
 from tests.captioning.chat_server import (
     MODEL,
     ChatServer,
+    Handler,
     after,
     body,
     cut_off,
@@ -35,12 +36,13 @@ from tests.captioning.chat_server import (
 pytest.importorskip("openai")
 
 ROOT = Path(__file__).resolve().parents[2]
+TIMEOUT = 3.0  # seconds; what answers does so in milliseconds
 HTML = "<html>\n<h1>Bad\nGateway</h1></html>"
 
 # What is worth another attempt -> what is said of it where none succeeds.
 TRANSIENT = {
-    "silent": (after(30, says("late")), "no answer within 0.6 s"),
-    "dripping": (dripping, "no answer within 0.6 s"),
+    "silent": (after(600, says("late")), "no answer within 3 s"),
+    "dripping": (dripping, "no answer within 3 s"),
     "busy": (status(429, "slow down"), "concurrency may help: 429: slow down"),
     "pause": (status(429, "slow down", Retry_After="0.05"), "429: slow down"),
     "broken": (status(500, "out of memory"), "500: out of memory"),
@@ -69,6 +71,14 @@ REFUSED = {
     "thinking": (says(None, "length"), "no text within config.descriptions.max_new_tokens"),
     "thinking still": (says("", "length"), "no text within config.descriptions.max_new_tokens"),
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def warm() -> None:
+    """The client imports most of itself at its first request, which takes a while."""
+    server = ChatServer()
+    assert answers(make_engine(server, timeout=600.0), requests("a")) == {"a": text_for("a")}
+    server.stop()
 
 
 @pytest.fixture
@@ -103,16 +113,18 @@ def answers(engine: OpenAIEngine, wanted: list[Request]) -> dict[str, str | Fail
 
 @pytest.mark.parametrize("fault", TRANSIENT)
 def test_what_passes_is_tried_again(server, fault):
-    engine = make_engine(server, timeout=0.6 if "within" in TRANSIENT[fault][1] else 30.0)
+    engine = make_engine(server, timeout=TIMEOUT if "within" in TRANSIENT[fault][1] else 30.0)
     server.script = {"b": [TRANSIENT[fault][0]]}
     assert answers(engine, requests("a", "b", "c")) == {n: text_for(n) for n in "abc"}
     assert server.attempts == {"a": 1, "b": 2, "c": 1}
 
 
-@pytest.mark.parametrize("fault", TRANSIENT)
+@pytest.mark.parametrize(
+    "fault", [pytest.param(f, marks=[pytest.mark.full] * (f == "dripping")) for f in TRANSIENT]
+)
 def test_what_does_not_pass_is_a_failure_of_its_request_alone(server, fault):
     reply, said = TRANSIENT[fault]
-    engine = make_engine(server, timeout=0.6 if "within" in said else 30.0)
+    engine = make_engine(server, timeout=TIMEOUT if "within" in said else 30.0)
     server.script = {"b": [reply] * 9}
     found = answers(engine, requests("a", "b", "c"))
     failure = found.pop("b")
@@ -192,21 +204,36 @@ def test_a_server_that_answers_now_and_then_is_not_lost(server, other):
     assert len(answers(engine, numbered(60))) == 60
 
 
-def test_a_pause_holds_for_all(server):
+def test_a_pause_holds_for_all(server, monkeypatch):
     engine = make_engine(server, concurrency=2)
-    server.script = {"0": [status(429, "slow down", Retry_After="0.6")]}
-    server.always = after(0.05, says("text"))
-    begin = time.monotonic()
+    noted, refused = threading.Event(), []
+    monkeypatch.setattr(log, "warning", lambda *_: noted.set())
+
+    def refuse(handler: Handler) -> None:
+        refused.append(time.monotonic())
+        status(429, "slow down", Retry_After="0.6")(handler)
+
+    def once_noted(handler: Handler) -> None:
+        noted.wait(60)
+        says("text")(handler)
+
+    server.script, server.always = {"0": [refuse]}, once_noted
     assert set(answers(engine, numbered(8)).values()) == {"text"}
-    arrived = [at - begin for at in server.times]
-    early = [at for at in arrived if at < 0.6]
-    assert len(arrived) == 9
-    assert len(early) <= 3  # the two that were sent at first, and one that was under way
+    early = [at for at in server.times if at < refused[0] + 0.6]
+    assert len(server.times) == 9
+    assert len(early) <= 2  # the two that were sent at first
 
 
 def test_the_window_is_full_and_not_overfull(server):
     engine = make_engine(server, concurrency=3)
-    server.always = after(0.05, says("text"))
+
+    def once_full(handler: Handler) -> None:
+        end = time.monotonic() + 60
+        while server.most_at_once < 3 and time.monotonic() < end:
+            time.sleep(0.01)
+        after(0.05, says("text"))(handler)
+
+    server.always = once_full
     pulled = answered = 0
 
     def pull() -> Iterator[Request]:
@@ -224,14 +251,24 @@ def test_the_window_is_full_and_not_overfull(server):
 
 def test_answers_come_as_soon_as_they_are_there(server):
     engine = make_engine(server, concurrency=2)
-    server.script = {"0": [after(0.5, says("slow"))]}
-    order = [request.image_id for request, _ in engine.describe(numbered(6))]
+    others = threading.Event()
+
+    def last(handler: Handler) -> None:
+        others.wait(60)
+        says("slow")(handler)
+
+    server.script = {"0": [last]}
+    order = []
+    for request, _ in engine.describe(numbered(6)):
+        order.append(request.image_id)
+        if len(order) == 5:
+            others.set()
     assert order == ["1", "2", "3", "4", "5", "0"]
 
 
 def no_threads_but(before: set[threading.Thread]) -> bool:
     """Whether the engine's threads end; those of the server in this process do not count."""
-    end = time.monotonic() + 5
+    end = time.monotonic() + 60
     while time.monotonic() < end:
         left = {t for t in set(threading.enumerate()) - before if "process_request" not in t.name}
         if not left:
@@ -240,15 +277,16 @@ def no_threads_but(before: set[threading.Thread]) -> bool:
     return False
 
 
-def test_closing_early_cancels_what_is_under_way(server, engine):
+def test_closing_early_cancels_what_is_under_way(server):
+    engine = make_engine(server, timeout=600.0)
     server.script = {"0": [says("first")]}
-    server.always = after(60, says("late"))
+    server.always = after(600, says("late"))
     before = set(threading.enumerate())
     found = engine.describe(numbered(50))
     assert next(found)[1] == "first"
     begin = time.monotonic()
     found.close()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 60
     assert no_threads_but(before)
     assert server.attempts.total() <= 4
 
@@ -260,7 +298,7 @@ def test_closing_early_ends_pauses_and_backoff(server, engine):
     assert next(found)[1] == "first"
     begin = time.monotonic()
     found.close()
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 60
 
 
 def test_an_error_in_the_requests_comes_through(server, engine):
@@ -291,24 +329,32 @@ class Server:
     url = sys.argv[1]
 found = make_engine(Server, timeout=600.0).describe(numbered(50))
 next(found)
+print("first", flush=True)
 if sys.argv[2] == "waiting":
     next(found)
-time.sleep(60)
+time.sleep(600)
 """
 
 
 @pytest.mark.parametrize("state", ["waiting", "elsewhere"])
 def test_control_c_ends_the_process_at_once(server, state):
     server.script = {"0": [says("first")]}
-    server.always = after(60, says("late"))
-    process = subprocess.Popen(
-        [sys.executable, "-c", INTERRUPTED, server.url, state], cwd=ROOT, stderr=subprocess.PIPE
-    )
-    end = time.monotonic() + 30
-    while server.attempts.total() < (5 if state == "waiting" else 4) and time.monotonic() < end:
-        time.sleep(0.02)
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=5)
+    server.always = after(600, says("late"))
+    with subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED, server.url, state],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline() == b"first\n"
+        end = time.monotonic() + 60
+        while server.attempts.total() < (5 if state == "waiting" else 4):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        try:
+            _, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert b"KeyboardInterrupt" in errors
     assert process.returncode != 0

@@ -25,6 +25,8 @@ from tests.hub_tokenizers import transformers
 for _package in ("openai", "torch", "fastapi", "uvicorn", "accelerate"):
     pytest.importorskip(_package)
 
+pytestmark = pytest.mark.full
+
 ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "describe the land use"
 TOKENS = 12

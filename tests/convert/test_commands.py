@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import flax_to_openclip, names
+from convert import flax_to_openclip, names, sources
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import word_tokenizer
 from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from tests.convert.conftest import FLAGS, PREPROCESS_CFG, random_tensors, to_flax
-from tests.openclip_models import model_cfg, random_open_clip, state_dict
+from tests.openclip_models import model_cfg, random_open_clip, shrunken, state_dict
 from tests.torch_fix import define_missing_torchvision_operators
 
 pytestmark = pytest.mark.skipif(
@@ -78,8 +78,10 @@ def test_open_clip_reads_what_was_exported(hub_folder, tmp_path):
         assert np.array_equal(np.asarray(value), np.asarray(expected)), key
 
 
-def test_full_randomised_vit_b_32_from_a_file(tmp_path):
-    config = model_cfg("ViT-B-32")
+@pytest.mark.parametrize("size", ["shrunken", pytest.param("whole", marks=pytest.mark.full)])
+def test_randomised_vit_b_32_from_a_file(size, tmp_path, monkeypatch):
+    config = model_cfg("ViT-B-32") if size == "whole" else shrunken("ViT-B-32")
+    monkeypatch.setattr(sources, "built_in_model_cfg", lambda _: config)
     tensors = state_dict(random_open_clip(config))
     weights = tmp_path / "vit_b_32.safetensors"
     safetensors.numpy.save_file(tensors, weights)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
+import io
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +21,7 @@ from convert import export, sources, to_huggingface
 from lattec_jax import Classifier
 from lattec_jax.config import parse, to_json
 from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import clip_tokenizer
+from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from tests.no_room import no_room
@@ -27,8 +31,14 @@ from tests.torch_fix import define_missing_torchvision_operators
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("open_clip") is None, reason="needs open_clip's model configurations"
 )
+ROOT = Path(__file__).resolve().parents[2]
 CLASSES = ["cat", "Hündin", 'a "bird", or 鳥']
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
+
+
+@functools.cache
+def tokenizer() -> Tokenizer:
+    return clip_tokenizer(sources.open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz")
 
 
 def model_of(architecture: str, seed: int = 0, **preprocess: str) -> tuple[object, Checkpoint]:
@@ -37,12 +47,11 @@ def model_of(architecture: str, seed: int = 0, **preprocess: str) -> tuple[objec
     cfg = shrunken(name, vision, text)
     model = random_open_clip(cfg, seed)
     config, params = flat_params(model, cfg)
-    bpe = sources.open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz"
     size = config.vision.image_size
     checkpoint = Checkpoint(
         config,
         params,
-        clip_tokenizer(bpe),
+        tokenizer(),
         Preprocess(size, MEAN, STD, **preprocess),
         {"model": name, "class_names": CLASSES},
     )
@@ -74,20 +83,13 @@ def pictures(place: Path) -> list[Path]:
 
 
 def use(directory: Path, paths: list[Path]) -> list[dict]:
-    """What `python DIR/use.py` prints. torchvision is made importable first (tests/torch_fix)."""
-    code = (
-        "import runpy, sys\nfrom tests.torch_fix import define_missing_torchvision_operators\n"
-        "define_missing_torchvision_operators()\nsys.argv = sys.argv[1:]\n"
-        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(directory / "use.py"), *map(str, paths)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent.parent.parent,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    """What `python DIR/use.py` prints, run in this process, which has imported PyTorch already."""
+    define_missing_torchvision_operators()
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(sys, "argv", ["use.py", *map(str, paths)])
+        runpy.run_path(str(directory / "use.py"), run_name="__main__")
+    return [json.loads(line) for line in printed.getvalue().splitlines()]
 
 
 def assert_same_predictions(directory: Path, run: Path, paths: list[Path]) -> None:
@@ -106,9 +108,14 @@ def assert_same_predictions(directory: Path, run: Path, paths: list[Path]) -> No
     ("to", "architecture", "preprocess"),
     [
         ("openclip", "plain", {}),
-        ("openclip", "no_ln_pre_avg_pool_no_mask", {"resize_mode": "longest"}),
         ("huggingface", "plain", {"interpolation": "bilinear"}),
-        ("huggingface", "quick_gelu", {"resize_mode": "squash"}),
+        pytest.param(
+            *("openclip", "no_ln_pre_avg_pool_no_mask", {"resize_mode": "longest"}),
+            marks=pytest.mark.full,
+        ),
+        pytest.param(
+            *("huggingface", "quick_gelu", {"resize_mode": "squash"}), marks=pytest.mark.full
+        ),
     ],
 )
 def test_the_lines_give_the_same_predictions(to, architecture, preprocess, tmp_path, capsys):
@@ -126,7 +133,29 @@ def test_the_lines_give_the_same_predictions(to, architecture, preprocess, tmp_p
         export.export(run, to, out)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("to", ["openclip", "huggingface"])
+def test_the_program_runs_by_itself(to, tmp_path):
+    run = finished_run(tmp_path, model_of("plain")[1])
+    export.export(run, to, tmp_path / "out")
+    paths = pictures(tmp_path)
+    code = (  # torchvision is made importable first (tests/torch_fix)
+        "import runpy, sys\nfrom tests.torch_fix import define_missing_torchvision_operators\n"
+        "define_missing_torchvision_operators()\nsys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "out/use.py"), *map(str, paths)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert found == use(tmp_path / "out", paths)
+
+
+@pytest.mark.parametrize("to", ["openclip", pytest.param("huggingface", marks=pytest.mark.full)])
 def test_two_models_are_exported_together(to, tmp_path):
     run = finished_run(tmp_path, model_of("plain")[1])
     _, pretrained = model_of("plain", seed=1)
@@ -193,8 +222,8 @@ def test_the_tokenizer_and_the_processor_of_transformers(tmp_path):
     from transformers import AutoTokenizer, CLIPImageProcessor
 
     texts = ["A photo  of a\tCAT!", "Hündin, 2 größer's", "鳥 🐦", "", "word " * 100]
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    found = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
+    exported = AutoTokenizer.from_pretrained(tmp_path / "out")
+    found = exported(texts, padding="max_length", truncation=True, return_tensors="pt")
     ours = checkpoint.tokenizer(texts)
     for row, own in zip(found["input_ids"].numpy(), ours, strict=True):
         length = int(own.argmax()) + 1

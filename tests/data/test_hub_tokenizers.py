@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 import shutil
@@ -30,6 +31,7 @@ def texts(count: int, seed: int) -> list[str]:
     return SPECIAL + [f"{t} {rng.choice(SPECIAL)} {t}" if rng.random() < 0.1 else t for t in some]
 
 
+@functools.cache
 def corpus() -> list[str]:
     """Texts to train on, of few enough characters."""
     known = set("".join(FRAGMENTS)) | {chr(code) for code in range(0x20, 0x7F)}
@@ -71,9 +73,10 @@ def assert_equal(ours: Tokenizer, theirs, strings: list[str]) -> None:
     assert not different, different[:10]
 
 
-def test_equals_open_clip(kind, folder):
+@pytest.mark.parametrize("count", [800, pytest.param(5_000, marks=pytest.mark.full)])
+def test_equals_open_clip(kind, folder, count):
     config = text_cfg(kind, folder)
-    strings = texts(5_000, seed=3)
+    strings = texts(count, seed=3)
     ours = hub.tokenizer(config, None, "the test")
     assert_equal(ours, reference(config), strings)
     assert len(np.unique(ours(strings))) > 200  # the vocabulary is used
