@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
@@ -30,23 +31,10 @@ class Encoders:
     def __init__(
         self, definition: nnx.GraphDef, preprocess: Preprocess, mesh: Mesh, batch_size: int
     ):
-        mean, std = jnp.asarray(preprocess.mean), jnp.asarray(preprocess.std)
-        # Several processes get all features each; one fetches them from its devices as they lie.
-        whole = sharding.replicated(mesh) if hosts.count() > 1 else None
         self._mesh = mesh
         self._batch_size = round_up(batch_size, mesh.size)
-        self._images = jax.jit(
-            lambda params, pixels: bind(definition, params).encode_image(
-                (pixels / 255 - mean) / std
-            ),
-            out_shardings=whole,
-            compiler_options=compile_cache.options(mesh),
-        )
-        self._texts = jax.jit(
-            lambda params, tokens: bind(definition, params).encode_text(tokens),
-            out_shardings=whole,
-            compiler_options=compile_cache.options(mesh),
-        )
+        mean, std = tuple(preprocess.mean), tuple(preprocess.std)
+        self._images, self._texts = _jitted(definition, mean, std, mesh, hosts.count() > 1)
 
     def images(
         self, params: Params, pixels: UInt8[np.ndarray, "N S T 3"], progress: str | None = None
@@ -95,6 +83,36 @@ class Encoders:
                     features[-3] = np.asarray(features[-3])
                 bar.update(count)
         return np.concatenate([np.asarray(f) for f in features])
+
+
+@functools.lru_cache(maxsize=32)
+def _jitted(
+    definition: nnx.GraphDef,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    mesh: Mesh,
+    everywhere: bool,
+) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """The image and the text tower, compiled once for all `Encoders` of one architecture.
+
+    Several processes get all features each (`everywhere`); one process fetches them from its
+    devices, where they are computed.
+    """
+    shift, divisor = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+    settings = {
+        "out_shardings": sharding.replicated(mesh) if everywhere else None,
+        "compiler_options": compile_cache.options(mesh),
+    }
+    images = jax.jit(
+        lambda params, pixels: bind(definition, params).encode_image(
+            (pixels / 255 - shift) / divisor
+        ),
+        **settings,
+    )
+    texts = jax.jit(
+        lambda params, tokens: bind(definition, params).encode_text(tokens), **settings
+    )
+    return images, texts
 
 
 def _read(rows: np.ndarray, wanted: Int[np.ndarray, " n"]) -> np.ndarray:

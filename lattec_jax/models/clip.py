@@ -15,6 +15,7 @@ Source: open_clip 3.3, `open_clip/transformer.py` and `open_clip/model.py`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -215,6 +216,7 @@ class CLIP(nnx.Module):
         return [normalise(features) for features in self.text(groups)]
 
 
+@functools.lru_cache(maxsize=32)
 def define(
     config: CLIPConfig,
     *,
