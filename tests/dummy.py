@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import numpy as np
 
 from lattec_jax.data.preprocess import Preprocess
@@ -33,15 +36,19 @@ WORDS = [
 ]
 
 
-def dummy_checkpoint(seed: int = 0, image_size: int = 16, context_length: int = 24) -> Checkpoint:
-    """A randomly initialised CLIP with two layers in each tower."""
+@functools.cache
+def dummy_checkpoint(
+    seed: int = 0, image_size: int = 16, context_length: int = 24, layers: int = 2
+) -> Checkpoint:
+    """A randomly initialized CLIP with so many layers in each tower."""
     tokenizer = word_tokenizer(WORDS, context_length)
     config = CLIPConfig(
         embed_dim=16,
-        vision=VisionConfig(32, 2, 2, 8, (image_size, image_size)),
-        text=TextConfig(24, 2, 2, context_length, tokenizer.vocab_size),
+        vision=VisionConfig(32, layers, 2, 8, (image_size, image_size)),
+        text=TextConfig(24, layers, 2, context_length, tokenizer.vocab_size),
     )
-    params = {name: np.asarray(value) for name, value in initial_params(config, seed).items()}
+    # One program; by itself each operation on each shape would be compiled.
+    params = jax.device_get(jax.jit(lambda: initial_params(config, seed))())
     preprocess = Preprocess(
         size=(image_size, image_size),
         mean=(0.5, 0.4, 0.3),
