@@ -109,9 +109,7 @@ def _jitted(
         ),
         **settings,
     )
-    texts = jax.jit(
-        lambda params, tokens: bind(definition, params).encode_text(tokens), **settings
-    )
+    texts = jax.jit(lambda params, tokens: bind(definition, params).encode_text(tokens), **settings)
     return images, texts
 
 

@@ -63,6 +63,62 @@ def all_devices(monkeypatch):
     monkeypatch.setattr(sharding, "available_devices", jax.devices)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_steps():
+    """Let runs of equal settings share one jitted step, as the steps of one run do."""
+    from lattec_jax import sharding, train_loop
+    from lattec_jax.config import to_json
+
+    made, compile_step = {}, train_loop.compile_step
+
+    def shared(config, inputs, method, optimiser, steps, pieces, mesh):
+        sections = tuple(map(to_json, (config.train, config.augment, config.compute)))
+        model = (inputs.weights.config, repr(inputs.weights.preprocess))
+        rest = (method, steps, pieces, mesh, sharding.SMALLEST_SPLIT, train_loop.make_train_step)
+        key = (*sections, *model, *rest)
+        if key not in made:
+            made[key] = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_loop, "compile_step", shared)
+        yield
+
+
+@pytest.fixture(scope="session")
+def run_inputs(tmp_path_factory):
+    """A directory with images and a checkpoint, to be copied."""
+    from tests.runs import make_inputs
+
+    directory = tmp_path_factory.mktemp("inputs")
+    make_inputs(directory)
+    return directory
+
+
+@pytest.fixture
+def place(run_inputs, tmp_path):
+    """The working directory, with labelled and unlabelled images and a checkpoint."""
+    return shutil.copytree(run_inputs, tmp_path, dirs_exist_ok=True)
+
+
+@pytest.fixture(scope="session")
+def finished(run_inputs, tmp_path_factory):
+    """Of `run_inputs` what training makes of them, and the finished run `first`; to be copied."""
+    from tests.runs import run
+
+    directory = shutil.copytree(run_inputs, tmp_path_factory.mktemp("finished"), dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        run("labelled", "--workdir=first", "--config.eval_every=3")
+    return directory
+
+
+@pytest.fixture
+def trained(finished, tmp_path):
+    """As `place`, with the finished run `first` on the labelled images."""
+    return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+
+
 @pytest.fixture(autouse=True)
 def empty_working_directory(tmp_path, monkeypatch):
     """Start every test in an empty directory: relative paths such as `runs/` are its own."""

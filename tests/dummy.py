@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 
 import jax
-import numpy as np
 
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import word_tokenizer

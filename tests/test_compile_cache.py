@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lattec_jax import compile_cache, sharding
-from tests.test_train import arguments, place  # noqa: F401 (place is a fixture)
+from tests.runs import arguments
 
 # Trains, then says how many programs came from the cache and how many were compiled.
 COUNTING = """
@@ -44,7 +44,7 @@ def run(cache: Path, workdir: str, **settings: str) -> tuple[int, int]:
     return int(lines["cache_hits"]), int(lines["cache_misses"])
 
 
-def test_the_second_process_compiles_nothing_and_gives_the_same_bits(place):  # noqa: F811
+def test_the_second_process_compiles_nothing_and_gives_the_same_bits(place):
     hits, misses = run(place / "cache", "first")
     assert misses > 5
     kept = sorted((place / "cache/compiled").iterdir())

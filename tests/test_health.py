@@ -15,7 +15,7 @@ from lattec_jax import health, train_loop
 from lattec_jax.errors import TrainingError
 from lattec_jax.health import Reference, Watch, examine, final_alarms, window_alarms
 from lattec_jax.step import make_train_step
-from tests.test_train import CLASSES, arguments, place, run  # noqa: F401 (place is a fixture)
+from tests.runs import CLASSES, run
 
 NAMES = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
 COUNT = 1000
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_names_the_steps():
         train_loop.stop_unless_finite({**well, "loss": float("inf")}, 10, 0, None)
 
 
-def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(place, monkeypatch):  # noqa: F811
+def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(place, monkeypatch):
     """The loss of that step is still finite; only the next one would not be."""
 
     def poisoned(*parts):
@@ -200,7 +200,7 @@ def health_of(*args: str) -> dict:
     return run("unlabelled", *args)["health"]
 
 
-def test_labels_never_steer_health(place):  # noqa: F811
+def test_labels_never_steer_health(place):
     """The same with the labels of training images absent, true and shuffled."""
     paths = sorted(p for p in (place / "unlabelled").rglob("*.*") if p.suffix != ".txt")
     true = [CLASSES["cdb".index(p.name[0])] for p in paths]
@@ -220,7 +220,7 @@ def test_labels_never_steer_health(place):  # noqa: F811
 
 
 @pytest.mark.parametrize("method", ["latteclip", "flyp", "flyp_oracle", "reclip", "zero_shot"])
-def test_every_method_has_its_health(place, method):  # noqa: F811
+def test_every_method_has_its_health(place, method):
     found = run("labelled", f"--config.method.name={method}", "--config.wise_ft=0.9")["health"]
     assert set(found) == {"verdict", "alarms", "figures", "shares"}
     figures = found["figures"]

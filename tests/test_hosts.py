@@ -23,7 +23,7 @@ from lattec_jax.step import Tables
 from lattec_jax.stop import Terminated
 from tests.dummy import dummy_checkpoint
 from tests.processes import ROOT, start, wait
-from tests.test_train import arguments, make_pictures
+from tests.runs import arguments, make_pictures
 
 TWENTY_STEPS = (
     "--config.train.max_steps=20",

@@ -15,8 +15,8 @@ from lattec_jax import evaluate, sharding, train
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.state import TrainState, init_state, state_shardings
 from lattec_jax.stop import Terminated
+from tests.runs import arguments, run
 from tests.test_resume import sigterm_in
-from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
 
 MESHES = {"one device": (1, 1), "eight": (8, 1), "eight, fsdp 4": (8, 4), "eight, fsdp 8": (8, 8)}
 
@@ -69,7 +69,7 @@ def test_a_checkpoint_is_equal_on_other_devices_and_lies_as_they_want(tmp_path, 
 
 @pytest.mark.soak
 def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
-    place,  # noqa: F811
+    place,
     monkeypatch,
     capsys,
 ):

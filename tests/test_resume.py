@@ -14,7 +14,7 @@ from lattec_jax import train, train_loop
 from lattec_jax.report import __main__ as report
 from lattec_jax.run_log import RunLog
 from lattec_jax.stop import Terminated
-from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+from tests.runs import arguments, run
 
 EQUAL = ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl")
 
@@ -39,7 +39,7 @@ def saved(directory) -> list[int]:
 
 
 def test_a_signal_saves_the_step_under_way_and_a_damaged_checkpoint_costs_nothing(
-    place,  # noqa: F811
+    place,
     monkeypatch,
     caplog,
 ):
@@ -84,7 +84,7 @@ def test_a_signal_saves_the_step_under_way_and_a_damaged_checkpoint_costs_nothin
 
 
 def test_a_run_that_is_killed_before_its_results_lacks_nothing_of_its_report(
-    place,  # noqa: F811
+    place,
     monkeypatch,
 ):
     """results.json ends a run: what only a training can write is there before."""

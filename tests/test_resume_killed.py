@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.dummy import dummy_checkpoint
-from tests.test_train import arguments, make_pictures
+from tests.runs import arguments, make_pictures
 
 ROOT = Path(__file__).parents[1]
 KILLS, STEPS = 30, 300

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from lattec_jax import pseudo_label
 from lattec_jax.evaluation import Encoders
-from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+from tests.runs import arguments, run
 
 ZERO_SHOT = ("labelled", "--config.method.name=zero_shot")
 
 
-def test_training_images_are_encoded_once_where_they_are_tested_too(place, monkeypatch):  # noqa: F811
+def test_training_images_are_encoded_once_where_they_are_tested_too(place, monkeypatch):
     encoded = []
     images = Encoders.images
 
@@ -32,7 +32,7 @@ def test_training_images_are_encoded_once_where_they_are_tested_too(place, monke
     assert found["label_free"] == with_test["label_free"]
 
 
-def test_only_what_augments_makes_a_training_store(place):  # noqa: F811
+def test_only_what_augments_makes_a_training_store(place):
     run(*ZERO_SHOT)
     stores = place / "artifacts/labelled/stores"
     assert {path.name.split("-")[0] for path in stores.iterdir()} == {"evaluation"}

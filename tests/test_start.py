@@ -15,7 +15,7 @@ from lattec_jax.data.tokenizer import word_tokenizer
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from tests.dummy import WORDS, dummy_checkpoint
-from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+from tests.runs import arguments, run
 from tests.test_train_methods import RECLIP
 
 NONE = "--config.train.max_steps=0"
@@ -31,7 +31,7 @@ def vectors_of(directory: Path) -> np.ndarray:
     return safetensors.numpy.load_file(directory / "classifier.safetensors")["classifier"]
 
 
-def test_no_step_from_a_run_gives_that_run(place):  # noqa: F811
+def test_no_step_from_a_run_gives_that_run(place):
     first = run("labelled", "--workdir=first")
     again = run("labelled", "--workdir=again", "--config.init=first", NONE)
     assert (again["adapted"], again["zero_shot"]) == (first["adapted"], first["zero_shot"])
@@ -43,7 +43,7 @@ def test_no_step_from_a_run_gives_that_run(place):  # noqa: F811
     assert first["init"] is None and first["init_sha256"] is None
 
 
-def test_a_run_goes_on_from_a_run_or_from_its_saved_step(place):  # noqa: F811
+def test_a_run_goes_on_from_a_run_or_from_its_saved_step(place):
     run("labelled", "--workdir=first")
     run("labelled", "--workdir=second", "--config.init=first")
     run("labelled", "--workdir=step", "--config.init=first/checkpoints/6")
@@ -59,7 +59,7 @@ def test_a_run_goes_on_from_a_run_or_from_its_saved_step(place):  # noqa: F811
     assert lines[0]["loss"] != lines[1]["loss"]
 
 
-def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(place):  # noqa: F811
+def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(place):
     run("labelled", "--workdir=first")
     found = run("labelled", "--workdir=towers", "--config.init=first/model", NONE)
     assert not found["init_prototypes"]
@@ -72,14 +72,14 @@ def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(place): 
     assert bytes_of(place / "same") == bytes_of(place / "first")
 
 
-def test_a_step_of_a_method_without_prototypes(place):  # noqa: F811
+def test_a_step_of_a_method_without_prototypes(place):
     run("labelled", "--workdir=flyp", "--config.method.name=flyp")
     found = run("labelled", "--workdir=on", NONE, "--config.init=flyp/checkpoints/6")
     assert not found["init_prototypes"]
     assert bytes_of(place / "on")[0] == bytes_of(place / "flyp")[0]
 
 
-def test_two_models_give_their_adapted_one(place):  # noqa: F811
+def test_two_models_give_their_adapted_one(place):
     run("labelled", "--workdir=reclip", *RECLIP)
     run("labelled", "--workdir=run", NONE, "--config.init=reclip")
     run("labelled", "--workdir=step", NONE, "--config.init=reclip/checkpoints/6")
@@ -88,7 +88,7 @@ def test_two_models_give_their_adapted_one(place):  # noqa: F811
     np.testing.assert_array_equal(vectors_of(place / "run"), vectors_of(place / "reclip"))
 
 
-def test_other_classes_keep_the_parameters_alone(place, capsys):  # noqa: F811
+def test_other_classes_keep_the_parameters_alone(place, capsys):
     run("labelled", "--workdir=first")
     (place / "labelled/classes.txt").write_text("cat\ndog\nbird\nred\n", encoding="utf-8")
     found = run("labelled", "--workdir=other", "--config.init=first", NONE)
@@ -97,7 +97,7 @@ def test_other_classes_keep_the_parameters_alone(place, capsys):  # noqa: F811
     assert bytes_of(place / "other")[0] == bytes_of(place / "first")[0]
 
 
-def test_a_start_that_changed_is_not_continued(place):  # noqa: F811
+def test_a_start_that_changed_is_not_continued(place):
     run("labelled", "--workdir=first")
     run("labelled", "--workdir=second", "--config.init=first")
     changed = vectors_of(place / "first")[::-1].copy()
@@ -106,7 +106,7 @@ def test_a_start_that_changed_is_not_continued(place):  # noqa: F811
         run("labelled", "--workdir=second", "--config.init=first")
 
 
-def test_what_cannot_be_started_from(place):  # noqa: F811
+def test_what_cannot_be_started_from(place):
     with pytest.raises(WeightsError, match=r"config\.init: there is no directory 'nowhere'"):
         train.main(arguments("labelled", "--config.init=nowhere"))
     run("labelled", "--workdir=first")
@@ -121,7 +121,7 @@ def test_what_cannot_be_started_from(place):  # noqa: F811
         train.main(arguments("labelled", "--config.init=first"))
 
 
-def test_another_model_is_refused(place):  # noqa: F811
+def test_another_model_is_refused(place):
     base = dummy_checkpoint()
     others = {
         "architecture": dataclasses.replace(
@@ -138,7 +138,7 @@ def test_another_model_is_refused(place):  # noqa: F811
             train.main(arguments("labelled", f"--config.init={name}"))
 
 
-def test_pseudo_labels_stay_those_of_the_frozen_model(place):  # noqa: F811
+def test_pseudo_labels_stay_those_of_the_frozen_model(place):
     dummy_checkpoint(seed=5).save(place / "elsewhere")
     run("labelled", "--workdir=first", NONE)
     found = run("labelled", "--workdir=second", NONE, "--config.init=elsewhere")

@@ -1,4 +1,4 @@
-"""Whole runs on folders of pictures, with a CLIP of two layers."""
+"""Whole runs on folders of images, with a CLIP of one layer."""
 
 from __future__ import annotations
 
@@ -12,77 +12,31 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import safetensors.numpy
 from PIL import Image
 
-from lattec_jax import evaluate, predict, train, train_loop, workdir
+from lattec_jax import evaluate, feed, predict, sharding, train, train_loop
 from lattec_jax.config import parse
 from lattec_jax.errors import ConfigError, DataError, TrainingError
 from lattec_jax.run_log import RunLog
-from tests.dummy import dummy_checkpoint
+from tests.processes import ROOT
+from tests.runs import (
+    CLASSES,
+    EQUAL,
+    arguments,
+    assert_equal,
+    base_model,
+    logged,
+    make_pictures,
+    model_of,
+    run,
+)
 
-CLASSES = ("cat", "dog", "bird")
-COLOURS = ((200, 40, 40), (40, 200, 40), (40, 40, 200))
-
-
-def make_pictures(root: Path, per_class: int, labelled: bool) -> None:
-    """Noisy coloured pictures of mixed sizes as JPEG, PNG and WebP."""
-    rng = np.random.default_rng(0)
-    for part in ("train", "test"):
-        for c, name in enumerate(CLASSES):
-            for n in range(per_class):
-                folder = root / part / (name if labelled else "")
-                folder.mkdir(parents=True, exist_ok=True)
-                height, width = rng.integers(12, 40, 2)
-                noise = rng.integers(-40, 40, (height, width, 3))
-                pixels = np.clip(np.array(COLOURS[c]) + noise, 0, 255).astype(np.uint8)
-                suffix = ("jpg", "png", "webp")[n % 3]
-                Image.fromarray(pixels).save(folder / f"{name[0]}{n:03}.{suffix}")
-    (root / "classes.txt").write_text("\n".join(CLASSES) + "\n", encoding="utf-8")
+AS_FIRST = ("labelled", "--config.eval_every=3")  # as the finished run `first` of `trained`
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch) -> Path:
-    """A directory with labelled and unlabelled pictures and a checkpoint, to work in."""
-    monkeypatch.chdir(tmp_path)
-    make_pictures(tmp_path / "labelled", 12, labelled=True)
-    make_pictures(tmp_path / "unlabelled", 12, labelled=False)
-    dummy_checkpoint().save(tmp_path / "weights")
-    return tmp_path
-
-
-def arguments(root: str, *extra: str) -> list[str]:
-    """The command line of a short run."""
-    return [
-        "train",
-        "--config=configs/folder.py",
-        f"--config.dataset.name={root}",
-        f"--config.dataset.root={root}",
-        f"--config.dataset.class_names={root}/classes.txt",
-        "--config.weights=weights",
-        "--config.descriptions.engine=pixels",
-        "--config.train.batch_size=16",
-        "--config.train.max_steps=6",
-        "--config.train.learning_rate=1e-3",
-        "--config.train.warmup_steps=2",
-        "--config.checkpoint_every=2",
-        "--config.log_every=1",
-        "--config.store.long_side=24",
-        *extra,
-    ]
-
-
-def run(*args: str) -> dict:
-    """`results.json` of a run."""
-    train.main(arguments(*args))
-    config, _ = parse(arguments(*[a for a in args if not a.startswith("--workdir")]))
-    named = [a.split("=", 1)[1] for a in args if a.startswith("--workdir")]
-    directory = Path(named[0]) if named else train.default_workdir(config)
-    return json.loads((directory / "results.json").read_text(encoding="utf-8"))
-
-
-def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
-    found = run("labelled", "--config.eval_every=3")
+def test_a_labelled_folder_from_pictures_to_predictions(trained, capsys):
+    directory = trained / "first"
+    found = json.loads((directory / "results.json").read_text(encoding="utf-8"))
     contract = (
         "method preset dataset protocol model weights weights_sha256 weights_source "
         "descriptions_sha256 seed n_left_out "
@@ -94,13 +48,9 @@ def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
     assert 0 <= found["zero_shot"]["top1"] <= found["zero_shot"]["top5"] == 1
     assert found["class_names"] == list(CLASSES)
     assert found["descriptions"]["image"]["found"] == 36
-    directory = place / "runs/labelled-latteclip-s0"
-    steps = [
-        json.loads(line)["step"] for line in (directory / "metrics.jsonl").read_text().splitlines()
-    ]
-    assert steps == [1, 2, 3, 4, 5, 6]
-    evaluated = json.loads((directory / "metrics.jsonl").read_text().splitlines()[2])
-    assert {"test_top1", "test_top5", "test_class/dog", "loss"} <= evaluated.keys()
+    lines = logged(directory)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {"test_top1", "test_top5", "test_class/dog", "loss"} <= lines[2].keys()
 
     capsys.readouterr()
     evaluate.main(["evaluate", f"--workdir={directory}"])
@@ -115,26 +65,26 @@ def test_a_labelled_folder_from_pictures_to_predictions(place, capsys):
     assert right == pytest.approx(found["adapted"]["top1"])
     assert all(len(line["top"]) == 2 and line["score"] == line["top"][0]["score"] for line in lines)
 
-    (place / "labelled/test/torn.jpg").write_bytes(b"no picture")
+    (trained / "labelled/test/torn.jpg").write_bytes(b"no picture")
     with pytest.raises(SystemExit) as ended:
         predict.main(["predict", f"--workdir={directory}", "labelled/test"])
     shown = capsys.readouterr()
     assert ended.value.code == 1 and "torn.jpg" in shown.err
     assert len(shown.out.splitlines()) == 36
-    (place / "labelled/test/torn.jpg").unlink()
+    (trained / "labelled/test/torn.jpg").unlink()
 
     # The same command again shows the finished run; another configuration is refused.
-    assert run("labelled", "--config.eval_every=3") == found
+    assert run(*AS_FIRST, "--workdir=first") == found
     results = directory / "results.json"
     whole = results.read_bytes()
     for content in (whole[: len(whole) // 2], b"{}"):
         results.write_bytes(content)
         with pytest.raises(DataError, match=r"results\.json.* damaged.*Move it away"):
-            train.main(arguments("labelled", "--config.eval_every=3"))
+            train.main(arguments(*AS_FIRST, "--workdir=first"))
         assert results.read_bytes() == content
     results.write_bytes(whole)
     with pytest.raises(ConfigError, match=r"method\.alpha: there 0\.99, here 0\.5"):
-        train.main(arguments("labelled", "--config.eval_every=3", "--config.method.alpha=0.5"))
+        train.main(arguments(*AS_FIRST, "--workdir=first", "--config.method.alpha=0.5"))
 
 
 def test_a_folder_without_labels(place):
@@ -160,24 +110,24 @@ def test_labels_of_the_training_images_change_nothing(place):
     )
     run("unlabelled", "--workdir=without")
     run("unlabelled", "--workdir=with", "--config.dataset.labels=labels.csv")
-    one, two = ((place / d / "model/model.safetensors").read_bytes() for d in ("without", "with"))
-    assert one == two
+    for file in EQUAL:
+        assert (place / "without" / file).read_bytes() == (place / "with" / file).read_bytes()
 
 
-def test_a_run_is_not_continued_with_other_data(place):
-    run("labelled")
-    (place / "labelled/classes.txt").write_text("dog\ncat\nbird\n", encoding="utf-8")
+def test_a_run_is_not_continued_with_other_data(trained):
+    command = (*AS_FIRST, "--workdir=first")
+    (trained / "labelled/classes.txt").write_text("dog\ncat\nbird\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*class_names: there"):
-        run("labelled")
+        run(*command)
     with pytest.raises(DataError, match="was trained on the classes cat, dog, bird"):
-        evaluate.main(["evaluate", "--workdir=runs/labelled-latteclip-s0"])
-    (place / "labelled/classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
-    picture = place / "labelled/train/cat/c001.png"
-    Image.new("RGB", (20, 20)).save(picture)
+        evaluate.main(["evaluate", "--workdir=first"])
+    (trained / "labelled/classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+    Image.new("RGB", (20, 20)).save(trained / "labelled/train/cat/c001.png")
     with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*training_images"):
-        run("labelled")
+        run(*command)
 
 
+@pytest.mark.full
 def test_a_run_that_diverges_stops_and_saves_nothing_of_it(place):
     with pytest.raises(TrainingError, match=r"the loss is \S+ at step \d.*Lower --config\.train"):
         run("labelled", "--config.train.learning_rate=1e30")
@@ -187,9 +137,8 @@ def test_a_run_that_diverges_stops_and_saves_nothing_of_it(place):
     assert all(step <= 2 for step in saved)
 
 
-def test_descriptions_of_a_part_of_the_images_are_refused(place):
-    run("labelled", "--workdir=first")
-    path = next((place / "artifacts/labelled/descriptions").glob("pixels-image.jsonl"))
+def test_descriptions_of_a_part_of_the_images_are_refused(trained):
+    path = next((trained / "artifacts/labelled/descriptions").glob("pixels-image.jsonl"))
     half = path.read_text(encoding="utf-8").splitlines(keepends=True)[:18]
     (path.parent / "mine-image.jsonl").write_text("".join(half), encoding="utf-8")
     with pytest.raises(DataError, match=r"18 of 36 images have no image description.*50\.0%"):
@@ -200,8 +149,7 @@ def test_descriptions_of_a_part_of_the_images_are_refused(place):
         )
 
 
-def test_an_interrupted_run_continues_as_if_nothing_had_been(place, monkeypatch):
-    run("labelled", "--workdir=whole")
+def test_an_interrupted_run_continues_as_if_nothing_had_been(trained, monkeypatch):
     written = RunLog.write
 
     def interrupt(self, step, figures):
@@ -211,23 +159,21 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(place, monkeypatch)
 
     monkeypatch.setattr(RunLog, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run("labelled", "--workdir=broken")
-    assert not (place / "broken/results.json").exists()
+        run(*AS_FIRST, "--workdir=broken")
+    assert not (trained / "broken/results.json").exists()
     monkeypatch.setattr(RunLog, "write", written)
-    run("labelled", "--workdir=broken")
-    for file in ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl"):
-        assert (place / "whole" / file).read_bytes() == (place / "broken" / file).read_bytes(), file
+    run(*AS_FIRST, "--workdir=broken")
+    assert_equal(trained / "first", trained / "broken")
 
 
-@pytest.mark.parametrize("method", ["flyp", "flyp_oracle", "zero_shot"])
-def test_other_methods(place, method):
+@pytest.mark.parametrize(
+    "method", ["flyp", pytest.param("flyp_oracle", marks=pytest.mark.full), "zero_shot"]
+)
+def test_other_methods(trained, method):
     found = run("labelled", f"--config.method.name={method}")
     assert found["method"] == method
     assert found["steps"] == (0 if method == "zero_shot" else 6)
-    base = dummy_checkpoint().params
-    adapted = safetensors.numpy.load_file(
-        place / f"runs/labelled-{method}-s0" / workdir.MODEL / "model.safetensors"
-    )
+    base, adapted = base_model().params, model_of(trained / f"runs/labelled-{method}-s0")
     same = all(np.array_equal(base[name], adapted[name]) for name in base)
     assert same == (method == "zero_shot")
     if method == "zero_shot":
@@ -239,12 +185,12 @@ def test_the_released_preset_and_a_streamed_store(place):
     assert (found["preset"], found["momentum"], found["steps"]) == ("released_code", 0.0, 6)
 
 
-def test_what_is_missing_is_said(place):
+def test_what_is_missing_is_said(trained, all_devices):
     with pytest.raises(
         DataError, match=r"python -m captioning\.describe --config=configs/folder\.py --config\.d"
     ):
         train.main(arguments("labelled", "--config.descriptions.engine=llava"))
-    assert not (place / "runs").exists()  # nothing was claimed for a run that cannot start
+    assert not (trained / "runs").exists()  # nothing was claimed for a run that cannot start
     with pytest.raises(DataError, match="flyp_oracle trains with true labels"):
         train.main(arguments("unlabelled", "--config.method.name=flyp_oracle"))
     with pytest.raises(ConfigError, match=r"config\.weights: expected a converted directory"):
@@ -261,25 +207,29 @@ def test_what_is_missing_is_said(place):
         train.main(arguments("labelled", "--config.method.name=lateclip"))
 
 
-def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(place, capsys):
-    found = run("labelled", "--config.train.batch_size=512", "--config.method.name=flyp")
-    assert found["batch_size"] == 32  # 36 images on 8 devices
-    assert "batch of 32 instead of 512" in capsys.readouterr().out
+def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(trained, capsys):
+    command = ("labelled", "--config.train.batch_size=512", "--config.method.name=zero_shot")
+    found = run(*command)
+    assert found["batch_size"] == 36
+    assert "batch of 36 instead of 512" in capsys.readouterr().out
+    config, eight = parse(arguments(*command))[0], sharding.make_mesh(devices=jax.devices())
+    assert feed.choose_batch_size(config, 36, eight) == 32
 
 
-def test_a_class_without_pictures_is_trained_with_and_reported(place):
+@pytest.mark.parametrize("method", ["zero_shot", pytest.param("latteclip", marks=pytest.mark.full)])
+def test_a_class_without_pictures_is_trained_with_and_reported(place, method):
     names = place / "labelled" / "classes.txt"
     names.write_text(names.read_text() + "fish\n")
-    found = run("labelled")
+    found = run("labelled", f"--config.method.name={method}")
     assert found["class_names"][3] == "fish"
     assert found["per_class"]["adapted"][3] is None and found["per_class"]["adapted"][0] is not None
     assert "no images" in found["table"]
     assert len(found["label_free"]["class_shares"]) == 4
 
 
-def test_one_program_trains_the_model_which_the_devices_hold_once(place, monkeypatch):
+def test_one_program_trains_the_model_which_the_devices_hold_once(trained, monkeypatch):
     """With AdamW's two moments, and nothing of what it was made of or is compared with later."""
-    shape = dummy_checkpoint().params["text/token_embedding"].shape
+    shape = base_model().params["text/token_embedding"].shape
     make, found, steps = train_loop.make_train_step, [], []
 
     def alive() -> int:
@@ -303,6 +253,7 @@ def test_one_program_trains_the_model_which_the_devices_hold_once(place, monkeyp
     assert step._cache_size() == 1  # of the first state and of what a step made
 
 
+@pytest.mark.full
 def test_other_alphabets_in_the_c_locale(tmp_path):
     """The whole command in an environment that knows ASCII only."""
     root = tmp_path / "Bilder 猫"
@@ -310,11 +261,11 @@ def test_other_alphabets_in_the_c_locale(tmp_path):
     for number, path in enumerate(sorted((root / "train").iterdir())):
         path.rename(path.with_name(f"été {number} кот{path.suffix}"))
     (root / "classes.txt").write_text("猫\nсобака\noiseau\n", encoding="utf-8")
-    dummy_checkpoint().save(tmp_path / "Gewichte ü")
+    base_model().save(tmp_path / "Gewichte ü")
     short = ("--config.train.max_steps=1", "--config.checkpoint_every=1")
     command = arguments("Bilder 猫", "--config.dataset.name=mine", "--workdir=Lauf é", *short)
     command = [argument.replace("=weights", "=Gewichte ü") for argument in command]
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": os.getcwd()}
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
     environment.pop("PYTHONIOENCODING", None)
 
     def run_in(environment: dict[str, str]) -> subprocess.CompletedProcess:

@@ -10,39 +10,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
 from lattec_jax import evaluate, predict, train
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.methods import METHODS
 from lattec_jax.methods.base import Method
 from lattec_jax.run_log import RunLog
-from tests.dummy import dummy_checkpoint
-from tests.test_train import arguments, place, run  # noqa: F401 (place is a fixture)
+from tests.runs import arguments, assert_equal, base_model, classifier_of, logged, model_of, run
 
 RECLIP = ("--config.method.name=reclip", "--config.method.reclip.images_per_epoch=0")
+AS_RECLIP = ("labelled", *RECLIP, "--config.eval_every=3", "--config.checkpoint_every=3")
 
 
-def model_of(directory: Path) -> dict[str, np.ndarray]:
-    """The saved parameters of a run."""
-    return safetensors.numpy.load_file(directory / "model/model.safetensors")
+@pytest.fixture(scope="module")
+def finished_reclip(finished, tmp_path_factory) -> Path:
+    """As `finished`, with ReCLIP's run `reclip`, whose checkpoints do not end an epoch."""
+    directory = shutil.copytree(finished, tmp_path_factory.mktemp("reclip"), dirs_exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        run(*AS_RECLIP, "--workdir=reclip")
+    return directory
 
 
-def classifier_of(directory: Path) -> dict[str, np.ndarray]:
-    """The saved class vectors of a run."""
-    return safetensors.numpy.load_file(directory / "classifier.safetensors")
+@pytest.fixture
+def reclip(finished_reclip, tmp_path) -> Path:
+    """The working directory, a copy of `finished_reclip`."""
+    return shutil.copytree(finished_reclip, tmp_path, dirs_exist_ok=True)
 
 
-def test_reclip_from_pictures_to_predictions(place, capsys):  # noqa: F811
-    found = run("labelled", *RECLIP, "--config.eval_every=3")
-    directory = place / "runs/labelled-reclip-s0"
+def test_reclip_from_pictures_to_predictions(reclip, capsys):
+    directory = reclip / "reclip"
+    found = json.loads((directory / "results.json").read_text(encoding="utf-8"))
     assert (found["method"], found["steps"], found["reclip"]["neighbours"]) == ("reclip", 6, 20)
     assert found["alpha"] is None and found["descriptions"] is None
     assert {"classifier", "frozen_classifier"} == set(classifier_of(directory))
-    lines = [json.loads(x) for x in (directory / "metrics.jsonl").read_text().splitlines()]
+    lines = logged(directory)
     assert {"loss_t", "loss_v", "label_agreement"} <= lines[0].keys()
     assert lines[-1]["test_top1"] == found["adapted"]["top1"]
-    base, adapted = dummy_checkpoint().params, model_of(directory)
+    base, adapted = base_model().params, model_of(directory)
     assert {n for n in base if not np.array_equal(base[n], adapted[n])} == {
         n for n in base if "/ln_" in n
     }
@@ -56,18 +61,16 @@ def test_reclip_from_pictures_to_predictions(place, capsys):  # noqa: F811
     assert right == pytest.approx(found["adapted"]["top1"])
 
     command = ["predict", f"--workdir={directory}", "labelled/test"]
-    shutil.move(place / "weights", place / "elsewhere")
+    shutil.move(reclip / "weights", reclip / "elsewhere")
     with pytest.raises(WeightsError, match=r"pre-trained model of the run in .* is needed here"):
         predict.main(command)
-    dummy_checkpoint(seed=1).save(place / "weights")
+    base_model(seed=1).save(reclip / "weights")
     with pytest.raises(WeightsError, match=r"expected weights with the SHA-256 \w+, found \w+"):
         predict.main(command)
 
 
-def test_reclip_killed_inside_of_an_epoch_continues_as_if_nothing_had_been(place, monkeypatch):  # noqa: F811
+def test_reclip_killed_inside_of_an_epoch_continues_as_if_nothing_had_been(reclip, monkeypatch):
     """Two steps an epoch and a checkpoint after three: the labels of step 4 come from it."""
-    settings = (*RECLIP, "--config.checkpoint_every=3")
-    run("labelled", "--workdir=whole", *settings)
     written = RunLog.write
 
     def interrupt(self, step, figures):
@@ -77,33 +80,34 @@ def test_reclip_killed_inside_of_an_epoch_continues_as_if_nothing_had_been(place
 
     monkeypatch.setattr(RunLog, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        run("labelled", "--workdir=broken", *settings)
+        run(*AS_RECLIP, "--workdir=broken")
     monkeypatch.setattr(RunLog, "write", written)
-    assert (place / "broken/checkpoints/3").exists()
-    run("labelled", "--workdir=broken", *settings)
-    for file in ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl"):
-        assert (place / "whole" / file).read_bytes() == (place / "broken" / file).read_bytes(), file
+    assert (reclip / "broken/checkpoints/3").exists()
+    run(*AS_RECLIP, "--workdir=broken")
+    assert_equal(reclip / "reclip", reclip / "broken")
 
 
-def test_reclip_with_a_streamed_store_and_pieces_is_the_same(place):  # noqa: F811
-    whole = run("labelled", "--workdir=whole", *RECLIP)
+@pytest.mark.full
+def test_reclip_with_a_streamed_store_and_pieces_is_the_same(reclip):
+    whole = json.loads((reclip / "reclip/results.json").read_text(encoding="utf-8"))
     streamed = ("--config.store.placement=host", "--config.train.micro_batch=8")
     pieces = run("labelled", "--workdir=pieces", *RECLIP, *streamed)
     assert whole["adapted"] == pieces["adapted"]
-    one, other = model_of(place / "whole"), model_of(place / "pieces")
+    one, other = model_of(reclip / "reclip"), model_of(reclip / "pieces")
     for name, value in one.items():
         np.testing.assert_allclose(value, other[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize(("method", "shares"), [("latteclip", (0, 1, 0.5)), ("reclip", (0, 0.5))])
-def test_wise_ft_averages_the_model_before_and_after(place, method, shares):  # noqa: F811
-    chosen = f"--config.method.name={method}"
-    plain = run("labelled", "--workdir=plain", chosen)
+def test_wise_ft_averages_the_model_before_and_after(reclip, method, shares):
+    chosen = RECLIP if method == "reclip" else ()
+    place = reclip
+    plain = run("labelled", "--workdir=plain", *chosen)
     assert plain["wise_ft"] is None
     for share in shares:
-        found = run("labelled", f"--workdir=a{share}", f"--config.wise_ft={share}", chosen)
+        found = run("labelled", f"--workdir=a{share}", f"--config.wise_ft={share}", *chosen)
         assert found["wise_ft"] == share
-    base, adapted = dummy_checkpoint().params, model_of(place / "plain")
+    base, adapted = base_model().params, model_of(place / "plain")
     assert any(not np.array_equal(base[name], adapted[name]) for name in base)
 
     none = json.loads((place / "a0/results.json").read_text())
@@ -127,12 +131,13 @@ def test_wise_ft_averages_the_model_before_and_after(place, method, shares):  # 
         np.testing.assert_allclose(half, mean, atol=1e-6)
 
 
-def test_a_share_that_is_none_is_refused(place):  # noqa: F811
+def test_a_share_that_is_none_is_refused():
     for share in ("1.5", "-0.1"):
         with pytest.raises(ConfigError, match=rf"config\.wise_ft: expected 0 to 1, found {share}"):
             train.main(arguments("labelled", f"--config.wise_ft={share}"))
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     "ablations",
     [
@@ -146,15 +151,14 @@ def test_a_share_that_is_none_is_refused(place):  # noqa: F811
         ),
     ],
 )
-def test_the_ablations_of_table_3_run_from_the_command_line(place, ablations):  # noqa: F811
+def test_the_ablations_of_table_3_run_from_the_command_line(trained, ablations):
     found = run("labelled", *[f"--config.{value}" for value in ablations])
     assert found["steps"] == 6
-    directory = place / "runs/labelled-latteclip-s0"
+    directory = trained / "runs/labelled-latteclip-s0"
     vectors = classifier_of(directory)["classifier"]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    logged = json.loads((directory / "metrics.jsonl").read_text().splitlines()[0])
     kept = "loss_zero_shot" if "paper" in ablations[0] else "loss_current"
-    assert [name for name in logged if name.startswith("loss_")] == [kept]
+    assert [name for name in logged(directory)[0] if name.startswith("loss_")] == [kept]
 
 
 class Entropy(Method):
@@ -171,9 +175,8 @@ class Entropy(Method):
         return -jnp.mean(jnp.sum(jnp.exp(log_odds) * log_odds, axis=1)), None
 
 
-def test_a_method_of_two_functions_is_a_whole_run(place, monkeypatch):  # noqa: F811
+def test_a_method_of_two_functions_is_a_whole_run(trained, monkeypatch):
     monkeypatch.setitem(METHODS, "entropy", lambda config: Entropy())
     found = run("labelled", "--config.method.name=entropy", "--config.train.batch_size=32")
-    lines = (place / "runs/labelled-entropy-s0/metrics.jsonl").read_text().splitlines()
-    losses = [json.loads(line)["loss"] for line in lines]
+    losses = [line["loss"] for line in logged(trained / "runs/labelled-entropy-s0")]
     assert losses[-1] < losses[0] and found["method"] == "entropy"

@@ -19,7 +19,7 @@ from lattec_jax.data.descriptions import descriptions_path, records
 from lattec_jax.errors import ConfigError, DataError
 from tests.captioning.ruler import make_config, write_config_file
 from tests.dummy import dummy_checkpoint
-from tests.test_train import arguments, make_pictures
+from tests.runs import arguments, make_pictures
 
 TRUE = ["cat", "cat", "dog", "dog", "cat", "dog"]
 ANSWERS = ["cat", "A Cat.", "dog or cat", "catt", "dgo", "no idea"]

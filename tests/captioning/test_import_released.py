@@ -18,7 +18,7 @@ from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records
 from lattec_jax.errors import ConfigError, DataError
 from tests.dummy import dummy_checkpoint
-from tests.test_train import arguments, make_pictures
+from tests.runs import arguments, make_pictures
 
 IMAGES = "train_classname_eurosat_77_llava-v1.6-mistral-7b_4bit"
 GROUPS = "train_4images_eurosat_describe_common_v3_77_llava-v1.6-mistral-7b_4bit"

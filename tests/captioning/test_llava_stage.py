@@ -20,7 +20,7 @@ from lattec_jax.methods import make_method
 from lattec_jax.sharding import make_mesh
 from tests import tiny_llava
 from tests.dummy import dummy_checkpoint
-from tests.test_train import arguments, make_pictures
+from tests.runs import arguments, make_pictures
 
 
 def gather(config: ConfigDict) -> stages.Inputs:
