@@ -33,13 +33,15 @@ WORDS = [
 ]
 
 
-def dummy_checkpoint(seed: int = 0, image_size: int = 16, context_length: int = 24) -> Checkpoint:
-    """A randomly initialised CLIP with two layers in each tower."""
+def dummy_checkpoint(
+    seed: int = 0, image_size: int = 16, context_length: int = 24, layers: int = 2
+) -> Checkpoint:
+    """A randomly initialised CLIP with two layers in each tower, or with so many."""
     tokenizer = word_tokenizer(WORDS, context_length)
     config = CLIPConfig(
         embed_dim=16,
-        vision=VisionConfig(32, 2, 2, 8, (image_size, image_size)),
-        text=TextConfig(24, 2, 2, context_length, tokenizer.vocab_size),
+        vision=VisionConfig(32, layers, 2, 8, (image_size, image_size)),
+        text=TextConfig(24, layers, 2, context_length, tokenizer.vocab_size),
     )
     params = {name: np.asarray(value) for name, value in initial_params(config, seed).items()}
     preprocess = Preprocess(
