@@ -77,7 +77,7 @@ def place(tmp_path, monkeypatch):
     """A directory to work in, with a checkpoint, and a data directory beside it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tmp_path / "data"))
-    dummy_checkpoint().save(tmp_path / "weights")
+    dummy_checkpoint(layers=1).save(tmp_path / "weights")
     return tmp_path
 
 
