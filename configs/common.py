@@ -118,6 +118,10 @@ def get_config() -> ConfigDict:
     config.train.micro_batch = 0  # images encoded at a time, a divisor of the batch; 0: all of it
     config.train.max_steps = placeholder(int)
     config.train.epochs = placeholder(int)
+    # 0: an epoch drops its incomplete last batch (the paper names no rule). n: an epoch has enough
+    # batches for all images, rounded up to a multiple of n and filled with repeated images; the
+    # released code takes the number of its data loader's workers.
+    config.train.epoch_batch_multiple = placeholder(int)
     config.train.learning_rate = placeholder(float)
     config.train.warmup_steps = placeholder(int)
     config.train.schedule = placeholder(str)  # after the warm-up: "cosine" to zero or "constant"
@@ -182,6 +186,7 @@ def get_config() -> ConfigDict:
             "batch_size": 512,
             "max_steps": 2000,
             "epochs": 50,
+            "epoch_batch_multiple": 0,
             "learning_rate": 1e-7,
             "warmup_steps": 40,
             "schedule": "cosine",
@@ -194,6 +199,7 @@ def get_config() -> ConfigDict:
             "batch_size": 512,
             "max_steps": 1_000_000,  # the released scripts bound epochs only
             "epochs": 50,
+            "epoch_batch_multiple": 3,
             "learning_rate": 1e-7,
             "warmup_steps": 40,
             "schedule": "cosine",
@@ -224,6 +230,7 @@ def get_config() -> ConfigDict:
                 "batch_size": 64,
                 "max_steps": 1_000_000,  # epochs decide
                 "epochs": 100,
+                "epoch_batch_multiple": 0,
                 "learning_rate": 1e-3,
                 "warmup_steps": 0,
                 "schedule": "constant",
@@ -316,11 +323,24 @@ def public_prompts(config: ConfigDict, domain: str, domains: str, image: str = "
 
 
 def released_schedule(
-    config: ConfigDict, epochs: int, warmup_steps: int, template: str = "a photo of a {}."
+    config: ConfigDict,
+    epochs: int,
+    warmup_steps: int,
+    template: str = "a photo of a {}.",
+    workers: int = 3,
 ) -> None:
-    """The released scripts' length and template; their warm-up serves both presets."""
+    """The released scripts' length and template; their warm-up serves both presets.
+
+    Args:
+        config: changed in place.
+        epochs: of the script.
+        warmup_steps: of the script.
+        template: of the class-descriptions.
+        workers: of the script's data loader; an epoch has a multiple of so many batches.
+    """
     released = config.presets.released_code
     released.train.epochs = epochs
+    released.train.epoch_batch_multiple = workers
     released.templates = (template,)
     for preset in config.presets.values():
         preset.train.warmup_steps = warmup_steps
