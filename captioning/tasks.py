@@ -12,11 +12,11 @@ from ml_collections import ConfigDict
 
 from captioning.engines import Identity
 from captioning.groups import sample_forced_groups, sample_groups
-from lattec_jax.config import did_you_mean
+from lattec_jax.config import check_choice, did_you_mean
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset
-from lattec_jax.data.descriptions import Record, description_key, is_group
+from lattec_jax.data.descriptions import GROUP_SUFFIXES, Record, description_key, is_group
 from lattec_jax.data.prompts import CLASS, description_prompt, templates
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.errors import ConfigError, DataError
@@ -149,12 +149,14 @@ def _groups(
     config: ConfigDict, dataset: Dataset, labels: PseudoLabels
 ) -> tuple[dict[str, tuple[str, ...]], str]:
     """The members of each image's group, and the note that an analysis leaves in the file."""
-    size, correct = config.descriptions.group_size, config.descriptions.correct_per_group
-    seed = config.descriptions.seed
+    settings = config.descriptions
+    size, correct, seed = settings.group_size, settings.correct_per_group, settings.seed
     if size < 2:
         raise ConfigError(f"config.descriptions.group_size: expected 2 or more, found {size}")
     if correct is None:
-        return sample_groups(labels.ids, labels.labels, size, seed), ""
+        check_choice("descriptions.group_members", settings.group_members, list(GROUP_SUFFIXES))
+        with_image = settings.group_members == "with_image"
+        return sample_groups(labels.ids, labels.labels, size, seed, with_image), ""
     if not 0 <= correct <= size:
         raise ConfigError(
             f"config.descriptions.correct_per_group: expected 0 to {size} (group_size), found "

@@ -71,6 +71,9 @@ def get_config() -> ConfigDict:
     config.descriptions.prompts.image = ""
     config.descriptions.prompts.group = ""
     config.descriptions.group_size = 4  # pictures in a collage
+    # "with_image": the image and others with its pseudo-label. "drawn": all are drawn from the
+    # images with this label, so that the image itself may be missing. Not with correct_per_group.
+    config.descriptions.group_members = placeholder(str)
     # Analysis (Table 4): how many of a group have the image's own true label; the paper: None.
     config.descriptions.correct_per_group = placeholder(int)
     config.descriptions.max_new_tokens = 77
@@ -104,6 +107,10 @@ def get_config() -> ConfigDict:
     config.method.weigh_by = placeholder(str)  # prototypes "current" or of the "epoch_start"
     config.method.group_text = placeholder(str)  # "own" or "redrawn" among the same zero-shot label
     config.method.loss = placeholder(str)  # "sum" or "mean" of the two directions of InfoNCE
+    config.method.flyp = ConfigDict()
+    # Pseudo-labels of flyp: those that the "current" model assigns at every step, or the fixed
+    # "zero_shot" ones of the frozen model.
+    config.method.flyp.pseudo_labels = placeholder(str)
     config.method.reclip = ConfigDict()
     config.method.reclip.neighbours = 20  # in the graph that labels are propagated over
     config.method.reclip.diffusion = 0.99  # what a node takes from its neighbours, below 1
@@ -169,6 +176,7 @@ def get_config() -> ConfigDict:
             "weigh_by": "current",
             "group_text": "own",
             "loss": "sum",
+            "flyp": {"pseudo_labels": "current"},
         }
     )
     released.method = ConfigDict(
@@ -178,8 +186,11 @@ def get_config() -> ConfigDict:
             "weigh_by": "epoch_start",
             "group_text": "redrawn",
             "loss": "mean",
+            "flyp": {"pseudo_labels": "zero_shot"},
         }
     )
+    paper.descriptions = ConfigDict({"group_members": "with_image"})
+    released.descriptions = ConfigDict({"group_members": "drawn"})
     # The paper gives no warm-up; both presets take the released scripts'.
     paper.train = ConfigDict(
         {
@@ -258,7 +269,7 @@ def set_prompts(config: ConfigDict, domain: str, domains: str, image: str, group
         "concisely, in fewer than 20 words.",
     }
     for preset, prompts in (("paper", paper), ("released_code", {"image": image, "group": group})):
-        config.presets[preset].descriptions = ConfigDict({"prompts": prompts})
+        config.presets[preset].descriptions.prompts = ConfigDict(prompts)
     for kind in paper:
         del config.descriptions.prompts[kind]
         config.descriptions.prompts[kind] = placeholder(str)

@@ -33,10 +33,12 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.config import artifacts_dir
+from lattec_jax.config import artifacts_dir, check_choice
 from lattec_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+# The choices of `config.descriptions.group_members`, with what they add to a file's name.
+GROUP_SUFFIXES = {"with_image": "", "drawn": "-drawn"}
 _REPEATED = ("kind", "engine", "model", "prompt", "decoding", "note")
 
 
@@ -76,10 +78,12 @@ def is_group(kind: str) -> bool:
 
 
 def descriptions_path(config: ConfigDict, kind: str) -> Path:
-    """`<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`; of groups with their size.
+    """`<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`; of groups with their size and how
+    their members are chosen.
 
     Raises:
-        ConfigError: the engine's or the kind's name cannot be part of a file name.
+        ConfigError: the engine's or the kind's name cannot be part of a file name, or an unknown
+            choice of members.
     """
     settings = config.descriptions
     for what, name in (
@@ -93,6 +97,9 @@ def descriptions_path(config: ConfigDict, kind: str) -> Path:
         name += f"-of-{settings.group_size}"
         if settings.correct_per_group is not None:
             name += f"-{settings.correct_per_group}-correct"
+        else:
+            check_choice("descriptions.group_members", settings.group_members, list(GROUP_SUFFIXES))
+            name += GROUP_SUFFIXES[settings.group_members]
     return artifacts_dir(config) / "descriptions" / f"{name}.jsonl"
 
 
