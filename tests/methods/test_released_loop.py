@@ -56,8 +56,17 @@ def tokens_of(rng: np.random.Generator, count: int, longest: int) -> np.ndarray:
     return tokens
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Matrices this small cost PyTorch's threads ten times the work itself."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def setting() -> Setting:
+def setting(one_thread) -> Setting:
     config, _ = parse(
         [
             "train",
@@ -176,15 +185,17 @@ def difference(setting: Setting, *slips: str) -> Difference:
 
 
 def test_without_its_slips_the_released_loop_and_the_preset_agree(setting):
+    """Measured: 5e-7, 1.5e-7 and 2e-5."""
     found = difference(setting)
-    assert found.losses <= 1e-5
-    assert found.prototypes <= 2e-6
-    assert found.params <= 7e-4
+    assert found.losses <= 4e-6
+    assert found.prototypes <= 1.5e-6
+    assert found.params <= 2e-4
 
 
 @pytest.mark.parametrize("slip", [released.ALONG_FEATURES, released.WEIGHTS_OF_CURRENT])
 def test_with_either_slip_they_do_not(setting, slip):
+    """Measured: at least 0.025, 0.022 and 0.56."""
     found = difference(setting, slip)
-    assert found.losses > 1e-4
-    assert found.prototypes > 2e-5
-    assert found.params > 7e-3
+    assert found.losses > 2e-3
+    assert found.prototypes > 2e-3
+    assert found.params > 0.05
