@@ -8,7 +8,8 @@ Where the authors' released code departs from the paper, a field of `LatteCLIP` 
 which. Two slips of the released code, both in the weights of the class-descriptions, are not
 reproduced:
 
-- The `[B]` weights multiply the `[B, D]` features along D, which only runs because B = D = 512 there.
+- The `[B]` weights multiply the `[B, D]` features along D, which runs only because B = D = 512
+  there.
 - The class-description of the zero-shot label is multiplied by the weight of the current label's
   class-description; the denominator has its own.
 
