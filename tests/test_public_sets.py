@@ -147,7 +147,8 @@ def describe_and_check_prompts(
     pseudo_label.main(["pseudo_label", *command])
     describe.main(["describe", *command])
     for file, prompt in zip(("pixels-image", "pixels-group-of-4"), prompts, strict=True):
-        lines = (artifacts / f"descriptions/{file}.jsonl").read_text("utf-8").splitlines()
+        (path,) = (artifacts / "descriptions").glob(f"{file}*.jsonl")  # "-drawn" as released
+        lines = path.read_text("utf-8").splitlines()
         asked = [json.loads(line)["prompt"] for line in lines]
         assert len(asked) == 3 * (TRAIN + VAL)
         assert set(asked) <= {prompt.replace("{class}", name) for name in names}

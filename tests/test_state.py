@@ -12,8 +12,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from convert.names import open_clip_name, to_open_clip
 from lattec_jax import sharding, state
 from lattec_jax.errors import ConfigError
+from lattec_jax.models.checkpoint import expected_shapes
+from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 SETTINGS = {
     "learning_rate": 1e-3,
@@ -119,9 +122,32 @@ def open_clip_decays(name: str, ndim: int) -> bool:
 
 
 def test_decay_is_for_open_clip_s_parameters_only():
-    found = state.decays(parameters())
-    assert found == {n: open_clip_decays(n, v.ndim) for n, v in parameters().items()}
-    assert sum(found.values()) == 7
+    """For all our names and layouts, by OpenCLIP's rule for its own; and as the optimiser does."""
+    config = CLIPConfig(
+        embed_dim=6,
+        vision=VisionConfig(8, 1, 2, patch_size=4, image_size=(8, 8), layer_scale=0.1),
+        text=TextConfig(4, 1, 1, context_length=5, vocab_size=7, layer_scale=0.1),
+    )
+    ours = {name: np.ones(shape, np.float32) for name, shape in expected_shapes(config).items()}
+    theirs = to_open_clip(ours, config)
+    names = {name: open_clip_name(name) for name in ours}
+    expected = {n: open_clip_decays(names[n], theirs[names[n]].ndim) for n in ours}
+    assert state.decays(ours) == expected
+    kept = {n for n, decayed in expected.items() if not decayed}
+    assert {"logit_scale", "visual/class_embedding", "text/blocks/0/layer_scale_1"} <= kept
+    assert {n for n in expected if n.endswith("kernel")} == expected.keys() - kept - {
+        "visual/positional_embedding",
+        "visual/projection",
+        "text/token_embedding",
+        "text/positional_embedding",
+        "text/projection",
+    }
+    optimiser = state.make_optimiser(settings(warmup_steps=0), 10)
+    zeros = {name: np.zeros_like(value) for name, value in ours.items()}
+    change, _ = optimiser.update(zeros, optimiser.init(ours), ours)
+    assert {name for name, value in change.items() if np.asarray(value).any()} == {
+        name for name, decayed in expected.items() if decayed
+    }
 
 
 def trajectory(config: ConfigDict, steps: int) -> list[dict[str, np.ndarray]]:

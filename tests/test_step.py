@@ -135,10 +135,11 @@ def test_one_and_eight_devices_give_the_same_run(single_run, fsdp, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
     before, single = single_run
     _, many = train(World(classes=7), LatteCLIP(0.9, 0.9), sharding.make_mesh(fsdp), 32)
-    for part in ("params", "method"):
+    # Relative to the distance moved, ten times what was measured: 1.2e-4 and 1.2e-6.
+    for part, tolerance in (("params", 1e-3), ("method", 1e-5)):
         moved = distance(getattr(before, part), getattr(single, part))
         assert moved > 1e-3
-        assert distance(getattr(single, part), getattr(many, part)) <= 0.01 * moved, part
+        assert distance(getattr(single, part), getattr(many, part)) <= tolerance * moved, part
 
 
 @pytest.mark.parametrize("classes", [5, 200])

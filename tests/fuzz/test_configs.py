@@ -45,7 +45,9 @@ VALID = {
     "method.weigh_by": st.sampled_from(["current", "epoch_start"]),
     "method.group_text": st.sampled_from(["own", "redrawn"]),
     "method.prototype_update": st.sampled_from(["sequential", "joint"]),
+    "method.flyp.pseudo_labels": st.sampled_from(["current", "zero_shot"]),
     "train.batch_size": st.integers(2, 10**6),
+    "train.epoch_batch_multiple": st.integers(0, 100),
     "train.learning_rate": st.floats(0, 1),
     "augment.flip_probability": st.floats(0, 1),
     "log_every": st.integers(1, 10**6),
@@ -54,6 +56,7 @@ VALID = {
     "wise_ft": st.floats(0, 1),
     "dataset.name": st.text("abcxyz019-_.", min_size=1),
     "descriptions.group_size": st.sampled_from([2, 4, 8, 16]),
+    "descriptions.group_members": st.sampled_from(["with_image", "drawn"]),
     "store.long_side": st.integers(0, 10**5),
 }
 
