@@ -9,7 +9,7 @@ from lattec_jax.config import parse
 from lattec_jax.data.batches import Batches
 from lattec_jax.errors import ConfigError
 from lattec_jax.methods import make_method
-from lattec_jax.train import total_steps
+from lattec_jax.train_loop import total_steps
 
 # Training images, batches of 512 in an epoch and steps of the run: by the paper's rule (50 epochs,
 # at most 2,000 steps) and by the released scripts (their epochs, an epoch rounded up to a multiple
