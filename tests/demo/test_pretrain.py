@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,35 +15,62 @@ from lattec_jax.demo import pretrain
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
+from lattec_jax.models.config import CLIPConfig
 
 SHIPPED = Path(pretrain.__file__).parent / "tiny_clip"
 
 
-@pytest.fixture(scope="module")
-def held_out() -> pretrain.Rendered:
-    return pretrain.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
+@pytest.fixture
+def narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer in each tower, which compiles quickly."""
+    whole = pretrain.model_config
+
+    def narrow(vocab_size: int) -> CLIPConfig:
+        config = whole(vocab_size)
+        return dataclasses.replace(
+            config,
+            vision=dataclasses.replace(config.vision, layers=1, width=32, heads=1),
+            text=dataclasses.replace(config.text, layers=1, width=32, heads=1),
+        )
+
+    monkeypatch.setattr(pretrain, "model_config", narrow)
 
 
-def test_a_few_steps_lower_the_loss_and_a_loadable_directory_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[float]]:
+    """Runs the command for 30 steps, into `clip`, and returns their losses."""
     monkeypatch.setattr(pretrain, "PICTURES", 200)
     monkeypatch.setattr(pretrain, "HELD_OUT_PICTURES", 20)
     monkeypatch.setattr(pretrain, "BATCH_SIZE", 32)
-    losses, run = [], pretrain.pretrain
+    losses, train = [], pretrain.pretrain
 
     def recorded(*arguments: object) -> tuple:
-        found = run(*arguments)
-        losses.append(found[1])
+        found = train(*arguments)
+        losses.extend(found[1])
         return found
+
+    def run() -> list[float]:
+        pretrain.main()
+        return losses
 
     monkeypatch.setattr(pretrain, "pretrain", recorded)
     monkeypatch.setattr("sys.argv", ["pretrain", f"--out={tmp_path / 'clip'}", "--steps=30"])
-    pretrain.main()
-    assert np.mean(losses[0][-9:]) < np.mean(losses[0][:9]) - 0.2
+    return run
+
+
+@pytest.mark.usefixtures("narrow_model")
+def test_the_command_writes_a_loadable_directory(pretrained, tmp_path: Path) -> None:
+    losses = pretrained()
+    assert len(losses) == 30 and np.mean(losses[-9:]) < np.mean(losses[:9])
     found = Checkpoint.load(tmp_path / "clip")
     assert found.source["steps"] == 30
     assert found.config.vision.image_size == (32, 32)
+
+
+@pytest.mark.full
+def test_a_few_steps_lower_the_loss(pretrained) -> None:
+    losses = pretrained()
+    assert np.mean(losses[-9:]) < np.mean(losses[:9]) - 0.2
 
 
 def test_captions_are_of_three_kinds() -> None:
@@ -51,7 +80,9 @@ def test_captions_are_of_three_kinds() -> None:
         assert both == f"{name[:-1]}, {strokes}"
 
 
-def test_the_shipped_one_reads_held_out_faces(held_out: pretrain.Rendered) -> None:
+@pytest.mark.full
+def test_the_shipped_one_reads_held_out_faces() -> None:
+    held_out = pretrain.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
     clip = Checkpoint.load(SHIPPED)
     accuracy = pretrain.measure(define(clip.config), clip.params, clip.tokenizer, held_out)
     assert accuracy["pictures"] > 0.85
@@ -65,9 +96,10 @@ def test_the_shipped_one_is_small_and_the_demo_uses_it() -> None:
     assert config.presets.paper.templates == (pretrain.TEMPLATE,)
 
 
-def test_the_shipped_tokenizer_knows_the_engines_words(held_out: pretrain.Rendered) -> None:
+def test_the_shipped_tokenizer_knows_the_engines_words() -> None:
     from sklearn.datasets import load_digits
 
+    held_out = pretrain.render(HELD_OUT_FONTS, 100, seed=11, drop=0.0)
     tokenizer = Checkpoint.load(SHIPPED).tokenizer
     texts = [caption for captions in held_out.captions for caption in captions]
     for picture in load_digits().images[:100]:
