@@ -39,8 +39,6 @@ def narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[float]]:
     """Runs the command for 30 steps, into `clip`, and returns their losses."""
-    monkeypatch.setattr(pretrain, "PICTURES", 200)
-    monkeypatch.setattr(pretrain, "HELD_OUT_PICTURES", 20)
     monkeypatch.setattr(pretrain, "BATCH_SIZE", 32)
     losses, train = [], pretrain.pretrain
 
@@ -53,13 +51,15 @@ def pretrained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], 
         pretrain.main()
         return losses
 
+    monkeypatch.setattr(pretrain, "HELD_OUT_PICTURES", 10)
     monkeypatch.setattr(pretrain, "pretrain", recorded)
     monkeypatch.setattr("sys.argv", ["pretrain", f"--out={tmp_path / 'clip'}", "--steps=30"])
     return run
 
 
 @pytest.mark.usefixtures("narrow_model")
-def test_the_command_writes_a_loadable_directory(pretrained, tmp_path: Path) -> None:
+def test_the_command_writes_a_loadable_directory(pretrained, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(pretrain, "PICTURES", 40)
     losses = pretrained()
     assert len(losses) == 30 and np.mean(losses[-9:]) < np.mean(losses[:9])
     found = Checkpoint.load(tmp_path / "clip")
@@ -68,7 +68,8 @@ def test_the_command_writes_a_loadable_directory(pretrained, tmp_path: Path) -> 
 
 
 @pytest.mark.full
-def test_a_few_steps_lower_the_loss(pretrained) -> None:
+def test_a_few_steps_lower_the_loss(pretrained, monkeypatch) -> None:
+    monkeypatch.setattr(pretrain, "PICTURES", 200)
     losses = pretrained()
     assert np.mean(losses[-9:]) < np.mean(losses[:9]) - 0.2
 
