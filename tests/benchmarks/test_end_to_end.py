@@ -34,7 +34,7 @@ def test_every_second_is_of_one_label(monkeypatch):
     assert watch.seconds == {"inner": 10.0, "outer": 5.0, "broken": 16.0}
 
 
-@pytest.mark.full
+@pytest.mark.soak
 def test_a_small_run_accounts_for_all_of_its_time(monkeypatch, capsys):
     small = ["--images=96", "--batch=32", "--steps=6", "--ways", "device", "--predict=40"]
     monkeypatch.setattr(sys, "argv", ["end_to_end", *small])
