@@ -51,7 +51,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.soak
+@pytest.mark.full
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_compute_the_same(name, work, ours):
     program, crops, expected = ours
@@ -66,7 +66,7 @@ def test_programs_compute_the_same(name, work, ours):
     assert not np.array_equal(theirs.prototypes, program.prototypes)
 
 
-@pytest.mark.soak
+@pytest.mark.full
 def test_another_computation_is_noticed(work, ours):
     program, crops, expected = ours
     theirs = Best(work, "float32", "cpu", program.prototypes)
