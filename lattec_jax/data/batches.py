@@ -102,7 +102,7 @@ class Batches:
     def _images(self, step: int) -> np.ndarray:
         """`[B]` rows of the training images."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = _epoch_order(self.count, self.seed, epoch, self.steps_per_epoch * self.batch_size)
+        order = epoch_order(self.count, self.seed, epoch, self.steps_per_epoch * self.batch_size)
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def _texts(self, step: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -168,7 +168,7 @@ def steps_per_epoch(images: int, batch_size: int, multiple: int) -> int:
 
 
 @lru_cache(maxsize=2)
-def _epoch_order(count: int, seed: int, epoch: int, length: int) -> np.ndarray:
+def epoch_order(count: int, seed: int, epoch: int, length: int) -> np.ndarray:
     """`[length]` images of an epoch: a permutation, cut off or continued by further ones."""
     rng = np.random.default_rng([seed, 0, epoch])
     permutations = [rng.permutation(count) for _ in range(-(-length // count))]
