@@ -5,6 +5,7 @@ and fuzzing; `python -m pytest -m soak` holds what takes hours of patience (long
 """
 
 import atexit
+import gc
 import importlib.metadata
 import os
 import shutil
@@ -46,6 +47,16 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "available_devices", lambda: jax.devices()[:1])
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Free what a file's tests compiled: a worker that keeps all of it grows by gigabytes."""
+    yield
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
 
 
 @pytest.fixture
