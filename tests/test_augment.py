@@ -156,8 +156,8 @@ def test_where_nothing_fits_the_box_is_torchvision_s_central_one(torchvision, si
 
     scale = (0.9, 1.0)
     expected = torchvision.RandomResizedCrop.get_params(torch.empty(3, *size), scale, RATIO)
-    found = boxes_of(size, scale, RATIO, 50)
-    assert np.array_equal(found, np.tile(expected, (50, 1)))
+    found = boxes_of(size, scale, RATIO, 4000)
+    assert (found == expected).all()
 
 
 def test_boxes_always_lie_inside():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import random
@@ -22,16 +23,17 @@ needs_open_clip = pytest.mark.skipif(
 )
 
 
+@functools.cache
 def make_clip_tokenizer(**settings) -> Tokenizer:
     return clip_tokenizer(open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz", **settings)
 
 
 @pytest.fixture(scope="module")
 def simple_tokenizer():
-    """open_clip's SimpleTokenizer class."""
+    """open_clip's SimpleTokenizer class, each made once."""
     pytest.importorskip("torch")
     define_missing_torchvision_operators()
-    return pytest.importorskip("open_clip.tokenizer").SimpleTokenizer
+    return functools.cache(pytest.importorskip("open_clip.tokenizer").SimpleTokenizer)
 
 
 FRAGMENTS = [
