@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.dummy import dummy_checkpoint
-from tests.runs import arguments, make_pictures
-from tests.test_resume_killed import EQUAL, environment
+from tests.runs import EQUAL, arguments, make_pictures
+from tests.test_resume_killed import environment
 
 # A file system of its own, seen by these processes only. $1: its size; $2: how it is mounted anew
 # before the second run; $3: what happens before that. What it held after each run is copied out.

@@ -15,11 +15,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.dummy import dummy_checkpoint
-from tests.runs import arguments, make_pictures
+from tests.runs import EQUAL, arguments, make_pictures
 
 ROOT = Path(__file__).parents[1]
 KILLS, STEPS = 30, 300
-EQUAL = ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl")
 
 
 def environment() -> dict[str, str]:

@@ -333,7 +333,7 @@ def test_a_step_may_consume_the_state_but_not_what_it_was_made_of():
         np.testing.assert_array_equal(params[name], value)
 
 
-def test_the_first_state_starts_at_zero_and_lies_as_declared():
+def test_the_first_state_starts_at_zero_and_lies_as_declared(all_devices):
     params, _, made = first_state(fsdp=4)
     assert int(made.step) == 0 and made.step.dtype == jnp.int32
     np.testing.assert_array_equal(made.method.current, np.eye(3))

@@ -100,35 +100,36 @@ def test_reclip_with_a_streamed_store_and_pieces_is_the_same(reclip):
 
 @pytest.mark.parametrize(("method", "shares"), [("latteclip", (0, 1, 0.5)), ("reclip", (0, 0.5))])
 def test_wise_ft_averages_the_model_before_and_after(reclip, method, shares):
-    chosen = RECLIP if method == "reclip" else ()
-    place = reclip
-    plain = run("labelled", "--workdir=plain", *chosen)
+    chosen, plain_dir = (
+        (RECLIP, reclip / "reclip") if method == "reclip" else ((), reclip / "first")
+    )
+    plain = json.loads((plain_dir / "results.json").read_text(encoding="utf-8"))
     assert plain["wise_ft"] is None
     for share in shares:
         found = run("labelled", f"--workdir=a{share}", f"--config.wise_ft={share}", *chosen)
         assert found["wise_ft"] == share
-    base, adapted = base_model().params, model_of(place / "plain")
+    base, adapted = base_model().params, model_of(plain_dir)
     assert any(not np.array_equal(base[name], adapted[name]) for name in base)
 
-    none = json.loads((place / "a0/results.json").read_text())
+    none = json.loads((reclip / "a0/results.json").read_text(encoding="utf-8"))
     assert none["adapted"] == none["zero_shot"] == plain["zero_shot"]
     assert none["per_class"]["adapted"] == none["per_class"]["zero_shot"]
-    for name, value in model_of(place / "a0").items():
+    for name, value in model_of(reclip / "a0").items():
         np.testing.assert_array_equal(value, base[name])
     if 1 in shares:
         for file in ("model/model.safetensors", "classifier.safetensors"):
-            assert (place / "a1" / file).read_bytes() == (place / "plain" / file).read_bytes()
-    for name, value in model_of(place / "a0.5").items():
+            assert (reclip / "a1" / file).read_bytes() == (plain_dir / file).read_bytes()
+    for name, value in model_of(reclip / "a0.5").items():
         middle = (base[name].astype(np.float64) + adapted[name]) / 2
         np.testing.assert_allclose(value, middle, atol=1e-7)
-    if method != "flyp":  # the method's own vectors: averaged, and of length 1 again
-        before, after, half = (
-            classifier_of(place / d)["classifier"].astype(np.float64)
-            for d in ("a0", "plain", "a0.5")
-        )
-        mean = (before + after) / 2
-        mean /= np.linalg.norm(mean, axis=1, keepdims=True)
-        np.testing.assert_allclose(half, mean, atol=1e-6)
+    # The method's own vectors: averaged, and of length 1 again.
+    before, after, half = (
+        classifier_of(directory)["classifier"].astype(np.float64)
+        for directory in (reclip / "a0", plain_dir, reclip / "a0.5")
+    )
+    mean = (before + after) / 2
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    np.testing.assert_allclose(half, mean, atol=1e-6)
 
 
 def test_a_share_that_is_none_is_refused():
