@@ -34,14 +34,14 @@ from lattec_jax.step import (
 )
 from tests.dummy import WORDS, dummy_checkpoint
 
-N, K, CONTEXT = 96, 2, 40
+N, K = 96, 2
 ALL = Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5)
 
 
 class World:
     """Random images, texts and prototypes for a dummy CLIP."""
 
-    def __init__(self, classes: int, layers: int = 1, context_length: int = 16):
+    def __init__(self, classes: int, layers: int = 1, context_length: int = 24):
         rng = np.random.default_rng(5)
         self.checkpoint: Checkpoint = dummy_checkpoint(context_length=context_length, layers=layers)
         words = np.array(WORDS)
@@ -58,17 +58,18 @@ class World:
         self.present = rng.random((N, K)) > 0.1
         self.class_vectors = unit(rng, classes)
 
-    def tables(self, kinds: int, augmented: bool = True) -> Tables:
+    def tables(self, kinds: int, whole: bool = True) -> Tables:
+        """With class tokens as short as they may be and images of all sizes, or neither."""
         width = self.texts.shape[1]
         return Tables(
-            class_tokens=jnp.asarray(self.class_tokens[:, :16]),
+            class_tokens=jnp.asarray(self.class_tokens[:, : 16 if whole else width]),
             description_tokens=jnp.asarray(
                 self.texts.reshape(N, K, width)[:, :kinds].reshape(N * kinds, width)
             ),
             present=jnp.asarray(self.present[:, :kinds]),
             targets=Targets(jnp.asarray(self.zero_shot)),
-            pixels=jnp.asarray(self.pixels if augmented else self.pixels[:, :16, :16]),
-            sizes=jnp.asarray(self.sizes) if augmented else None,
+            pixels=jnp.asarray(self.pixels if whole else self.pixels[:, :16, :16]),
+            sizes=jnp.asarray(self.sizes) if whole else None,
         )
 
     def batches(
@@ -147,7 +148,7 @@ def distance(one, other) -> float:
 def run(whole: bool, devices: int = 1, fsdp: int = 1) -> tuple[TrainState, TrainState]:
     """States before and after three steps of one layer, or a whole run of two."""
     mesh = sharding.make_mesh(fsdp, jax.devices()[:devices])
-    world = World(7, 2, CONTEXT) if whole else World(7)
+    world = World(7, 2, 40) if whole else World(7)
     return train(world, LatteCLIP(0.9, 0.9), mesh, 32, 20 if whole else 3, whole)
 
 
@@ -173,7 +174,7 @@ def encoder_of(definition: nnx.GraphDef) -> Callable[[Params, np.ndarray], jax.A
 @pytest.mark.parametrize("classes", [5, 200])
 def test_cropping_and_deduplication_change_nothing(classes):
     """Against one text per image and pseudo-label, all at full length; C below and above 2·B."""
-    world, batch_size = World(classes, 2, CONTEXT), 16
+    world, batch_size = World(classes), 16
     mesh = sharding.make_mesh()
     method = LatteCLIP(0.7, 0.9)
     state = method.init(jnp.asarray(world.class_vectors), N)
