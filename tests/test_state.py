@@ -51,7 +51,7 @@ LENGTHS = [(40, 1800), (1, 10), (0, 7), (9, 10), (3, 120)]  # warm-up, steps
 @pytest.mark.parametrize(("warmup", "steps"), LENGTHS)
 def test_the_schedule_is_a_warm_up_and_half_a_cosine(warmup, steps):
     schedule = state.learning_rate_schedule(settings(warmup_steps=warmup), steps)
-    found = np.asarray(schedule(jnp.arange(steps)))
+    found = np.asarray(jax.jit(schedule)(np.arange(steps)))
     expected = [cosine(1e-3, warmup, steps, step) for step in range(steps)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
     assert found.max() == pytest.approx(1e-3)
@@ -69,14 +69,14 @@ def test_the_schedule_is_open_clip_s(warmup, steps):
 
     adjust = scheduler.cosine_lr(Optimiser(), 1e-3, warmup, steps)
     schedule = state.learning_rate_schedule(settings(warmup_steps=warmup), steps)
-    found = np.asarray(schedule(jnp.arange(steps)))
+    found = np.asarray(jax.jit(schedule)(np.arange(steps)))
     np.testing.assert_allclose(found, [adjust(s) for s in range(steps)], rtol=1e-5, atol=1e-9)
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_to_it():
     schedule = state.learning_rate_schedule(settings(warmup_steps=40), 5)
     np.testing.assert_allclose(
-        np.asarray(schedule(jnp.arange(5))), 1e-3 * np.arange(1, 6) / 5, rtol=1e-6
+        np.asarray(jax.jit(schedule)(np.arange(5))), 1e-3 * np.arange(1, 6) / 5, rtol=1e-6
     )
 
 
@@ -210,7 +210,7 @@ def test_ten_steps_of_sgd_are_pytorch_s():
 def test_a_constant_schedule_stays_after_its_warm_up():
     schedule = state.learning_rate_schedule(settings(schedule="constant"), 10)
     expected = [2.5e-4, 5e-4, 7.5e-4, *[1e-3] * 7]
-    np.testing.assert_allclose(np.asarray(schedule(jnp.arange(10))), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(jax.jit(schedule)(np.arange(10))), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ def test_ten_steps_of_adamw_are_the_formula_s():
 
 def test_without_gradients_only_matrices_shrink():
     optimiser = state.make_optimiser(settings(warmup_steps=0), 10)
-    params = {name: jnp.asarray(value) for name, value in parameters().items()}
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    change, _ = optimiser.update(zeros, optimiser.init(params), params)
+    params = parameters()
+    zeros = jax.tree.map(np.zeros_like, params)
+    change, _ = jax.jit(optimiser.update)(zeros, optimiser.init(params), params)
     for name, value in parameters().items():
         factor = 1e-3 * 0.2 if value.ndim >= 2 else 0.0
         np.testing.assert_allclose(change[name], -factor * value, rtol=1e-5, atol=0)
@@ -311,7 +311,7 @@ def buffers(array: jax.Array) -> set[int]:
     return {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
 
 
-def test_no_two_arrays_of_the_state_share_memory():
+def test_no_two_arrays_of_the_state_share_memory(all_devices):
     params, prototypes, made = first_state()
     arrays = jax.tree.leaves(made)
     taken: set[int] = set().union(*map(buffers, [*params.values(), prototypes]))
@@ -321,7 +321,7 @@ def test_no_two_arrays_of_the_state_share_memory():
     assert len(arrays) > 3 * len(params)  # step, parameters, two moments, prototypes
 
 
-def test_a_step_may_consume_the_state_but_not_what_it_was_made_of():
+def test_a_step_may_consume_the_state_but_not_what_it_was_made_of(all_devices):
     params, prototypes, made = first_state()
     twin = first_state()[2]  # not `made`: a NumPy view of it would keep it alive
     add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
