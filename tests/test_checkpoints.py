@@ -85,8 +85,7 @@ FULL = pytest.mark.full
 
 
 @pytest.mark.parametrize(
-    "change",
-    [flipped, Path.unlink, pytest.param(emptied, marks=FULL), pytest.param(truncated, marks=FULL)],
+    "change", [flipped, *(pytest.param(c, marks=FULL) for c in (emptied, truncated, Path.unlink))]
 )
 def test_whatever_happens_to_a_file_the_numbers_are_right(tmp_path, caplog, change):
     """Each file in turn: either it is not needed, or the checkpoint before is used."""
