@@ -82,7 +82,7 @@ def check_equal(place: Path, one: str, several: str, weights: Path | None = None
 # ------------------------------------------------------------------------------------- whole runs
 
 
-@pytest.mark.soak
+@pytest.mark.full
 def test_two_processes_train_the_model_that_one_trains(place):
     run(place, "two", CLASS_TEXTS, devices=1)
     run(place, "one", CLASS_TEXTS, processes=1)
@@ -313,7 +313,7 @@ class Reads(np.ndarray):
 
 
 @pytest.mark.parametrize("mine", [(0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 6, 7)])
-def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch):
+def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch, all_devices):
     """Half of the eight devices play those of this process."""
     mesh = sharding.make_mesh(fsdp=2)
     parts = sharding.over_batch(mesh).devices_indices_map((16,))
@@ -341,7 +341,7 @@ def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
 
 
 def test_a_file_of_rows_is_read_by_an_encoder_where_its_devices_are(monkeypatch):
-    checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh(devices=jax.devices()[:1])
+    checkpoint, mesh = dummy_checkpoint(layers=1), sharding.make_mesh(devices=jax.devices()[:1])
     encoders = Encoders(define(checkpoint.config), checkpoint.preprocess, mesh, 8)
     pixels = np.zeros((11, 16, 16, 3), np.uint8).view(Reads)
     pixels.seen = []
