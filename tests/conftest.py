@@ -56,7 +56,7 @@ def one_device():
         yield
 
 
-GROWTH = 300 * 2**20  # bytes that a process may grow by before it gives memory back
+GROWTH = 500 * 2**20  # bytes that a process may grow by before it gives memory back
 
 
 def resident_bytes() -> int:
