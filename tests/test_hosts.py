@@ -313,7 +313,7 @@ class Reads(np.ndarray):
 
 
 @pytest.mark.parametrize("mine", [(0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 6, 7)])
-def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch):
+def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch, all_devices):
     """Half of the eight devices play those of this process."""
     mesh = sharding.make_mesh(fsdp=2)
     parts = sharding.over_batch(mesh).devices_indices_map((16,))
