@@ -44,6 +44,7 @@ def run(cache: Path, workdir: str, **settings: str) -> tuple[int, int]:
     return int(lines["cache_hits"]), int(lines["cache_misses"])
 
 
+@pytest.mark.full
 def test_the_second_process_compiles_nothing_and_gives_the_same_bits(place):
     hits, misses = run(place / "cache", "first")
     assert misses > 5

@@ -25,6 +25,7 @@ def copy(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.full
 def test_the_page_can_be_followed(copy):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

@@ -82,7 +82,7 @@ def check_equal(place: Path, one: str, several: str, weights: Path | None = None
 # ------------------------------------------------------------------------------------- whole runs
 
 
-@pytest.mark.soak
+@pytest.mark.full
 def test_two_processes_train_the_model_that_one_trains(place):
     run(place, "two", CLASS_TEXTS, devices=1)
     run(place, "one", CLASS_TEXTS, processes=1)
@@ -341,7 +341,7 @@ def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
 
 
 def test_a_file_of_rows_is_read_by_an_encoder_where_its_devices_are(monkeypatch):
-    checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh(devices=jax.devices()[:1])
+    checkpoint, mesh = dummy_checkpoint(layers=1), sharding.make_mesh(devices=jax.devices()[:1])
     encoders = Encoders(define(checkpoint.config), checkpoint.preprocess, mesh, 8)
     pixels = np.zeros((11, 16, 16, 3), np.uint8).view(Reads)
     pixels.seen = []

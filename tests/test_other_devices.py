@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,7 +13,7 @@ from lattec_jax import evaluate, sharding, train
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.state import TrainState, init_state, state_shardings
 from lattec_jax.stop import Terminated
-from tests.runs import arguments, run
+from tests.runs import arguments, logged, run
 from tests.test_resume import sigterm_in
 
 MESHES = {"one device": (1, 1), "eight": (8, 1), "eight, fsdp 4": (8, 4), "eight, fsdp 8": (8, 8)}
@@ -67,9 +65,10 @@ def test_a_checkpoint_is_equal_on_other_devices_and_lies_as_they_want(tmp_path, 
     assert found.params["kernel"].addressable_shards[0].data.shape == (256 // fsdp, 96)
 
 
-@pytest.mark.soak
+@pytest.mark.full
 def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
-    place,
+    trained,
+    all_devices,
     monkeypatch,
     capsys,
 ):
@@ -79,13 +78,10 @@ def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
         train.main(arguments("labelled", "--workdir=moved"))
     found = run("labelled", "--workdir=moved", "--config.compute.fsdp=4")
     assert "continuing at step 3 of 6" in capsys.readouterr().out
-    logs = [
-        [json.loads(line) for line in (place / name / "metrics.jsonl").open(encoding="utf-8")]
-        for name in ("whole", "moved")
-    ]
-    for one, other in zip(*logs, strict=True):
+    for one, other in zip(logged(trained / "whole"), logged(trained / "moved"), strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)
     assert found["adapted"] == whole["adapted"]
-    monkeypatch.setattr(jax, "device_count", lambda: 1)  # as a machine that 4 does not divide
+    # As on a machine that 4 does not divide.
+    monkeypatch.setattr(sharding, "available_devices", lambda: jax.devices()[:1])
     evaluate.main(["evaluate", "--workdir=moved"])
     assert capsys.readouterr().out.strip() == found["table"]

@@ -18,7 +18,7 @@ from tests.dummy import dummy_checkpoint
 from tests.runs import EQUAL, arguments, make_pictures
 
 ROOT = Path(__file__).parents[1]
-KILLS, STEPS = 30, 300
+STEPS = 300
 
 
 def environment() -> dict[str, str]:
@@ -93,8 +93,10 @@ def kill(process: subprocess.Popen, directory: Path, draw: random.Random) -> str
     return f"{moment}: at {lines} lines" + (", a checkpoint half-written" if partial else "")
 
 
-@pytest.mark.soak
-def test_thirty_kills_change_nothing(tmp_path):
+@pytest.mark.parametrize(
+    "kills", [pytest.param(2, marks=pytest.mark.full), pytest.param(30, marks=pytest.mark.soak)]
+)
+def test_kills_change_nothing(tmp_path, kills):
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
     print(f"KILL_SEED={seed}")
     draw = random.Random(seed)
@@ -102,7 +104,7 @@ def test_thirty_kills_change_nothing(tmp_path):
     dummy_checkpoint().save(tmp_path / "weights")
     whole = finish(tmp_path, "whole")
     half_written = 0
-    for number in range(KILLS):
+    for number in range(kills):
         happened = kill(start(tmp_path, "broken"), tmp_path / "broken", draw)
         half_written += "half" in happened
         print(f"kill {number + 1}: {happened}", flush=True)
@@ -115,9 +117,9 @@ def test_thirty_kills_change_nothing(tmp_path):
     assert events == scalars(tmp_path / "whole")
     assert [step for step, _ in events["loss"]] == list(range(1, STEPS + 1))
     assert not list((tmp_path / "broken/checkpoints").glob("damaged*"))
-    assert half_written > 0  # otherwise the seed tried too little
+    assert half_written > 0 or kills < 30  # otherwise the seed tried too little
     times = ("train_seconds", "images_per_second")
     assert {k: v for k, v in whole.items() if k not in times} == {
         k: v for k, v in broken.items() if k not in times
     }
-    print(f"{KILLS} kills, {half_written} within a checkpoint; all files equal")
+    print(f"{kills} kills, {half_written} within a checkpoint; all files equal")

@@ -235,7 +235,7 @@ def test_without_gradients_only_matrices_shrink():
     optimiser = state.make_optimiser(settings(warmup_steps=0), 10)
     params = {name: jnp.asarray(value) for name, value in parameters().items()}
     zeros = jax.tree.map(jnp.zeros_like, params)
-    change, _ = optimiser.update(zeros, optimiser.init(params), params)
+    change, _ = jax.jit(optimiser.update)(zeros, jax.jit(optimiser.init)(params), params)
     for name, value in parameters().items():
         factor = 1e-3 * 0.2 if value.ndim >= 2 else 0.0
         np.testing.assert_allclose(change[name], -factor * value, rtol=1e-5, atol=0)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import Mesh
 
 from lattec_jax import sharding
 from lattec_jax.augment import Augmentation
 from lattec_jax.data.batches import Batches
 from lattec_jax.methods.base import Method, Targets
-from lattec_jax.methods.flyp import FLYP
 from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.micro_batches import Encoder
 from lattec_jax.models.checkpoint import Checkpoint
@@ -30,48 +33,57 @@ from lattec_jax.step import (
 )
 from tests.dummy import WORDS, dummy_checkpoint
 
-N, K, STEPS = 96, 2, 20
+N, K, STEPS, CONTEXT = 96, 2, 3, 24
 
 
 class World:
     """Random pictures and texts for a dummy CLIP."""
 
-    def __init__(self, classes: int, context_length: int = 40):
+    def __init__(self, classes: int):
         rng = np.random.default_rng(5)
-        self.checkpoint: Checkpoint = dummy_checkpoint(context_length=context_length)
+        self.checkpoint: Checkpoint = dummy_checkpoint(context_length=CONTEXT, layers=1)
         words = np.array(WORDS)
         tokenizer = self.checkpoint.tokenizer
         self.class_tokens = tokenizer(
             ["a photo of the " + " ".join(rng.choice(words, 3)) for _ in range(classes)]
         )
-        longs = rng.integers(2, context_length - 4, N * K)
+        longs = rng.integers(2, CONTEXT - 4, N * K)
         self.texts = tokenizer([" ".join(rng.choice(words, n)) for n in longs])
         self.lengths = text_lengths(self.texts, self.checkpoint.config.text)
         self.pixels = rng.integers(0, 256, (N, 20, 24, 3)).astype(np.uint8)
         self.sizes = np.stack([rng.integers(10, 21, N), rng.integers(10, 25, N)], 1)
         self.zero_shot = rng.integers(0, classes, N).astype(np.int32)
         self.present = rng.random((N, K)) > 0.1
-        self.class_vectors = np.asarray(
-            bind(define(self.checkpoint.config), self.checkpoint.params).encode_text(
-                self.class_tokens
-            )
-        )
+        self.class_vectors = self.encode(self.class_tokens)
+
+    def encode(self, tokens: np.ndarray) -> np.ndarray:
+        """Features of texts at full length, each encoded by itself in batches of one shape."""
+        encode = encode_text(define(self.checkpoint.config))
+        filled = np.resize(tokens, (len(tokens) + -len(tokens) % 64, CONTEXT))
+        parts = [encode(self.checkpoint.params, part) for part in filled.reshape(-1, 64, CONTEXT)]
+        return np.concatenate(parts)[: len(tokens)]
 
     def tables(self, kinds: int, class_length: int) -> Tables:
         return Tables(
             class_tokens=jnp.asarray(self.class_tokens[:, :class_length]),
-            description_tokens=jnp.asarray(self.texts.reshape(N, K, -1)[:, :kinds].reshape(-1, 40)),
+            description_tokens=jnp.asarray(
+                self.texts.reshape(N, K, -1)[:, :kinds].reshape(-1, CONTEXT)
+            ),
             present=jnp.asarray(self.present[:, :kinds]),
             targets=Targets(jnp.asarray(self.zero_shot)),
             pixels=jnp.asarray(self.pixels),
             sizes=jnp.asarray(self.sizes),
         )
 
-    def batches(self, batch_size: int, kinds: int, full: bool = False, multiple: int = 1):
+    def batches(self, batch_size: int, kinds: int, multiple: int = 1) -> Batches:
         lengths = self.lengths.reshape(N, K)[:, :kinds]
-        if full:  # as if every text needed all tokens
-            lengths = np.full_like(lengths, 40)
-        return Batches(N, batch_size, 0, STEPS, lengths, 40, multiple)
+        return Batches(N, batch_size, 0, STEPS, lengths, CONTEXT, multiple)
+
+
+@cache
+def encode_text(definition: nnx.GraphDef) -> Callable:
+    """The text tower, compiled once."""
+    return jax.jit(lambda params, tokens: bind(definition, params).encode_text(tokens))
 
 
 def on_device(host) -> Batch:
@@ -85,15 +97,15 @@ def on_device(host) -> Batch:
 
 
 def train(
-    world: World, method: Method, mesh: Mesh, batch_size: int, steps: int = STEPS
+    world: World, method: Method, mesh: Mesh, batch_size: int
 ) -> tuple[TrainState, TrainState]:
-    """States before and after `steps` steps at a learning rate of 1e-3."""
+    """States before and after `STEPS` steps at a learning rate of 1e-3."""
     from configs.common import get_config
 
     config = get_config().train
     config.learning_rate, config.warmup_steps, config.weight_decay = 1e-3, 2, 0.2
     config.schedule, config.optimizer = "cosine", "adamw"
-    optimiser = make_optimiser(config, steps)
+    optimiser = make_optimiser(config, STEPS)
     preprocess = world.checkpoint.preprocess
     settings = StepSettings(
         preprocess.size,
@@ -102,7 +114,7 @@ def train(
         Augmentation((0.5, 1.0), (0.75, 4 / 3), (0.4, 0.4, 0.4, 0.1), 0.8, 0.2, 0.5),
     )
     definition = define(world.checkpoint.config, mesh=mesh)
-    schedule = learning_rate_schedule(config, steps)
+    schedule = learning_rate_schedule(config, STEPS)
     step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
     params = sharding.put(mesh, world.checkpoint.params)
     first = method.init(jnp.asarray(world.class_vectors), N)
@@ -110,7 +122,7 @@ def train(
     before = jax.device_get(state)
     kinds = len(method.description_kinds)
     tables = jax.device_put(world.tables(kinds, 16), sharding.replicated(mesh))
-    for host in world.batches(batch_size, kinds, multiple=mesh.size).iterate(0, steps):
+    for host in world.batches(batch_size, kinds, multiple=mesh.size).iterate(0, STEPS):
         batch = jax.device_put(on_device(host), sharding.replicated(mesh))
         state, figures = step(state, tables, batch, host.text_lengths)
         assert np.isfinite(float(figures["loss"]))
@@ -134,11 +146,13 @@ def single_run() -> tuple[TrainState, TrainState]:
 def test_one_and_eight_devices_give_the_same_run(single_run, fsdp, monkeypatch):
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
     before, single = single_run
-    _, many = train(World(classes=7), LatteCLIP(0.9, 0.9), sharding.make_mesh(fsdp), 32)
+    mesh = sharding.make_mesh(fsdp, jax.devices())
+    _, many = train(World(classes=7), LatteCLIP(0.9, 0.9), mesh, 32)
     for part in ("params", "method"):
         moved = distance(getattr(before, part), getattr(single, part))
         assert moved > 1e-3
-        assert distance(getattr(single, part), getattr(many, part)) <= 0.01 * moved, part
+        apart = distance(getattr(single, part), getattr(many, part))
+        assert apart <= 1e-3 * moved, part  # measured: 1.2e-4
 
 
 @pytest.mark.parametrize("classes", [5, 200])
@@ -164,13 +178,12 @@ def test_cropping_and_deduplication_change_nothing(classes):
         )
     )(world.checkpoint.params)
 
-    model = bind(definition, world.checkpoint.params)
     np.testing.assert_array_equal(labels[0], world.zero_shot[host.images])
     for j in range(2):
-        expected = model.encode_text(world.class_tokens[labels[j]])  # one text per image
+        expected = world.encode(world.class_tokens[labels[j]])  # one text per image
         assert np.abs(features.class_texts[j] - expected).max() <= 1e-6
     texts = world.texts.reshape(N, K, -1)[host.images].reshape(batch_size * K, -1)
-    expected = model.encode_text(texts).reshape(batch_size, K, -1)
+    expected = world.encode(texts).reshape(batch_size, K, -1)
     assert np.abs(features.descriptions - expected).max() <= 1e-6
     assert np.abs(expected[0, 0] - expected[1, 0]).max() > 1e-3
     np.testing.assert_array_equal(features.present, world.present[host.images])
@@ -184,14 +197,6 @@ def test_unique_classes_names_every_class_once():
     few, places = unique_classes(labels % 4, classes=4)
     np.testing.assert_array_equal(few, np.arange(4))
     np.testing.assert_array_equal(places, labels % 4)
-
-
-def test_flyp_trains_both_towers_and_has_no_prototypes():
-    before, after = train(World(classes=5), FLYP(), sharding.make_mesh(), 16, steps=3)
-    assert after.method == ()
-    still = [n for n, v in after.params.items() if np.array_equal(v, before.params[n])]
-    # The end token's embedding moves, most rows of the table do not, but the array does.
-    assert not still, still
 
 
 def test_streamed_pictures_give_the_same_step():
