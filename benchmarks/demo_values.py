@@ -22,7 +22,8 @@ from absl import flags
 
 from captioning.tasks import labels_file
 from lattec_jax import Classifier
-from lattec_jax.config import command, parse, parse_flags
+from lattec_jax.cli import command, read
+from lattec_jax.config import parse
 from lattec_jax.data import datasets, pseudo_labels
 from lattec_jax.train_loop import train
 
@@ -72,16 +73,19 @@ def measure(out: Path, setting: Setting, seed: int, shuffle: bool) -> tuple[floa
     return 100 * float(np.mean(zero_shot == true)), 100 * float(np.mean(found == true))
 
 
-def main(argv: Sequence[str]) -> None:
-    """The command."""
-    values = flags.FlagValues()
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
     steps = sorted({str(setting.steps) for setting in SETTINGS}, key=int)
     flags.DEFINE_string("out", "runs/demo_values", "Where the runs go.", flag_values=values)
     flags.DEFINE_integer("seeds", 3, "Seeds per setting.", 1, flag_values=values)
     flags.DEFINE_multi_enum(
         "steps", steps, steps, "Numbers of steps; repeat the flag.", flag_values=values
     )
-    parse_flags(values, argv)
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    values, _ = read(argv, __doc__, define_flags)
     out = Path(values.out)
     # The seeds share their programs: compile each once.
     jax.config.update("jax_compilation_cache_dir", str(Path(out, "compiled").absolute()))

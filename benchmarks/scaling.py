@@ -33,7 +33,7 @@ from configs.common import get_config
 from lattec_jax import compile_cache, feed, sharding
 from lattec_jax.augment import Augmentation
 from lattec_jax.config import resolve
-from lattec_jax.data.batches import Batches, _permutation, prefetch
+from lattec_jax.data.batches import Batches, epoch_order, prefetch
 from lattec_jax.data.store import Store
 from lattec_jax.data.text_plan import BUCKETS, bucket_length
 from lattec_jax.methods.base import Targets
@@ -173,7 +173,7 @@ def vary_images(directory: Path, rounds: int) -> None:
         }
         table("images, store", in_turns(runs, rounds, 60), lambda _: Size().batch)
     start = time.perf_counter()
-    _permutation(counts[-1], 1, 0)
+    epoch_order(counts[-1], 1, 0, counts[-1])
     seconds = time.perf_counter() - start
     print(f"\nOnce in an epoch, beside the steps: the permutation of 1,000,000, {seconds:.3f} s")
 

@@ -1,4 +1,11 @@
-"""Which images are described together: those with the same pseudo-label (the paper, Sec. 3.2)."""
+"""Which images are described together: those with the same pseudo-label (the paper, Sec. 3.1).
+
+Two readings (`config.descriptions.group_members`). The paper gives an image the description of its
+own group: images drawn at random that share its pseudo-label. These words support a group that the
+image belongs to, which is "with_image" (the preset "paper"), but they do not say so. The authors'
+released code draws all members from the class, so that the image is among them by chance only:
+"drawn" (the preset "released_code").
+"""
 
 from __future__ import annotations
 
@@ -15,18 +22,21 @@ def sample_groups(
     labels: Sequence[int] | np.ndarray,
     size: int,
     seed: int,
+    with_image: bool = True,
 ) -> dict[str, tuple[str, ...]]:
-    """One group for each image: itself first, then `size - 1` others of its pseudo-label.
+    """One group for each image, of images with its pseudo-label.
 
-    The others are drawn without replacement; with it where the class has fewer. An image alone in
-    its class is repeated. The draw depends on the seed, the image and the members of its class, not
-    on the order of the images.
+    Drawn without replacement; with it where the class has fewer. An image alone in its class is
+    repeated. The draw depends on the seed, the image and the members of its class, not on the order
+    of the images.
 
     Args:
         ids: all N images.
         labels: their `[N]` pseudo-labels.
         size: images in a group.
         seed: of the draw.
+        with_image: the image comes first and `size - 1` others are drawn; False: all `size` are
+            drawn, the image like any other.
 
     Returns:
         Image id -> ids of the members.
@@ -41,9 +51,13 @@ def sample_groups(
     groups = {}
     for image in ids:
         members = classes[label_of[image]]
+        rng = np.random.default_rng([seed, _number(image)])
+        if not with_image:
+            drawn = rng.choice(len(members), size, replace=len(members) < size)
+            groups[image] = tuple(members[i] for i in drawn)
+            continue
         others = len(members) - 1
         if others:
-            rng = np.random.default_rng([seed, _number(image)])
             drawn = rng.choice(others, size - 1, replace=others < size - 1)
             drawn += drawn >= place[image]  # step over the image itself
         else:

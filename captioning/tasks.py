@@ -16,7 +16,13 @@ from lattec_jax.config import check_choice, did_you_mean
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset
-from lattec_jax.data.descriptions import CORRECT_LABELS, Record, description_key, is_group
+from lattec_jax.data.descriptions import (
+    CORRECT_LABELS,
+    GROUP_SUFFIXES,
+    Record,
+    description_key,
+    is_group,
+)
 from lattec_jax.data.prompts import CLASS, description_prompt, templates
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.errors import ConfigError, DataError
@@ -149,13 +155,15 @@ def _groups(
     config: ConfigDict, dataset: Dataset, labels: PseudoLabels
 ) -> tuple[dict[str, tuple[str, ...]], str]:
     """The members of each image's group, and the note that an analysis leaves in the file."""
-    size, correct = config.descriptions.group_size, config.descriptions.correct_per_group
-    check_choice("descriptions.correct_label", config.descriptions.correct_label, CORRECT_LABELS)
-    seed = config.descriptions.seed
+    settings = config.descriptions
+    size, correct, seed = settings.group_size, settings.correct_per_group, settings.seed
+    check_choice("descriptions.correct_label", settings.correct_label, CORRECT_LABELS)
     if size < 2:
         raise ConfigError(f"config.descriptions.group_size: expected 2 or more, found {size}")
     if correct is None:
-        return sample_groups(labels.ids, labels.labels, size, seed), ""
+        check_choice("descriptions.group_members", settings.group_members, list(GROUP_SUFFIXES))
+        with_image = settings.group_members == "with_image"
+        return sample_groups(labels.ids, labels.labels, size, seed, with_image), ""
     if not 0 <= correct <= size:
         raise ConfigError(
             f"config.descriptions.correct_per_group: expected 0 to {size} (group_size), found "
@@ -168,7 +176,7 @@ def _groups(
         )
     row = {image: index for index, image in enumerate(dataset.train.ids)}
     true = dataset.train.labels[np.array([row[image] for image in labels.ids])]
-    against = config.descriptions.correct_label
+    against = settings.correct_label
     groups = sample_forced_groups(labels.ids, labels.labels, size, seed, true, correct, against)
     note = f"analysis with true labels: {correct} of {size} images correct"
     return groups, f"{note}, counted against {CORRECT_LABELS[against]}"

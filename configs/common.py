@@ -71,6 +71,9 @@ def get_config() -> ConfigDict:
     config.descriptions.prompts.image = ""
     config.descriptions.prompts.group = ""
     config.descriptions.group_size = 4  # pictures in a collage
+    # "with_image": the image and others with its pseudo-label. "drawn": all are drawn from the
+    # images with this label, so that the image itself may be missing. Not with correct_per_group.
+    config.descriptions.group_members = placeholder(str)
     # Analysis with true labels (Table 4): how many images of a group are correct, that is, have the
     # group's class as their true label. None: groups by pseudo-label, the method.
     config.descriptions.correct_per_group = placeholder(int)
@@ -108,6 +111,10 @@ def get_config() -> ConfigDict:
     config.method.weigh_by = placeholder(str)  # prototypes "current" or of the "epoch_start"
     config.method.group_text = placeholder(str)  # "own" or "redrawn" among the same zero-shot label
     config.method.loss = placeholder(str)  # "sum" or "mean" of the two directions of InfoNCE
+    config.method.flyp = ConfigDict()
+    # Pseudo-labels of flyp: those that the "current" model assigns at every step, or the fixed
+    # "zero_shot" ones of the frozen model.
+    config.method.flyp.pseudo_labels = placeholder(str)
     config.method.reclip = ConfigDict()
     config.method.reclip.neighbours = 20  # in the graph that labels are propagated over
     config.method.reclip.diffusion = 0.99  # what a node takes from its neighbours, below 1
@@ -122,6 +129,10 @@ def get_config() -> ConfigDict:
     config.train.micro_batch = 0  # images encoded at a time, a divisor of the batch; 0: all of it
     config.train.max_steps = placeholder(int)  # training ends here, or earlier after the epochs
     config.train.epochs = placeholder(int)
+    # 0: an epoch drops its incomplete last batch (the paper names no rule). n: an epoch has enough
+    # batches for all images, rounded up to a multiple of n and filled with repeated images; the
+    # released code takes the number of its data loader's workers.
+    config.train.epoch_batch_multiple = placeholder(int)
     config.train.learning_rate = placeholder(float)
     config.train.warmup_steps = placeholder(int)  # linear, from 0 to the learning rate
     config.train.schedule = placeholder(str)  # after the warm-up: "cosine" to zero or "constant"
@@ -169,6 +180,7 @@ def get_config() -> ConfigDict:
             "weigh_by": "current",
             "group_text": "own",
             "loss": "sum",
+            "flyp": {"pseudo_labels": "current"},
         }
     )
     released.method = ConfigDict(
@@ -178,14 +190,18 @@ def get_config() -> ConfigDict:
             "weigh_by": "epoch_start",
             "group_text": "redrawn",
             "loss": "mean",
+            "flyp": {"pseudo_labels": "zero_shot"},
         }
     )
+    paper.descriptions = ConfigDict({"group_members": "with_image"})
+    released.descriptions = ConfigDict({"group_members": "drawn"})
     # The paper gives no warm-up; both presets take the released scripts'.
     paper.train = ConfigDict(
         {
             "batch_size": 512,
             "max_steps": 2000,
             "epochs": 50,
+            "epoch_batch_multiple": 0,
             "learning_rate": 1e-7,
             "warmup_steps": 40,
             "schedule": "cosine",
@@ -198,6 +214,7 @@ def get_config() -> ConfigDict:
             "batch_size": 512,
             "max_steps": 1_000_000,  # the released scripts bound epochs only
             "epochs": 50,
+            "epoch_batch_multiple": 3,
             "learning_rate": 1e-7,
             "warmup_steps": 40,
             "schedule": "cosine",
@@ -228,6 +245,7 @@ def get_config() -> ConfigDict:
                 "batch_size": 64,
                 "max_steps": 1_000_000,  # epochs decide
                 "epochs": 100,
+                "epoch_batch_multiple": 0,
                 "learning_rate": 1e-3,
                 "warmup_steps": 0,
                 "schedule": "constant",
@@ -255,7 +273,7 @@ def set_prompts(config: ConfigDict, domain: str, domains: str, image: str, group
         "concisely, in fewer than 20 words.",
     }
     for preset, prompts in (("paper", paper), ("released_code", {"image": image, "group": group})):
-        config.presets[preset].descriptions = ConfigDict({"prompts": prompts})
+        config.presets[preset].descriptions.prompts = ConfigDict(prompts)
     for kind in paper:
         del config.descriptions.prompts[kind]
         config.descriptions.prompts[kind] = placeholder(str)
@@ -320,11 +338,24 @@ def public_prompts(config: ConfigDict, domain: str, domains: str, image: str = "
 
 
 def released_schedule(
-    config: ConfigDict, epochs: int, warmup_steps: int, template: str = "a photo of a {}."
+    config: ConfigDict,
+    epochs: int,
+    warmup_steps: int,
+    template: str = "a photo of a {}.",
+    workers: int = 3,
 ) -> None:
-    """The released scripts' length and template; their warm-up serves both presets."""
+    """The released scripts' length and template; their warm-up serves both presets.
+
+    Args:
+        config: changed in place.
+        epochs: of the script.
+        warmup_steps: of the script.
+        template: of the class-descriptions.
+        workers: of the script's data loader; an epoch has a multiple of so many batches.
+    """
     released = config.presets.released_code
     released.train.epochs = epochs
+    released.train.epoch_batch_multiple = workers
     released.templates = (template,)
     for preset in config.presets.values():
         preset.train.warmup_steps = warmup_steps

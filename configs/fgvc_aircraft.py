@@ -7,8 +7,8 @@ Files: `data/` of the archive, renamed: `$LATTECLIP_DATA_DIR/fgvc_aircraft/image
 `python -m lattec_jax.check_data --config=configs/fgvc_aircraft.py` says what is missing.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 650 steps of 512 images. Accuracy not yet measured here (the paper: 22.02 against 23.79
-zero-shot); time not yet measured.
+Expect: 650 steps of 512 images (750 with --config.preset=released_code). Accuracy not yet measured
+here (the paper: 22.02 against 23.79 zero-shot); time not yet measured.
 """
 
 from ml_collections import ConfigDict

@@ -9,8 +9,8 @@ TensorFlow Datasets: `--config.dataset.kind=tfds`; it has the pictures at 120,00
 compressed again, so results name it as their protocol and have no number of the paper beside them.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 1,900 steps of 512 images. Accuracy not yet measured here (the paper: 70.68 against 68.20
-zero-shot); time not yet measured.
+Expect: 1,900 steps of 512 images (585 with --config.preset=released_code). Accuracy not yet
+measured here (the paper: 70.68 against 68.20 zero-shot); time not yet measured.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/ucf101/UCF-101-midframes/` and
 `python -m lattec_jax.check_data --config=configs/ucf101.py` says what is missing.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 900 steps of 512 images. Accuracy not yet measured here (the paper: 70.08 against 64.37
-zero-shot); time not yet measured.
+Expect: 900 steps of 512 images (1,050 with --config.preset=released_code). Accuracy not yet
+measured here (the paper: 70.08 against 64.37 zero-shot); time not yet measured.
 """
 
 from ml_collections import ConfigDict

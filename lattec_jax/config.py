@@ -39,7 +39,7 @@ def parse(
     Raises:
         ConfigError: no such file, an unknown key or flag, or a value of the wrong type.
     """
-    argv = [argv[0], *_last_of_each(_find_config_files(argv[1:]))]
+    argv = [argv[0], *_last_of_each(_find_config_files(_joined(argv[1:])))]
     files = [argument for argument in argv if re.match(r"--?config=.", argument)]
     if files:
         _check_keys(argv[1:], _flags_of([argv[0], files[-1]], None)[0].config)
@@ -106,6 +106,15 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         return values(argv)
     except (flags.Error, ImportError, OSError, TypeError, ValueError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
+
+
+def _joined(arguments: Sequence[str]) -> Iterator[str]:
+    """Write `--config FILE` as `--config=FILE`."""
+    left = iter(arguments)
+    for argument in left:
+        if argument in ("--config", "-config"):
+            argument = f"--config={next(left, '')}"
+        yield argument
 
 
 def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:

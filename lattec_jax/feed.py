@@ -94,6 +94,7 @@ def make_batches(
         multiple=mesh.size,
         redraw=redraw,
         groups=inputs.zero_shot.labels,
+        epoch_batch_multiple=config.train.epoch_batch_multiple,
     )
     present = np.array([text is not None for text in ordered], bool).reshape(count, len(kinds))
     return batches, tokens, present

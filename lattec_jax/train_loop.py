@@ -31,7 +31,7 @@ from lattec_jax.augment import Augmentation
 from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.clock import Clock
 from lattec_jax.config import to_json
-from lattec_jax.data.batches import prefetch
+from lattec_jax.data.batches import prefetch, steps_per_epoch
 from lattec_jax.errors import ConfigError, DataError, TrainingError
 from lattec_jax.files import read_json, write_json
 from lattec_jax.methods import make_method
@@ -316,7 +316,8 @@ def total_steps(config: ConfigDict, method: Method, images: int, batch_size: int
     epochs, bound = config.train.epochs, method.most_epochs(images)
     if bound is not None:
         epochs = min(epochs, bound)
-    return min(config.train.max_steps, epochs * (images // batch_size))
+    per_epoch = steps_per_epoch(images, batch_size, config.train.epoch_batch_multiple)
+    return min(config.train.max_steps, epochs * per_epoch)
 
 
 def compile_step(

@@ -5,11 +5,14 @@ and fuzzing; `python -m pytest -m soak` holds what takes hours of patience (long
 """
 
 import atexit
+import ctypes
+import gc
 import importlib.metadata
 import os
 import resource
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +54,35 @@ def one_device():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "available_devices", lambda: jax.devices()[:1])
         yield
+
+
+GROWTH = 500 * 2**20  # bytes that a process may grow by before it gives memory back
+
+
+def resident_bytes() -> int:
+    """The memory that this process has now; 0 where that is not to be had, as on macOS."""
+    path = Path("/proc/self/statm")
+    return int(path.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if path.exists() else 0
+
+
+@pytest.fixture(scope="session")
+def memory() -> dict[str, int]:
+    """What the process had when it last gave memory back."""
+    return {"before": resident_bytes()}
+
+
+@pytest.fixture(autouse=True)
+def memory_is_given_back(memory):
+    """Compiled programs are for one test mostly: JAX would keep them all, and malloc what the
+    compiler has freed, which is more."""
+    yield
+    if resident_bytes() - memory["before"] > GROWTH:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)
+        memory["before"] = resident_bytes()
 
 
 @pytest.fixture

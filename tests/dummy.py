@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import jax
+import numpy as np
 
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import word_tokenizer
@@ -36,6 +37,11 @@ WORDS = [
 
 
 @functools.cache
+def _initial_params(config: CLIPConfig, seed: int) -> dict[str, np.ndarray]:
+    """One program, once; by itself each operation on each shape would be compiled."""
+    return jax.device_get(jax.jit(lambda: initial_params(config, seed))())
+
+
 def dummy_checkpoint(
     seed: int = 0, image_size: int = 16, context_length: int = 24, layers: int = 2
 ) -> Checkpoint:
@@ -46,8 +52,7 @@ def dummy_checkpoint(
         vision=VisionConfig(32, layers, 2, 8, (image_size, image_size)),
         text=TextConfig(24, layers, 2, context_length, tokenizer.vocab_size),
     )
-    # One program; by itself each operation on each shape would be compiled.
-    params = jax.device_get(jax.jit(lambda: initial_params(config, seed))())
+    params = {name: value.copy() for name, value in _initial_params(config, seed).items()}
     preprocess = Preprocess(
         size=(image_size, image_size),
         mean=(0.5, 0.4, 0.3),

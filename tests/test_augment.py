@@ -156,8 +156,8 @@ def test_where_nothing_fits_the_box_is_torchvision_s_central_one(torchvision, si
 
     scale = (0.9, 1.0)
     expected = torchvision.RandomResizedCrop.get_params(torch.empty(3, *size), scale, RATIO)
-    found = boxes_of(size, scale, RATIO, 50)
-    assert np.array_equal(found, np.tile(expected, (50, 1)))
+    found = boxes_of(size, scale, RATIO, 4000)
+    assert (found == expected).all()
 
 
 def test_boxes_always_lie_inside():
@@ -291,9 +291,8 @@ def test_device_crops_are_torchvision_s_of_the_original_file(torchvision, tmp_pa
         if flip:
             expected = functional.hflip(expected)
         differences.append(np.abs(np.asarray(crop) * 255 - np.asarray(expected, np.float32)))
-    assert np.mean(differences) <= 1
-    assert np.max(differences) <= 4
-    assert max(d.mean() for d in differences) <= 1
+    assert np.max(differences) <= 1.001
+    assert max(d.mean() for d in differences) <= 0.02
 
 
 def test_greyscale_all_or_none():

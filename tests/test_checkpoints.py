@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+from functools import cache
 from pathlib import Path
 
 import jax
@@ -19,6 +20,7 @@ from lattec_jax.errors import ConfigError, TrainingError
 from lattec_jax.state import TrainState, init_state
 
 
+@cache
 def state_at(step: int, width: int = 5, seed: int = 7) -> TrainState:
     """A state whose numbers tell the step."""
     params = {"kernel": jnp.full((8, width), float(step)), "bias": jnp.arange(width) + 0.5}
@@ -53,14 +55,6 @@ def content(directory: Path) -> dict[str, bytes]:
     return {p.relative_to(directory).as_posix(): p.read_bytes() for p in files_of(directory)}
 
 
-@pytest.fixture(scope="module")
-def saved_2_and_4(tmp_path_factory) -> Path:
-    """A directory with checkpoints of steps 2 and 4, to be copied."""
-    directory = tmp_path_factory.mktemp("checkpoints")
-    save(directory, (2, 4))
-    return directory
-
-
 def emptied(path: Path) -> None:
     path.write_bytes(b"")
 
@@ -87,38 +81,35 @@ def test_the_newest_are_kept_and_their_sums_are_right(tmp_path):
     restore(tmp_path, 4)
 
 
-FULL = pytest.mark.full
-
-
-@pytest.mark.parametrize("change", [emptied, truncated, flipped, Path.unlink])
-def test_a_change_of_any_file_that_is_read_is_seen(saved_2_and_4, tmp_path, change):
-    origin, seen = saved_2_and_4 / "4", []
+@pytest.mark.parametrize("change", [emptied, truncated, Path.unlink])
+def test_a_change_of_any_file_that_is_read_is_seen(tmp_path, change):
+    save(tmp_path / "origin", (4,))
+    origin, seen = tmp_path / "origin" / "4", set()
     for path in files_of(origin):
         name = path.relative_to(origin)
         place = shutil.copytree(origin, tmp_path / "copy")
         change(place / name)
         if damage(place):
-            seen.append(name.as_posix())
+            seen.add(name.as_posix())
         shutil.rmtree(place)
-    assert {"SHA256SUMS", "state/manifest.ocdbt", "beside/metadata"} <= set(seen)
+    assert {SUMS, "state/manifest.ocdbt", "beside/metadata"} <= seen
     assert sum("/d/" in name for name in seen) >= 2  # the arrays' own files
 
 
+FULL = pytest.mark.full
+
+
 @pytest.mark.parametrize(
-    "change",
-    [
-        pytest.param(emptied, marks=FULL),
-        pytest.param(truncated, marks=FULL),
-        flipped,
-        pytest.param(Path.unlink, marks=FULL),
-    ],
+    "change", [flipped, *(pytest.param(c, marks=FULL) for c in (emptied, truncated, Path.unlink))]
 )
-def test_whatever_happens_to_a_file_the_numbers_are_right(saved_2_and_4, tmp_path, caplog, change):
+def test_whatever_happens_to_a_file_the_numbers_are_right(tmp_path, caplog, change):
     """Each file in turn: either it is not needed, or the checkpoint before is used."""
+    save(tmp_path / "origin", (2, 4))
     aside = []
-    for number, path in enumerate(files_of(saved_2_and_4 / "4")):
-        name = path.relative_to(saved_2_and_4)
-        place = shutil.copytree(saved_2_and_4, tmp_path / str(number))
+    for number, path in enumerate(files_of(tmp_path / "origin" / "4")):
+        name = path.relative_to(tmp_path / "origin")
+        place = tmp_path / str(number)
+        shutil.copytree(tmp_path / "origin", place)
         change(place / name)
         if (place / name).exists() and (place / name).read_bytes() == path.read_bytes():
             continue  # an empty file cannot be damaged further

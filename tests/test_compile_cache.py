@@ -15,41 +15,57 @@ import pytest
 from lattec_jax import compile_cache, sharding
 from tests.runs import arguments
 
-# Trains, then says how many programs came from the cache and how many were compiled.
+# A program, then how many came from the cache and how many were compiled.
 COUNTING = """
 import sys
 import jax
-from lattec_jax import train
-counted = {}
+from lattec_jax import compile_cache
+counted = {{}}
 def count(event, **_):
     counted[event] = counted.get(event, 0) + 1
 jax.monitoring.register_event_listener(count)
-train.main(["train", *sys.argv[1:]])
+{program}
 for end in ("cache_hits", "cache_misses"):
-    print(end, counted.get(f"/jax/compilation_cache/{end}", 0))
+    print(end, counted.get(f"/jax/compilation_cache/{{end}}", 0))
+"""
+SMALL = """
+compile_cache.enable()
+jax.jit(lambda x: x @ x + 1)(jax.numpy.ones((3, 3)))
+"""
+TRAIN = """
+from lattec_jax import train
+train.main(["train", *sys.argv[1:]])
 """
 
 
-def run(cache: Path, workdir: str, **settings: str) -> tuple[int, int]:
-    """Programs of a short run that came from the cache and that were compiled."""
+def run(cache: Path, program: str, *argv: str) -> tuple[int, int]:
+    """Compiled programs of a process that came from the cache and that were compiled."""
     own = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS")
     environment = {k: v for k, v in os.environ.items() if k not in own}
-    environment |= {"LATTECLIP_CACHE": str(cache), **settings}
+    environment |= {"LATTECLIP_CACHE": str(cache)}
     environment["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
-    short = ("--config.train.max_steps=2", f"--workdir={workdir}")
-    command = [sys.executable, "-c", COUNTING, *arguments("labelled", *short)[1:]]
+    command = [sys.executable, "-c", COUNTING.format(program=program), *argv]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr
     lines = dict(line.split() for line in found.stdout.splitlines() if line.startswith("cache_"))
     return int(lines["cache_hits"]), int(lines["cache_misses"])
 
 
+def test_the_second_process_compiles_nothing(tmp_path):
+    hits, misses = run(tmp_path, SMALL)
+    assert misses >= 1
+    kept = sorted((tmp_path / "compiled").iterdir())
+    assert run(tmp_path, SMALL) == (hits + misses, 0)
+    assert sorted((tmp_path / "compiled").iterdir()) == kept
+
+
 @pytest.mark.full
-def test_the_second_process_compiles_nothing_and_gives_the_same_bits(place):
-    hits, misses = run(place / "cache", "first")
+def test_the_second_run_compiles_nothing_and_gives_the_same_bits(place):
+    short = arguments("labelled", "--config.train.max_steps=2")[1:]
+    hits, misses = run(place / "cache", TRAIN, *short, "--workdir=first")
     assert misses > 5
     kept = sorted((place / "cache/compiled").iterdir())
-    again = run(place / "cache", "second")
+    again = run(place / "cache", TRAIN, *short, "--workdir=second")
     assert again == (hits + misses, 0)
     assert sorted((place / "cache/compiled").iterdir()) == kept
     for file in ("model/model.safetensors", "metrics.jsonl"):

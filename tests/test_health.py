@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,7 +15,6 @@ import pytest
 from lattec_jax import health, train_loop
 from lattec_jax.errors import TrainingError
 from lattec_jax.health import Reference, Watch, examine, final_alarms, window_alarms
-from lattec_jax.step import make_train_step
 from tests.runs import CLASSES, run
 
 NAMES = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"])
@@ -177,29 +177,45 @@ def test_a_loss_that_is_not_finite_names_the_steps():
         train_loop.stop_unless_finite({**well, "loss": float("inf")}, 10, 0, None)
 
 
-def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(place, monkeypatch):
-    """The loss of that step is still finite; only the next one would not be."""
+def make_up(monkeypatch, figures: Callable[[int], dict[str, float]]) -> None:
+    """Let the train loop take steps that compute nothing and have the figures given for them."""
 
-    def poisoned(*parts):
-        step = make_train_step(*parts)
-
+    def make_train_step(*parts: object) -> Callable:
         def run_step(state, *rest):
-            state, figures = step(state, *rest)
-            late = int(state.step) == 4
-            return state, figures | ({"gradient_norm": jnp.float32(jnp.nan)} if late else {})
+            state = dataclasses.replace(state, step=state.step + 1)
+            found = figures(int(state.step))
+            return state, {name: jnp.float32(value) for name, value in found.items()}
 
         return run_step
 
-    monkeypatch.setattr(train_loop, "make_train_step", poisoned)
+    monkeypatch.setattr(train_loop, "make_train_step", make_train_step)
+
+
+def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(place, monkeypatch):
+    """The loss of that step is still finite; only the next one would not be."""
+    make_up(monkeypatch, lambda step: {"loss": 1, "gradient_norm": math.nan if step == 4 else 2})
     with pytest.raises(TrainingError, match=r"gradient norm is nan at step 4.*of step 2 is kept"):
         run("labelled", "--workdir=w")
     assert [p.name for p in (place / "w/checkpoints").iterdir()] == ["2"]
+
+
+def test_a_run_watches_its_log_and_states_its_health(place, monkeypatch, capsys):
+    log = records(agreement_with_frozen=0.3)[0]
+    del log["step"]
+    make_up(monkeypatch, lambda step: log)
+    found = run("labelled")["health"]
+    assert capsys.readouterr().err.count("warning: runaway pseudo-labels: ") == 1
+    assert [alarm["name"] for alarm in found["alarms"]] == ["runaway pseudo-labels"]
+    figures = found["figures"]
+    assert figures["agreement_with_frozen"] == 1 and figures["drift_largest"] < 1e-6
+    assert figures["weight_image"] == pytest.approx(log["weight_image"])
 
 
 def health_of(*args: str) -> dict:
     return run("unlabelled", *args)["health"]
 
 
+@pytest.mark.full
 def test_labels_never_steer_health(place):
     """The same with the labels of training images absent, true and shuffled."""
     paths = sorted(p for p in (place / "unlabelled").rglob("*.*") if p.suffix != ".txt")
@@ -219,7 +235,13 @@ def test_labels_never_steer_health(place):
     assert found[0] == found[1] == found[2]
 
 
-@pytest.mark.parametrize("method", ["latteclip", "flyp", "flyp_oracle", "reclip", "zero_shot"])
+TRAINED = [
+    pytest.param(method, marks=pytest.mark.full)
+    for method in ("latteclip", "flyp", "flyp_oracle", "reclip")
+]
+
+
+@pytest.mark.parametrize("method", ["zero_shot", *TRAINED])
 def test_every_method_has_its_health(place, method):
     found = run("labelled", f"--config.method.name={method}", "--config.wise_ft=0.9")["health"]
     assert set(found) == {"verdict", "alarms", "figures", "shares"}

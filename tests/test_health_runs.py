@@ -17,7 +17,7 @@ import pytest
 
 from configs import demo
 
-pytestmark = pytest.mark.soak
+ROOT = Path(__file__).parents[1]
 COLLAPSED = 0.35  # top-1 below this, from 0.61, is a run that failed
 FLYP = "--config.method.name=flyp"
 
@@ -44,7 +44,8 @@ def place(tmp_path_factory) -> Path:
 def demo_run(place) -> Callable[..., Ended]:
     """Runs the demo with overrides, on one device as its user does; the same run only once."""
     known: dict[tuple[str, ...], Ended] = {}
-    environment = {**os.environ, "PYTHONPATH": os.getcwd(), "XLA_FLAGS": ""}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    del environment["JAX_DISABLE_MOST_OPTIMIZATIONS"]  # as a user's run computes
 
     def run(*overrides: str) -> Ended:
         if overrides not in known:
@@ -63,7 +64,10 @@ def demo_run(place) -> Callable[..., Ended]:
     return run
 
 
-@pytest.mark.parametrize("seed", range(100, 110))
+SEEDS = [pytest.param(seed, marks=pytest.mark.soak) for seed in range(101, 110)]
+
+
+@pytest.mark.parametrize("seed", [pytest.param(100, marks=pytest.mark.full), *SEEDS])
 def test_a_healthy_run_is_silent(demo_run, seed):
     ended = demo_run(f"--config.seed={seed}")
     assert ended.results["adapted"]["top1"] > ended.results["zero_shot"]["top1"] + 0.05
@@ -71,16 +75,36 @@ def test_a_healthy_run_is_silent(demo_run, seed):
     assert ended.results["health"]["verdict"].startswith("Healthy")
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_flyp_sets_off_alarms_where_it_fails(demo_run, seed):
-    ended = demo_run(f"--config.seed={seed}", FLYP)
-    if ended.results["adapted"]["top1"] < COLLAPSED:
-        assert {"collapse while training", "runaway pseudo-labels"} <= ended.alarms.keys()
-        said = [line.split(": ")[1] for line in ended.warnings]
-        assert {"collapse while training", "runaway pseudo-labels"} <= set(said)
-        assert len(said) == len(set(said))  # each once
+def check_collapse(ended: Ended) -> None:
+    """Both alarms of a collapse are in the results, and each was printed once."""
+    assert ended.results["adapted"]["top1"] < COLLAPSED
+    assert {"collapse while training", "runaway pseudo-labels"} <= ended.alarms.keys()
+    said = [line.split(": ")[1] for line in ended.warnings]
+    assert {"collapse while training", "runaway pseudo-labels"} <= set(said)
+    assert len(said) == len(set(said))
 
 
+@pytest.mark.full
+def test_flyp_sets_off_alarms(demo_run):
+    """Seed 2 ends in one class."""
+    check_collapse(demo_run("--config.seed=2", FLYP))
+
+
+@pytest.mark.soak
+def test_flyp_sets_off_alarms_where_it_fails(demo_run):
+    """Rounding decides which of these seeds collapse; at least two do."""
+    ended = [demo_run(f"--config.seed={seed}", FLYP) for seed in range(5)]
+    for run in ended:
+        if run.results["adapted"]["top1"] < run.results["zero_shot"]["top1"] - 0.1:
+            assert "runaway pseudo-labels" in run.alarms
+            assert any(line.startswith("warning: runaway") for line in run.warnings)
+    collapsed = [run for run in ended if run.results["adapted"]["top1"] < COLLAPSED]
+    assert len(collapsed) >= 2
+    for run in collapsed:
+        check_collapse(run)
+
+
+@pytest.mark.soak
 def test_flyp_collapses(demo_run):
     ended = [demo_run(f"--config.seed={seed}", FLYP) for seed in range(5)]
     failed = [e for e in ended if e.results["adapted"]["top1"] < 0.15]  # into one class
@@ -94,6 +118,7 @@ def test_flyp_collapses(demo_run):
         assert not set(emptied) & set(swallowed)
 
 
+@pytest.mark.soak
 def test_a_learning_rate_too_high_merges_the_prototypes(demo_run):
     ended = demo_run("--config.train.learning_rate=1e-2")
     assert ended.results["adapted"]["top1"] < COLLAPSED
@@ -102,11 +127,13 @@ def test_a_learning_rate_too_high_merges_the_prototypes(demo_run):
     assert any(" and " in pair for pair in ended.alarms["merged prototypes"]["classes"])
 
 
+@pytest.mark.soak
 def test_descriptions_of_other_images_carry_nothing(demo_run):
     ended = demo_run("--config.descriptions.shuffle=True")
     assert ended.alarms.keys() & {f"{k} descriptions carry nothing" for k in ("image", "group")}
 
 
+@pytest.mark.soak
 def test_descriptions_without_content_and_missing_ones(demo_run, place):
     demo_run("--config.seed=100")  # makes the files
     folder = place / "artifacts/digits/descriptions"

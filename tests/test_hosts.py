@@ -69,7 +69,7 @@ def check_equal(place: Path, one: str, several: str, weights: Path | None = None
     moved = distance(before, model(place / one))
     apart = distance(model(place / one), model(place / several))
     print(f"{several}: {apart:.2e} apart, {moved:.2e} moved: {apart / moved:.2%}")
-    assert moved > 0 and apart <= 0.01 * moved
+    assert moved > 0 and apart <= 1e-3 * moved  # ten times the 0.01% that was measured
     expected, found = (
         [json.loads(line) for line in (place / name / "metrics.jsonl").read_text().splitlines()]
         for name in (one, several)

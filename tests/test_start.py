@@ -31,6 +31,7 @@ def vectors_of(directory: Path) -> np.ndarray:
     return classifier_of(directory)["classifier"]
 
 
+@pytest.mark.full
 def test_no_step_from_a_run_gives_that_run(trained):
     first = json.loads((trained / "first/results.json").read_text(encoding="utf-8"))
     again = run("labelled", "--workdir=again", "--config.init=first", NONE)
@@ -67,6 +68,7 @@ def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(trained)
     assert bytes_of(trained / "same") == bytes_of(trained / "first")
 
 
+@pytest.mark.full
 def test_a_step_of_a_method_without_prototypes(trained):
     run("labelled", "--workdir=flyp", "--config.method.name=flyp")
     found = run("labelled", "--workdir=on", NONE, "--config.init=flyp/checkpoints/6")
@@ -74,6 +76,7 @@ def test_a_step_of_a_method_without_prototypes(trained):
     assert bytes_of(trained / "on")[0] == bytes_of(trained / "flyp")[0]
 
 
+@pytest.mark.full
 def test_two_models_give_their_adapted_one(trained):
     run("labelled", "--workdir=reclip", *RECLIP)
     run("labelled", "--workdir=run", NONE, "--config.init=reclip")
@@ -130,6 +133,7 @@ def test_another_model_is_refused(trained):
             train.main(arguments("labelled", f"--config.init={name}"))
 
 
+@pytest.mark.full
 def test_pseudo_labels_stay_those_of_the_frozen_model(trained):
     base_model(seed=5).save(trained / "elsewhere")
     run("labelled", "--workdir=plain", NONE)

@@ -12,8 +12,11 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
+from convert.names import open_clip_name, to_open_clip
 from lattec_jax import sharding, state
 from lattec_jax.errors import ConfigError
+from lattec_jax.models.checkpoint import expected_shapes
+from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 SETTINGS = {
     "learning_rate": 1e-3,
@@ -48,7 +51,7 @@ LENGTHS = [(40, 1800), (1, 10), (0, 7), (9, 10), (3, 120)]  # warm-up, steps
 @pytest.mark.parametrize(("warmup", "steps"), LENGTHS)
 def test_the_schedule_is_a_warm_up_and_half_a_cosine(warmup, steps):
     schedule = state.learning_rate_schedule(settings(warmup_steps=warmup), steps)
-    found = np.asarray(schedule(jnp.arange(steps)))
+    found = np.asarray(jax.jit(schedule)(np.arange(steps)))
     expected = [cosine(1e-3, warmup, steps, step) for step in range(steps)]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-9)
     assert found.max() == pytest.approx(1e-3)
@@ -66,14 +69,14 @@ def test_the_schedule_is_open_clip_s(warmup, steps):
 
     adjust = scheduler.cosine_lr(Optimiser(), 1e-3, warmup, steps)
     schedule = state.learning_rate_schedule(settings(warmup_steps=warmup), steps)
-    found = np.asarray(schedule(jnp.arange(steps)))
+    found = np.asarray(jax.jit(schedule)(np.arange(steps)))
     np.testing.assert_allclose(found, [adjust(s) for s in range(steps)], rtol=1e-5, atol=1e-9)
 
 
 def test_a_warm_up_longer_than_the_run_is_cut_to_it():
     schedule = state.learning_rate_schedule(settings(warmup_steps=40), 5)
     np.testing.assert_allclose(
-        np.asarray(schedule(jnp.arange(5))), 1e-3 * np.arange(1, 6) / 5, rtol=1e-6
+        np.asarray(jax.jit(schedule)(np.arange(5))), 1e-3 * np.arange(1, 6) / 5, rtol=1e-6
     )
 
 
@@ -119,9 +122,32 @@ def open_clip_decays(name: str, ndim: int) -> bool:
 
 
 def test_decay_is_for_open_clip_s_parameters_only():
-    found = state.decays(parameters())
-    assert found == {n: open_clip_decays(n, v.ndim) for n, v in parameters().items()}
-    assert sum(found.values()) == 7
+    """For all our names and layouts, by OpenCLIP's rule for its own; and as the optimiser does."""
+    config = CLIPConfig(
+        embed_dim=6,
+        vision=VisionConfig(8, 1, 2, patch_size=4, image_size=(8, 8), layer_scale=0.1),
+        text=TextConfig(4, 1, 1, context_length=5, vocab_size=7, layer_scale=0.1),
+    )
+    ours = {name: np.ones(shape, np.float32) for name, shape in expected_shapes(config).items()}
+    theirs = to_open_clip(ours, config)
+    names = {name: open_clip_name(name) for name in ours}
+    expected = {n: open_clip_decays(names[n], theirs[names[n]].ndim) for n in ours}
+    assert state.decays(ours) == expected
+    kept = {n for n, decayed in expected.items() if not decayed}
+    assert {"logit_scale", "visual/class_embedding", "text/blocks/0/layer_scale_1"} <= kept
+    assert {n for n in expected if n.endswith("kernel")} == expected.keys() - kept - {
+        "visual/positional_embedding",
+        "visual/projection",
+        "text/token_embedding",
+        "text/positional_embedding",
+        "text/projection",
+    }
+    optimiser = state.make_optimiser(settings(warmup_steps=0), 10)
+    zeros = {name: np.zeros_like(value) for name, value in ours.items()}
+    change, _ = jax.jit(optimiser.update)(zeros, optimiser.init(ours), ours)
+    assert {name for name, value in change.items() if np.asarray(value).any()} == {
+        name for name, decayed in expected.items() if decayed
+    }
 
 
 def trajectory(config: ConfigDict, steps: int) -> list[dict[str, np.ndarray]]:
@@ -184,7 +210,7 @@ def test_ten_steps_of_sgd_are_pytorch_s():
 def test_a_constant_schedule_stays_after_its_warm_up():
     schedule = state.learning_rate_schedule(settings(schedule="constant"), 10)
     expected = [2.5e-4, 5e-4, 7.5e-4, *[1e-3] * 7]
-    np.testing.assert_allclose(np.asarray(schedule(jnp.arange(10))), expected, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(jax.jit(schedule)(np.arange(10))), expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -233,9 +259,9 @@ def test_ten_steps_of_adamw_are_the_formula_s():
 
 def test_without_gradients_only_matrices_shrink():
     optimiser = state.make_optimiser(settings(warmup_steps=0), 10)
-    params = {name: jnp.asarray(value) for name, value in parameters().items()}
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    change, _ = jax.jit(optimiser.update)(zeros, jax.jit(optimiser.init)(params), params)
+    params = parameters()
+    zeros = jax.tree.map(np.zeros_like, params)
+    change, _ = jax.jit(optimiser.update)(zeros, optimiser.init(params), params)
     for name, value in parameters().items():
         factor = 1e-3 * 0.2 if value.ndim >= 2 else 0.0
         np.testing.assert_allclose(change[name], -factor * value, rtol=1e-5, atol=0)
@@ -285,7 +311,7 @@ def buffers(array: jax.Array) -> set[int]:
     return {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
 
 
-def test_no_two_arrays_of_the_state_share_memory():
+def test_no_two_arrays_of_the_state_share_memory(all_devices):
     params, prototypes, made = first_state()
     arrays = jax.tree.leaves(made)
     taken: set[int] = set().union(*map(buffers, [*params.values(), prototypes]))
@@ -295,7 +321,7 @@ def test_no_two_arrays_of_the_state_share_memory():
     assert len(arrays) > 3 * len(params)  # step, parameters, two moments, prototypes
 
 
-def test_a_step_may_consume_the_state_but_not_what_it_was_made_of():
+def test_a_step_may_consume_the_state_but_not_what_it_was_made_of(all_devices):
     params, prototypes, made = first_state()
     twin = first_state()[2]  # not `made`: a NumPy view of it would keep it alive
     add = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)

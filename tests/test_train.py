@@ -97,6 +97,7 @@ def test_a_folder_without_labels(place):
     assert max(figures["prototype_drift"]) > 0
 
 
+@pytest.mark.full
 def test_labels_of_the_training_images_change_nothing(place):
     """An unsupervised method gives the same model whether or not labels are there."""
     (place / "labels.csv").write_text(
@@ -180,6 +181,7 @@ def test_other_methods(trained, method):
         assert found["zero_shot"] == found["adapted"]
 
 
+@pytest.mark.full
 def test_the_released_preset_and_a_streamed_store(place):
     found = run("labelled", "--config.preset=released_code", "--config.store.placement=host")
     assert (found["preset"], found["momentum"], found["steps"]) == ("released_code", 0.0, 6)
@@ -227,6 +229,7 @@ def test_a_class_without_pictures_is_trained_with_and_reported(place, method):
     assert len(found["label_free"]["class_shares"]) == 4
 
 
+@pytest.mark.full
 def test_one_program_trains_the_model_which_the_devices_hold_once(trained, monkeypatch):
     """With AdamW's two moments, and nothing of what it was made of or is compared with later."""
     shape = base_model().params["text/token_embedding"].shape

@@ -98,6 +98,7 @@ def test_reclip_with_a_streamed_store_and_pieces_is_the_same(reclip):
         np.testing.assert_allclose(value, other[name], atol=1e-5, err_msg=name)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("method", "shares"), [("latteclip", (0, 1, 0.5)), ("reclip", (0, 0.5))])
 def test_wise_ft_averages_the_model_before_and_after(reclip, method, shares):
     chosen, plain_dir = (
@@ -176,6 +177,7 @@ class Entropy(Method):
         return -jnp.mean(jnp.sum(jnp.exp(log_odds) * log_odds, axis=1)), None
 
 
+@pytest.mark.full
 def test_a_method_of_two_functions_is_a_whole_run(trained, monkeypatch):
     monkeypatch.setitem(METHODS, "entropy", lambda config: Entropy())
     found = run("labelled", "--config.method.name=entropy", "--config.train.batch_size=32")

@@ -1,8 +1,9 @@
 """Which images and texts make up the batch of a step: host side, a function of seed and step.
 
-An epoch is a fresh permutation of the training images whose incomplete last batch is dropped. Any
-step can be rebuilt on its own, so a resumed run sees the batches that the interrupted one would
-have seen.
+An epoch is a fresh permutation of the training images. Its incomplete last batch is dropped, or
+filled, and more batches added, with images of further permutations (`steps_per_epoch`). Any step
+can be rebuilt on its own, so a resumed run sees the batches that the interrupted one would have
+seen.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from lattec_jax.data.text_plan import TextPlan, group_bounds, make_plan
+from lattec_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Batches:
         redraw: kinds whose text is drawn anew at every step from all images with the same
             zero-shot label (the released code's group-descriptions).
         groups: `[N]` those labels; only read where something is redrawn.
+        epoch_batch_multiple: of `steps_per_epoch`.
         plan: how the texts of every batch of the run are grouped by length. All are counted when
             this is made, some microseconds a step.
     """
@@ -69,6 +72,7 @@ class Batches:
     multiple: int = 1
     redraw: tuple[int, ...] = ()
     groups: np.ndarray | None = None
+    epoch_batch_multiple: int = 0
     plan: TextPlan = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -76,8 +80,8 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole batches in the training images."""
-        return self.count // self.batch_size
+        """Batches in an epoch."""
+        return steps_per_epoch(self.count, self.batch_size, self.epoch_batch_multiple)
 
     def at(self, step: int) -> HostBatch:
         """The batch of `step`, counted from 0."""
@@ -98,7 +102,7 @@ class Batches:
     def _images(self, step: int) -> np.ndarray:
         """`[B]` rows of the training images."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = _permutation(self.count, self.seed, epoch)
+        order = epoch_order(self.count, self.seed, epoch, self.steps_per_epoch * self.batch_size)
         return order[place * self.batch_size : (place + 1) * self.batch_size]
 
     def _texts(self, step: int, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -140,9 +144,35 @@ class Batches:
         return (self.at(step) for step in range(start, stop))
 
 
+def steps_per_epoch(images: int, batch_size: int, multiple: int) -> int:
+    """The number of batches in an epoch.
+
+    Args:
+        images: of the training set.
+        batch_size: at most `images`.
+        multiple: `config.train.epoch_batch_multiple`. 0: only whole batches, the incomplete last
+            one is dropped. Otherwise enough batches for all images, rounded up to this multiple.
+
+    Raises:
+        ConfigError: the multiple is negative.
+    """
+    if multiple < 0:
+        raise ConfigError(
+            "config.train.epoch_batch_multiple: expected 0 (drop the incomplete last batch) or the "
+            f"number whose multiples the batches of an epoch are rounded up to, found {multiple}"
+        )
+    if multiple == 0:
+        return images // batch_size
+    batches = -(-images // batch_size)
+    return -(-batches // multiple) * multiple
+
+
 @lru_cache(maxsize=2)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, 0, epoch]).permutation(count).astype(np.int32)
+def epoch_order(count: int, seed: int, epoch: int, length: int) -> np.ndarray:
+    """`[length]` images of an epoch: a permutation, cut off or continued by further ones."""
+    rng = np.random.default_rng([seed, 0, epoch])
+    permutations = [rng.permutation(count) for _ in range(-(-length // count))]
+    return np.concatenate(permutations)[:length].astype(np.int32)
 
 
 def prefetch(items: Iterator, ahead: int = 2) -> Iterator:

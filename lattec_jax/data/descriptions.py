@@ -37,6 +37,8 @@ from lattec_jax.config import artifacts_dir, check_choice
 from lattec_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
+# The choices of `config.descriptions.group_members`, with what they add to a file's name.
+GROUP_SUFFIXES = {"with_image": "", "drawn": "-drawn"}
 # By config.descriptions.correct_label: what an image's true label is compared with to count as
 # correct in a group (Table 4).
 CORRECT_LABELS = {"pseudo": "the image's pseudo-label", "true": "the image's own true label"}
@@ -79,14 +81,15 @@ def is_group(kind: str) -> bool:
 
 
 def descriptions_path(config: ConfigDict, kind: str) -> Path:
-    """`<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`; of groups with their size.
+    """`<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`; of groups with their size and how
+    their members are chosen.
 
     In the analysis of Table 4 the name has the number of correct images and, where correct means
     the image's own true label, says so.
 
     Raises:
         ConfigError: the engine's or the kind's name cannot be part of a file name, or
-            `correct_label` has no such value.
+            `group_members` or `correct_label` has no such value.
     """
     settings = config.descriptions
     for what, name in (
@@ -102,6 +105,9 @@ def descriptions_path(config: ConfigDict, kind: str) -> Path:
             check_choice("descriptions.correct_label", settings.correct_label, CORRECT_LABELS)
             name += f"-{settings.correct_per_group}-correct"
             name += "-by-true-label" if settings.correct_label == "true" else ""
+        else:
+            check_choice("descriptions.group_members", settings.group_members, list(GROUP_SUFFIXES))
+            name += GROUP_SUFFIXES[settings.group_members]
     return artifacts_dir(config) / "descriptions" / f"{name}.jsonl"
 
 

@@ -5,8 +5,9 @@
 Repository, 1998, CC BY 4.0), `sklearn.datasets.load_digits`.
 
 The split is fixed: of each class, the first 100 of a permutation by NumPy's `default_rng(0)` are
-the training part (1,000 pictures) and the others the test part (797). scikit-learn does not say who
-wrote which digit, so both parts show the same hands.
+the training part (1,000 pictures) and the others the test part (797). So the training images are
+balanced with the help of their labels. scikit-learn does not say who wrote which digit, so both
+parts show the same hands.
 """
 
 from __future__ import annotations

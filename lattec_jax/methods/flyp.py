@@ -1,9 +1,12 @@
 """FLYP (arXiv 2212.00638): fine-tune both towers as CLIP was pre-trained, on the class template.
 
-Two baselines of the paper: with pseudo-labels that the current model assigns anew at every step,
-and with true labels (the oracle). Training, its pseudo-labels included, takes the first template
-only; inference takes the adapted text features of the whole ensemble (`lattec_jax.data.prompts`).
-There are no prototypes and no averaging of weights.
+Two baselines of the paper: with pseudo-labels, and with true labels (the oracle). Pseudo-labels are
+assigned by the current model anew at every step (the preset "paper"), or they are the fixed ones of
+the frozen model, on which the authors' repository trains this baseline ("released_code").
+
+Training, the current model's pseudo-labels included, takes the first template only; inference takes
+the adapted text features of the whole ensemble (`lattec_jax.data.prompts`). There are no prototypes
+and no averaging of weights.
 """
 
 from __future__ import annotations
@@ -18,12 +21,15 @@ from lattec_jax.config import check_choice
 from lattec_jax.methods.base import Features, Method, Targets
 from lattec_jax.methods.contrastive import info_nce
 
+PSEUDO_LABELS = ("current", "zero_shot")
+
 
 @dataclasses.dataclass(frozen=True)
 class FLYP(Method):
     """FLYP by pseudo-labels, or by true labels where `oracle` is set."""
 
     oracle: bool = False
+    pseudo_labels: str = "current"  # the released code: "zero_shot"
     loss_reduction: str = "sum"
 
     @property
@@ -34,7 +40,9 @@ class FLYP(Method):
     @property
     def requires(self) -> frozenset[str]:
         """The oracle needs the labels of the training images."""
-        return frozenset({"labels"} if self.oracle else ())
+        if self.oracle:
+            return frozenset({"labels"})
+        return frozenset({"zero_shot"} if self.pseudo_labels == "zero_shot" else ())
 
     def labels(
         self,
@@ -43,13 +51,16 @@ class FLYP(Method):
         targets: Targets,
         state: tuple[()],
     ) -> Int[Array, "1 B"]:
-        """The true class, or the one that the current model predicts."""
-        label = targets.true if self.oracle else jnp.argmax(images @ classifier.T, axis=1)
-        return label[None]
+        """The true class, or the one that the frozen or the current model predicts."""
+        if self.oracle:
+            return targets.true[None]
+        if self.pseudo_labels == "zero_shot":
+            return targets.zero_shot[None]
+        return jnp.argmax(images @ classifier.T, axis=1)[None]
 
     def predictions(self, labels: Int[Array, "1 B"]) -> Int[Array, " B"] | None:
-        """All of them, unless they are true."""
-        return None if self.oracle else labels[0]
+        """All of them, where the current model assigns them."""
+        return None if self.oracle or self.pseudo_labels == "zero_shot" else labels[0]
 
     def loss(
         self, features: Features, labels: Int[Array, "1 B"], state: tuple[()]
@@ -61,7 +72,9 @@ class FLYP(Method):
 
 def _configured(config: ConfigDict, oracle: bool) -> FLYP:
     check_choice("method.loss", config.loss, ("sum", "mean"))
-    return FLYP(oracle=oracle, loss_reduction=config.loss)
+    pseudo_labels = config.flyp.pseudo_labels
+    check_choice("method.flyp.pseudo_labels", pseudo_labels, PSEUDO_LABELS)
+    return FLYP(oracle=oracle, pseudo_labels=pseudo_labels, loss_reduction=config.loss)
 
 
 METHODS = {

@@ -5,8 +5,15 @@ pseudo-labels per image (the frozen model's and the current one's). Features and
 vectors.
 
 Where the authors' released code departs from the paper, a field of `LatteCLIP` chooses; each says
-which. One departure is not reproduced: the released code multiplies the `[B]` weights of the
-class-description with its `[B, D]` features along D, which only runs because B = D = 512 there.
+which. Two slips of the released code, both in the weights of the class-descriptions, are not
+reproduced:
+
+- The `[B]` weights multiply the `[B, D]` features along D, which runs only because B = D = 512
+  there.
+- The class-description of the zero-shot label is multiplied by the weight of the current label's
+  class-description; the denominator has its own.
+
+Without them that loop and the preset "released_code" agree (`tests/methods/test_released_loop.py`).
 """
 
 from __future__ import annotations
@@ -94,7 +101,11 @@ def move_prototypes(
     labels: Int[Array, " B"],
     momentum: float,
 ) -> Float[Array, "C D"]:
-    """`p ← normalise((1−μ)·mean(t̄) + μ·p)` for each class that `labels` names (Sec. 3.3)."""
+    """`p ← normalise((1−μ)·mean(t̄) + μ·p)` for each class that `labels` names (Sec. 3.2).
+
+    The paper's formula has no normalization; the released code normalizes, as here: a prototype is
+    a unit vector, like the features that it is compared with.
+    """
     means, there = class_means(texts, labels, prototypes.shape[0])
     moved = normalise((1 - momentum) * means + momentum * prototypes)
     return jnp.where(there, moved, prototypes)

@@ -10,8 +10,10 @@ prediction is the mean of both copies.
 As in the authors' repository (michiganleon/ReCLIP_WACV, `reclip.py` and `models.py`), but for this:
 it trains on the test images and keeps the epoch that they choose, here training images are used and
 the last step counts; it divides V's loss by the batch once more than T's, a slip that is not
-reproduced; an incomplete last batch is dropped, as for all methods here; and the inverse
-temperature is the model's own, fixed, where the repository has 100.
+reproduced; an incomplete last batch is dropped; and the logit scale is the model's own, fixed,
+where the repository has 100. The repository takes CLIP's template ensemble of each data set for V's
+classifier and for the seeds and projections of both propagations, and the first template to train
+T; here `config.templates` serves in the same way, which is one template unless more are set.
 """
 
 from __future__ import annotations

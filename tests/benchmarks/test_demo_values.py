@@ -12,7 +12,7 @@ from sklearn.datasets import load_digits
 from benchmarks import demo_values
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_gains_on_the_training_images(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(demo_values, "SETTINGS", (demo_values.Setting(2, 0.5, 0.25),))
     cache = jax.config.jax_compilation_cache_dir

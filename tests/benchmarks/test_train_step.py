@@ -51,21 +51,22 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.soak
+@pytest.mark.full
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_programs_compute_the_same(name, work, ours):
     program, crops, expected = ours
     theirs = PROGRAMS[name](work, program)
     theirs.load(0, crops)
     found = train_step.compare(expected, theirs.first())
-    assert found["loss"] < 1e-5
-    assert found["gradient"] < 1e-4
-    assert found["worst_parameter"] < 1e-2
-    assert found["prototypes"] < 1e-6
+    # Ten times what was measured: 4.7e-7, 1.8e-6 and 6e-8; the losses were equal.
+    assert found["loss"] < 1e-6
+    assert found["gradient"] < 4e-6
+    assert found["worst_parameter"] < 1.8e-5
+    assert found["prototypes"] < 6e-7
     assert not np.array_equal(theirs.prototypes, program.prototypes)
 
 
-@pytest.mark.soak
+@pytest.mark.full
 def test_another_computation_is_noticed(work, ours):
     program, crops, expected = ours
     theirs = Best(work, "float32", "cpu", program.prototypes)

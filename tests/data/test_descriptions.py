@@ -45,6 +45,7 @@ def test_path():
     with pytest.raises(ConfigError, match=r"found '\.\./image'"):
         descriptions_path(config, "../image")
     config.descriptions.group_size = 8
+    config.descriptions.group_members = "with_image"
     assert descriptions_path(config, "group").name == "llava-group-of-8.jsonl"
     assert descriptions_path(config, "group_scene").name == "llava-group_scene-of-8.jsonl"
     config.descriptions.correct_per_group = 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
 import random
@@ -22,16 +23,17 @@ needs_open_clip = pytest.mark.skipif(
 )
 
 
+@functools.cache
 def make_clip_tokenizer(**settings) -> Tokenizer:
     return clip_tokenizer(open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz", **settings)
 
 
 @pytest.fixture(scope="module")
 def simple_tokenizer():
-    """open_clip's SimpleTokenizer class."""
+    """open_clip's SimpleTokenizer class, each made once."""
     pytest.importorskip("torch")
     define_missing_torchvision_operators()
-    return pytest.importorskip("open_clip.tokenizer").SimpleTokenizer
+    return functools.cache(pytest.importorskip("open_clip.tokenizer").SimpleTokenizer)
 
 
 FRAGMENTS = [
@@ -122,9 +124,9 @@ def random_texts(count: int, seed: int) -> list[str]:
 @pytest.mark.parametrize(
     "clean, count",
     [
-        ("lower", 1_000),
-        ("whitespace", 500),
-        ("canonicalize", 500),
+        ("lower", 600),
+        ("whitespace", 200),
+        ("canonicalize", 200),
         pytest.param("lower", 20_000, marks=pytest.mark.full),
         pytest.param("whitespace", 4_000, marks=pytest.mark.full),
         pytest.param("canonicalize", 4_000, marks=pytest.mark.full),
@@ -144,7 +146,7 @@ def test_equals_open_clip_on_random_texts(simple_tokenizer, clean, count):
 def test_equals_open_clip_on_every_code_point(simple_tokenizer, pattern, every):
     """Every assigned character; of the others and the private ones every 50th.
 
-    In the default tier of all from U+2000 on every 50th.
+    In the default tier of all from U+0600 on every 50th.
     """
     code_points = [
         code
@@ -152,7 +154,7 @@ def test_equals_open_clip_on_every_code_point(simple_tokenizer, pattern, every):
         if not 0xD800 <= code < 0xE000
         and (
             code % 50 == 0
-            or ((every == 1 or code < 0x2000) and unicodedata.category(chr(code)) not in UNUSED)
+            or ((every == 1 or code < 0x600) and unicodedata.category(chr(code)) not in UNUSED)
         )
     ]
     # 16 to a text: a text all of one kind of character can look like a broken encoding to ftfy.

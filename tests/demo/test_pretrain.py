@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,32 +13,66 @@ from captioning.engines.pixels import describe_picture
 from lattec_jax.demo import pretrain, pretrain_loop
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS
 from lattec_jax.models.checkpoint import Checkpoint
-from lattec_jax.models.clip import define
+from lattec_jax.models.clip import define, initial_params
+from lattec_jax.models.config import CLIPConfig
 
 SHIPPED = Path(pretrain.__file__).parent / "tiny_clip"
 
 
-@pytest.fixture(scope="module")
-def held_out() -> pretrain_loop.Rendered:
-    return pretrain_loop.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
+@pytest.fixture
+def narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A layer in each tower, which compiles quickly."""
+    whole = pretrain_loop.model_config
+
+    def narrow(vocab_size: int) -> CLIPConfig:
+        config = whole(vocab_size)
+        return dataclasses.replace(
+            config,
+            vision=dataclasses.replace(config.vision, layers=1, width=32, heads=1),
+            text=dataclasses.replace(config.text, layers=1, width=32, heads=1),
+        )
+
+    monkeypatch.setattr(pretrain_loop, "model_config", narrow)
 
 
+def run(out: Path, monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
+    """The command with 30 steps of 32 pictures."""
+    monkeypatch.setattr(pretrain_loop, "PICTURES", pictures)
+    monkeypatch.setattr(pretrain_loop, "HELD_OUT_PICTURES", pictures // 10)
+    monkeypatch.setattr(pretrain_loop, "BATCH_SIZE", 32)
+    pretrain.main(["pretrain", f"--out={out}", "--steps=30"])
+
+
+@pytest.mark.usefixtures("narrow_model")
+def test_a_loadable_directory_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
+    """Without the steps, which take long to compile: the next test takes them."""
+
+    def untrained(rendered, tokenizer, config, steps, batch_size, seed) -> tuple:
+        assert (len(rendered.labels), steps, batch_size) == (50, 30, 32)
+        return initial_params(config, seed), [3.5]
+
+    monkeypatch.setattr(pretrain_loop, "pretrain", untrained)
+    run(tmp_path / "clip", monkeypatch, 50)
+    assert "last loss 3.500" in capsys.readouterr().out
+    found = Checkpoint.load(tmp_path / "clip")
+    assert found.source["steps"] == 30
+    assert found.config.vision.image_size == (32, 32)
+
+
+@pytest.mark.full
 def test_a_few_steps_lower_the_loss_and_a_loadable_directory_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pretrain_loop, "PICTURES", 200)
-    monkeypatch.setattr(pretrain_loop, "HELD_OUT_PICTURES", 20)
-    monkeypatch.setattr(pretrain_loop, "BATCH_SIZE", 32)
-    losses, run = [], pretrain_loop.pretrain
+    losses, train = [], pretrain_loop.pretrain
 
     def recorded(*arguments: object) -> tuple:
-        found = run(*arguments)
-        losses.append(found[1])
+        found = train(*arguments)
+        losses.extend(found[1])
         return found
 
     monkeypatch.setattr(pretrain_loop, "pretrain", recorded)
-    pretrain.main(["pretrain", f"--out={tmp_path / 'clip'}", "--steps=30"])
-    assert np.mean(losses[0][-9:]) < np.mean(losses[0][:9]) - 0.2
+    run(tmp_path / "clip", monkeypatch, 200)
+    assert np.mean(losses[-9:]) < np.mean(losses[:9]) - 0.2
     found = Checkpoint.load(tmp_path / "clip")
     assert found.source["steps"] == 30
     assert found.config.vision.image_size == (32, 32)
@@ -50,7 +85,9 @@ def test_captions_are_of_three_kinds() -> None:
         assert both == f"{name[:-1]}, {strokes}"
 
 
-def test_the_shipped_one_reads_held_out_faces(held_out: pretrain_loop.Rendered) -> None:
+@pytest.mark.full
+def test_the_shipped_one_reads_held_out_faces() -> None:
+    held_out = pretrain_loop.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
     clip = Checkpoint.load(SHIPPED)
     accuracy = pretrain_loop.measure(define(clip.config), clip.params, clip.tokenizer, held_out)
     assert accuracy["pictures"] > 0.85
@@ -64,9 +101,10 @@ def test_the_shipped_one_is_small_and_the_demo_uses_it() -> None:
     assert config.presets.paper.templates == (pretrain_loop.TEMPLATE,)
 
 
-def test_the_shipped_tokenizer_knows_the_engines_words(held_out: pretrain_loop.Rendered) -> None:
+def test_the_shipped_tokenizer_knows_the_engines_words() -> None:
     from sklearn.datasets import load_digits
 
+    held_out = pretrain_loop.render(HELD_OUT_FONTS, 100, seed=11, drop=0.0)
     tokenizer = Checkpoint.load(SHIPPED).tokenizer
     texts = [caption for captions in held_out.captions for caption in captions]
     for picture in load_digits().images[:100]:

@@ -1,11 +1,11 @@
-"""Any `--config.key=value`: a resolved configuration, or an error naming the key (tier soak)."""
+"""Any `--config.key=value`: a resolved configuration, or an error naming the key."""
 
 from __future__ import annotations
 
 import shlex
 
 import pytest
-from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import event, example
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
@@ -15,11 +15,7 @@ from lattec_jax.data.prompts import templates
 from lattec_jax.errors import ConfigError
 from lattec_jax.methods import make_method
 from lattec_jax.train_loop import check_numbers
-
-pytestmark = pytest.mark.soak
-CASES = settings(
-    max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True
-)
+from tests.fuzz.tiers import inputs
 
 
 def read(*arguments: str) -> ConfigDict:
@@ -45,7 +41,9 @@ VALID = {
     "method.weigh_by": st.sampled_from(["current", "epoch_start"]),
     "method.group_text": st.sampled_from(["own", "redrawn"]),
     "method.prototype_update": st.sampled_from(["sequential", "joint"]),
+    "method.flyp.pseudo_labels": st.sampled_from(["current", "zero_shot"]),
     "train.batch_size": st.integers(2, 10**6),
+    "train.epoch_batch_multiple": st.integers(0, 100),
     "train.learning_rate": st.floats(0, 1),
     "augment.flip_probability": st.floats(0, 1),
     "log_every": st.integers(1, 10**6),
@@ -54,12 +52,12 @@ VALID = {
     "wise_ft": st.floats(0, 1),
     "dataset.name": st.text("abcxyz019-_.", min_size=1),
     "descriptions.group_size": st.sampled_from([2, 4, 8, 16]),
+    "descriptions.group_members": st.sampled_from(["with_image", "drawn"]),
     "store.long_side": st.integers(0, 10**5),
 }
 
 
-@CASES
-@given(st.data())
+@inputs(2500, st.data())
 def test_valid_values_are_accepted_and_kept(data):
     keys = data.draw(st.lists(st.sampled_from(sorted(VALID)), min_size=1, max_size=5, unique=True))
     values = {key: data.draw(VALID[key]) for key in keys}
@@ -80,8 +78,7 @@ ODD = st.one_of(
 )
 
 
-@CASES
-@given(st.sampled_from(KEYS), ODD)
+@inputs(2500, st.sampled_from(KEYS), ODD)
 @example("method.texts", "(1, 2)")
 @example("templates", "(3,)")
 @example("augment.scale", "(nan, 1.0)")
@@ -98,8 +95,9 @@ def test_any_value_is_accepted_or_refused_by_name(key, value):
         assert isinstance(config, ConfigDict)
 
 
-@CASES
-@given(st.sampled_from(KEYS), st.text("abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=12))
+@inputs(
+    2500, st.sampled_from(KEYS), st.text("abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=12)
+)
 def test_a_misspelt_key_is_refused_by_name(key, tail):
     wrong = key + tail
     known = {*KEYS, *(k.rpartition(".")[0] for k in KEYS)}
@@ -110,8 +108,7 @@ def test_a_misspelt_key_is_refused_by_name(key, tail):
     assert any(part in str(refused.value) for part in wrong.split(".")), str(refused.value)
 
 
-@settings(max_examples=500, deadline=None, derandomize=True)
-@given(st.lists(st.text(max_size=20), max_size=4))
+@inputs(500, st.lists(st.text(max_size=20), max_size=4))
 def test_any_command_line_ends_in_a_configuration_or_an_error(arguments):
     try:
         parse(["train", "--config=configs/demo.py", *arguments])
@@ -119,10 +116,9 @@ def test_any_command_line_ends_in_a_configuration_or_an_error(arguments):
         assert str(error), shlex.join(arguments)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(content=st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
-def test_any_config_json_is_read_or_refused_by_name(content, tmp_path_factory):
-    path = tmp_path_factory.getbasetemp() / "config.json"
+@inputs(500, st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
+def test_any_config_json_is_read_or_refused_by_name(tmp_path, content):
+    path = tmp_path / "config.json"
     path.write_bytes(content)
     try:
         config = from_json(path)

@@ -1,4 +1,4 @@
-"""Class lists, split files, description files and pictures: taken, or refused by name (tier soak).
+"""Class lists, split files, description files and pictures: taken, or refused by name.
 
 The tests decide by rules of their own what is valid: valid input must be taken with the values that
 they expect, and invalid input must end in an error of ours that names the offending item.
@@ -13,7 +13,7 @@ import warnings
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import assume, event
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -21,9 +21,8 @@ from lattec_jax.config import parse
 from lattec_jax.data import datasets, descriptions
 from lattec_jax.data.preprocess import Preprocess, UnreadablePicture, open_picture, picture_errors
 from lattec_jax.errors import DataError
+from tests.fuzz.tiers import inputs
 
-pytestmark = pytest.mark.soak
-SETTINGS = {"deadline": None, "suppress_health_check": list(HealthCheck), "derandomize": True}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
@@ -62,8 +61,7 @@ def folder_of(place):
     )
 
 
-@settings(max_examples=1500, **SETTINGS)
-@given(st.lists(st.lists(NAMES, min_size=1, max_size=3), min_size=2, max_size=6))
+@inputs(1500, st.lists(st.lists(NAMES, min_size=1, max_size=3), min_size=2, max_size=6))
 def test_class_lists_of_different_names_are_taken(place, lists):
     keys = [unicodedata.normalize("NFC", n).casefold() for own in lists for n in own]
     assume(len(set(keys)) == len(keys))
@@ -73,8 +71,10 @@ def test_class_lists_of_different_names_are_taken(place, lists):
     assert folder_of(place).names == tuple(tuple(own) for own in lists)
 
 
-@settings(max_examples=1500, **SETTINGS)
-@given(st.one_of(st.binary(max_size=40), st.text("ab|_ \n\t\r\ufeff", max_size=30).map(str.encode)))
+@inputs(
+    1500,
+    st.one_of(st.binary(max_size=40), st.text("ab|_ \n\t\r\ufeff", max_size=30).map(str.encode)),
+)
 def test_any_class_list_is_taken_or_refused_by_name(place, content):
     (place / "classes.txt").write_bytes(content)
     try:
@@ -113,8 +113,7 @@ def splits(draw):
     return {"train": rows[:train], "val": rows[train:test], "test": rows[test:]}
 
 
-@settings(max_examples=1000, **SETTINGS)
-@given(splits())
+@inputs(1000, splits())
 def test_valid_split_files_are_taken(place, split):
     dataset = split_of(place, json.dumps(split).encode())
     training = split["train"] + split["val"]
@@ -124,8 +123,7 @@ def test_valid_split_files_are_taken(place, split):
     assert dataset.class_names == tuple(f"class {c}" for c in range(len(dataset.class_names)))
 
 
-@settings(max_examples=1500, **SETTINGS)
-@given(splits(), st.data())
+@inputs(1500, splits(), st.data())
 def test_a_split_file_with_one_thing_wrong_is_refused_by_name(place, split, data):
     part = data.draw(st.sampled_from(["train", "test"]))
     number = data.draw(st.integers(0, len(split[part]) - 1))
@@ -152,8 +150,7 @@ def test_a_split_file_with_one_thing_wrong_is_refused_by_name(place, split, data
     assert named in str(refused.value), (what, str(refused.value))
 
 
-@settings(max_examples=1000, **SETTINGS)
-@given(st.one_of(st.binary(max_size=60), JSON.map(lambda v: json.dumps(v).encode())))
+@inputs(1000, st.one_of(st.binary(max_size=60), JSON.map(lambda v: json.dumps(v).encode())))
 def test_any_split_file_is_refused_by_name(place, content):
     with pytest.raises(DataError, match=r"split\.json"):
         split_of(place, content)
@@ -170,8 +167,7 @@ RECORDS = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=1500, **SETTINGS)
-@given(st.lists(RECORDS, max_size=12), st.booleans())
+@inputs(1500, st.lists(RECORDS, max_size=12), st.booleans())
 def test_descriptions_are_joined_by_the_rule(place, records, cut_off):
     path = place / "texts.jsonl"
     lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
@@ -192,8 +188,8 @@ def test_descriptions_are_joined_by_the_rule(place, records, cut_off):
     assert counts["found"] + counts["missing"] == len(IDS)
 
 
-@settings(max_examples=1500, **SETTINGS)
-@given(
+@inputs(
+    1500,
     st.lists(RECORDS, min_size=1, max_size=4),
     st.one_of(st.binary(min_size=1, max_size=30), JSON.map(lambda v: json.dumps(v).encode())),
 )
@@ -239,8 +235,7 @@ def pixels_of(path) -> np.ndarray:
 SIZES = st.tuples(st.integers(1, 24), st.integers(1, 24))
 
 
-@settings(max_examples=800, **SETTINGS)
-@given(st.sampled_from(sorted(HOLDS)), st.sampled_from(MODES), SIZES, st.integers(0, 9))
+@inputs(800, st.sampled_from(sorted(HOLDS)), st.sampled_from(MODES), SIZES, st.integers(0, 9))
 def test_whole_pictures_are_read(place, kind, mode, size, seed):
     assume(mode in HOLDS[kind])
     (place / "picture").write_bytes(encoded(kind, mode, size, seed))
@@ -248,8 +243,8 @@ def test_whole_pictures_are_read(place, kind, mode, size, seed):
     assert found.shape == (8, 8, 3) and found.dtype == np.uint8
 
 
-@settings(max_examples=2500, **SETTINGS)
-@given(
+@inputs(
+    2500,
     st.sampled_from(sorted(HOLDS)),
     SIZES,
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),

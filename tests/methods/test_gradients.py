@@ -142,7 +142,7 @@ def test_latteclip_step_equals_pytorch():
         t_bar = (1 - alpha) * mean + alpha * prototypes[label]
         loss = loss + torch_info_nce(torch, images, t_bar, scale)
     loss.backward()
-    assert value == pytest.approx(loss.item(), rel=1e-5)
+    assert value == pytest.approx(loss.item(), rel=2e-6)
     setting.assert_gradients_equal(gradient)
 
 
@@ -159,7 +159,7 @@ def test_flyp_step_equals_pytorch(oracle: bool):
     scale = setting.model.logit_scale.exp()
     loss = torch_info_nce(torch, images, class_texts[label], scale)
     loss.backward()
-    assert value == pytest.approx(loss.item(), rel=1e-5)
+    assert value == pytest.approx(loss.item(), rel=2e-6)
     setting.assert_gradients_equal(gradient)
 
 
@@ -198,5 +198,5 @@ def test_reclip_step_equals_pytorch():
     assert len(names) > 10
     setting.model.logit_scale.grad = torch.zeros(())  # not reached
     loss.backward()
-    assert value == pytest.approx(loss.item(), rel=1e-5)
+    assert value == pytest.approx(loss.item(), rel=2e-6)
     setting.assert_gradients_equal(gradient, names)

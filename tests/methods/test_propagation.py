@@ -47,21 +47,21 @@ def test_projection_and_graph_equal_the_dense_formula(classes, cut):
     directions = propagation.class_directions(texts, cut)
     assert directions.shape == (24, min(cut, classes, 24) - 1)
     left = np.linalg.svd(texts.T.astype(np.float64))[0][:, 1 : min(cut, classes)]
-    np.testing.assert_allclose(directions @ directions.T, left @ left.T, atol=1e-4)
+    np.testing.assert_allclose(directions @ directions.T, left @ left.T, atol=2e-6)
     points = propagation.project(nodes, directions)
     expected = unit(nodes.astype(np.float64) @ left @ left.T)
-    np.testing.assert_allclose(points @ directions.T, expected, atol=1e-4)
+    np.testing.assert_allclose(points @ directions.T, expected, atol=1e-5)
 
     graph = propagation.affinity_graph(points, 20)
     dense = dense_graph(nodes, texts, cut, 20)
     # Neighbours of all but equal cosines may change places: few entries, and the rest equal.
-    differing = np.abs(graph.toarray() - dense) > 1e-4
+    differing = np.abs(graph.toarray() - dense) > 1e-5
     assert differing.mean() < 1e-4
-    assert np.abs(graph - graph.T).max() < 1e-12
+    assert np.abs(graph - graph.T).max() < 1e-15
     assert graph.diagonal().max() == 0
 
 
-@pytest.mark.parametrize("count", [60, 1500, 5000])
+@pytest.mark.parametrize("count", [60, 1500, pytest.param(5000, marks=pytest.mark.full)])
 @pytest.mark.parametrize("block", [2**24, 2**13])
 def test_the_search_is_exact(count, block, monkeypatch):
     """Few and many groups, one and many blocks."""
@@ -101,10 +101,10 @@ def test_conjugate_gradients_are_scipy_s_column_by_column(tolerance):
         expected, _ = scipy.sparse.linalg.cg(
             matrix, seeds[:, column], rtol=tolerance, atol=0.0, maxiter=20
         )
-        np.testing.assert_allclose(found[:, column], expected, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(found[:, column], expected, rtol=0, atol=1e-12)
     exact = propagation.diffuse(graph, seeds, 0.99, 2000, 1e-12)
     direct = scipy.linalg.solve(matrix.toarray(), seeds, assume_a="pos")
-    np.testing.assert_allclose(exact, direct, atol=1e-9)
+    np.testing.assert_allclose(exact, direct, atol=1e-10)
 
 
 def test_labels_are_those_of_the_direct_solution():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from lattec_jax import sharding
+from lattec_jax.models.checkpoint import expected_shapes
 from lattec_jax.models.clip import bind, define, initial_params
 from lattec_jax.models.config import CLIPConfig, text_lengths
 from tests.dummy import dummy_checkpoint
@@ -122,6 +123,7 @@ def test_texts_of_several_lengths_go_through_together(fsdp):
     assert np.abs(found[0] - found[1]).max() <= 1e-6  # the same texts, one group cropped
 
 
+@pytest.mark.full
 @pytest.mark.usefixtures("all_devices")
 def test_towers_bring_no_sequences_of_several_devices_together():
     checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh()
@@ -145,15 +147,18 @@ def test_rematerialisation_changes_no_gradient():
     checkpoint = dummy_checkpoint()
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
 
+    barriers = []
+
     def gradient(remat: bool) -> dict[str, jax.Array]:
         definition = define(checkpoint.config, remat=remat)
         lowered = jax.jit(
             jax.grad(lambda p: jnp.sum(bind(definition, p).encode_image(images)[:, :3] ** 3))
         ).lower(checkpoint.params)
-        assert ("optimization_barrier" in lowered.as_text()) == remat
+        barriers.append(lowered.as_text().count("optimization_barrier"))
         return lowered.compile()(checkpoint.params)
 
     plain, again = gradient(False), gradient(True)
+    assert barriers[1] > barriers[0]  # what is computed again is kept apart
     for name, value in plain.items():
         np.testing.assert_allclose(again[name], value, atol=1e-6, err_msg=name)
 
@@ -170,8 +175,6 @@ def test_bfloat16_is_near_float32_and_keeps_float32_parameters():
 
 
 def test_initial_parameters_are_those_that_a_checkpoint_expects():
-    from lattec_jax.models.checkpoint import expected_shapes
-
     config = dummy_checkpoint().config
     params = initial_params(config, seed=3)
     assert {name: value.shape for name, value in params.items()} == expected_shapes(config)
@@ -179,7 +182,7 @@ def test_initial_parameters_are_those_that_a_checkpoint_expects():
 
 
 def test_bfloat16_keeps_the_gradient_of_tokens_that_every_text_has():
-    checkpoint = dummy_checkpoint()
+    checkpoint = dummy_checkpoint(layers=1)
     tokens = np.repeat(checkpoint.tokenizer(["a photo of the cat"])[:, :8], 1024, axis=0)
 
     def gradient(dtype: type) -> np.ndarray:

@@ -28,8 +28,6 @@ COVERING = (
     "ViT-L-14-worldwide-quickgelu",
     "ViT-M-16-alt",
     "ViT-bigG-14-CLIPA-336",
-    "ViT-e-14",
-    "ViT-g-14",
 )
 EVERY = [
     name if name in COVERING else pytest.param(name, marks=pytest.mark.full) for name in MODELS
@@ -37,11 +35,15 @@ EVERY = [
 
 
 def settings(model: str) -> set[tuple[str, str]]:
-    """Key and value of all that a shrunken copy has of a model, but for its text cleaning."""
+    """Key and value of all that a shrunken copy has of a model, but for its text cleaning.
+
+    Of widths and their ratios only the key.
+    """
     config = miniature(model)
     parts = {"": config, "vision.": config["vision_cfg"], "text.": config["text_cfg"]}
+    widths = ("width", "head_width", "mlp_ratio")
     return {
-        (section + key, str(value))
+        (section + key, "" if key in widths else str(value))
         for section, part in parts.items()
         for key, value in part.items()
         if not isinstance(value, dict) and key != "hf_tokenizer_name"
@@ -91,8 +93,8 @@ def test_features_and_round_trip(model):
         image_features = theirs.encode_image(nchw, normalize=True).numpy()
         text_features = theirs.encode_text(torch.from_numpy(tokens).long(), normalize=True).numpy()
     encode_image, encode_text = encoders(ours)
-    assert np.abs(encode_image(params, images) - image_features).max() <= 1e-5
-    assert np.abs(encode_text(params, tokens) - text_features).max() <= 1e-5
+    assert np.abs(encode_image(params, images) - image_features).max() <= 4e-6
+    assert np.abs(encode_text(params, tokens) - text_features).max() <= 4e-6
     assert np.abs(image_features[0] - image_features[1]).max() > 1e-3
     assert np.abs(text_features[0] - text_features[1]).max() > 1e-3
     # There and back, bit for bit, weights and configuration.
@@ -103,7 +105,7 @@ def test_features_and_round_trip(model):
     assert parameters(ours)[2] == sum(p.numel() for p in theirs.parameters())
 
 
-@pytest.mark.parametrize("model", ["ViT-B-32", "ViT-H-14-worldwide", "ViT-L-14-CLIPA"])
+@pytest.mark.parametrize("model", ["ViT-H-14-worldwide", "ViT-bigG-14-CLIPA-336"])
 def test_cropped_texts(model):
     """Cropping to what `text_lengths` says changes nothing, and it crops wherever it may."""
     config = miniature(model)

@@ -11,9 +11,13 @@ from lattec_jax.report.page import render
 from tests.report.browser import CHROMIUM, Browser
 from tests.report.example import example
 
-pytestmark = pytest.mark.skipif(
-    CHROMIUM is None, reason="no chromium or google-chrome; for example apt-get install chromium"
-)
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.skipif(
+        CHROMIUM is None,
+        reason="no chromium or google-chrome; for example apt-get install chromium",
+    ),
+]
 SIDEWAYS = "document.documentElement.scrollWidth"
 
 

@@ -6,10 +6,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.sweep.test_work import until
 
 ROOT = Path(__file__).parents[2]
 ARGUMENTS = [
@@ -40,10 +41,12 @@ def start(place: Path) -> subprocess.Popen:
 def test_a_real_sweep_killed_half_way_is_finished_by_two_workers(tmp_path):
     killed = start(tmp_path)
     runs = tmp_path / "sweep" / "demo"
-    deadline = time.monotonic() + 300
-    while len(list(runs.glob("*-s0/results.json"))) < 1 and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(3)  # into the next run
+
+    def found(name: str) -> set[Path]:
+        return {path.parent for path in runs.glob(f"*-s0/{name}")}
+
+    # Into a run that follows a finished one.
+    until(lambda: found("results.json") and found("config.json") - found("results.json"), 600)
     os.killpg(killed.pid, signal.SIGKILL)  # as when a machine goes down: worker and run
     killed.communicate()
     before = {path: path.stat().st_mtime_ns for path in runs.glob("*-s0/results.json")}

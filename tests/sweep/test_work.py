@@ -8,16 +8,18 @@ import subprocess
 import sys
 import textwrap
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import lattec_jax.sweep.work as sweep_work
 from lattec_jax.errors import ConfigError
 from lattec_jax.sweep.plan import Job
 from lattec_jax.sweep.work import report, work
 
 ROOT = Path(__file__).parents[2]
-# A job that says that it begins, takes its time and leaves its product behind.
+# A job that says that it begins, waits while its gate is closed and leaves its product behind.
 FAKE = """
     import sys, time
     from pathlib import Path
@@ -28,6 +30,8 @@ FAKE = """
     if seconds < 0:
         sys.exit("no such luck")
     time.sleep(seconds)
+    while product.with_suffix(".gate").exists():
+        time.sleep(0.02)
     product.write_text("{}")
 """
 WORKER = """
@@ -41,7 +45,7 @@ WORKER = """
 """
 
 
-def jobs_below(place: Path, count: int = 8, seconds: float = 0.4) -> list[Job]:
+def jobs_below(place: Path, count: int = 8, seconds: float = 0.1) -> list[Job]:
     """Jobs whose command is the fake one."""
     return [
         Job(f"set/{n}", "fake_job", (str(place / str(n)), str(seconds)), place / str(n))
@@ -73,24 +77,41 @@ def begun(place: Path) -> list[str]:
     return path.read_text().split() if path.exists() else []
 
 
+def until(condition: Callable[[], object], seconds: float = 300) -> None:
+    """Return when the condition holds; fail when it does not for so long."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def test_two_workers_never_run_the_same_job(place):
     workers = [start_worker(place) for _ in range(2)]
-    printed = [worker.communicate(timeout=120)[0] for worker in workers]
+    printed = [worker.communicate(timeout=300)[0] for worker in workers]
     assert sorted(begun(place)) == [str(n) for n in range(8)]
     done = [int(text.split()[0]) for text in printed]
     assert sum(done) == 8
     assert all(job.done for job in jobs_below(place))
 
 
-def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place, capsys):
+def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place, capsys, monkeypatch):
+    gate = place / "2.gate"
+    gate.touch()
     worker = start_worker(place)
-    deadline = time.monotonic() + 60
-    while len(begun(place)) < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: len(begun(place)) == 3)
     worker.send_signal(signal.SIGKILL)
     worker.wait()
     worker.stdout.close()
     # The third job goes on without its worker: it is waited for and not begun again.
+    say = sweep_work._say
+
+    def say_and_open(line: str) -> None:
+        say(line)
+        if line.startswith("waiting"):
+            gate.unlink(missing_ok=True)
+
+    monkeypatch.setattr(sweep_work, "_say", say_and_open)
+    monkeypatch.setattr(sweep_work, "_PAUSE", 0.02)
     outcome = work(jobs_below(place), place / "sweep")
     assert (outcome.others, len(outcome.done)) == (["set/0", "set/1", "set/2"], 5)
     assert "waiting for 1 jobs of other workers, the first: set/2" in capsys.readouterr().err
@@ -98,19 +119,23 @@ def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place, capsys):
     assert len(work(jobs_below(place), place / "sweep").others) == 8
 
 
+# A job that is asked to end, and saves when the test lets it.
 PATIENT = """
     import signal, sys, time
     from pathlib import Path
 
     place = Path(sys.argv[1])
     def save(number, frame):
-        time.sleep(0.5)
-        (place / "saved").write_text("")
+        (place / "asked").touch()
+        while not (place / "let").exists():
+            time.sleep(0.02)
+        (place / "saved").touch()
         sys.exit(75)
 
     signal.signal(signal.SIGTERM, save)
     (place / "begun.txt").write_text("begun\\n")
-    time.sleep(60)
+    while True:
+        time.sleep(1)
 """
 
 
@@ -132,14 +157,15 @@ def test_a_worker_that_is_told_to_end_lets_its_job_save(place, number):
         encoding="utf-8",
     )
     worker = start_worker(place)
-    deadline = time.monotonic() + 120
-    while not begun(place) and time.monotonic() < deadline:
-        time.sleep(0.02)
+    until(lambda: begun(place))
     worker.send_signal(number)
-    worker.communicate(timeout=120)
+    until((place / "asked").exists)
+    assert worker.poll() is None  # it waits for its job
+    (place / "let").touch()
+    worker.communicate(timeout=300)
     assert worker.returncode == (75 if number == signal.SIGTERM else 130)
-    assert (place / "saved").exists()  # it had its time, and no other job was begun
-    assert not (place / "sweep/logs/set--1.log").exists()
+    assert (place / "saved").exists()
+    assert not (place / "sweep/logs/set--1.log").exists()  # no other job was begun
 
 
 def test_a_failed_job_is_told_and_tried_again(place, capsys):
