@@ -29,7 +29,7 @@ def state_at(step: int, width: int = 5, seed: int = 7) -> TrainState:
     return state.replace(step=state.step + step)
 
 
-MESH = sharding.make_mesh(1)
+MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
 
 def save(directory: Path, steps: tuple[int, ...], keep: int = 5, **kinds: int) -> None:
@@ -79,6 +79,21 @@ def test_the_newest_are_kept_and_their_sums_are_right(tmp_path):
         assert hashlib.sha256((tmp_path / "4" / name).read_bytes()).hexdigest() == digest
     assert len(lines) >= 8 and damage(tmp_path / "4") == ""
     restore(tmp_path, 4)
+
+
+@pytest.mark.parametrize("change", [emptied, truncated, Path.unlink])
+def test_a_change_of_any_file_that_is_read_is_seen(tmp_path, change):
+    save(tmp_path / "origin", (4,))
+    origin, seen = tmp_path / "origin" / "4", set()
+    for path in files_of(origin):
+        name = path.relative_to(origin)
+        place = shutil.copytree(origin, tmp_path / "copy")
+        change(place / name)
+        if damage(place):
+            seen.add(name.as_posix())
+        shutil.rmtree(place)
+    assert {SUMS, "state/manifest.ocdbt", "beside/metadata"} <= seen
+    assert sum("/d/" in name for name in seen) >= 2  # the arrays' own files
 
 
 FULL = pytest.mark.full

@@ -15,10 +15,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.dummy import dummy_checkpoint
-from tests.runs import EQUAL, arguments, make_pictures
+from tests.runs import EQUAL, arguments, logged, make_pictures
 
 ROOT = Path(__file__).parents[1]
-STEPS = 300
 
 
 def environment() -> dict[str, str]:
@@ -31,16 +30,15 @@ def environment() -> dict[str, str]:
     return {**os.environ, **own}
 
 
-def start(place: Path, workdir: str, *extra: str) -> subprocess.Popen:
+def start(place: Path, workdir: str, steps: int) -> subprocess.Popen:
     """A run as a process, on one CPU device; its output goes to a file."""
     command = arguments(
         "labelled",
-        f"--config.train.max_steps={STEPS}",
-        f"--config.train.epochs={STEPS}",
+        f"--config.train.max_steps={steps}",
+        f"--config.train.epochs={steps}",
         "--config.checkpoint_every=1",
         "--config.train.learning_rate=1e-4",
         f"--workdir={workdir}",
-        *extra,
     )
     with open(place / f"{workdir}.log", "ab") as log:
         return subprocess.Popen(
@@ -52,9 +50,9 @@ def start(place: Path, workdir: str, *extra: str) -> subprocess.Popen:
         )
 
 
-def finish(place: Path, workdir: str, *extra: str) -> dict:
+def finish(place: Path, workdir: str, steps: int) -> dict:
     """Run to the end and return `results.json`."""
-    status = start(place, workdir, *extra).wait()
+    status = start(place, workdir, steps).wait()
     assert status == 0, (place / f"{workdir}.log").read_text()[-3000:]
     return json.loads((place / workdir / "results.json").read_text(encoding="utf-8"))
 
@@ -94,28 +92,29 @@ def kill(process: subprocess.Popen, directory: Path, draw: random.Random) -> str
 
 
 @pytest.mark.parametrize(
-    "kills", [pytest.param(2, marks=pytest.mark.full), pytest.param(30, marks=pytest.mark.soak)]
+    ("kills", "steps"),
+    [pytest.param(2, 30, marks=pytest.mark.full), pytest.param(30, 300, marks=pytest.mark.soak)],
 )
-def test_kills_change_nothing(tmp_path, kills):
+def test_kills_change_nothing(tmp_path, kills, steps):
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
     print(f"KILL_SEED={seed}")
     draw = random.Random(seed)
     make_pictures(tmp_path / "labelled", 12, labelled=True)
     dummy_checkpoint().save(tmp_path / "weights")
-    whole = finish(tmp_path, "whole")
+    whole = finish(tmp_path, "whole", steps)
     half_written = 0
     for number in range(kills):
-        happened = kill(start(tmp_path, "broken"), tmp_path / "broken", draw)
+        happened = kill(start(tmp_path, "broken", steps), tmp_path / "broken", draw)
         half_written += "half" in happened
         print(f"kill {number + 1}: {happened}", flush=True)
-    broken = finish(tmp_path, "broken")
+    broken = finish(tmp_path, "broken", steps)
     for file in EQUAL:
         assert (tmp_path / "whole" / file).read_bytes() == (tmp_path / "broken" / file).read_bytes()
-    log = [json.loads(x)["step"] for x in (tmp_path / "broken/metrics.jsonl").open()]
-    assert log == list(range(1, STEPS + 1))
+    log = [line["step"] for line in logged(tmp_path / "broken")]
+    assert log == list(range(1, steps + 1))
     events = scalars(tmp_path / "broken")
     assert events == scalars(tmp_path / "whole")
-    assert [step for step, _ in events["loss"]] == list(range(1, STEPS + 1))
+    assert [step for step, _ in events["loss"]] == list(range(1, steps + 1))
     assert not list((tmp_path / "broken/checkpoints").glob("damaged*"))
     assert half_written > 0 or kills < 30  # otherwise the seed tried too little
     times = ("train_seconds", "images_per_second")
