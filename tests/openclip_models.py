@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from convert import sources
 from convert.names import to_flax
 from convert.sources import open_clip_folder
 from lattec_jax.models.config import CLIPConfig
@@ -105,3 +107,19 @@ def flat_params(model: Any, config: dict[str, Any]) -> tuple[CLIPConfig, dict[st
     """Our configuration and flat parameters of an open_clip model."""
     ours = CLIPConfig.from_open_clip(config)
     return ours, to_flax(state_dict(model), ours, "the random model")
+
+
+def use_shrunken_models(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """open_clip, while its models are small copies for conversion; skips without torch."""
+    pytest.importorskip("torch")
+    define_missing_torchvision_operators()
+    import open_clip
+
+    built_in = sources.built_in_model_cfg
+
+    def small(model: str) -> dict:
+        built_in(model)  # an unknown name is refused as before
+        return shrunken(model)
+
+    monkeypatch.setattr(sources, "built_in_model_cfg", small)
+    return open_clip

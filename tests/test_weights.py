@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import hub, openclip_to_flax, sources
+from convert import hub, openclip_to_flax
 from lattec_jax import weights
 from lattec_jax.data.pseudo_labels import weights_sha256
 from lattec_jax.errors import ConfigError, UserError, WeightsError
@@ -28,8 +28,7 @@ from tests import hub_tokenizers
 from tests.convert.conftest import PREPROCESS_CFG, random_tensors
 from tests.data.test_tokenizer import random_texts
 from tests.dummy import dummy_checkpoint
-from tests.openclip_models import miniature, shrunken
-from tests.torch_fix import define_missing_torchvision_operators
+from tests.openclip_models import miniature, shrunken, use_shrunken_models
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("open_clip") is None, reason="needs open_clip's vocabulary file"
@@ -262,18 +261,7 @@ def test_answers_of_the_hub_say_what_to_do(status, monkeypatch):
 @pytest.fixture
 def open_clip(monkeypatch, convert_here):
     """open_clip with miniatures of its models; nothing is downloaded."""
-    pytest.importorskip("torch")
-    define_missing_torchvision_operators()
-    import open_clip
-
-    built_in = sources.built_in_model_cfg
-
-    def small(model: str) -> dict:
-        built_in(model)
-        return shrunken(model)
-
-    monkeypatch.setattr(sources, "built_in_model_cfg", small)
-    return open_clip
+    return use_shrunken_models(monkeypatch)
 
 
 def test_a_tag_of_open_clip(tmp_path, monkeypatch, open_clip, no_conversion):

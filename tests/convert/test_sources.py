@@ -13,7 +13,7 @@ from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
 from tests.convert.conftest import FLAGS, to_flax
-from tests.openclip_models import shrunken
+from tests.openclip_models import use_shrunken_models
 from tests.torch_fix import define_missing_torchvision_operators
 
 pytestmark = pytest.mark.skipif(
@@ -66,17 +66,7 @@ def test_torch_script_archives_are_refused(hub_folder, tmp_path):
 @pytest.fixture
 def tags(monkeypatch, hub_folder):
     """open_clip with its network replaced by one file of a shrunken architecture."""
-    pytest.importorskip("torch")
-    define_missing_torchvision_operators()
-    import open_clip
-
-    built_in = sources.built_in_model_cfg
-
-    def small(model: str) -> dict:
-        built_in(model)
-        return shrunken(model)
-
-    monkeypatch.setattr(sources, "built_in_model_cfg", small)
+    open_clip = use_shrunken_models(monkeypatch)
     weights = hub_folder / "open_clip_model.safetensors"
     monkeypatch.setattr(open_clip, "download_pretrained", lambda _: str(weights))
     return open_clip
