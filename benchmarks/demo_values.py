@@ -1,4 +1,4 @@
-"""How the demo's α, μ and number of steps were chosen: gains on its training images.
+"""Gains on the demo's training images with its α, μ and number of steps, and with others.
 
     python -m benchmarks.demo_values [--out=runs/demo_values] [--seeds=3] [--steps=60]
 

@@ -30,7 +30,7 @@ from captioning.tasks import Task
 from captioning.work import Part, Tally, work_through
 from lattec_jax import config as configuration
 from lattec_jax import workdir
-from lattec_jax.cli import command, read_config
+from lattec_jax.cli import command, define_workdir, read_config
 from lattec_jax.data import datasets
 from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset
@@ -152,12 +152,7 @@ def classify(
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of the command."""
-    flags.DEFINE_string(
-        "workdir",
-        "",
-        "Where the results go; not set: runs/<dataset>-llava_zero_shot-s<seed>.",
-        flag_values=values,
-    )
+    define_workdir(values, "Where the results go; not set: runs/<dataset>-llava_zero_shot-s<seed>.")
     flags.DEFINE_string(
         "shard", "0/1", "Part i of n: i/n; answers only, no results.", flag_values=values
     )

@@ -13,8 +13,10 @@ A text file bears its image's id: the picture's base name up to the first dot, o
 repeat (Caltech101), `<class name>_<base name>` (in class names case and "_" do not count; the name
 of the picture's folder will do as well). This command writes
 `<artifacts>/<dataset>/descriptions/released-<kind>.jsonl`, which training takes with
---config.descriptions.engine=released. The files say neither which images were a group nor the
-wording of the prompt: "prompt" is its name, and changed pictures go unnoticed.
+--config.descriptions.engine=released. All members of the release's groups are drawn, so groups need
+--config.descriptions.group_members=drawn here and in training (the preset released_code has it).
+The files say neither which images were a group nor the wording of the prompt: "prompt" is its name,
+and changed pictures go unnoticed.
 """
 
 from __future__ import annotations
@@ -100,7 +102,8 @@ class Imported:
             ("empty text files", self.empty),
         ):
             lines.append(f"  {what}: {len(names)}{_listed(names)}")
-        lines.append(f"  train on them with --config.descriptions.engine={ENGINE}")
+        drawn = " --config.descriptions.group_members=drawn" if self.kind == GROUP else ""
+        lines.append(f"  train on them with --config.descriptions.engine={ENGINE}{drawn}")
         return "\n".join(lines)
 
 
@@ -160,6 +163,12 @@ def _path(config: ConfigDict, source: Source) -> Path:
                 f"the folder holds descriptions of groups of {source.group_size}, and "
                 f"config.descriptions.group_size is {settings.group_size}; set "
                 f"--config.descriptions.group_size={source.group_size}, here and in training"
+            )
+        if settings.group_members != "drawn":
+            raise ConfigError(
+                "the released code draws all members of a group, and "
+                f"config.descriptions.group_members is {settings.group_members!r}; set "
+                "--config.descriptions.group_members=drawn, here and in training"
             )
         if settings.correct_per_group is not None:
             raise ConfigError(

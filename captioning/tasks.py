@@ -157,7 +157,7 @@ def _groups(
     """The members of each image's group, and the note that an analysis leaves in the file."""
     settings = config.descriptions
     size, correct, seed = settings.group_size, settings.correct_per_group, settings.seed
-    check_choice("descriptions.correct_label", settings.correct_label, CORRECT_LABELS)
+    check_choice("descriptions.correct_label", settings.correct_label, list(CORRECT_LABELS))
     if size < 2:
         raise ConfigError(f"config.descriptions.group_size: expected 2 or more, found {size}")
     if correct is None:

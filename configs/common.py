@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
     config.dataset.tfds.file_name = ""
     config.dataset.tfds.data_dir = ""  # "": ~/tensorflow_datasets
     config.dataset.tfds.train = "train"  # of the builder's own splits, also train[:80%] or a+b
-    config.dataset.tfds.test = "test"
+    config.dataset.tfds.test = "test"  # the same, of the test images
 
     config.store = ConfigDict()
     # Bound on the long side of training pictures in pixels; 0: none; None: 1.5 times the model's
@@ -124,16 +124,16 @@ def get_config() -> ConfigDict:
     # At most images // images_per_epoch + 2 epochs; 0: config.train.epochs decides.
     config.method.reclip.images_per_epoch = 5000
 
-    config.train = ConfigDict()  # placeholders are set by the method or the preset
+    config.train = ConfigDict()  # what is None is set by the method or the preset
     config.train.batch_size = placeholder(int)  # images in a step, over all devices
     config.train.micro_batch = 0  # images encoded at a time, a divisor of the batch; 0: all of it
     config.train.max_steps = placeholder(int)  # training ends here, or earlier after the epochs
-    config.train.epochs = placeholder(int)
+    config.train.epochs = placeholder(int)  # passes over the training images
     # 0: an epoch drops its incomplete last batch (the paper names no rule). n: an epoch has enough
     # batches for all images, rounded up to a multiple of n and filled with repeated images; the
     # released code takes the number of its data loader's workers.
     config.train.epoch_batch_multiple = placeholder(int)
-    config.train.learning_rate = placeholder(float)
+    config.train.learning_rate = placeholder(float)  # after the warm-up, the largest
     config.train.warmup_steps = placeholder(int)  # linear, from 0 to the learning rate
     config.train.schedule = placeholder(str)  # after the warm-up: "cosine" to zero or "constant"
     config.train.optimizer = placeholder(str)  # "adamw" or "sgd"

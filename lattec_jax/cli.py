@@ -43,9 +43,9 @@ def define_nothing(values: flags.FlagValues) -> None:
     """Define no flags: the default."""
 
 
-def define_workdir(values: flags.FlagValues) -> None:
-    """Define `--workdir`, for a command that reads an existing run."""
-    flags.DEFINE_string("workdir", "", "Work directory of a run.", flag_values=values)
+def define_workdir(values: flags.FlagValues, description: str = "Work directory of a run.") -> None:
+    """Define `--workdir`."""
+    flags.DEFINE_string("workdir", "", description, flag_values=values)
 
 
 def define_distributed(values: flags.FlagValues) -> None:
@@ -121,7 +121,7 @@ def read_config(
         own = flags.FlagValues()
         define(own)
         lines = [*_head(doc), *_flag_lines(own, required, "", config=True)]
-        given = _config_arguments(argv[1:])
+        given = config_arguments(argv[1:])
         if any(re.match(r"--?config(=|$)", argument) for argument in given):
             lines += ["", *_config_lines(*parse([argv[0], *given]))]
         _show(lines)
@@ -144,16 +144,18 @@ def _check_required(values: flags.FlagValues, required: Mapping[str, str]) -> No
             raise ConfigError(f"--{name} is missing; for example --{name}={example}")
 
 
-def _config_arguments(arguments: Sequence[str]) -> list[str]:
+def config_arguments(arguments: Sequence[str]) -> list[str]:
     """The `--config` arguments, including values written as a separate argument."""
-    found, name = [], ""
+    found, may_follow = [], False
     for argument in arguments:
         if re.match(r"--?(no)?config([.=]|$)", argument):
             found.append(argument)
-            name = "" if "=" in argument else argument
-        elif name and argument not in _HELP:
+            may_follow = "=" not in argument  # a boolean has no value
+        elif may_follow and not re.match(r"-(?!\d)", argument):
             found.append(argument)
-            name = ""
+            may_follow = False
+        else:
+            may_follow = False
     return found
 
 
@@ -239,7 +241,7 @@ def _config_lines(config: ConfigDict, values: flags.FlagValues) -> Iterator[str]
 
 
 def command(main: Callable[[Sequence[str]], None]) -> None:
-    """Run a command: print errors of the user's without a traceback and exit with status 2.
+    """Run a command: print user errors without a traceback and exit with status 2.
 
     A command that a signal ended exits with 75 (`lattec_jax.stop`), one that Ctrl-C ended with 130.
     """
@@ -254,7 +256,7 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
-        print(f"error: {error}. Mend it; the same command continues", file=sys.stderr)
+        print(f"error: {error}. Fix this; the same command continues", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         reason = f" ({interrupt})" if str(interrupt) else ""

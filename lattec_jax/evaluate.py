@@ -28,7 +28,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     values, _ = read(argv, __doc__, define_flags, WORKDIR)
-    # JAX: --help does without
+    # imports JAX, which --help does not need
     from lattec_jax import adapted, compile_cache, hosts, results, sharding, stages
     from lattec_jax.data import datasets
 

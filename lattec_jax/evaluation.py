@@ -93,7 +93,8 @@ def _jitted(
     mesh: Mesh,
     everywhere: bool,
 ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """The image and the text tower, compiled once for all `Encoders` of one architecture.
+    """The image and the text tower, compiled once for all `Encoders` of one architecture, such as
+    those of a run and of the evaluation after it. Parameters are arguments and are not kept.
 
     Several processes get all features each (`everywhere`); one process fetches them from its
     devices, where they are computed.

@@ -115,7 +115,7 @@ def main(argv: Sequence[str]) -> None:
     paths = prediction_files.read_list(Path(values.list)) if values.list else []
     paths += [os.fspath(p) for argument in arguments for p in pictures_at(Path(argument))]
     paths = list(dict.fromkeys(paths))
-    # JAX: --help does without
+    # imports JAX, which --help does not need
     from lattec_jax import compile_cache
     from lattec_jax.classifier import Classifier
 

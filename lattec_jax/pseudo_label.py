@@ -18,7 +18,7 @@ from lattec_jax.config import to_json
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config, values = read_config(argv, __doc__, define_distributed)
-    # JAX: --help does without
+    # imports JAX, which --help does not need
     import numpy as np
 
     from lattec_jax import compile_cache, hosts, stages

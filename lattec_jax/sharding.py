@@ -25,7 +25,7 @@ SMALLEST_SPLIT = 2**14  # arrays with fewer elements stay whole: splitting them 
 
 
 def available_devices() -> list[jax.Device]:
-    """The devices that a mesh takes by default: all. Most tests put one in their place."""
+    """The devices that a mesh takes by default: all of the job's."""
     return jax.devices()
 
 

@@ -18,19 +18,20 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax.cli import command, define_distributed, read_config
+from lattec_jax.cli import (
+    command,
+    config_arguments,
+    define_distributed,
+    define_workdir,
+    read_config,
+)
 from lattec_jax.config import default_workdir
 from lattec_jax.stop import terminating
 
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of the command."""
-    flags.DEFINE_string(
-        "workdir",
-        "",
-        "Work directory of the run; not set: runs/<dataset>-<method>-s<seed>.",
-        flag_values=values,
-    )
+    define_workdir(values, "Work directory of the run; not set: runs/<dataset>-<method>-s<seed>.")
     define_distributed(values)
 
 
@@ -38,9 +39,13 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config, values = read_config(argv, __doc__, define_flags)
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
-    arguments = shlex.join(a for a in argv[1:] if a.lstrip("-").startswith("config"))
+    arguments = shlex.join(config_arguments(argv[1:]))
     with terminating():
-        from lattec_jax import compile_cache, hosts, train_loop  # JAX: --help does without
+        from lattec_jax import (  # imports JAX, which --help does not need
+            compile_cache,
+            hosts,
+            train_loop,
+        )
 
         hosts.join(values.distributed)
         compile_cache.enable()

@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import resource
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
@@ -23,10 +24,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 )
-# The older code generator compiles in a third of the time; jaxlib 0.12 does not have it any more,
-# and XLA ends the process for a flag that it does not know.
+# XLA's older code generator compiles in a third of the time. Newer releases of jaxlib do not have
+# it, and XLA ends the process for a flag that it does not know.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
+# A shell ignores Ctrl-C in the commands that it starts in the background, and so would the tests'
+# own processes.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
     scratch = tempfile.mkdtemp(prefix="lattec_jax-tests-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
@@ -39,8 +44,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
     # Nothing of the user's is read or written: an empty home directory, and no settings.
     os.environ["HOME"] = f"{scratch}/home"
     os.makedirs(os.environ["HOME"])
-    for variable in ("LATTECLIP_CACHE", "LATTECLIP_DATA_DIR", "HF_HOME", "XDG_CACHE_HOME"):
-        os.environ.pop(variable, None)
+    for variable in list(os.environ):
+        if variable.startswith(("LATTECLIP_", "HF_", "HUGGING", "XDG_", "TFDS_", "TORCH_HOME")):
+            del os.environ[variable]
+    os.environ.pop("OPENAI_API_KEY", None)
     os.environ["HF_HUB_OFFLINE"] = "1"
 
 

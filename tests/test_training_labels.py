@@ -18,7 +18,7 @@ from lattec_jax import check_data, feed, sharding, stages
 from lattec_jax.config import parse
 from lattec_jax.methods import METHODS, make_method
 from tests.dummy import dummy_checkpoint
-from tests.test_train import CLASSES, arguments, make_pictures
+from tests.runs import CLASSES, arguments, make_pictures
 
 UNSUPERVISED = [name for name in METHODS if name != "flyp_oracle"]
 LABELS = ("absent", "true", "permuted")

@@ -102,7 +102,7 @@ def descriptions_path(config: ConfigDict, kind: str) -> Path:
     if is_group(kind):
         name += f"-of-{settings.group_size}"
         if settings.correct_per_group is not None:
-            check_choice("descriptions.correct_label", settings.correct_label, CORRECT_LABELS)
+            check_choice("descriptions.correct_label", settings.correct_label, list(CORRECT_LABELS))
             name += f"-{settings.correct_per_group}-correct"
             name += "-by-true-label" if settings.correct_label == "true" else ""
         else:

@@ -35,8 +35,8 @@ def define_flags(values: flags.FlagValues) -> None:
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
-    values, _ = read(argv, __doc__, define_flags, {"out": "lattec_jax/demo/tiny_clip"})
-    from lattec_jax.demo import pretrain_loop  # JAX: --help does without
+    values, _ = read(argv, __doc__, define_flags, {"out": "tiny_clip"})
+    from lattec_jax.demo import pretrain_loop  # imports JAX, which --help does not need
 
     pretrain_loop.make(Path(values.out), values.seed, values.steps)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lattec_jax import workdir
-from lattec_jax.config import leaves
+from lattec_jax.config import from_json, leaves
 from lattec_jax.errors import DataError
 from lattec_jax.sweep.comparable import why_not
 from lattec_jax.sweep.plan import Sweep, column
@@ -162,20 +162,33 @@ def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:
     return Sheet(table.title, tuple(names), labels, cells, _note(sweep, table, found))
 
 
+def _readings(sweep: Sweep, table: Table, found: Found) -> list[str]:
+    """The values that the runs of a table have for its reading, or that runs would have."""
+    configs = [sweep.config(dataset) for dataset in sweep.datasets]
+    directories = [
+        sweep.workdir(dataset, row, seed)
+        for dataset in sweep.datasets
+        for row in table.rows
+        for seed in found.of(dataset, row.name)
+    ]
+    recorded = [d / workdir.CONFIG for d in directories if (d / workdir.CONFIG).exists()]
+    if recorded:
+        configs = [from_json(path) for path in recorded]
+    return list(dict.fromkeys(str(dict(leaves(config))[table.reading]) for config in configs))
+
+
 def _note(sweep: Sweep, table: Table, found: Found) -> str:
     """The table's note, the values of its reading, and what was compared and what not, and why."""
     parts = [table.note] if table.note else []
     if table.reading:
-        configs = [dict(leaves(sweep.config(dataset))) for dataset in sweep.datasets]
-        values = dict.fromkeys(str(config[table.reading]) for config in configs)
-        parts.append(f"Here: config.{table.reading}={', '.join(values)}.")
+        parts.append(f"Here: config.{table.reading}={', '.join(_readings(sweep, table, found))}.")
     compared: list[Results] = []
     refused: dict[str, list[str]] = {}
     for dataset in sweep.datasets:
         rows = [row for row in table.rows if found.of(dataset, row.name)]
         reasons = {row.label: found.reasons.get((dataset, row.name)) for row in rows}
         for row in rows:
-            if reasons[row.label] is None:
+            if reasons[row.label] is None and table.printed(row, column(dataset)) is not None:
                 compared += found.of(dataset, row.name).values()
         for reason in dict.fromkeys(filter(None, reasons.values())):
             labels = [label for label, own in reasons.items() if own == reason]

@@ -21,11 +21,11 @@ from lattec_jax.config import PACKAGED_CONFIGS, from_json, leaves, to_json
 from lattec_jax.data.coop import PROTOCOL
 from lattec_jax.data.dataset import share_count, share_protocol
 from lattec_jax.errors import ConfigError, shortened
-from lattec_jax.sweep.plan import column, read_config
+from lattec_jax.sweep.plan import column, resolved_config
 from lattec_jax.sweep.tables import CLASSIFY, MODEL, PRETRAINED, REPOSITORY, Row, paper_datasets
 from lattec_jax.workdir import COMPUTED, CONFIG
 
-# Keys (`*`: any) that do not stand against comparing: how a run is computed and logged, where its
+# Keys (`*`: any) that are not compared: how a run is computed and logged, where its
 # files are, seeds, what is compared by `results.json` instead (weights, protocol, counts), and the
 # reading of Table 4, which the paper does not decide and the table's note states.
 EXEMPT = (
@@ -92,7 +92,7 @@ def _expected(run: Mapping[str, Any], row: Row) -> ConfigDict:
     """What the run's configuration has to be."""
     file = PACKAGED_CONFIGS / f"{run['dataset']}.py"
     preset = f"--config.preset={run['preset']}"
-    return read_config((f"--config={file}", preset, *row.overrides))
+    return resolved_config((f"--config={file}", preset, *row.overrides))
 
 
 def _protocol(run: Mapping[str, Any], expected: ConfigDict) -> str | None:

@@ -112,7 +112,7 @@ class Sweep:
 
     def config(self, dataset: str, overrides: Sequence[str] = ()) -> ConfigDict:
         """The resolved configuration of a data set."""
-        return read_config(self.arguments(dataset, overrides))
+        return resolved_config(self.arguments(dataset, overrides))
 
     def workdir(self, dataset: str, row: Row, seed: int) -> Path:
         """Where a run of a row goes."""
@@ -124,7 +124,7 @@ class Sweep:
 
 
 @functools.cache
-def read_config(arguments: tuple[str, ...]) -> ConfigDict:
+def resolved_config(arguments: tuple[str, ...]) -> ConfigDict:
     """The resolved configuration, locked, of a command's arguments; the tables ask often."""
     return parse(["sweep", *arguments])[0]
 

@@ -12,8 +12,8 @@ _LEGEND = (
     "Top-1 accuracy on the test images in per cent, last step, mean ± standard deviation over the "
     "seeds of training; the draw of the groups and of the share of the images is the same for all. "
     "(2 of 3): so many of the runs are there. Below it the number that the paper prints and, in "
-    "brackets, ours minus the paper's; a run that differs in anything that the paper fixes stands "
-    "without it, and the note below the table says why. Best and second best of a column are "
+    "brackets, ours minus the paper's; a run that differs in anything that the paper fixes is "
+    "shown without it, and the note below the table says why. Best and second best of a column are "
     "marked. Without a number of ours: not run (yet), or there are no labels."
 )
 _STYLE = """

@@ -41,6 +41,7 @@ def make_set(tmp_path, paths, names=("cat", "Wild_Cat")):
         }
     )
     config.dataset.test, config.dataset.held_out = "", 0.0
+    config.descriptions.group_members = "drawn"  # as the release draws them
     return resolve(config).copy_and_resolve_references().unlock()
 
 
@@ -92,9 +93,16 @@ def test_groups(config, tmp_path, folder, kind):
     done = import_released(config, make_texts(tmp_path, TEXTS, folder), kind)
     config.descriptions.engine = "released"
     assert done.path == descriptions_path(config, "group")
-    assert done.path.name == "released-group-of-4.jsonl"
+    assert done.path.name == "released-group-of-4-drawn.jsonl"
     assert {record.kind for record in records(done.path)} == {"group"}
     assert len(found(done.path)) == 3 and all(not r.members for r in records(done.path))
+
+
+def test_groups_with_the_image_first_are_refused(config, tmp_path):
+    config.descriptions.group_members = "with_image"
+    folder = make_texts(tmp_path, {"Forest_1.txt": "Trees."}, GROUPS)
+    with pytest.raises(ConfigError, match=r"--config\.descriptions\.group_members=drawn"):
+        import_released(config, folder)
 
 
 def test_groups_of_another_size(config, tmp_path):
@@ -102,7 +110,7 @@ def test_groups_of_another_size(config, tmp_path):
     with pytest.raises(ConfigError, match=r"groups of 8.*--config\.descriptions\.group_size=8"):
         import_released(config, folder)
     config.descriptions.group_size = 8
-    assert import_released(config, folder).path.name == "released-group-of-8.jsonl"
+    assert import_released(config, folder).path.name == "released-group-of-8-drawn.jsonl"
     config.descriptions.correct_per_group = 2
     with pytest.raises(ConfigError, match="correct_per_group is set"):
         import_released(config, folder)
@@ -206,7 +214,8 @@ def command_line(tmp_path, capsys):
     make_pictures(tmp_path / "labelled", 12, labelled=True)
     ids = [path.stem for path in Path("labelled/train").rglob("*.*")]
     texts = {f"{name}.txt": f"a photo of the red {name}" for name in ids}
-    config = arguments("labelled", "--config.descriptions.engine=released")
+    drawn = "--config.descriptions.group_members=drawn"
+    config = arguments("labelled", "--config.descriptions.engine=released", drawn)
     config.remove("--config.descriptions.engine=pixels")
     for folder in (IMAGES, GROUPS):
         folder = make_texts(tmp_path, texts, folder)
@@ -239,5 +248,8 @@ def test_a_run_with_what_was_imported(command_line, tmp_path):
     assert {k: c["found"] for k, c in results["descriptions"].items()} == {"image": 36, "group": 36}
 
 
+KEPT = ("--config=", "--config.dataset", "--config.descriptions.group_members")
+
+
 def _dataset(command_line):
-    return [a for a in command_line if a.startswith(("--config=", "--config.dataset"))]
+    return [a for a in command_line if a.startswith(KEPT)]

@@ -286,7 +286,7 @@ def test_closing_early_cancels_what_is_under_way(server):
     assert next(found)[1] == "first"
     begin = time.monotonic()
     found.close()
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 250  # the server would take 300 or 600 seconds
     assert no_threads_but(before)
     assert server.attempts.total() <= 4
 
@@ -298,7 +298,7 @@ def test_closing_early_ends_pauses_and_backoff(server, engine):
     assert next(found)[1] == "first"
     begin = time.monotonic()
     found.close()
-    assert time.monotonic() - begin < 60
+    assert time.monotonic() - begin < 250  # the server would take 300 or 600 seconds
 
 
 def test_an_error_in_the_requests_comes_through(server, engine):

@@ -228,7 +228,7 @@ def test_killed_runs_leave_no_store(split, tmp_path, ending):
     process = start(tmp_path / "pictures", tmp_path / "stores")
     process.stdout.readline()
     process.send_signal(ending)
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode != 0
     stores = [p.name for p in (tmp_path / "stores").iterdir() if not p.name.startswith(".")]
     assert stores == []
@@ -243,7 +243,7 @@ def test_two_processes_at_once(split, tmp_path):
     for process in processes:  # both are in the middle of it
         process.stdout.readline()
     for process in processes:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()
     assert len(list((tmp_path / "stores").iterdir())) == 2
     paths = make_stores(split, tmp_path / "stores", PREPROCESS, 32)

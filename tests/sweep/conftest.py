@@ -21,16 +21,6 @@ COUNTS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch) -> None:
-    """Run every test in an empty directory: relative paths, as those of the artifacts are, and the
-    home directory are below `tmp_path`."""
-    (tmp_path / "cwd").mkdir()
-    (tmp_path / "home").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-
-
 @pytest.fixture
 def sweep(tmp_path) -> Callable[..., Sweep]:
     """Makes a sweep below `tmp_path` of the given tables, data sets and seeds."""

@@ -256,6 +256,13 @@ def test_the_note_of_table_4_names_the_reading(sweep):
     assert note(other).endswith("Here: config.descriptions.correct_label=true.")
 
 
+def test_the_note_of_table_4_names_the_reading_of_the_runs(sweep, write_run):
+    """Tables may be written later, without the overrides that the runs were made with."""
+    true = "--config.descriptions.correct_label=true"
+    write_run("demo", "correct-2", 0, 0.5, overrides=(true,))
+    assert "Here: config.descriptions.correct_label=true." in note(sweep("4", "demo", (0,)))
+
+
 def test_every_exempt_key_is_a_key_and_none_of_the_papers_settings_is_exempt():
     for dataset in paper_datasets():
         config, _ = parse(["train", f"--config=configs/{dataset}.py"])
