@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import statistics
@@ -11,7 +12,7 @@ from typing import Any
 
 from lattec_jax import workdir
 from lattec_jax.config import from_json, leaves
-from lattec_jax.errors import DataError
+from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.sweep.comparable import why_not
 from lattec_jax.sweep.plan import Sweep, column
 from lattec_jax.sweep.tables import Row, Table, paper_datasets
@@ -129,7 +130,7 @@ def read_run(path: Path) -> Results:
         for key, kind in (("dataset", str), ("protocol", str), ("n_train", int), ("n_test", int)):
             if type(run[key]) is not kind:
                 raise ValueError(f"{key} is {run[key]!r}")
-        unreadable = run.get("n_left_out", {"train": 0, "test": 0})
+        unreadable = run.setdefault("n_left_out", {"train": 0, "test": 0})
         if [type(unreadable[part]) for part in ("train", "test")] != [int, int]:
             raise ValueError(f"n_left_out is {unreadable!r}")
         if not isinstance(run.get("weights_source"), dict | None):
@@ -163,18 +164,18 @@ def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:
 
 
 def _readings(sweep: Sweep, table: Table, found: Found) -> list[str]:
-    """The values that the runs of a table have for its reading, or that runs would have."""
-    configs = [sweep.config(dataset) for dataset in sweep.datasets]
-    directories = [
-        sweep.workdir(dataset, row, seed)
-        for dataset in sweep.datasets
-        for row in table.rows
-        for seed in found.of(dataset, row.name)
-    ]
-    recorded = [d / workdir.CONFIG for d in directories if (d / workdir.CONFIG).exists()]
-    if recorded:
-        configs = [from_json(path) for path in recorded]
-    return list(dict.fromkeys(str(dict(leaves(config))[table.reading]) for config in configs))
+    """The values that the runs of a table record for its reading; without any, the configured."""
+    values = []
+    for dataset in sweep.datasets:
+        for row in table.rows:
+            for seed in found.of(dataset, row.name):
+                # `why_not` gives a configuration that cannot be read as a reason.
+                with contextlib.suppress(ConfigError):
+                    config = from_json(sweep.workdir(dataset, row, seed) / workdir.CONFIG)
+                    values.append(dict(leaves(config)).get(table.reading))
+    recorded = [value for value in values if value is not None]
+    configured = [dict(leaves(sweep.config(name)))[table.reading] for name in sweep.datasets]
+    return list(dict.fromkeys(map(str, recorded or configured)))
 
 
 def _note(sweep: Sweep, table: Table, found: Found) -> str:

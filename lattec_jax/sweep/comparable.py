@@ -108,7 +108,7 @@ def _protocol(run: Mapping[str, Any], expected: ConfigDict) -> str | None:
 def _counts(run: Mapping[str, Any], row: Row, expected: ConfigDict) -> str | None:
     """Classes, training and test images; unreadable images count, as the split names them."""
     wanted = expected.dataset.expected
-    unreadable = run.get("n_left_out") or {"train": 0, "test": 0}
+    unreadable = run["n_left_out"]
     found = [
         ("classes", len(run["class_names"]), wanted.classes),
         ("test images", run["n_test"] + unreadable["test"], wanted.test),

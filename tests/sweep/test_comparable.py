@@ -263,6 +263,14 @@ def test_the_note_of_table_4_names_the_reading_of_the_runs(sweep, write_run):
     assert "Here: config.descriptions.correct_label=true." in note(sweep("4", "demo", (0,)))
 
 
+@pytest.mark.parametrize("content", ["{", '{"descriptions": {"engine": "pixels"}}'])
+def test_a_run_that_does_not_record_the_reading_stops_no_table(sweep, write_run, content):
+    """Its config.json is damaged, or of a version that had no such key."""
+    path = write_run("demo", "correct-2", 0, 0.5)
+    (path.parent / "config.json").write_text(content, encoding="utf-8")
+    assert "Here: config.descriptions.correct_label=pseudo." in note(sweep("4", "demo", (0,)))
+
+
 def test_every_exempt_key_is_a_key_and_none_of_the_papers_settings_is_exempt():
     for dataset in paper_datasets():
         config, _ = parse(["train", f"--config=configs/{dataset}.py"])
