@@ -32,6 +32,8 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 # own processes.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+# Processes that tests start import the packages and the tests from here, from any directory.
+os.environ["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
 if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
     scratch = tempfile.mkdtemp(prefix="lattec_jax-tests-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
