@@ -23,6 +23,7 @@ CORE = [
     "numpy>=2.0,<3",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
+    "pydantic>=2.7,<3",  # checks the files of runs and weights against their schemas
     "pillow>=11,<13",  # 13 resizes in another order, which the crops on the device do not follow
     "safetensors>=0.5",
     "scikit-learn>=1.6",  # carries the handwritten digits of the demo
@@ -59,10 +60,9 @@ TEST_WITHOUT_TORCH = [
     *DEMO,
     *TFDS,
     "build>=1.2",
-    "fastapi>=0.115",  # with pydantic, rich and uvicorn: `transformers serve`
+    "fastapi>=0.115",  # with rich and uvicorn: `transformers serve`
     "hypothesis>=6.100,<7",
     "protobuf>=4",
-    "pydantic>=2",
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",
     "rich>=13",

@@ -1,21 +1,37 @@
-"""Files that are whole or not there. Imports no JAX."""
+"""Files and directories that are whole or not there. Imports no JAX.
+
+Whatever is written goes to a temporary name in the same directory first, `.NAME.TOKEN.partial`,
+and is moved into place when it is complete. The name cannot be predicted and is created
+exclusively, with the permissions that the user's umask gives. The writer holds a lock on it, so
+that `remove_abandoned` can tell what a killed process left behind from what is still being written.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
+import secrets
+import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import safetensors
 import safetensors.numpy
 
-PARTIAL = ".partial"  # suffix of what a killed process leaves behind
+from lattec_jax import safe_read
+
+PARTIAL = ".partial"  # suffix of temporary names
 VISIBLE = 60  # seconds after which a file must be seen on all hosts; NFS remembers absent ones
+# Seconds without a write after which a temporary file has no living writer, where the file system
+# has no locks.
+ABANDONED = 24 * 3600
 
 
 def appears(path: Path) -> bool:
@@ -26,23 +42,120 @@ def appears(path: Path) -> bool:
     return seen
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name, then move it into place: readers never see half of it."""
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    partial = path.with_name(f"{path.name}.{os.getpid()}{PARTIAL}")
+def _temporary(path: Path) -> Path:
+    # The name's beginning only: with the token it must not become longer than names may be.
+    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
+
+
+def _create(path: Path, directory: bool) -> tuple[Path, int]:
+    """Create a temporary file or directory beside `path`, and its locked descriptor."""
+    while True:
+        partial = _temporary(path)
+        flags = os.O_RDONLY | os.O_DIRECTORY
+        if directory:
+            partial.mkdir()
+        else:
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
+        with suppress(FileNotFoundError):  # the directory has been removed as abandoned
+            descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between creation and lock, `remove_abandoned` may have deleted it.
+            if os.fstat(descriptor).st_nlink and partial.exists():
+                return partial, descriptor
+            os.close(descriptor)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[BinaryIO]:
+    """Open a temporary file for writing; move it to `path` at the end of the block.
+
+    An exception in the block leaves `path` as it was and nothing beside it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial, descriptor = _create(path, directory=False)
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
+        with os.fdopen(descriptor, "r+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def partial_directory(path: Path) -> Iterator[Path]:
+    """Yield a temporary directory beside `path`, which need not exist.
+
+    The block moves what it has made out of it; the rest is deleted at the end.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    partial, descriptor = _create(path, directory=True)
+    try:
+        yield partial
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
+
+
+def remove_abandoned(directory: Path) -> list[Path]:
+    """Delete what killed processes left in a directory, and return the names.
+
+    Only temporary names of this module are looked at, and only those that no process has locked.
+    """
+    removed = []
+    for partial in sorted(directory.glob(f".*{PARTIAL}")):
+        if re.fullmatch(rf"\..+\.[0-9a-f]{{16}}{re.escape(PARTIAL)}", partial.name):
+            with suppress(FileNotFoundError):  # its writer has just finished
+                if _is_abandoned(partial):
+                    _delete(partial)
+                    removed.append(partial)
+    return removed
+
+
+def _is_abandoned(partial: Path) -> bool:
+    age = time.time() - partial.lstat().st_mtime
+    try:
+        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return age > ABANDONED
+    finally:
+        os.close(descriptor)
+    return True
+
+
+def _delete(partial: Path) -> None:
+    if partial.is_dir() and not partial.is_symlink():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink()
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file under another name, then move it into place: readers never see half of it."""
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with partial_file(path) as file:
+        file.write(data)
+
+
 def read_json(path: Path) -> Any:
-    """What a JSON file holds."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What a JSON file holds. Raises ValueError and OSError as `safe_read.read_json` does."""
+    return safe_read.read_json(path)
 
 
 def write_json(path: Path, content: object) -> None:
@@ -53,12 +166,15 @@ def write_json(path: Path, content: object) -> None:
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write arrays, with the permissions that users expect: the library makes the file for its
-    owner alone.
+    """Write arrays, with the permissions that the user's umask gives: the library makes the file
+    for its owner alone.
 
     Raises:
         OSError: such as a full disk, which the library reports as an error of its own.
     """
+    path.unlink(missing_ok=True)
+    with open(path, "xb") as file:  # with the permissions that the umask gives
+        mode = os.fstat(file.fileno()).st_mode & 0o777
     try:
         safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)
     except safetensors.SafetensorError as error:
@@ -67,4 +183,4 @@ def write_safetensors(
             raise
         code = int(number[1])
         raise OSError(code, os.strerror(code), str(path)) from error
-    path.chmod(0o644)
+    path.chmod(mode)

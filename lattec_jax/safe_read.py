@@ -1,0 +1,140 @@
+"""Read files that may come from others: regular files only, bounded in size, line length and depth.
+
+A FIFO would block for ever and a device has no end, so a file is opened without blocking and its
+type is checked on the open descriptor. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+MAX_FILE_BYTES = 2**30  # of a file that is read whole: splits, lists, configurations, results
+MAX_LINE_BYTES = 2**20  # of a line in a JSON-lines, CSV or text file
+MAX_DEPTH = 64  # of arrays and objects in JSON
+
+
+class NotRegularFile(OSError):
+    """A directory, FIFO, socket or device in the place of a file."""
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file for reading in binary.
+
+    Raises:
+        NotRegularFile: `path` is not a regular file, or a link to something else.
+        OSError: it does not exist or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            raise NotRegularFile(
+                None, f"expected a regular file, found a {_file_type(mode)}", os.fspath(path)
+            )
+        os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _file_type(mode: int) -> str:
+    names = {
+        stat.S_IFDIR: "directory",
+        stat.S_IFIFO: "FIFO",
+        stat.S_IFSOCK: "socket",
+        stat.S_IFCHR: "character device",
+        stat.S_IFBLK: "block device",
+    }
+    return names.get(stat.S_IFMT(mode), "special file")
+
+
+def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
+    """Read a whole file.
+
+    Raises:
+        ValueError: the file has more than `max_bytes`.
+        OSError: see `open_regular`.
+    """
+    with open_regular(path) as file:
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise ValueError(f"the file has more than {max_bytes:,} bytes")
+    return content
+
+
+def read_text(
+    path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
+) -> str:
+    """Read a whole text file.
+
+    Raises:
+        ValueError: the file has more than `max_bytes`, or is not encoded so.
+        OSError: see `open_regular`.
+    """
+    return read_bytes(path, max_bytes).decode(encoding)
+
+
+def read_json(
+    path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
+) -> Any:
+    """Return the content of a JSON file.
+
+    Raises:
+        ValueError: the file is too large, not UTF-8 or not JSON, or nested too deeply.
+        OSError: see `open_regular`.
+    """
+    return parse_json(read_text(path, max_bytes, encoding))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return the content of JSON text, as `json.loads` does.
+
+    Raises:
+        ValueError: it is not JSON, or arrays and objects are nested more than `MAX_DEPTH` deep.
+    """
+    if isinstance(text, bytes):
+        text = text.decode("utf-8")
+    try:
+        content = json.loads(text)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    # Text with few brackets cannot be deep; counting them costs little beside parsing.
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(content)
+    return content
+
+
+_TOO_DEEP = f"arrays and objects are nested more than {MAX_DEPTH} deep"
+
+
+def _check_depth(content: Any) -> None:
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        if not containers:
+            return
+        level = [
+            child
+            for item in containers
+            for child in (item.values() if isinstance(item, dict) else item)
+        ]
+    raise ValueError(_TOO_DEEP)
+
+
+def bounded_lines(file: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
+    """Yield the lines of a binary file, line break included.
+
+    Raises:
+        ValueError: a line has more than `max_bytes`.
+    """
+    number = 0
+    while line := file.readline(max_bytes + 1):
+        number += 1
+        if len(line) > max_bytes:
+            raise ValueError(f"line {number} has more than {max_bytes:,} bytes")
+        yield line
