@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from captioning.engines import Engine, Failure, Request
+from captioning.engines import Engine, Failure, Request, checked
 from captioning.shards import Shard, ShardWriter, answered, recorded, shard_path
 from captioning.tasks import Task
 from lattec_jax.data.preprocess import UnreadablePicture, open_picture
@@ -97,32 +97,32 @@ def work(engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: t
     def record(task: Task, answer: str | Failure) -> None:
         with turn:
             if isinstance(answer, Failure):
-                reason = " ".join(answer.reason.split())
-                tally.failed[task.image] = reason
-                writer.append(task.record(engine.identity, error=reason))
+                tally.failed[task.image] = answer.reason
+                writer.append(task.record(engine.identity, error=answer.reason))
             else:
                 tally.written += 1
-                writer.append(task.record(engine.identity, text=" ".join(answer.split())))
+                writer.append(task.record(engine.identity, text=answer))
             progress.update()
 
     def requests() -> Iterator[Request]:
         with closing(_opened(tasks)) as opened:
             for task, pictures in opened:
                 if isinstance(pictures, Failure):
-                    record(task, pictures)
+                    record(task, checked(pictures))
                     continue
                 waiting[task.image, task.kind] = task
                 yield Request(task.image, task.kind, task.prompt, pictures)
 
     engine_failures = 0
     with closing(requests()) as wanted, closing(engine.describe(wanted)) as answers:
-        for request, answer in answers:
+        for request, said in answers:
+            answer = checked(said)
             record(waiting.pop((request.image_id, request.kind)), answer)
             engine_failures += isinstance(answer, Failure)
             if engine_failures >= HOPELESS and not tally.written:
                 raise EngineError(
                     f"engine {engine.identity.engine}: the first {engine_failures} descriptions "
-                    f"all failed, the last with: {' '.join(answer.reason.split())}"
+                    f"all failed, the last with: {answer.reason}"
                 )
     if waiting:
         raise RuntimeError(

@@ -95,9 +95,10 @@ def get_config() -> ConfigDict:
     config.descriptions.openai.base_url = "http://localhost:8000/v1"  # of the server's API
     config.descriptions.openai.model = ""  # as the server names it
     config.descriptions.openai.concurrency = 32  # requests at once
-    config.descriptions.openai.timeout = 120.0  # seconds for one answer
+    config.descriptions.openai.timeout = 120.0  # seconds for one answer, to its last byte
     config.descriptions.openai.retries = 6  # after time-outs, lost connections, 429 and 5xx
     config.descriptions.openai.key_variable = "OPENAI_API_KEY"  # environment variable of the key
+    config.descriptions.openai.allow_redirects = False  # to another scheme, host or port
 
     config.method = ConfigDict()
     config.method.name = "latteclip"  # latteclip, flyp, flyp_oracle, reclip, zero_shot

@@ -17,6 +17,10 @@ from PIL import Image
 
 from lattec_jax.config import did_you_mean
 from lattec_jax.errors import ConfigError
+from lattec_jax.text import cut, valid_text
+
+MAX_ANSWER_CHARS = 4000  # of a text; CLIP reads about the first 300
+MAX_REASON_CHARS = 1000
 
 # Name -> module. Each imports what is heavy only when it loads.
 ENGINES = {
@@ -49,6 +53,30 @@ class Failure:
     """Why there is no text for a request: a line that a person can act on."""
 
     reason: str
+
+
+def checked(answer: str | Failure) -> str | Failure:
+    """What an engine says as it may be written: valid Unicode, one line, bounded in length."""
+    if isinstance(answer, Failure):
+        return Failure(_line(cut(answer.reason, MAX_REASON_CHARS)))
+    # Normalization, which is the slower part, of bounded text only.
+    text = _line(" ".join(answer.split())[: MAX_ANSWER_CHARS + 1])
+    if len(text) > MAX_ANSWER_CHARS:
+        return Failure(f"the text has more than {MAX_ANSWER_CHARS:,} characters")
+    return text
+
+
+def _line(text: str) -> str:
+    return " ".join(valid_text(text).split())
+
+
+# What Pillow, and the processor of a model, raise for an image or a prompt that they cannot take.
+UNFIT = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError)
+
+
+def unfit(error: Exception) -> Failure:
+    """The failure of a request that could not be prepared."""
+    return Failure(_line(cut(f"{type(error).__name__}: {error}", MAX_REASON_CHARS)))
 
 
 class Engine(Protocol):

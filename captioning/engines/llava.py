@@ -19,7 +19,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from captioning.collage import single_picture
-from captioning.engines import Failure, Identity, Request
+from captioning.engines import UNFIT, Failure, Identity, Request, unfit
 from captioning.engines import llava_loading as loading
 from lattec_jax.errors import ConfigError, EngineError
 
@@ -27,8 +27,6 @@ LARGEST_BATCH = 64  # beyond it a batch waits for its longest description
 SHARE = 0.8  # of the free memory that a batch may take
 AHEAD = 2  # batches that are prepared while one is generated
 SMALL_FILE = 2**20  # bytes; of larger files of a checkpoint only the size is part of its identity
-# What Pillow and the processor raise for a picture or a prompt that they cannot take.
-_UNFIT = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError)
 
 
 def identity(config: ConfigDict) -> Identity:
@@ -133,7 +131,7 @@ class LlavaEngine:
     def _prepare(self, requests: list[Request]) -> _Batch:
         try:
             inputs = self._inputs(requests)
-        except _UNFIT:
+        except UNFIT:
             inputs = None  # one of them cannot be shown: each is tried by itself
         return _Batch(requests, inputs)
 
@@ -167,13 +165,12 @@ class LlavaEngine:
                     yield requests[0], Failure("too little memory for a single description")
                     return
                 self.batch_size = size = len(requests) // 2
-            except _UNFIT as error:
+            except UNFIT as error:
                 if "CUDA error" in str(error):  # nothing works after it
                     message = f"the GPU failed: {error}; start the command again"
                     raise EngineError(message) from error
                 if len(requests) == 1:
-                    line = " ".join(f"{type(error).__name__}: {error}".split())
-                    yield requests[0], Failure(line)
+                    yield requests[0], unfit(error)
                     return
                 size = 1
             else:

@@ -1,9 +1,12 @@
 """A captioning engine behind a server with the OpenAI chat API: vLLM, SGLang, llama.cpp, a service.
 
 Every description is one request to `<base_url>/chat/completions`; `concurrency` of them are in
-flight. The `openai` client sends them. Its own retries are switched off: they know neither a
-malformed answer nor a bound on the whole answer, and cannot make the other requests wait when the
-server asks for a pause.
+flight. The `openai` client sends them. Its own retries are switched off: they do not know a
+malformed answer, and cannot make the other requests wait when the server asks for a pause.
+
+The server is not trusted. A request ends after `timeout` seconds in all, from the connection to the
+last byte; sizes and redirects are bounded (`openai_client.py`); what the server says reaches texts,
+messages and files without the key (`key_filter.py`).
 """
 
 from __future__ import annotations
@@ -21,20 +24,23 @@ from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
-from captioning.engines import Failure, Identity, Request
+from captioning.engines import MAX_ANSWER_CHARS, UNFIT, Failure, Identity, Request, unfit
+from captioning.engines.key_filter import KeyFilter
+from captioning.engines.openai_client import make_client, plain_errors
 from captioning.engines.openai_wire import (
     LONG_SIDE,
+    SHOWN,
     Refused,
     Retry,
-    cause_of,
+    StatusError,
     data_uri,
-    message_of,
     model_names,
     retry_after,
     text_of,
 )
 from lattec_jax.config import did_you_mean
 from lattec_jax.errors import ConfigError, EngineError
+from lattec_jax.text import valid_text
 
 if TYPE_CHECKING:
     import openai
@@ -44,11 +50,11 @@ Answers = Generator[tuple[Request, str | Failure], None, None]
 log = logging.getLogger(__name__)
 
 _NO_KEY = "none"  # local servers take any key, but the client insists on one
-_CHECK_SECONDS = 20.0  # for the list of models
+_CHECK_SECONDS = 20.0  # for the list of models, from the connection to the last byte
 _LONGEST_BACKOFF = 60.0  # seconds
 _LONGEST_PAUSE = 600.0  # seconds; a server that asks for more has run out of a quota
 _LEAST_LOST = 20  # requests in a row without an answer after which the server counts as lost
-_SHOWN = 300  # characters of what a server says
+_LINE = 300  # characters of what a server says in a message
 _TRANSIENT = (408, 409, 425, 429)  # statuses that are worth another attempt, and all from 500 on
 
 
@@ -66,6 +72,7 @@ def identity(config: ConfigDict) -> Identity:
             f"{settings.base_url.rstrip('/')}/models), found an empty string; for example "
             f"--{where}.model=llava-hf/llava-v1.6-mistral-7b-hf"
         )
+    check_base_url(settings.base_url)
     if not _is_address(settings.base_url):
         raise ConfigError(
             f"{where}.base_url: expected an address such as http://localhost:8000/v1, "
@@ -84,6 +91,21 @@ def identity(config: ConfigDict) -> Identity:
         settings.model,
         f"temperature 0, at most {length} new tokens, long side at most {LONG_SIDE}",
     )
+
+
+def check_base_url(url: str) -> None:
+    """Refuse an address that holds a secret, without showing it.
+
+    Raises:
+        ConfigError: it has a user name, a password or a query.
+    """
+    if any(mark in url for mark in "@?#"):
+        raise ConfigError(
+            "config.descriptions.openai.base_url: expected an address such as "
+            "http://localhost:8000/v1 without user name, password and query, which would be "
+            "written into the files of runs; found '@', '?' or '#' in it. Put the key into the "
+            "environment variable that config.descriptions.openai.key_variable names"
+        )
 
 
 def _is_address(url: str) -> bool:
@@ -152,6 +174,7 @@ class OpenAIEngine:
         self.attempts: int = settings.retries + 1
         self.max_new_tokens: int = config.descriptions.max_new_tokens
         self.backoff = backoff
+        self.allow_redirects: bool = settings.allow_redirects
         self._key_variable: str = settings.key_variable
         self._key = os.environ.get(self._key_variable, "").strip()
         if not (self._key.isascii() and self._key.isprintable()):
@@ -160,11 +183,7 @@ class OpenAIEngine:
                 "(config.descriptions.openai.key_variable) holds characters that no key has; "
                 "expected printable ASCII. Set it again"
             )
-
-    @property
-    def credentials(self) -> dict[str, str]:
-        """What both kinds of client are made with."""
-        return {"api_key": self._key or _NO_KEY, "base_url": self.base_url}
+        self._key_filter = KeyFilter(self._key)
 
     def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
         """Answer each request as soon as its answer is there.
@@ -206,78 +225,108 @@ class OpenAIEngine:
         Raises:
             EngineError: no server answers, it refuses the key, or it does not have the model.
         """
-        import openai
+        from anyio.from_thread import start_blocking_portal
 
-        timeout = min(self.timeout, _CHECK_SECONDS)
+        with start_blocking_portal() as portal:
+            portal.call(self.check_models)
+
+    async def check_models(self) -> None:
+        """See `check_server`."""
+        import anyio
+
+        timeout, answer = min(self.timeout, _CHECK_SECONDS), None
         try:
-            with openai.OpenAI(**self.credentials, timeout=timeout) as client:
-                answer = client.models.with_raw_response.list()
-        except openai.APIConnectionError as error:
-            raise EngineError(
-                f"no server answers at {self.base_url} ({self.line(cause_of(error))}). Start one, "
-                "for example with `vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, wait until it "
-                "listens, and check config.descriptions.openai.base_url"
-            ) from None
-        except openai.APIStatusError as error:
-            if error.status_code in (401, 403):
+            with plain_errors(), anyio.fail_after(timeout):
+                async with self.client() as client:
+                    answer = await client.models.with_raw_response.list()
+        except TimeoutError:
+            problem = f"no whole answer within {timeout:g} s"
+        except (Retry, Refused) as error:
+            problem = self.line(str(error))
+        except StatusError as error:
+            if error.status in (401, 403):
                 raise self.key_refused(error) from None
-            if error.status_code in (404, 405, 501):
+            if error.status in (404, 405, 501):
                 return
             raise EngineError(
-                f"the server at {self.base_url} cannot name its models: {self.said(error)}. Wait "
-                "until it is ready, and check config.descriptions.openai.base_url"
+                f"the server at {self.base_url} cannot name its models: {self.line(str(error))}. "
+                "Wait until it is ready, and check config.descriptions.openai.base_url"
             ) from None
+        if answer is None:
+            raise EngineError(
+                f"no server answers at {self.base_url} ({problem}). Start one, for example with "
+                "`vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, wait until it listens, and check "
+                "config.descriptions.openai.base_url"
+            )
         names = model_names(answer.http_response.text)
         if names and self.identity.model not in names:
-            hint = did_you_mean(self.identity.model, names)
+            hint = self.line(did_you_mean(self.identity.model, names))
             raise EngineError(
                 f"config.descriptions.openai.model: the server at {self.base_url} has no model "
                 f"{self.identity.model!r}; it has {self.line(', '.join(names))}"
                 + (f". {hint}" if hint else "")
             )
 
-    def key_refused(self, error: openai.APIStatusError) -> EngineError:
+    def client(self) -> openai.AsyncOpenAI:
+        """A client without bounds in time: whoever uses it sets a deadline.
+
+        Raises:
+            EngineError: the environment names a proxy that cannot be used.
+        """
+        import openai
+
+        return openai.AsyncOpenAI(
+            api_key=self._key or _NO_KEY,
+            base_url=self.base_url,
+            timeout=None,
+            max_retries=0,
+            http_client=make_client(self.allow_redirects),
+        )
+
+    def key_refused(self, error: StatusError) -> EngineError:
         """Of the statuses 401 and 403."""
         state = "is set, but its value was not accepted" if self._key else "is not set"
         return EngineError(
-            f"the server at {self.base_url} refuses access: {self.said(error)}. The key is taken "
-            f"from the environment variable {self._key_variable} "
+            f"the server at {self.base_url} refuses access: {self.line(str(error))}. The key is "
+            f"taken from the environment variable {self._key_variable} "
             f"(config.descriptions.openai.key_variable), which {state}"
         )
 
-    def not_found(self, error: openai.APIStatusError) -> EngineError:
+    async def not_found(self, error: StatusError) -> EngineError:
         """Of the statuses 404 and 405: an unknown model, or a wrong address."""
         try:
-            self.check_server()
+            await self.check_models()
         except EngineError as unknown_model:
             return unknown_model
         return EngineError(
-            f"the server has nothing at {error.request.url}: {self.said(error)}. Check "
+            f"the server has nothing at {self.line(error.url)}: {self.line(str(error))}. Check "
             "config.descriptions.openai.base_url, which mostly ends with /v1, found "
             f"{self.base_url}, and config.descriptions.openai.model, found {self.identity.model}"
         )
 
-    def said(self, error: openai.APIStatusError) -> str:
-        """Status and message of an answer that is an error, in one line."""
-        return self.line(f"{error.status_code}: {message_of(error.body) or error.response.text}")
-
     def line(self, text: str) -> str:
         """What came from outside in one line of bounded length, without the key."""
-        if self._key:
-            text = text.replace(self._key, "***")
-        text = " ".join(text.split())
-        return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+        text = self._key_filter.masked(" ".join(valid_text(text[:SHOWN]).split()))
+        return text if len(text) <= _LINE else text[: _LINE - 1] + "…"
+
+    def without_key(self, text: str) -> str:
+        """The same text.
+
+        Raises:
+            Refused: it contains the key or a long part of it.
+        """
+        # What is longer is no description, see `captioning.engines.checked`.
+        if self._key_filter.found(text[: MAX_ANSWER_CHARS + 1]):
+            raise Refused("the answer contains the API key, or a long part of it")
+        return text
 
 
 class _Session:
     """The requests of one `describe`. Its coroutines run in the event loop's thread alone."""
 
     def __init__(self, engine: OpenAIEngine) -> None:
-        import openai
-
         self._engine = engine
-        # The timeout is that of _attempt, which bounds the whole answer.
-        self._client = openai.AsyncOpenAI(**engine.credentials, timeout=None, max_retries=0)
+        self._client = engine.client()
         self._resume = 0.0  # when requests may be sent again, on the monotonic clock
         self._lost = 0  # requests given up since the server last answered one
 
@@ -290,7 +339,10 @@ class _Session:
         import anyio
 
         engine, problem = self._engine, ""
-        picture = await anyio.to_thread.run_sync(data_uri, request.pictures)
+        try:
+            picture = await anyio.to_thread.run_sync(data_uri, request.pictures)
+        except UNFIT as error:
+            return unfit(error)
         for attempt in range(engine.attempts):
             if attempt:
                 await anyio.sleep(self._backoff(attempt))
@@ -329,7 +381,6 @@ class _Session:
             EngineError: so would every other.
         """
         import anyio
-        import openai
 
         engine = self._engine
         content = [
@@ -338,47 +389,43 @@ class _Session:
             {"type": "text", "text": prompt},
         ]
         try:
-            with anyio.fail_after(engine.timeout):
+            with plain_errors(), anyio.fail_after(engine.timeout):
                 answer = await self._client.chat.completions.with_raw_response.create(
                     model=engine.identity.model,
                     messages=[{"role": "user", "content": content}],
                     temperature=0,
                     max_tokens=engine.max_new_tokens,
                 )
-        # The client's errors hold the request with its key: nothing is chained to them.
-        except (TimeoutError, openai.APITimeoutError):
-            raise Retry(f"no answer within {engine.timeout:g} s") from None
-        except openai.APIConnectionError as error:
-            raise Retry(f"the connection failed: {cause_of(error)}") from None
-        except openai.APIStatusError as error:
+        except TimeoutError:
+            raise Retry(f"no whole answer within {engine.timeout:g} s") from None
+        except StatusError as error:
             raise await self._status_error(error) from None
-        return text_of(answer.http_response.text)
+        return engine.without_key(text_of(answer.http_response.text))
 
-    async def _status_error(self, error: openai.APIStatusError) -> Exception:
-        """What a status of 400 or more means for the request, or for all."""
-        import anyio
-
-        engine, status = self._engine, error.status_code
+    async def _status_error(self, error: StatusError) -> Exception:
+        """What a status that is not 2xx means for the request, or for all."""
+        engine, status = self._engine, error.status
         if status in (401, 403):
             return engine.key_refused(error)
         if status in (404, 405):
-            return await anyio.to_thread.run_sync(engine.not_found, error)
+            return await engine.not_found(error)
+        said = engine.line(str(error))
         if status not in _TRANSIENT and status < 500:
-            return Refused(engine.said(error))
-        pause = retry_after(error.response.headers)
+            return Refused(said)
+        pause = retry_after(error.retry_after)
         if pause > _LONGEST_PAUSE:
             return EngineError(
-                f"the server at {engine.base_url} asks to wait {pause:.0f} s: "
-                f"{engine.said(error)}. Run the same command then: it continues"
+                f"the server at {engine.base_url} asks to wait {pause:.6g} s: {said}. Run the same "
+                "command then: it continues"
             )
         if pause:
-            self._hold(pause, engine.said(error))
+            self._hold(pause, said)
         if status == 429:
             return Retry(
                 "too many requests, a smaller config.descriptions.openai.concurrency may help: "
-                f"{engine.said(error)}"
+                f"{said}"
             )
-        return Retry(engine.said(error))
+        return Retry(said)
 
     def _hold(self, pause: float, said: str) -> None:
         """Let all requests wait, in seconds."""

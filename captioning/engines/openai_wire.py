@@ -5,19 +5,15 @@ from __future__ import annotations
 import base64
 import email.utils
 import io
-import json
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from PIL import Image
 
 from captioning.collage import single_picture
+from lattec_jax.safe_read import parse_json
 
-if TYPE_CHECKING:
-    import openai
-
-
+SHOWN = 4096  # characters of what a server says that are looked at for a message
 LONG_SIDE = 1344  # pixels; LLaVA-NeXT scales what is larger than 1008 down
 
 
@@ -27,6 +23,14 @@ class Retry(Exception):
 
 class Refused(Exception):
     """What would fail again, for this request alone."""
+
+
+class StatusError(Exception):
+    """An answer whose status is not 2xx."""
+
+    def __init__(self, status: int, body: str, retry_after: str, url: str) -> None:
+        super().__init__(f"{status}: {message_in(body)}")
+        self.status, self.retry_after, self.url = status, retry_after, url
 
 
 def data_uri(pictures: Sequence[Image.Image]) -> str:
@@ -47,9 +51,9 @@ def text_of(body: str) -> str:
         Refused: the model or a filter declined.
     """
     try:
-        answer = json.loads(body)
+        answer = parse_json(body)
     except ValueError:
-        raise Retry(f"the answer is not JSON: {body or 'it is empty'}") from None
+        raise Retry(f"the answer is not JSON: {body[:SHOWN] or 'it is empty'}") from None
     try:
         choice = answer["choices"][0]
         message = choice["message"]
@@ -57,50 +61,53 @@ def text_of(body: str) -> str:
         refusal = message.get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError):
         # Some proxies report errors with status 200.
-        raise Retry(f"the answer holds no text: {message_of(answer) or body}") from None
+        raise Retry(f"the answer holds no text: {message_in(body)}") from None
     if reason == "content_filter":
         raise Refused("the server's content filter withheld the text")
     if refusal:
-        raise Refused(f"the model refuses: {refusal}")
+        raise Refused(f"the model refuses: {str(refusal)[:SHOWN]}")
     if not text and reason == "length":
         raise Refused(
             "no text within config.descriptions.max_new_tokens: a model that reasons first needs "
             "more, or its reasoning switched off on the server"
         )
     if not isinstance(text, str):
-        raise Retry(f"the answer holds no text: {body}")
+        raise Retry(f"the answer holds no text: {body[:SHOWN]}")
     return text
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait, given as a number or as a date; 0 for none."""
-    value = headers.get("retry-after", "")
+def retry_after(value: str) -> float:
+    """Seconds that a server asks to wait, as a number or a date in "Retry-After"; 0 for none."""
     try:
         return max(0.0, float(value))
     except ValueError:
         pass
     try:
         return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
 
 
-def message_of(body: object) -> str:
-    """The message in the JSON of an error, wherever servers put it; "" for none."""
+def message_in(body: str) -> str:
+    """The message in the body of an error, wherever servers put it, or the body; bounded."""
+    try:
+        content = parse_json(body)
+    except ValueError:
+        content = None
+    return (_message_of(content) or body)[:SHOWN]
+
+
+def _message_of(content: object) -> str:
     for key in ("error", "message", "detail"):
-        if isinstance(body, Mapping) and body.get(key):
-            return message_of(body[key]) or str(body[key])
-    return body if isinstance(body, str) else ""
+        if isinstance(content, Mapping) and content.get(key):
+            return _message_of(content[key]) or str(content[key])
+    return content if isinstance(content, str) else ""
 
 
 def model_names(body: str) -> list[str]:
     """The names in a list of models; none where it is no such list."""
     try:
-        return [str(model["id"]) for model in json.loads(body)["data"]]
+        names = [model["id"] for model in parse_json(body)["data"]]
     except (ValueError, KeyError, TypeError):
         return []
-
-
-def cause_of(error: openai.APIConnectionError) -> str:
-    """Why there was no connection: the client's own message says only that."""
-    return str(error.__cause__ or error) or type(error.__cause__ or error).__name__
+    return [name for name in names if isinstance(name, str)]

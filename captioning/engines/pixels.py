@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 from scipy import ndimage
 
-from captioning.engines import Identity, Request
+from captioning.engines import UNFIT, Failure, Identity, Request, unfit
 
 Attributes = dict[str, str]  # attribute -> the words for its value, "" for nothing to say
 
@@ -55,13 +55,17 @@ class PixelsEngine:
         # A picture is measured once, however many groups it is a member of.
         self._measured: dict[bytes, Attributes] = {}
 
-    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str]]:
+    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
         """Say of each request's picture what it is like, or what most of its pictures share.
 
         The prompt is not read: this engine has nothing to be asked.
         """
         for request in requests:
-            yield request, _say([self._attributes(picture) for picture in request.pictures])
+            try:
+                answer = _say([self._attributes(picture) for picture in request.pictures])
+            except UNFIT as error:
+                answer = unfit(error)
+            yield request, answer
 
     def _attributes(self, picture: Image.Image) -> Attributes:
         header = f"{picture.mode} {picture.size} ".encode()
@@ -113,12 +117,20 @@ def _ink(picture: Image.Image) -> np.ndarray:
     """
     scale = _SIDE / max(picture.size)
     size = tuple(max(4, round(length * scale)) for length in picture.size)
-    grey = np.asarray(picture.convert("L").resize(size, Image.Resampling.BICUBIC), np.float32)
+    grey = np.asarray(_grey(picture).resize(size, Image.Resampling.BICUBIC), np.float32)
     edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
     ink = np.abs(grey - np.median(edge))
     # Nothing is drawn where the picture is all but uniform.
     ink = np.clip(ink / max(float(np.percentile(ink, 98)), 16.0), 0.0, 1.0)
     return np.pad(ink, 3)
+
+
+def _grey(picture: Image.Image) -> Image.Image:
+    """In mode L. Some modes, such as LAB, convert to RGB only."""
+    try:
+        return picture.convert("L")
+    except ValueError:
+        return picture.convert("RGB").convert("L")
 
 
 def _measure(mask: np.ndarray) -> Attributes:

@@ -259,6 +259,11 @@ def test_nothing_of_the_key_is_configured(config, monkeypatch):
         ("0.5", 0.5),
         ("-3", 0.0),
         ("nan", 0.0),
+        ("inf", float("inf")),
+        ("1e308", 1e308),
+        ("Fri, 01 Jan 99999 00:00:00 GMT", 0.0),
+        (f"Fri, 01 Jan {'9' * 400} 00:00:00 GMT", 0.0),
+        ("Fri, 99 Foo", 0.0),
         ("soon", 0.0),
         ("Fri, 01 Jan 2100 00:00:00 GMT", 4102444800.0 - 1000.0),
         ("Fri, 01 Jan 1960 00:00:00 GMT", 0.0),
@@ -266,11 +271,11 @@ def test_nothing_of_the_key_is_configured(config, monkeypatch):
 )
 def test_a_pause_is_read_as_number_or_date(monkeypatch, value, seconds):
     monkeypatch.setattr("time.time", lambda: 1000.0)
-    assert retry_after({"retry-after": value}) == seconds
+    assert retry_after(value) == seconds
 
 
 def test_no_pause_is_none():
-    assert retry_after({}) == 0.0
+    assert retry_after("") == 0.0
 
 
 def test_the_module_does_not_hide_the_package():

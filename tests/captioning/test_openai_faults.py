@@ -41,8 +41,8 @@ HTML = "<html>\n<h1>Bad\nGateway</h1></html>"
 
 # What is worth another attempt -> what is said of it where none succeeds.
 TRANSIENT = {
-    "silent": (after(600, says("late")), "no answer within 3 s"),
-    "dripping": (dripping, "no answer within 3 s"),
+    "silent": (after(600, says("late")), "no whole answer within 3 s"),
+    "dripping": (dripping, "no whole answer within 3 s"),
     "busy": (status(429, "slow down"), "concurrency may help: 429: slow down"),
     "pause": (status(429, "slow down", Retry_After="0.05"), "429: slow down"),
     "broken": (status(500, "out of memory"), "500: out of memory"),
