@@ -15,6 +15,10 @@ that finds a class decides:
    is unmatched, and no later step is tried.
 
 In scripts that put no spaces between words, a name is found where it is the whole answer.
+
+A long answer costs no more than a bounded one: it is unmatched if it has more than 4,000
+characters (`MAX_CHARS`), and step 3 is not tried for more than 1,000 (`MAX_CLOSEST_CHARS`), which
+no name of usual length is close to.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ from lattec_jax.data import class_names
 
 EXACT, NORMALISED, CLOSEST, UNMATCHED = "exact", "normalised", "closest", "unmatched"
 CUTOFF = 0.6  # the default of `difflib.get_close_matches`
+MAX_CHARS, MAX_CLOSEST_CHARS = 4000, 1000
 _ARTICLES = {"a", "an", "the"}
 
 Words = tuple[str, ...]
@@ -54,11 +59,13 @@ class Matcher:
                 self._keys.setdefault(class_names.key(name), set()).add(label)
                 if found := words(name):
                     self._words.setdefault(found, set()).add(label)
-        self._longest = max(map(len, self._words), default=0)
+        self._lengths = sorted(set(map(len, self._words)), reverse=True)
         self._known: dict[str, Match] = {}  # a set has many pictures and few different answers
 
     def __call__(self, answer: str) -> Match:
         """The class, by the rule at the top."""
+        if len(answer) > MAX_CHARS:
+            return Match(None, UNMATCHED)
         if answer not in self._known:
             self._known[answer] = self._match(answer)
         return self._known[answer]
@@ -81,17 +88,24 @@ class Matcher:
 
     def _named(self, said: Words) -> set[int]:
         """The classes of the names in the answer, but for those inside of longer ones."""
-        found: list[tuple[int, int]] = []
-        for start, stop in _spans(len(said), self._longest):
-            inside = any(first <= start and stop <= last for first, last in found)
-            if not inside and said[start:stop] in self._words:
-                found.append((start, stop))
-        return {label for start, stop in found for label in self._words[said[start:stop]]}
+        found: set[int] = set()
+        reach = 0  # where the names end that begin further left
+        for start in range(len(said)):
+            for length in self._lengths:
+                stop = start + length
+                if reach < stop <= len(said) and said[start:stop] in self._words:
+                    found |= self._words[said[start:stop]]
+                    reach = stop
+                    break
+        return found
 
     def _closest(self, said: Words) -> set[int]:
         """The classes of the best ratio, if it reaches the cut-off."""
+        answer = " ".join(said)
+        if len(answer) > MAX_CLOSEST_CHARS:
+            return set()
         matcher = difflib.SequenceMatcher(autojunk=False)
-        matcher.set_seq2(" ".join(said))
+        matcher.set_seq2(answer)
         best, labels = CUTOFF, set()
         for name, own in self._words.items():
             matcher.set_seq1(" ".join(name))
@@ -104,13 +118,6 @@ class Matcher:
             elif ratio == best:
                 labels |= own
         return labels
-
-
-def _spans(count: int, longest: int) -> Iterator[tuple[int, int]]:
-    """All runs of at most `longest` of `count` words, long ones first."""
-    for length in range(min(count, longest), 0, -1):
-        for start in range(count - length + 1):
-            yield start, start + length
 
 
 def words(text: str) -> Words:

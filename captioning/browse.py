@@ -10,8 +10,10 @@ its group, and what the configured engine said, merged or not yet.
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from captioning.collage import collage
-from captioning.engines import ENGINES, engine_module
+from captioning.collage import single_picture
+from captioning.engines import ENGINES, UNFIT, engine_module
 from captioning.shards import recorded
 from captioning.tasks import labels_file, make_tasks
 from lattec_jax.cli import command, read_config
@@ -66,9 +68,20 @@ def page(config: ConfigDict, limit: int) -> tuple[str, int]:
     paths = dict(zip(dataset.train.ids, dataset.train.paths, strict=True))
     cards = [_card(dataset, row, paths, texts, labels) for row in tqdm(rows.tolist(), unit="image")]
     data = {"name": dataset.name, "classes": list(dataset.class_names), "images": cards}
+    return render(data), len(cards)
+
+
+def render(data: dict[str, Any]) -> str:
+    """The page of `data`: the set's name, its classes, and `_card` of each image."""
     # Nothing in the data can end the script element that carries it.
-    escaped = json.dumps(data).replace("<", "\\u003c").replace(">", "\\u003e")
-    return TEMPLATE.read_text(encoding="utf-8").replace("__DATA__", escaped), len(cards)
+    escaped = json.dumps(data, allow_nan=False)
+    for character in "<>&":
+        escaped = escaped.replace(character, f"\\u{ord(character):04x}")
+    template = TEMPLATE.read_text(encoding="utf-8")
+    _, _, script = template.rpartition("<script>")
+    digest = hashlib.sha256(script.partition("</script>")[0].encode()).digest()
+    policy = f"sha256-{base64.b64encode(digest).decode()}"
+    return template.replace("__HASH__", policy).replace("__DATA__", escaped)
 
 
 def _answers(config: ConfigDict, kind: str, dataset: Dataset) -> dict[str, Record]:
@@ -89,7 +102,9 @@ def _answers(config: ConfigDict, kind: str, dataset: Dataset) -> dict[str, Recor
     return others | {task.image: found[task.key] for task in tasks if task.key in found}
 
 
-def _pseudo_labels(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, float, float]]:
+def _pseudo_labels(
+    config: ConfigDict, dataset: Dataset
+) -> dict[str, tuple[str, float | None, float | None]]:
     """Image -> class, score and margin; empty where they have not been made."""
     try:
         path, source = labels_file(config, dataset)
@@ -99,7 +114,12 @@ def _pseudo_labels(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str,
         return {}
     found = pseudo_labels.read(path, None, source)
     columns = zip(found.ids, found.labels, found.scores, found.margins, strict=True)
-    return {i: (dataset.class_names[n], float(s), float(m)) for i, n, s, m in columns}
+    return {i: (dataset.class_names[n], _finite(s), _finite(m)) for i, n, s, m in columns}
+
+
+def _finite(value: float) -> float | None:
+    """None for what JSON has no number for."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _card(
@@ -107,7 +127,7 @@ def _card(
     row: int,
     paths: dict[str, Path],
     texts: dict[str, dict[str, Record]],
-    labels: dict[str, tuple[str, float, float]],
+    labels: dict[str, tuple[str, float | None, float | None]],
 ) -> dict[str, Any]:
     """What the page shows of one image."""
     train = dataset.train
@@ -132,11 +152,10 @@ def _card(
 def _thumbnail(paths: Sequence[Path], side: int) -> str | None:
     """A JPEG data URI of a picture, or of the collage of several; None: unreadable."""
     try:
-        pictures = [open_picture(path) for path in paths]
-    except UnreadablePicture:
+        picture = single_picture([open_picture(path) for path in paths])
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    except (UnreadablePicture, *UNFIT):
         return None
-    picture = collage(pictures) if len(pictures) > 1 else pictures[0].convert("RGB")
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     picture.info.clear()
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=80)

@@ -36,9 +36,12 @@ from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.files import write_whole
+from lattec_jax.safe_read import read_text
+from lattec_jax.text import printable, valid_text
 
 ENGINE = "released"
 IMAGE, GROUP = "image", "group"
+MAX_TEXT_BYTES = 2**17  # of a text file
 LISTED = 10  # names that are printed of a kind of trouble
 _FOLDER = re.compile(r"train_(?:(\d+)images_)?(.+)_(\d+)_(.+)_([48]bit)")
 EXAMPLE = "generated_captions/train_classname_eurosat_77_llava-v1.6-mistral-7b_4bit"
@@ -219,15 +222,15 @@ def _assign(dataset: Dataset, files: Iterable[Path]) -> tuple[dict[str, Path], t
 def _text(file: Path) -> str:
     """The lines of a file, one for each class in the released code's earlier form, as one."""
     try:
-        return " ".join(file.read_text(encoding="utf-8").split())
-    except UnicodeDecodeError as error:
+        return " ".join(valid_text(read_text(file, MAX_TEXT_BYTES)).split())
+    except (OSError, ValueError) as error:
         raise DataError(f"{file}: expected UTF-8 text, found {error}; remove the file") from error
 
 
 def _write(path: Path, content: bytes) -> None:
     """Write, unless something else is there. Raises DataError."""
     if path.exists():
-        if path.read_bytes() == content:
+        if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
             return
         raise DataError(
             f"{path} holds other descriptions and is not overwritten; move it away to import these"
@@ -239,7 +242,7 @@ def _write(path: Path, content: bytes) -> None:
 def _listed(names: Sequence[str]) -> str:
     """The first few, one a line."""
     more = f"\n    and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return "".join(f"\n    {name}" for name in names[:LISTED]) + more
+    return "".join(f"\n    {printable(name)}" for name in names[:LISTED]) + more
 
 
 def define_flags(values: flags.FlagValues) -> None:

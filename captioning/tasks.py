@@ -14,7 +14,7 @@ from captioning.engines import Identity
 from captioning.groups import sample_forced_groups, sample_groups
 from lattec_jax.config import check_choice, did_you_mean
 from lattec_jax.data import pseudo_labels
-from lattec_jax.data.content import content_hashes, content_path
+from lattec_jax.data.content import UNREADABLE, content_hashes, content_path
 from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import (
     CORRECT_LABELS,
@@ -52,7 +52,12 @@ class Task:
         note: str = "",
     ) -> Task:
         """A task with its key; `shown`: path and content hash of each picture, in order."""
-        key = description_key(kind, prompt, *identity, [content for _, content in shown])
+        # Unreadable images have no content that tells them apart.
+        contents = [
+            f"unreadable {name}" if content == UNREADABLE else content
+            for name, (_, content) in zip(members or (image,), shown, strict=True)
+        ]
+        key = description_key(kind, prompt, *identity, contents)
         return cls(image, kind, prompt, tuple(path for path, _ in shown), members, note, key)
 
     def record(self, identity: Identity, text: str = "", error: str = "") -> Record:

@@ -15,7 +15,7 @@ from captioning.shards import Shard, count_lines, shard_path
 from lattec_jax.errors import EngineError
 
 POLL_SECONDS = 1.0
-LOG_TAIL = 2000  # characters of a failed worker's log that are shown
+LOG_TAIL = 2000  # bytes of a failed worker's log that are shown
 
 
 def run(
@@ -58,7 +58,9 @@ def run(
     failed = [i for i, child in enumerate(children) if child.returncode]
     if failed:
         log = logs[failed[0]]
-        tail = log.read_text(encoding="utf-8", errors="replace")[-LOG_TAIL:].strip()
+        with open(log, "rb") as file:
+            file.seek(max(0, log.stat().st_size - LOG_TAIL))
+            tail = file.read().decode("utf-8", errors="replace").strip()
         raise EngineError(
             f"{len(failed)} of {processes} workers failed; what the others wrote is kept, and the "
             f"same command continues. The end of {log}:\n{tail}"

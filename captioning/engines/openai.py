@@ -38,7 +38,7 @@ from captioning.engines.openai_wire import (
     retry_after,
     text_of,
 )
-from lattec_jax.config import did_you_mean
+from lattec_jax.config import check_base_url, did_you_mean
 from lattec_jax.errors import ConfigError, EngineError
 from lattec_jax.text import valid_text
 
@@ -91,21 +91,6 @@ def identity(config: ConfigDict) -> Identity:
         settings.model,
         f"temperature 0, at most {length} new tokens, long side at most {LONG_SIDE}",
     )
-
-
-def check_base_url(url: str) -> None:
-    """Refuse an address that holds a secret, without showing it.
-
-    Raises:
-        ConfigError: it has a user name, a password or a query.
-    """
-    if any(mark in url for mark in "@?#"):
-        raise ConfigError(
-            "config.descriptions.openai.base_url: expected an address such as "
-            "http://localhost:8000/v1 without user name, password and query, which would be "
-            "written into the files of runs; found '@', '?' or '#' in it. Put the key into the "
-            "environment variable that config.descriptions.openai.key_variable names"
-        )
 
 
 def _is_address(url: str) -> bool:
