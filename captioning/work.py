@@ -152,7 +152,10 @@ def _opened(tasks: Sequence[Task]) -> Iterator[tuple[Task, Pictures | Failure]]:
 
 
 def _open(task: Task) -> Pictures | Failure:
+    single = len(task.paths) == 1
     try:
         return tuple(open_picture(path) for path in task.paths)
     except UnreadablePicture as error:
-        return Failure(str(error))
+        # A single image is named beside its failure. Damaged files may be alike, and then have one
+        # record: it must not name the other file.
+        return Failure(f"cannot read the picture: {error.reason}" if single else str(error))

@@ -1,6 +1,6 @@
 """Find the API key, or a long part of it, in what a server says.
 
-Searched for are runs of at least 12 of the key's characters, or of half of it where that is
+Searched for are runs of at least 12 of the key's letters and digits, or half of them where that is
 shorter, but never of fewer than 6: as they are, in hexadecimal and percent-encoded, and in base64
 at its three alignments. Case, white space and punctuation do not count, so that a key which is
 split over lines or spelled with dashes is found. A server that encodes the key in another way, or

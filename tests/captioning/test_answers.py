@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+import numpy as np
 import pytest
 
 from captioning.answers import Matcher, words
@@ -148,3 +149,35 @@ def test_four_hundred_classes():
     assert match(", ".join(names)) == (None, "unmatched")
     for number in range(200):
         assert match(f"{number} nothing of what is listed " * 12) == (None, "unmatched")
+
+
+def test_long_answers_cost_no_more_than_bounded_ones():
+    """120,000 characters took 38 s: each name was compared with all that had been found."""
+    match = Matcher([("cat",), ("dog",), ("wild cat", "big wild cat")])
+    assert match("cat " * 30_000) == (None, "unmatched")
+    assert match("x" * 4001) == (None, "unmatched")
+    assert match("cat " * 1000) == (0, "normalised")
+    assert match("cat " * 900 + "a big wild cat") == (None, "unmatched")
+    assert match("big wild cat " * 300) == (2, "normalised")
+    assert match("c" * 4000) == (None, "unmatched")
+
+
+def test_names_are_found_as_by_comparing_all():
+    """The longest names win, as in a plain reading of the rule, on random words."""
+    random = np.random.default_rng(0)
+    for _ in range(300):
+        names = {tuple(random.choice(list("bcd"), random.integers(1, 5))) for _ in range(6)}
+        names = [" ".join(name) for name in sorted(names)]
+        said = tuple(random.choice(list("bcde"), random.integers(0, 12)))
+        spans = [
+            (start, stop, names.index(name))
+            for start in range(len(said))
+            for stop in range(start + 1, len(said) + 1)
+            if (name := " ".join(said[start:stop])) in names
+        ]
+        kept = {
+            label
+            for start, stop, label in spans
+            if not any(a <= start and stop <= b and (a, b) != (start, stop) for a, b, _ in spans)
+        }
+        assert Matcher([(name,) for name in names])._named(said) == kept

@@ -244,6 +244,43 @@ def test_an_echoed_key_is_blacked_out_of_errors(config, server, monkeypatch, cod
         assert KEY not in shown
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:hunter2@localhost:8000/v1",
+        "user:hunter2@localhost/v1",
+        "https://localhost/v1?api-key=hunter2",
+        "https://localhost/v1#hunter2",
+    ],
+)
+def test_an_address_with_a_secret_is_refused_without_being_shown(config, url):
+    for start in (engine.identity, resolve):
+        settings = common.get_config() if start is resolve else config.copy_and_resolve_references()
+        settings.unlock().descriptions.openai.base_url = url
+        with pytest.raises(ConfigError, match=r"base_url: .*key_variable") as caught:
+            start(settings)
+        assert "hunter2" not in str(caught.value)
+
+
+def test_a_proxy_that_cannot_be_used_is_reported(config, monkeypatch):
+    monkeypatch.setenv("ALL_PROXY", "gopher://user:hunter2@localhost:1")
+    with pytest.raises(EngineError, match="proxy") as caught:
+        engine.load(config)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_an_image_that_cannot_be_converted_is_a_failure(config):
+    class Odd:
+        def convert(self, mode):
+            raise ValueError("conversion from ODD to RGB not supported")
+
+    answers = describe(config, request("a", Odd()), request("b"))
+    assert sorted(answers, key=str)[0] == Failure(
+        "ValueError: conversion from ODD to RGB not supported"
+    )
+    assert "the text for b" in answers
+
+
 def test_nothing_of_the_key_is_configured(config, monkeypatch):
     monkeypatch.setenv("LATTEC_TEST_KEY", KEY)
     described = engine.OpenAIEngine(config)

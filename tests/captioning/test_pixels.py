@@ -9,8 +9,9 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageOps
 
-from captioning.engines import Request
+from captioning.engines import Failure, Request
 from captioning.engines.pixels import attributes, describe_picture, load
+from lattec_jax.data.preprocess import open_picture
 from lattec_jax.demo.digits import CLASS_NAMES
 
 
@@ -135,3 +136,38 @@ def test_no_description_of_a_digit_names_a_class() -> None:
     assert not re.search(r"\d", " ".join(texts))
     assert max(len(text.split()) for text in texts) <= 25
     assert len(set(texts)) > 100
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["1", "L", "LA", "I", "I;16", "F", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"],
+)
+def test_every_mode_is_described(mode, tmp_path) -> None:
+    picture = RING.convert("RGB" if mode in ("LAB", "HSV", "YCbCr", "PA") else "L")
+    picture = picture.convert("P").convert("PA") if mode == "PA" else picture.convert(mode)
+    assert said([request(picture)]) == said([request(RING)])
+    if mode in ("LAB", "I;16", "F", "CMYK"):
+        picture.save(tmp_path / "image.tiff")
+        assert said([request(open_picture(tmp_path / "image.tiff"))]) == said([request(RING)])
+
+
+def test_values_that_are_not_finite_are_described() -> None:
+    pixels = np.full((30, 30), np.nan, np.float32)
+    pixels[10:20] = np.inf
+    (text,) = said([request(Image.fromarray(pixels))])
+    assert isinstance(text, str) and "nan" not in text
+
+
+def test_an_image_that_cannot_be_converted_is_a_failure(monkeypatch) -> None:
+    class Odd:
+        mode, size = "ODD", (4, 4)
+
+        def tobytes(self) -> bytes:
+            return b""
+
+        def convert(self, mode: str) -> Image.Image:
+            raise ValueError("conversion from ODD to L not supported")
+
+    first, second = said([request(Odd()), request(RING)])
+    assert first == Failure("ValueError: conversion from ODD to L not supported")
+    assert isinstance(second, str)

@@ -1,0 +1,61 @@
+"""The key is found whole, in part and encoded; other texts are left alone."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from captioning.engines.key_filter import KeyFilter
+
+KEY = "sk-proj-Zq83hVb2LmX0yTrW5nKc"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        KEY,
+        KEY.swapcase(),
+        " ".join(KEY),
+        KEY.replace("V", "V\u200b\n"),
+        KEY[:14],
+        KEY[-13:],
+        KEY.encode().hex(),
+        KEY.encode().hex(":").upper(),
+        "".join(f"%{byte:02x}" for byte in KEY.encode()),
+        KEY.replace("-", "%2D"),
+        "".join(chr(ord(c) + 0xFEE0) for c in KEY),  # full width
+        *(base64.b64encode(b"x" * n + KEY.encode() + b"y" * 3).decode() for n in range(4)),
+        base64.urlsafe_b64encode(KEY[5:25].encode()).decode(),
+    ],
+)
+def test_the_key_in_other_forms(text):
+    known = KeyFilter(KEY)
+    assert known.found(text)
+    assert known.found(f"it is {text}, is it not?")
+    masked = known.masked(f"it is {text}, is it not?")
+    assert "***" in masked and not known.found(masked)
+    assert masked.startswith("it is ") and masked.endswith("is it not?")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a red square", "sk-proj-", KEY[:9], "the keys of a piano, in a row " * 100, "***", "%%%"],
+)
+def test_other_texts(text):
+    known = KeyFilter(KEY)
+    assert not known.found(text)
+    assert known.masked(text) == text
+
+
+def test_several_places():
+    assert KeyFilter(KEY).masked(f"a {KEY} b {KEY[:14]} c") == "a *** b *** c"
+
+
+def test_short_keys():
+    assert KeyFilter("").masked("any") == "any" and not KeyFilter("").found("any")
+    assert KeyFilter("dog").masked("a dog") == "a ***"  # a placeholder
+    assert not KeyFilter("dog").found("a dog")
+    assert KeyFilter("q8w3e7r5").found("it begins with q8w3e7")  # more than half
+    assert not KeyFilter("q8w3e7r5").found("it begins with q8w3e")
+    assert KeyFilter("-----").masked("a ----- b") == "a *** b"
