@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
 import shutil
 import subprocess
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,11 @@ from captioning.collage import collage
 from captioning.describe import describe
 from captioning.groups import sample_groups
 from captioning.shards import Shard
+from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.data.preprocess import open_picture
 from lattec_jax.errors import ConfigError, DataError
+from tests.captioning.hostile_page import hostile_data
 from tests.captioning.ruler import IDS, LABELS, Ruler, write_config_file, write_labels
 
 HOSTILE = "</script><script>alert(1)</script> \u2028 \"quoted\" & 'so' on"
@@ -106,6 +110,100 @@ def test_files_of_another_captioner_and_missing_weights(config):
     path.write_bytes(to_line(Record(IDS[0], "image", "by hand")))
     images = data_of(browse.page(config, 0)[0])["images"]
     assert images[0]["texts"][0]["text"] == "by hand" and images[0]["label"] is None
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text of its scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag):
+        self.elements.append((f"/{tag}", {}))
+
+    def handle_data(self, data):
+        if self.elements and self.elements[-1][0] == "script":
+            self.scripts[-1] += data
+
+    def handle_comment(self, data):
+        raise AssertionError(data)
+
+    @property
+    def policy(self) -> dict[str, str]:
+        (content,) = (
+            values["content"]
+            for tag, values in self.elements
+            if values.get("http-equiv") == "Content-Security-Policy"
+        )
+        return dict(rule.strip().split(" ", 1) for rule in content.split(";"))
+
+
+def test_a_page_full_of_markup_is_data():
+    data = hostile_data()
+    page, empty = (
+        Page(browse.render(d)) for d in (data, {"name": "", "classes": [], "images": []})
+    )
+    assert page.elements == empty.elements
+    stored, program = page.scripts
+    assert json.loads(stored) == data
+    assert program == empty.scripts[1]
+    assert not {"<", ">", "&", "\0", "\u2028", "\ud83d"} & set(stored)
+
+
+def test_only_the_script_of_the_page_may_run():
+    page = Page(browse.render(hostile_data()))
+    policy = page.policy
+    assert policy.pop("script-src") == (
+        f"'sha256-{base64.b64encode(hashlib.sha256(page.scripts[1].encode()).digest()).decode()}'"
+    )
+    assert policy == {
+        "default-src": "'none'",
+        "img-src": "data:",
+        "style-src": "'unsafe-inline'",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    first = [tag for tag, _ in page.elements]
+    assert first.index("meta") < first.index("style") < first.index("script")
+    assert not any(name.startswith("on") for _, values in page.elements for name in values)
+
+
+def test_what_is_not_finite_is_no_number(config, monkeypatch):
+    write_labels(config)
+    describe(config, ["image"], Ruler())
+    labels = pseudo_labels.read
+
+    def broken(*arguments):
+        found = labels(*arguments)
+        found.scores[:2], found.margins[0] = (np.nan, np.inf), -np.inf
+        return found
+
+    monkeypatch.setattr(pseudo_labels, "read", broken)
+    page, _ = browse.page(config, 0)
+    images = data_of(page)["images"]
+    assert [image["score"] for image in images[:3]] == [None, None, 0.5]
+    assert images[0]["margin"] is None
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        browse.render({"name": float("nan")})
+
+
+def test_an_image_that_cannot_be_converted_has_no_picture(config, monkeypatch):
+    describe(config, ["image"], Ruler())
+
+    def refuse(pictures):
+        raise ValueError("conversion not supported")
+
+    monkeypatch.setattr(browse, "single_picture", refuse)
+    assert data_of(browse.page(config, 1)[0])["images"][0]["picture"] is None
 
 
 def test_the_filter(config, tmp_path):

@@ -253,3 +253,26 @@ KEPT = ("--config=", "--config.dataset", "--config.descriptions.group_members")
 
 def _dataset(command_line):
     return [a for a in command_line if a.startswith(KEPT)]
+
+
+def test_texts_are_valid_unicode(tmp_path):
+    config = make_set(tmp_path, ["cat/1.png"])
+    folder = make_texts(tmp_path, {})
+    (folder / "1.txt").write_bytes(b"cafe\xcc\x81 \x1b[2J with\0 a cat\r\n")
+    imported = import_released(config, folder)
+    assert found(imported.path) == {"train/cat/1.png": "caf\u00e9 [2J with a cat"}
+
+
+@pytest.mark.parametrize("content", [b"x" * (command.MAX_TEXT_BYTES + 1), b"\xed\xa0\xbd"])
+def test_texts_that_cannot_be_taken(tmp_path, content):
+    config = make_set(tmp_path, ["cat/1.png"])
+    folder = make_texts(tmp_path, {})
+    (folder / "1.txt").write_bytes(content)
+    with pytest.raises(DataError, match=r"1\.txt: expected UTF-8 text"):
+        import_released(config, folder)
+
+
+def test_names_of_files_are_shown_as_text(tmp_path):
+    config = make_set(tmp_path, ["cat/1.png"])
+    folder = make_texts(tmp_path, {"1.txt": "a cat", "a\x1b[2J.txt": "a"})
+    assert "\\x1b[2J.txt" in import_released(config, folder).report()
