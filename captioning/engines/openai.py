@@ -30,6 +30,7 @@ from captioning.engines.openai_client import make_client, plain_errors
 from captioning.engines.openai_wire import (
     LONG_SIDE,
     SHOWN,
+    Redirected,
     Refused,
     Retry,
     StatusError,
@@ -40,7 +41,7 @@ from captioning.engines.openai_wire import (
 )
 from lattec_jax.config import check_base_url, did_you_mean
 from lattec_jax.errors import ConfigError, EngineError
-from lattec_jax.text import valid_text
+from lattec_jax.text import printable, valid_text
 
 if TYPE_CHECKING:
     import openai
@@ -228,13 +229,15 @@ class OpenAIEngine:
             problem = f"no whole answer within {timeout:g} s"
         except (Retry, Refused) as error:
             problem = self.line(str(error))
+        except Redirected as error:
+            raise self.redirect_refused(error) from None
         except StatusError as error:
             if error.status in (401, 403):
                 raise self.key_refused(error) from None
             if error.status in (404, 405, 501):
                 return
             raise EngineError(
-                f"the server at {self.base_url} cannot name its models: {self.line(str(error))}. "
+                f"the server at {self.base_url} cannot name its models: {self.line(error.said)}. "
                 "Wait until it is ready, and check config.descriptions.openai.base_url"
             ) from None
         if answer is None:
@@ -272,9 +275,18 @@ class OpenAIEngine:
         """Of the statuses 401 and 403."""
         state = "is set, but its value was not accepted" if self._key else "is not set"
         return EngineError(
-            f"the server at {self.base_url} refuses access: {self.line(str(error))}. The key is "
+            f"the server at {self.base_url} refuses access: {self.line(error.said)}. The key is "
             f"taken from the environment variable {self._key_variable} "
             f"(config.descriptions.openai.key_variable), which {state}"
+        )
+
+    def redirect_refused(self, error: Redirected) -> EngineError:
+        """Images and prompts would go to another address."""
+        return EngineError(
+            f"the server at {self.base_url} redirects to {self.line(error.target)}, another "
+            "address, which would be sent images and prompts. If that is the server that you want, "
+            "set config.descriptions.openai.base_url to its address, or allow redirects with "
+            "--config.descriptions.openai.allow_redirects=True"
         )
 
     async def not_found(self, error: StatusError) -> EngineError:
@@ -284,7 +296,7 @@ class OpenAIEngine:
         except EngineError as unknown_model:
             return unknown_model
         return EngineError(
-            f"the server has nothing at {self.line(error.url)}: {self.line(str(error))}. Check "
+            f"the server has nothing at {self.line(error.url)}: {self.line(error.said)}. Check "
             "config.descriptions.openai.base_url, which mostly ends with /v1, found "
             f"{self.base_url}, and config.descriptions.openai.model, found {self.identity.model}"
         )
@@ -383,6 +395,8 @@ class _Session:
                 )
         except TimeoutError:
             raise Retry(f"no whole answer within {engine.timeout:g} s") from None
+        except Redirected as error:
+            raise engine.redirect_refused(error) from None
         except StatusError as error:
             raise await self._status_error(error) from None
         return engine.without_key(text_of(answer.http_response.text))
@@ -394,7 +408,7 @@ class _Session:
             return engine.key_refused(error)
         if status in (404, 405):
             return await engine.not_found(error)
-        said = engine.line(str(error))
+        said = engine.line(error.said)
         if status not in _TRANSIENT and status < 500:
             return Refused(said)
         pause = retry_after(error.retry_after)
@@ -416,7 +430,7 @@ class _Session:
         """Let all requests wait, in seconds."""
         now = time.monotonic()
         if self._resume < now:
-            log.warning("the server asks to wait %.3g s: %s", pause, said)
+            log.warning("the server asks to wait %.3g s: %s", pause, printable(said))
         self._resume = max(self._resume, now + pause)
 
 

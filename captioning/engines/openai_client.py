@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from captioning.engines.openai_wire import Refused, Retry, StatusError
+from captioning.engines.openai_wire import Redirected, Refused, Retry, StatusError
 from lattec_jax.errors import EngineError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def make_client(allow_redirects: bool) -> httpx.AsyncClient:
     """A client for `openai.AsyncOpenAI(http_client=...)`.
 
     It raises `StatusError` where the status is not 2xx, `Refused` for a body that is too large,
-    `Retry` for one that cannot be decompressed, and EngineError for a redirect elsewhere. Proxies
+    `Retry` for one that cannot be decompressed, and `Redirected` for a redirect elsewhere. Proxies
     and certificates come from the environment (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE).
 
     Args:
@@ -51,7 +51,7 @@ def make_client(allow_redirects: bool) -> httpx.AsyncClient:
                 finally:
                     await response.aclose()
                 if not allow_redirects and _origin(target.url) != _origin(request.url):
-                    raise EngineError(_elsewhere(request.url, target.url))
+                    raise Redirected(_shown(target.url))
                 request = target
             raise Retry(f"the server redirects more than {MAX_REDIRECTS} times")
 
@@ -77,7 +77,7 @@ def plain_errors() -> Iterator[None]:
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         # Versions before 3 wrap whatever the HTTP client raises.
-        if isinstance(cause, (Retry, Refused, StatusError, EngineError)):
+        if isinstance(cause, (Retry, Refused, StatusError, Redirected)):
             raise cause from None
         raise Retry(f"the connection failed: {str(cause) or type(cause).__name__}") from None
 
@@ -86,15 +86,9 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def _elsewhere(source: httpx.URL, target: httpx.URL) -> str:
-    """The message about a redirect; of the target only what a base_url may have."""
-    shown = target.copy_with(username=None, password=None, query=None, fragment=None)
-    return (
-        f"the server at {source.scheme}://{source.netloc.decode('ascii')} redirects to {shown}, "
-        "another address, which would be sent images and prompts. If that is the server that you "
-        "want, set config.descriptions.openai.base_url to its address, or allow redirects with "
-        "--config.descriptions.openai.allow_redirects=True"
-    )
+def _shown(url: httpx.URL) -> str:
+    """What of an address a base_url may have."""
+    return str(url.copy_with(username=None, password=None, query=None, fragment=None))
 
 
 async def _received(response: httpx.Response) -> httpx.Response:

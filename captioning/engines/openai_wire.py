@@ -26,11 +26,20 @@ class Refused(Exception):
 
 
 class StatusError(Exception):
-    """An answer whose status is not 2xx."""
+    """An answer whose status is not 2xx. What it says is no part of the traceback."""
 
     def __init__(self, status: int, body: str, retry_after: str, url: str) -> None:
-        super().__init__(f"{status}: {message_in(body)}")
+        super().__init__(status)
+        self.said = f"{status}: {message_in(body)}"
         self.status, self.retry_after, self.url = status, retry_after, url
+
+
+class Redirected(Exception):
+    """A redirect to another scheme, host or port."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
 
 
 def data_uri(pictures: Sequence[Image.Image]) -> str:

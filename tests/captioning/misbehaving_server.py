@@ -233,6 +233,7 @@ CHAT: dict[str, Behavior] = {
     "redirect to a file": redirects("file:///etc/passwd"),
     "redirect to no address": redirects("http://[::"),
     "redirect with a password": redirects("http://user:hunter2@127.0.0.2/?token=hunter2"),
+    "redirect with the key": redirects(f"http://127.0.0.2/{KEY}"),
     "redirect in a circle": redirects("/v1/chat/completions"),
     "redirect on the same host": redirects("/v1/good/chat/completions"),
     # The key.
