@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from captioning import describe as command
 from captioning.describe import describe
 from captioning.engines import MAX_ANSWER_CHARS, Failure, Identity, checked
 from captioning.shards import recorded
 from captioning.tasks import Task
 from lattec_jax.data.content import UNREADABLE
 from lattec_jax.data.descriptions import descriptions_path
-from tests.captioning.ruler import IDS, Ruler
+from tests.captioning.ruler import IDS, Ruler, write_config_file
 
 
 class Saying(Ruler):
@@ -91,3 +92,16 @@ def test_each_unreadable_image_has_its_own_failure(config, damage):
         assert list(failed) == IDS[:2]
         for image, other in (IDS[:2], IDS[1::-1]):
             assert "cannot read the picture: " in failed[image] and other not in failed[image]
+
+
+@pytest.mark.parametrize("shard", ["0/1", "0/2"])
+def test_control_characters_of_names_do_not_reach_the_terminal(config, tmp_path, capsys, shard):
+    hostile = Path(config.dataset.root) / "00\x1b[2J\x07.png"
+    (Path(config.dataset.root) / IDS[0]).rename(hostile)
+    hostile.write_bytes(b"")
+    write_config_file(config, tmp_path / "mine.py")
+    arguments = [f"--config={tmp_path / 'mine.py'}", "--kind=image", f"--shard={shard}"]
+    command.main(["describe", *arguments])
+    shown = capsys.readouterr().out
+    assert "\\x1b[2J\\x07.png: cannot read" in shown
+    assert "\x1b" not in shown and "\x07" not in shown
