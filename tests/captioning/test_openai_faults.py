@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from captioning.engines import Failure, Request
-from captioning.engines.openai import OpenAIEngine, log
+from captioning.engines.openai import OpenAIEngine
+from captioning.engines.openai_session import log
 from configs import common
 from lattec_jax.config import resolve
 from lattec_jax.errors import DataError, EngineError
