@@ -116,12 +116,17 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
         )
     config = of_run(directory / workdir.CONFIG)
     pretrained = adapted.load_pretrained(config, directory)
+    class_names = workdir.read_inputs(directory).get("class_names")
+    if class_names is None:
+        raise ConfigError(
+            f"{directory / workdir.INPUTS}: class_names is missing; restore the run's own file"
+        )
     tree = checkpoints.read(path.parent, int(path.name))
     params = {name: np.asarray(value, np.float32) for name, value in tree["params"].items()}
     check_tensors(params, expected_shapes(pretrained.config), str(path))
     source = {
         **pretrained.source,
-        "class_names": workdir.read_inputs(directory)["class_names"],
+        "class_names": class_names,
     }
     checkpoint = Checkpoint(
         pretrained.config, params, pretrained.tokenizer, pretrained.preprocess, source

@@ -9,11 +9,19 @@ from html import escape
 WIDTH, HEIGHT = 340, 200  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 26
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # lines differ by more than their colour
+UNKNOWN = "–"
 Points = Sequence[tuple[float, float]]
 
 
-def number(value: float) -> str:
+def is_finite(value: float | None) -> bool:
+    """Whether a value is known and finite."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None) -> str:
     """A figure for reading: three digits that count."""
+    if not is_finite(value):
+        return UNKNOWN
     if value == 0 or 0.001 <= abs(value) < 100_000:
         digits = 2 - math.floor(math.log10(abs(value))) if value else 0
         return f"{value:,.{min(max(digits, 0), 4)}f}"

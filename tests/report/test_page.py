@@ -109,15 +109,23 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
         main(["report", f"--workdir={tmp_path}"])
     write_files(example(), tmp_path / "run")
     (tmp_path / "run/report_data.json").write_text("{")
-    with pytest.raises(DataError, match=r"report_data\.json of the run is not JSON"):
+    with pytest.raises(DataError, match=r"report_data\.json is not JSON"):
         main(["report", f"--workdir={tmp_path / 'run'}"])
     with pytest.raises(DataError, match=r"repeat the run's command of python -m lattec_jax\.train"):
         main(["report", f"--workdir={tmp_path / 'run'}"])
     for name, content, message in (
-        ("report_data.json", "{}", r"report_data\.json of the run lacks prototypes, confusion"),
-        ("report_data.json", "[]", r"report_data\.json: expected JSON objects, found \[\]"),
-        ("metrics.jsonl", "[1]\n", r"metrics\.jsonl: expected JSON objects, found \[1\]"),
-        ("results.json", "{}", r"results\.json of the run lacks method, dataset"),
+        (
+            "report_data.json",
+            "{}",
+            r"report_data\.json: prototypes is missing; confusion is missing",
+        ),
+        ("report_data.json", "[]", r"report_data\.json: expected a JSON object, found \[\]"),
+        (
+            "metrics.jsonl",
+            "[1]\n",
+            r"metrics\.jsonl, line 1: content: expected an object, found \[1\]",
+        ),
+        ("results.json", "{}", r"results\.json: method is missing; dataset is missing"),
     ):
         (tmp_path / "run" / name).write_text(content)
         with pytest.raises(DataError, match=message):
@@ -125,7 +133,7 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
         shutil.rmtree(tmp_path / "run")
         write_files(example(), tmp_path / "run")
     (tmp_path / "run/config.json").unlink()
-    with pytest.raises(DataError, match=r"config\.json of the run cannot be read"):
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
         main(["report", f"--workdir={tmp_path / 'run'}"])
 
 
