@@ -280,7 +280,7 @@ def log_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float | None]]]:
             for number, line in enumerate(safe_read.bounded_lines(file), 1):
                 where = f"{path}, line {number}"
                 try:
-                    content = _cleaned(safe_read.parse_json(line))
+                    content = cleaned(safe_read.parse_json(line))
                 except ValueError as error:
                     if not line.endswith(b"\n"):
                         return
@@ -335,7 +335,7 @@ def read(path: Path, schema: Any, error: type[UserError], advice: str) -> dict[s
             else; the message ends with `advice`.
     """
     try:
-        content = _cleaned(safe_read.read_json(path))
+        content = cleaned(safe_read.read_json(path))
     except OSError as failed:
         reason = failed.strerror or failed
         raise error(f"{path} cannot be read: {reason}; {advice}") from failed
@@ -347,16 +347,16 @@ def read(path: Path, schema: Any, error: type[UserError], advice: str) -> dict[s
     return content
 
 
-def _cleaned(content: Any) -> Any:
-    """JSON content without NaN, infinities and lone surrogates; its depth is bounded."""
+def cleaned(content: Any) -> Any:
+    """Return JSON content with None for NaN and infinities, and U+FFFD for lone surrogates."""
     if isinstance(content, str):
         if content.isascii():
             return content
         return "".join(REPLACEMENT if "\ud800" <= c <= "\udfff" else c for c in content)
     if isinstance(content, float):
         return content if math.isfinite(content) else None
-    if isinstance(content, list):
-        return [_cleaned(item) for item in content]
+    if isinstance(content, (list, tuple)):
+        return [cleaned(item) for item in content]
     if isinstance(content, dict):
-        return {_cleaned(key): _cleaned(value) for key, value in content.items()}
+        return {cleaned(key): cleaned(value) for key, value in content.items()}
     return content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.files import write_whole
 from lattec_jax.report import sections
+from lattec_jax.report.markup import escape
 from lattec_jax.report.sections import Run
 from lattec_jax.workdir import CONFIG, METRICS, REPORT, REPORT_DATA, RESULTS
 

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
 from lattec_jax.report.charts import UNKNOWN, curves, heat_map, is_finite, number
+from lattec_jax.report.markup import escape
 
 MAP_CLASSES = 100  # up to here matrices are drawn, beyond them the largest entries are listed
 MOST_PAIRS = 20
@@ -84,7 +84,7 @@ def table(
             cells.append(f"<td{kind}>{escape(cell)}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption, quote=True)}" '
+        f'<div class="scroll" role="region" aria-label="{escape(caption)}" '
         f'tabindex="0"><table><caption>{escape(caption)}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
@@ -266,8 +266,8 @@ def _card(entry: Mapping[str, Any], alt: str, lines: Sequence[str]) -> str:
     """A picture with lines of HTML beside it."""
     body = "".join(f"<p>{line}</p>" for line in lines)
     return (
-        f'<li><img src="{escape(entry["picture"], quote=True)}" '
-        f'alt="{escape(alt, quote=True)}" width="96" height="96">'
+        f'<li><img src="{escape(entry["picture"])}" '
+        f'alt="{escape(alt)}" width="96" height="96">'
         f"<div>{body}<small>{escape(entry['image'])}</small></div></li>"
     )
 
