@@ -246,6 +246,7 @@ def from_json(path: Path) -> ConfigDict:
         config = ConfigDict(content, convert_dict=True)
     except (AttributeError, KeyError, TypeError, ValueError) as error:  # a key that it reserves
         raise ConfigError(f"{path}: {error}; {_RESTORE}") from error
+    config_schema.check_sections(content, str(path))
     config_schema.check(dict(leaves(config)), str(path))
     return config.lock()
 
@@ -258,20 +259,17 @@ def of_run(path: Path) -> ConfigDict:
     """
     config = from_json(path)
     found = dict(leaves(config))
-    absent = [key for key in _RECORDED if key not in found]
-    if not absent:
-        from configs import common
-
-        defaults = common.get_config()
-        defaults.method.name = config.method.name
-        if config.preset in defaults.presets:
-            defaults.preset = config.preset
-        whole = resolve(defaults).copy_and_resolve_references().unlock()
-        with whole.ignore_type():
-            whole.update(config)
-        absent = config_schema.missing(dict(leaves(whole)))  # a value in the place of a section
-    if absent:
+    if absent := [key for key in _RECORDED if key not in found]:
         raise ConfigError(f"{path}: config.{absent[0]} is missing; {_RESTORE}")
+    from configs import common
+
+    defaults = common.get_config()
+    defaults.method.name = config.method.name
+    if config.preset in defaults.presets:
+        defaults.preset = config.preset
+    whole = resolve(defaults).copy_and_resolve_references().unlock()
+    with whole.ignore_type():
+        whole.update(config)
     return whole.lock()
 
 

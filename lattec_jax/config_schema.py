@@ -347,6 +347,26 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
             )
 
 
+def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> None:
+    """Refuse a value in the place of a section, and a section in that of a value.
+
+    Raises:
+        ConfigError: naming the key.
+    """
+    for name, value in content.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            if allowed(key):
+                raise ConfigError(
+                    f"{where}: config.{key}: expected {allowed(key).words}, found a section"
+                )
+            check_sections(value, where, f"{key}.")
+        elif any(known.startswith(f"{key}.") for known in SCHEMA):
+            raise ConfigError(
+                f"{where}: config.{key}: expected a section of values, found {shortened(value)}"
+            )
+
+
 def missing(values: Mapping[str, Any]) -> list[str]:
     """The declared keys that a configuration lacks."""
     return [key for key in SCHEMA if not key.endswith(".*") and key not in values]

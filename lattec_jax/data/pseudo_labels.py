@@ -174,7 +174,7 @@ def _parse(
         if not isinstance(image, str) or type(label) is not int or not 0 <= label < len(names):
             raise ValueError(f"no image or no label from 0 to {len(names) - 1}")
         for key, value in (("score", score), ("margin", margin)):
-            if type(value) not in (int, float) or not 0 <= value <= 1:
+            if type(value) not in (int, float) or not -1e-3 <= value <= 1 + 1e-3:
                 raise ValueError(f"{key} is no number from 0 to 1")
         if values["class"] != names[label]:
             raise ValueError(
