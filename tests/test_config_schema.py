@@ -81,6 +81,7 @@ def test_packaged_configurations_are_accepted(file, preset):
         ("method.texts=('../a',)", "different kinds of text"),
         ("method.labels=('zero_shot', 'now')", "one or both of"),
         ("train.optimizer=adam", "one of adamw, sgd, found 'adam'. Did you mean 'adamw'"),
+        ("train.schedule=cosin", "one of cosine, constant, found 'cosin'. Did you mean"),
         ("compute.dtype=float16", "one of float32, bfloat16"),
         ("descriptions.correct_label=truth", "one of pseudo, true"),
         ("descriptions.group_size=1", "from 2 to 64"),
