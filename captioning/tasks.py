@@ -12,18 +12,17 @@ from ml_collections import ConfigDict
 
 from captioning.engines import Identity
 from captioning.groups import sample_forced_groups, sample_groups
-from lattec_jax.config import check_choice, did_you_mean
+from lattec_jax.config import did_you_mean
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.content import UNREADABLE, content_hashes, content_path
 from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import (
     CORRECT_LABELS,
-    GROUP_SUFFIXES,
     Record,
     description_key,
     is_group,
 )
-from lattec_jax.data.prompts import CLASS, description_prompt, templates
+from lattec_jax.data.prompts import CLASS, description_prompt
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.errors import ConfigError, DataError
 
@@ -132,7 +131,7 @@ def make_tasks(
 def labels_file(config: ConfigDict, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
     """Where the pseudo-labels of the configured model lie, and the provenance they must have."""
     source = pseudo_labels.provenance(
-        pseudo_labels.weights_sha256(config.weights), dataset.names, templates(config)
+        pseudo_labels.weights_sha256(config.weights), dataset.names, config.templates
     )
     return pseudo_labels.pseudo_labels_path(config, source), source
 
@@ -162,14 +161,10 @@ def _groups(
     """The members of each image's group, and the note that an analysis leaves in the file."""
     settings = config.descriptions
     size, correct, seed = settings.group_size, settings.correct_per_group, settings.seed
-    check_choice("descriptions.correct_label", settings.correct_label, list(CORRECT_LABELS))
-    if size < 2:
-        raise ConfigError(f"config.descriptions.group_size: expected 2 or more, found {size}")
     if correct is None:
-        check_choice("descriptions.group_members", settings.group_members, list(GROUP_SUFFIXES))
         with_image = settings.group_members == "with_image"
         return sample_groups(labels.ids, labels.labels, size, seed, with_image), ""
-    if not 0 <= correct <= size:
+    if correct > size:
         raise ConfigError(
             f"config.descriptions.correct_per_group: expected 0 to {size} (group_size), found "
             f"{correct}"

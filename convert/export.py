@@ -34,7 +34,7 @@ from convert import flax_to_openclip, to_huggingface, use_lines
 from lattec_jax import __version__, adapted
 from lattec_jax.adapted import Classifiers
 from lattec_jax.cli import WORKDIR, command, define_workdir, read
-from lattec_jax.config import from_json
+from lattec_jax.config import of_run
 from lattec_jax.errors import WeightsError
 from lattec_jax.files import write_safetensors
 from lattec_jax.models.checkpoint import Checkpoint
@@ -62,7 +62,7 @@ def export(workdir: Path, to: str, out: Path) -> None:
     checkpoint, vectors = adapted.load(workdir)
     models = {"": checkpoint}
     if vectors.frozen is not None and to != "prototypes":
-        models[PRETRAINED] = adapted.load_pretrained(from_json(workdir / CONFIG), workdir)
+        models[PRETRAINED] = adapted.load_pretrained(of_run(workdir / CONFIG), workdir)
     if to == "huggingface":
         for model in models.values():
             to_huggingface.refuse_unrepresentable(model)

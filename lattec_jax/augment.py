@@ -9,14 +9,12 @@ Sources: torchvision 0.28 `transforms.RandomResizedCrop` and `ColorJitter`; Pill
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
-
-from lattec_jax.errors import ConfigError
 
 ATTEMPTS = 10  # of torchvision, before it falls back to a central crop
 
@@ -33,38 +31,10 @@ class Augmentation(NamedTuple):
 
     @classmethod
     def from_config(cls, settings: ConfigDict) -> Augmentation:
-        """`config.augment`, checked.
-
-        Raises:
-            ConfigError: a value that no draw can be made with.
-        """
-        pairs = {name: _numbers(name, settings[name], 2) for name in ("scale", "ratio")}
-        for name, (low, high) in pairs.items():
-            if not 0 < low <= high or (name == "scale" and high > 1):
-                bound = "at most 1" if name == "scale" else "positive"
-                raise _unfit(name, f"two numbers from small to large, {bound}", settings[name])
-        strengths = _numbers("color_jitter", settings.color_jitter, 4)
-        if min(strengths) < 0 or strengths[3] > 0.5:
-            raise _unfit("color_jitter", "four strengths from 0, that of the hue to 0.5", strengths)
-        probabilities = {
-            name: settings[name] for name in cls._fields if name.endswith("probability")
-        }
-        for name, value in probabilities.items():
-            if not 0 <= value <= 1:
-                raise _unfit(name, "a probability from 0 to 1", value)
-        return cls(**pairs, color_jitter=strengths, **probabilities)
-
-
-def _numbers(name: str, values: Any, count: int) -> tuple[float, ...]:
-    if not isinstance(values, (tuple, list)) or len(values) != count:
-        raise _unfit(name, f"{count} numbers", values)
-    if not all(isinstance(value, (int, float)) for value in values):
-        raise _unfit(name, f"{count} numbers", values)
-    return tuple(map(float, values))
-
-
-def _unfit(name: str, expected: str, found: Any) -> ConfigError:
-    return ConfigError(f"config.augment.{name}: expected {expected}, found {found!r}")
+        """Of the section `config.augment`."""
+        values = {name: settings[name] for name in cls._fields}
+        pairs = ("scale", "ratio", "color_jitter")
+        return cls(**values | {name: tuple(map(float, values[name])) for name in pairs})
 
 
 class JitterDraws(NamedTuple):

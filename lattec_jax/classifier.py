@@ -27,7 +27,7 @@ from PIL import Image
 
 from lattec_jax import adapted, sharding, stages, workdir
 from lattec_jax.adapted import Classifiers
-from lattec_jax.config import from_json
+from lattec_jax.config import of_run
 from lattec_jax.data.ordered import in_order
 from lattec_jax.data.preprocess import Preprocess, UnreadablePicture, open_picture, picture_errors
 from lattec_jax.data.text_plan import round_up
@@ -135,7 +135,7 @@ class Classifier:
         directory = Path(directory)
         checkpoint, vectors = adapted.load(directory)
         path = directory / workdir.CONFIG
-        config = from_json(path) if path.exists() or vectors.frozen is not None else None
+        config = of_run(path) if path.exists() or vectors.frozen is not None else None
         if config is None:
             return cls(checkpoint, vectors)
         pretrained = None

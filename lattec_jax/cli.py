@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.config import leaves, parse, parse_flags
 from lattec_jax.config_comments import comment_of, comments, in_order
+from lattec_jax.config_schema import allowed
 from lattec_jax.errors import ConfigError, UserError
 from lattec_jax.stop import STATUS, Terminated
 
@@ -234,7 +235,9 @@ def _config_lines(config: ConfigDict, values: flags.FlagValues) -> Iterator[str]
     found, known = comments(path), dict(leaves(config))
     yield f"Configuration {path}, with the preset and the overrides applied:"
     for key in in_order(known, found):
-        yield from _entry(f"config.{key} = {known[key]!r}", "", *comment_of(key, found))
+        declared = allowed(key)
+        words = (f"Expects {declared.words}.",) if declared else ()
+        yield from _entry(f"config.{key} = {known[key]!r}", "", *comment_of(key, found), *words)
 
 
 # ------------------------------------------------------------------------------------ exit statuses

@@ -9,7 +9,6 @@ are `None` are filled in by `resolve`: from `config.method_presets.<method>`, if
 from __future__ import annotations
 
 import ast
-import difflib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,7 +18,8 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from lattec_jax.errors import ConfigError
+from lattec_jax import config_schema, safe_read
+from lattec_jax.errors import ConfigError, did_you_mean
 
 PACKAGED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 
@@ -159,12 +159,6 @@ def _available_configs(name: str = "") -> str:
     return (did_you_mean(name, names) + " " if name else "") + f"Available: {', '.join(names)}"
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A sentence with the nearest of `names`, or an empty string where none is near."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f"Did you mean {near[0]!r}?" if near else ""
-
-
 def check_choice(key: str, found: object, choices: Sequence[str]) -> None:
     """Raise ConfigError unless the value of `config.<key>` is one of `choices`."""
     if found not in choices:
@@ -178,18 +172,26 @@ def resolve(config: ConfigDict) -> ConfigDict:
     """Fill in what the method and the preset decide; return a locked copy without the presets.
 
     Raises:
-        ConfigError: the preset does not exist or names a key that the configuration lacks.
+        ConfigError: the preset does not exist or names a key that the configuration lacks, a key
+            of `configs/common.py` is missing, or a value is outside its range.
     """
     config = ConfigDict(config.to_dict())
-    presets, method_presets = config.presets, config.get("method_presets", {})
-    check_choice("preset", config.preset, sorted(presets))
+    presets, method_presets = config.get("presets", {}), config.get("method_presets", {})
     for name in ("presets", "method_presets"):
         if name in config:
             del config[name]
-    if method_presets and config.method.name in method_presets:
+    if absent := config_schema.missing(dict(leaves(config))):
+        raise ConfigError(
+            f"the configuration lacks config.{', config.'.join(absent[:3])}"
+            f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}; expected all keys of "
+            "configs/common.py: let get_config begin with config = common.get_config()"
+        )
+    check_choice("preset", config.preset, sorted(presets))
+    if config.method.name in method_presets:
         _fill_in(config, config.method.name, method_presets[config.method.name])
     _fill_in(config, config.preset, presets[config.preset])
-    check_base_url(str(dict(leaves(config)).get("descriptions.openai.base_url", "")))
+    check_base_url(str(config.descriptions.openai.base_url))  # first: its value is never shown
+    config_schema.check(dict(leaves(config)))
     return config.lock()
 
 
@@ -235,26 +237,69 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(path: Path) -> ConfigDict:
-    """Read a `config.json` that a run left behind.
+    """Read a `config.json` that a run left behind, as it is.
 
     Raises:
-        ConfigError: the file is missing or is not JSON.
+        ConfigError: the file is missing, is not JSON, or holds a value outside its range.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = safe_read.read_json(path)
     except FileNotFoundError as error:
         raise ConfigError(
             f"no {path.name} in {path.parent}; expected the work directory of a run of "
             "python -m lattec_jax.train"
         ) from error
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
+        raise ConfigError(f"{path} is not JSON: {error}; {_RESTORE}") from error
     if not isinstance(content, dict):
         raise ConfigError(
             f"{path}: expected the configuration of a run, a JSON object, found "
-            f"{type(content).__name__}"
+            f"{type(content).__name__}; {_RESTORE}"
         )
-    return ConfigDict(content, convert_dict=True).lock()
+    try:
+        config = ConfigDict(content, convert_dict=True)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a key that it reserves
+        raise ConfigError(f"{path}: {error}; {_RESTORE}") from error
+    config_schema.check_sections(content, str(path))
+    config_schema.check(dict(leaves(config)), str(path))
+    return config.lock()
+
+
+def of_run(path: Path) -> ConfigDict:
+    """Read the `config.json` of a run; keys that were added after the run get their defaults.
+
+    Raises:
+        ConfigError: see `from_json`; or a key is missing that says what was run.
+    """
+    config = from_json(path)
+    found = dict(leaves(config))
+    if absent := [key for key in _RECORDED if key not in found]:
+        raise ConfigError(f"{path}: config.{absent[0]} is missing; {_RESTORE}")
+    from configs import common
+
+    defaults = common.get_config()
+    defaults.method.name = config.method.name
+    if config.preset in defaults.presets:
+        defaults.preset = config.preset
+    whole = resolve(defaults).copy_and_resolve_references().unlock()
+    with whole.ignore_type():
+        whole.update(config)
+    return whole.lock()
+
+
+_RESTORE = "restore the run's own file"
+# What a configuration of any version says, and no default can replace.
+_RECORDED = (
+    "preset",
+    "seed",
+    "weights",
+    "templates",
+    "dataset.kind",
+    "dataset.name",
+    "method.name",
+)
 
 
 def default_workdir(config: ConfigDict) -> Path:

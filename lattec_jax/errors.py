@@ -4,7 +4,8 @@ Every message says what was expected, what was found, where, and what to do. The
 without a traceback; any other exception is a defect of ours and keeps its traceback.
 """
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -36,6 +37,12 @@ def shortened(value: Any, most: int = 80) -> str:
     """A value for a message, cut to `most` characters."""
     text = repr(value)
     return text if len(text) <= most else text[: most - 3] + "..."
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """A sentence with the nearest of `names`, or an empty string where none is near."""
+    near = difflib.get_close_matches(name[:100], list(names), n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ from absl import flags
 
 from lattec_jax import workdir
 from lattec_jax.cli import WORKDIR, command, define_distributed, define_workdir, read
-from lattec_jax.config import from_json, to_json
+from lattec_jax.config import of_run, to_json
 from lattec_jax.errors import DataError
 
 
@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> None:
 
     directory = Path(values.workdir)
     hosts.join(values.distributed)
-    config = from_json(directory / workdir.CONFIG)
+    config = of_run(directory / workdir.CONFIG)
     compile_cache.enable()
     hosts.check_alike(to_json(config), Path(config.artifacts))
     with hosts.first_before_others():

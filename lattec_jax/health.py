@@ -160,9 +160,10 @@ def window_alarms(reference: Reference, records: Sequence[Record]) -> list[Alarm
     found, step = [], int(records[-1]["step"])
     entropy = _mean(records, "batch_class_entropy")
     if entropy is not None and entropy < ENTROPY * (expected := reference.batch_entropy):
-        largest = Counter(int(r["batch_largest_class"]) for r in records).most_common(1)[0][0]
-        ratio = entropy / max(expected, 1e-6)
-        found.append(_collapse(ratio, (reference.class_names[largest],), step))
+        known = range(len(reference.class_names))
+        largest = Counter(r.get("batch_largest_class") for r in records).most_common(1)[0][0]
+        classes = (reference.class_names[int(largest)],) if largest in known else ()
+        found.append(_collapse(entropy / max(expected, 1e-6), classes, step))
     agreement = _mean(records, "agreement_with_frozen")
     if agreement is not None and agreement < AGREEMENT:
         found.append(_runaway(agreement, f"up to step {step}"))

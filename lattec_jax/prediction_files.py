@@ -18,7 +18,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from lattec_jax.errors import ConfigError, DataError, differences
-from lattec_jax.files import read_json, write_json
+from lattec_jax.files import write_json
+from lattec_jax.safe_read import (
+    MAX_FILE_BYTES,
+    MAX_LINE_BYTES,
+    bounded_lines,
+    open_regular,
+    parse_json,
+)
 
 FORMATS = ("table", "jsonl", "csv")
 
@@ -125,6 +132,9 @@ class PredictionFile:
         except DataError:
             self._file.close()
             raise
+        except (OSError, ValueError) as error:
+            self._file.close()
+            raise DataError(f"{path} cannot be continued: {error}; choose another --out") from error
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
         """Compare with the settings beside the file; write them beside a new one."""
@@ -135,15 +145,12 @@ class PredictionFile:
             except OSError as error:
                 raise DataError(f"cannot write {beside}: {error.strerror}") from error
             return
-        try:
-            before = read_json(beside)
-            if not isinstance(before, dict):
-                raise ValueError("not an object")
-        except (OSError, ValueError) as error:
-            raise ConfigError(
-                f"{self.path} exists, and there is no readable {beside.name} beside it that says "
-                "how it was made; choose another --out"
-            ) from error
+        from lattec_jax import schemas  # imports pydantic, which --help does not need
+
+        advice = (
+            f"{self.path} exists, and this file has to say how it was made; choose another --out"
+        )
+        before = schemas.read(beside, schemas.PredictionSettings, ConfigError, advice)
         if listed := differences(before, settings):
             raise ConfigError(
                 f"{self.path} was made with other settings; choose another --out, or delete it and "
@@ -181,9 +188,10 @@ class PredictionFile:
     def _parse(self, number: int, record: bytes) -> tuple[str, str | None]:
         try:
             if self._kind == "jsonl":
-                content = json.loads(record)
-                if isinstance(content["image"], str):
-                    return content["image"], content.get("error")
+                content = parse_json(record)
+                image, error = content["image"], content.get("error")
+                if isinstance(image, str) and isinstance(error, str | None):
+                    return image, error
                 raise self._foreign(number, record)
             text = record.decode("utf-8", "surrogateescape")
             image, *cells, error = next(csv.reader(io.StringIO(text, newline=""), strict=True))
@@ -222,11 +230,18 @@ class PredictionFile:
 
 
 def _records(path: Path, kind: str) -> Iterator[bytes]:
-    """The whole records of a file. In CSV, line breaks within quotes are no end."""
+    """The whole records of a file. In CSV, line breaks within quotes are no end.
+
+    Raises:
+        ValueError: a record is longer than `MAX_LINE_BYTES`.
+        OSError: it cannot be read, or is no regular file.
+    """
     record = b""
-    with open(path, "rb") as file:
-        for part in file:
+    with open_regular(path) as file:
+        for part in bounded_lines(file):
             record += part
+            if len(record) > MAX_LINE_BYTES:
+                raise ValueError(f"a record has more than {MAX_LINE_BYTES:,} bytes")
             if part.endswith(b"\n") and (kind == "jsonl" or record.count(b'"') % 2 == 0):
                 yield record
                 record = b""
@@ -239,9 +254,12 @@ def read_list(path: Path) -> list[str]:
         DataError: it cannot be read or lists nothing.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the list {path}: {error.strerror}") from error
+        with open(path, "rb") as file:  # also a pipe, as the shell's <(find ...) is one
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot read the list {path}: {error}") from error
+    if len(content) > MAX_FILE_BYTES:
+        raise DataError(f"the list {path} has more than {MAX_FILE_BYTES:,} bytes; split it")
     if b"\0" in content:
         names = content.split(b"\0")
     else:

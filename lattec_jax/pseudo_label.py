@@ -23,7 +23,6 @@ def main(argv: Sequence[str]) -> None:
 
     from lattec_jax import compile_cache, hosts, stages
     from lattec_jax.data import datasets
-    from lattec_jax.data.prompts import templates
     from lattec_jax.data.pseudo_labels import provenance, pseudo_labels_path
     from lattec_jax.metrics import class_shares
     from lattec_jax.sharding import make_mesh
@@ -43,7 +42,7 @@ def main(argv: Sequence[str]) -> None:
     for name, share in zip(dataset.class_names, shares, strict=True):
         print(f"{share:7.1%}  {name}")
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
-    source = provenance(weights.sha256, dataset.names, templates(config))
+    source = provenance(weights.sha256, dataset.names, config.templates)
     print(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
 
 

@@ -19,8 +19,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
-from lattec_jax.errors import DataError
 from lattec_jax.files import write_whole
+from lattec_jax.schemas import log_lines
 from lattec_jax.workdir import METRICS
 
 
@@ -123,28 +123,17 @@ class NoLog:
 
 
 def read_log(workdir: Path) -> list[dict[str, float | None]]:
-    """The lines that a `RunLog` wrote, none where there is no log."""
+    """The lines that a `RunLog` wrote, none where there is no log.
+
+    Raises:
+        DataError: a line is damaged.
+    """
     path = workdir / METRICS
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [line for _, line in log_lines(path)] if path.exists() else []
 
 
 def _drop_after(path: Path, step: int) -> None:
     """Keep the lines up to `step`; a half-written last line goes as well."""
-    if not path.exists():
-        return
-    kept = []
-    lines = path.read_bytes().splitlines()
-    for number, line in enumerate(lines, start=1):
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + b"\n")
-        except (ValueError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break
-            raise DataError(
-                f"{path}, line {number}: expected a JSON object with a step, found {line[:80]!r}; "
-                "repair or remove the line"
-            ) from error
-    write_whole(path, b"".join(kept))
+    if path.exists():
+        kept = [line.rstrip(b"\r\n") for line, found in log_lines(path) if found["step"] <= step]
+        write_whole(path, b"".join(line + b"\n" for line in kept))

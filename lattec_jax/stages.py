@@ -23,10 +23,10 @@ from lattec_jax.data import pseudo_labels as pseudo_label_files
 from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.descriptions import Descriptions, Expected
-from lattec_jax.data.prompts import ClassPrompts, class_prompts, description_prompt, templates
+from lattec_jax.data.prompts import ClassPrompts, class_prompts, description_prompt
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.data.store import Store, make_stores, open_store
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import DataError
 from lattec_jax.evaluation import Encoders, class_probabilities
 from lattec_jax.methods.base import Method
 from lattec_jax.models.checkpoint import Checkpoint
@@ -122,16 +122,7 @@ def load_weights(config: ConfigDict) -> Checkpoint:
 
 
 def compute_dtype(config: ConfigDict) -> np.dtype:
-    """The type in which the towers compute.
-
-    Raises:
-        ConfigError: not one of `DTYPES`.
-    """
-    if config.compute.dtype not in DTYPES:
-        raise ConfigError(
-            f"config.compute.dtype: expected one of {', '.join(DTYPES)}, "
-            f"found {config.compute.dtype!r}"
-        )
+    """The type in which the towers compute."""
     return DTYPES[config.compute.dtype]
 
 
@@ -150,7 +141,7 @@ def training_bound(config: ConfigDict, weights: Checkpoint) -> int:
 
 def make_prompts(config: ConfigDict, dataset: Dataset, weights: Checkpoint) -> ClassPrompts:
     """The class-descriptions of the data set for the configured model."""
-    return class_prompts(dataset.names, templates(config), weights.tokenizer, weights.config.text)
+    return class_prompts(dataset.names, config.templates, weights.tokenizer, weights.config.text)
 
 
 def open_pictures(
@@ -185,7 +176,7 @@ def pseudo_labels(
     mesh: Mesh,
 ) -> PseudoLabels:
     """Zero-shot predictions of the frozen model for the un-augmented training pictures."""
-    source = pseudo_label_files.provenance(weights.sha256, dataset.names, templates(config))
+    source = pseudo_label_files.provenance(weights.sha256, dataset.names, config.templates)
     # The captioning stage finds the file without these; here they tell labels of other pictures, of
     # another preprocessing or precision.
     source |= {"images": pictures.fingerprint, "dtype": config.compute.dtype}

@@ -26,7 +26,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from lattec_jax import adapted, checkpoints, workdir
-from lattec_jax.config import from_json
+from lattec_jax.config import of_run
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.methods import make_method
 from lattec_jax.models.checkpoint import Checkpoint, check_tensors, expected_shapes
@@ -114,14 +114,19 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
             f"config.init: the checkpoint {path} cannot be used: {reason}; name another step of "
             f"{path.parent}"
         )
-    config = from_json(directory / workdir.CONFIG)
+    config = of_run(directory / workdir.CONFIG)
     pretrained = adapted.load_pretrained(config, directory)
+    class_names = workdir.read_inputs(directory).get("class_names")
+    if class_names is None:
+        raise ConfigError(
+            f"{directory / workdir.INPUTS}: class_names is missing; restore the run's own file"
+        )
     tree = checkpoints.read(path.parent, int(path.name))
     params = {name: np.asarray(value, np.float32) for name, value in tree["params"].items()}
     check_tensors(params, expected_shapes(pretrained.config), str(path))
     source = {
         **pretrained.source,
-        "class_names": workdir.read_inputs(directory)["class_names"],
+        "class_names": class_names,
     }
     checkpoint = Checkpoint(
         pretrained.config, params, pretrained.tokenizer, pretrained.preprocess, source

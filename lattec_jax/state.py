@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lattec_jax import hosts, sharding
-from lattec_jax.config import check_choice
 from lattec_jax.models.clip import Params
 
 MAX_LOG_SCALE = math.log(100)  # OpenCLIP's upper bound of the logit scale
@@ -38,11 +37,7 @@ def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     Args:
         config: the section `config.train`.
         steps: of the whole run; a warm-up longer than this is cut to it.
-
-    Raises:
-        ConfigError: an unknown schedule.
     """
-    check_choice("train.schedule", config.schedule, ("cosine", "constant"))
     warmup = min(config.warmup_steps, steps)
 
     def schedule(step: jax.Array) -> jax.Array:
@@ -68,11 +63,7 @@ def make_optimiser(config: ConfigDict, steps: int) -> optax.GradientTransformati
     Args:
         config: the section `config.train`.
         steps: of the whole run.
-
-    Raises:
-        ConfigError: an unknown optimiser or schedule.
     """
-    check_choice("train.optimizer", config.optimizer, ("adamw", "sgd"))
     schedule = learning_rate_schedule(config, steps)
     if config.optimizer == "sgd":
         return optax.chain(

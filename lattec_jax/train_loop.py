@@ -32,7 +32,7 @@ from lattec_jax.checkpoints import Checkpoints
 from lattec_jax.clock import Clock
 from lattec_jax.config import to_json
 from lattec_jax.data.batches import prefetch, steps_per_epoch
-from lattec_jax.errors import ConfigError, DataError, TrainingError
+from lattec_jax.errors import DataError, TrainingError
 from lattec_jax.files import read_json, write_json
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method, Survey
@@ -64,8 +64,6 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     hosts.check_alike(to_json(config), Path(config.artifacts))
     with hosts.together():
         workdir.check(directory, config)
-        check_numbers(config)
-        Augmentation.from_config(config.augment)  # a mistake shows before the long stages
         method = make_method(config.method)
         dataset = check_data.check(config)
 
@@ -216,21 +214,6 @@ def show_finished(path: Path) -> dict[str, Any]:
         ) from error
     print(f"{path.parent} holds a finished run\n{table}")
     return found
-
-
-def check_numbers(config: ConfigDict) -> None:
-    """Raise ConfigError for an interval or an average that is none, or a seed out of range."""
-    if not 0 <= config.seed < 2**32:
-        raise ConfigError(f"config.seed: expected 0 to {2**32 - 1}, found {config.seed}")
-    for key, least in (("log_every", 1), ("checkpoint_every", 1), ("eval_every", 0)):
-        if config[key] < least:
-            raise ConfigError(f"config.{key}: expected at least {least} steps, found {config[key]}")
-    if config.keep_checkpoints < 1:
-        raise ConfigError(
-            f"config.keep_checkpoints: expected at least 1, found {config.keep_checkpoints}"
-        )
-    if config.wise_ft is not None and not 0 <= config.wise_ft <= 1:
-        raise ConfigError(f"config.wise_ft: expected 0 to 1, found {config.wise_ft}")
 
 
 class Frozen(NamedTuple):

@@ -18,8 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lattec_jax.config import from_json, leaves, to_json
-from lattec_jax.errors import ConfigError, differences, shortened
-from lattec_jax.files import PARTIAL, appears, read_json, write_json, write_whole
+from lattec_jax.errors import ConfigError, differences
+from lattec_jax.files import PARTIAL, appears, write_json, write_whole
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # what the run was made of, by digests
@@ -98,21 +98,12 @@ def read_inputs(workdir: Path) -> dict[str, Any]:
     """What a run was made of.
 
     Raises:
-        ConfigError: the file is missing or is not JSON.
+        ConfigError: the file is missing or damaged.
     """
-    path = workdir / INPUTS
-    try:
-        content = read_json(path)
-    except FileNotFoundError as error:
-        raise ConfigError(f"no {INPUTS} in {workdir}; restore the run's own files") from error
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}; restore the run's own file") from error
-    if not isinstance(content, dict):
-        raise ConfigError(
-            f"{path}: expected a JSON object of digests, found {shortened(content)}; restore "
-            "the run's own file"
-        )
-    return content
+    from lattec_jax import schemas  # imports pydantic, which --help does not need
+
+    advice = "restore the run's own file"
+    return schemas.read(workdir / INPUTS, schemas.Inputs, ConfigError, advice)
 
 
 def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:

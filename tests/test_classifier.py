@@ -353,7 +353,9 @@ def test_a_file_of_other_settings_is_refused(finished, strange):
     with pytest.raises(ConfigError, match="model_sha256: there"):
         run(f"--workdir={other}", "--out=a.jsonl", paths_of(finished)[0])
     (strange / "mine.csv").write_text("a,b\n")
-    with pytest.raises(ConfigError, match=r"mine\.csv exists, and there is no readable mine\.csv"):
+    with pytest.raises(
+        ConfigError, match=r"mine\.csv\.settings\.json cannot be read: .*mine\.csv exists"
+    ):
         run(f"--workdir={run_dir}", "--out=mine.csv", paths_of(finished)[0])
     with open(strange / "a.jsonl", "a") as file:
         file.write('{"foreign": 1}\n')
@@ -366,7 +368,7 @@ def test_a_file_of_other_settings_is_refused(finished, strange):
     with pytest.raises(DataError, match="record 2: expected a line of python -m lattec_jax"):
         run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0])
     (strange / "a.jsonl.settings.json").write_text("[1]")
-    with pytest.raises(ConfigError, match=r"no readable a\.jsonl\.settings\.json"):
+    with pytest.raises(ConfigError, match=r"a\.jsonl\.settings\.json: expected a JSON object"):
         run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0])
     with pytest.raises(DataError, match="no picture or folder aaa"):
         run(f"--workdir={run_dir}", "a" * 300)

@@ -9,6 +9,7 @@ import sys
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from lattec_jax.cli import command
 from lattec_jax.config import (
     default_workdir,
@@ -185,7 +186,8 @@ def test_no_key_hides_behind_a_method_of_the_dictionary():
 
 
 def test_a_preset_that_names_no_key_is_refused():
-    broken = ConfigDict({"preset": "a", "presets": {"a": {"train": {"x": 1}}}, "train": {}})
+    broken = common.get_config()
+    broken.preset, broken.presets.a = "a", ConfigDict({"train": {"x": 1}})
     with pytest.raises(ConfigError, match=r"'a' sets train\.x, which does not exist"):
         resolve(broken)
 

@@ -199,9 +199,9 @@ def test_what_is_missing_is_said(trained, all_devices):
         train.main(arguments("labelled", "--config.weights="))
     with pytest.raises(ConfigError, match="multiple of the 8 devices"):
         train.main(arguments("labelled", "--config.train.batch_size=20"))
-    with pytest.raises(ConfigError, match=r"config\.log_every: expected at least 1 steps, found 0"):
+    with pytest.raises(ConfigError, match=r"config\.log_every: expected .* from 1 .*, found 0"):
         train.main(arguments("labelled", "--config.log_every=0"))
-    with pytest.raises(ConfigError, match=r"config\.seed: expected 0 to 4294967295, found -1"):
+    with pytest.raises(ConfigError, match=r"config\.seed: .* from 0 to 4294967295, found -1"):
         train.main(arguments("labelled", "--config.seed=-1"))
     with pytest.raises(ConfigError, match=r"config\.augment\.flip_probability: expected"):
         train.main(arguments("labelled", "--config.augment.flip_probability=2"))

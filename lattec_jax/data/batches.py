@@ -17,7 +17,6 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from lattec_jax.data.text_plan import TextPlan, group_bounds, make_plan
-from lattec_jax.errors import ConfigError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,15 +151,7 @@ def steps_per_epoch(images: int, batch_size: int, multiple: int) -> int:
         batch_size: at most `images`.
         multiple: `config.train.epoch_batch_multiple`. 0: only whole batches, the incomplete last
             one is dropped. Otherwise enough batches for all images, rounded up to this multiple.
-
-    Raises:
-        ConfigError: the multiple is negative.
     """
-    if multiple < 0:
-        raise ConfigError(
-            "config.train.epoch_batch_multiple: expected 0 (drop the incomplete last batch) or the "
-            f"number whose multiples the batches of an epoch are rounded up to, found {multiple}"
-        )
     if multiple == 0:
         return images // batch_size
     batches = -(-images // batch_size)

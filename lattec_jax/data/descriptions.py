@@ -22,7 +22,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,8 +32,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.config import artifacts_dir, check_choice
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.config import artifacts_dir
+from lattec_jax.errors import DataError
 
 log = logging.getLogger(__name__)
 # The choices of `config.descriptions.group_members`, with what they add to a file's name.
@@ -86,27 +85,15 @@ def descriptions_path(config: ConfigDict, kind: str) -> Path:
 
     In the analysis of Table 4 the name has the number of correct images and, where correct means
     the image's own true label, says so.
-
-    Raises:
-        ConfigError: the engine's or the kind's name cannot be part of a file name, or
-            `group_members` or `correct_label` has no such value.
     """
     settings = config.descriptions
-    for what, name in (
-        ("config.descriptions.engine", settings.engine),
-        ("kind of description", kind),
-    ):
-        if not re.fullmatch(r"\w[\w.-]*", name):
-            raise ConfigError(f"{what}: expected letters, digits, '-', '_' and '.', found {name!r}")
     name = f"{settings.engine}-{kind}"
     if is_group(kind):
         name += f"-of-{settings.group_size}"
         if settings.correct_per_group is not None:
-            check_choice("descriptions.correct_label", settings.correct_label, list(CORRECT_LABELS))
             name += f"-{settings.correct_per_group}-correct"
             name += "-by-true-label" if settings.correct_label == "true" else ""
         else:
-            check_choice("descriptions.group_members", settings.group_members, list(GROUP_SUFFIXES))
             name += GROUP_SUFFIXES[settings.group_members]
     return artifacts_dir(config) / "descriptions" / f"{name}.jsonl"
 

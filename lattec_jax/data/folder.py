@@ -274,10 +274,6 @@ def _hold_out(
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Split pictures into training and held-out ones by a hash of seed and id, so that pictures
     that are added later leave the others where they are."""
-    if not 0 <= share < 1:
-        raise ConfigError(
-            f"config.dataset.held_out: expected a share of at least 0 and below 1, found {share}"
-        )
     ids = list(pictures)
     count = min(max(1, round(share * len(ids))), len(ids) - 1) if share else 0
     held = set(sorted(ids, key=lambda i: hashlib.sha256(f"{seed} {i}".encode()).digest())[:count])

@@ -14,11 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Int
-from ml_collections import ConfigDict
 
 from lattec_jax.data.text_plan import bucket_length
 from lattec_jax.data.tokenizer import Tokenizer
-from lattec_jax.errors import ConfigError
 from lattec_jax.models.config import TextConfig, text_lengths
 
 CLASS = "{class}"  # in prompts for descriptions
@@ -31,27 +29,6 @@ class ClassPrompts:
     tokens: Int[np.ndarray, "P L"]
     classes: Int[np.ndarray, " P"]  # which class each describes
     first: Int[np.ndarray, "C M"]  # only the first template with the first name
-
-
-def templates(config: ConfigDict) -> tuple[str, ...]:
-    """`config.templates`, checked.
-
-    Raises:
-        ConfigError: no templates, or one without a place for the class name.
-    """
-    found = config.templates
-    if isinstance(found, str) or not found:
-        raise ConfigError(
-            "config.templates: expected one or more strings with {} for the class name, such as "
-            f"--config.templates='(\"a photo of a {{}}.\",)', found {found!r}"
-        )
-    for template in found:
-        if not isinstance(template, str) or "{}" not in template:
-            raise ConfigError(
-                "config.templates: expected {} in each, where the class name goes, found "
-                f"{template!r}"
-            )
-    return tuple(found)
 
 
 def description_prompt(template: str, class_name: str) -> str:

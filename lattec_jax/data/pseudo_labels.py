@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from lattec_jax import safe_read
 from lattec_jax.config import artifacts_dir
 from lattec_jax.errors import DataError, WeightsError, shortened
-from lattec_jax.files import read_json, write_json, write_whole
+from lattec_jax.files import write_json, write_whole
 from lattec_jax.weights import locate
 
 COMMAND = "python -m lattec_jax.pseudo_label --config=..."
@@ -119,12 +120,16 @@ def read(
     names = source["class_names"]
     table: dict[str, tuple[int, float, float]] = {}
     try:
-        with open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
+        with safe_read.open_regular(path) as file:
+            for number, line in enumerate(safe_read.bounded_lines(file), 1):
                 image, *values = _parse(line, path, number, names)
                 table[image] = tuple(values)
     except FileNotFoundError as error:
         raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}") from error
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path} cannot be read: {error}; make them again with {COMMAND}"
+        ) from error
     ids = tuple(table if image_ids is None else image_ids)
     missing = [image for image in ids if image not in table]
     if missing:
@@ -142,22 +147,19 @@ def read(
 
 
 def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
+    from lattec_jax import schemas  # imports pydantic, which --help does not need
+
     sidecar = path.with_suffix(".json")
-    try:
-        found = read_json(sidecar)
-    except FileNotFoundError as error:
-        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}") from error
-    except ValueError as error:
-        raise DataError(
-            f"{sidecar} is not JSON ({error}); make the pseudo-labels again with {COMMAND}"
-        ) from error
+    if not sidecar.exists():
+        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}")
+    advice = f"make the pseudo-labels again with {COMMAND}"
+    found = schemas.read(sidecar, schemas.Provenance, DataError, advice)
     for key, expected in source.items():
-        value = found.get(key) if isinstance(found, dict) else None
-        if value != expected:
+        if found.get(key) != expected:
             raise DataError(
                 f"the pseudo-labels at {path} are of other {key}: expected "
-                f"{shortened(expected, 100)}, found {shortened(value, 100)}; make them again with "
-                f"{COMMAND}"
+                f"{shortened(expected, 100)}, found {shortened(found.get(key), 100)}; make them "
+                f"again with {COMMAND}"
             )
 
 
@@ -166,17 +168,22 @@ def _parse(
 ) -> tuple[str, int, float, float]:
     """Image, label, score and margin of one line."""
     try:
-        values = json.loads(line)
+        values = safe_read.parse_json(line)
         image, label = values["image"], values["label"]
-        score, margin = float(values["score"]), float(values["margin"])
+        score, margin = values["score"], values["margin"]
         if not isinstance(image, str) or type(label) is not int or not 0 <= label < len(names):
             raise ValueError(f"no image or no label from 0 to {len(names) - 1}")
+        for key, value in (("score", score), ("margin", margin)):
+            if type(value) not in (int, float) or not -1e-3 <= value <= 1 + 1e-3:
+                raise ValueError(f"{key} is no number from 0 to 1")
         if values["class"] != names[label]:
-            raise ValueError(f"class {values['class']!r} is not number {label}, {names[label]!r}")
+            raise ValueError(
+                f"class {shortened(values['class'])} is not number {label}, {names[label]!r}"
+            )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}:{number}: expected a pseudo-label, found "
             f"{line[:80].decode(errors='replace').strip()!r} ({type(error).__name__}: {error}); "
             f"make them again with {COMMAND}"
         ) from error
-    return image, label, score, margin
+    return image, label, float(score), float(margin)

@@ -1,7 +1,8 @@
 """The methods by name. A new one is a file beside these that defines `METHODS`.
 
 `METHODS` there maps names to functions of the section `config.method` that return a
-`lattec_jax.methods.base.Method` and raise ConfigError for a setting outside its choices.
+`lattec_jax.methods.base.Method`. `lattec_jax.config_schema` checks the values; a method with
+keys of its own raises ConfigError for a value outside their ranges.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def make_method(config: ConfigDict) -> Method:
     """The method that `config` (the section `config.method`) describes.
 
     Raises:
-        ConfigError: an unknown method or a setting outside its choices.
+        ConfigError: an unknown method.
     """
     check_choice("method.name", config.name, tuple(METHODS))
     return METHODS[config.name](config)

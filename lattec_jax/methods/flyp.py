@@ -17,11 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.config import check_choice
 from lattec_jax.methods.base import Features, Method, Targets
 from lattec_jax.methods.contrastive import info_nce
-
-PSEUDO_LABELS = ("current", "zero_shot")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +68,7 @@ class FLYP(Method):
 
 
 def _configured(config: ConfigDict, oracle: bool) -> FLYP:
-    check_choice("method.loss", config.loss, ("sum", "mean"))
     pseudo_labels = config.flyp.pseudo_labels
-    check_choice("method.flyp.pseudo_labels", pseudo_labels, PSEUDO_LABELS)
     return FLYP(oracle=oracle, pseudo_labels=pseudo_labels, loss_reduction=config.loss)
 
 

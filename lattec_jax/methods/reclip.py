@@ -27,7 +27,6 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.errors import ConfigError
 from lattec_jax.methods.base import EncodeClasses, Features, Method, Survey, Targets
 from lattec_jax.methods.propagation import centroids, class_directions, propagate
 from lattec_jax.models.clip import normalise
@@ -170,29 +169,8 @@ class ReCLIP(Method):
 
 
 def _configured(config: ConfigDict) -> ReCLIP:
-    """The method by the section `config.method`.
-
-    Raises:
-        ConfigError: a setting outside its bounds.
-    """
-    settings = config.reclip
-    for key, least in (
-        ("neighbours", 1),
-        ("diffusion", 0),
-        ("iterations", 1),
-        ("tolerance", 0),
-        ("cut_dim", 2),
-        ("images_per_epoch", 0),
-    ):
-        if settings[key] < least:
-            raise ConfigError(
-                f"config.method.reclip.{key}: expected at least {least}, found {settings[key]}"
-            )
-    if settings.diffusion >= 1:
-        raise ConfigError(
-            f"config.method.reclip.diffusion: expected less than 1, found {settings.diffusion}"
-        )
-    return ReCLIP(**settings)
+    """The method by the section `config.method`."""
+    return ReCLIP(**config.reclip)
 
 
 METHODS = {"reclip": _configured}

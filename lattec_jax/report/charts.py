@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from html import escape
+
+from lattec_jax.report.markup import escape
 
 WIDTH, HEIGHT = 340, 200  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 26
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # lines differ by more than their colour
+UNKNOWN = "–"
 Points = Sequence[tuple[float, float]]
 
 
-def number(value: float) -> str:
+def is_finite(value: float | None) -> bool:
+    """Whether a value is known and finite."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None) -> str:
     """A figure for reading: three digits that count."""
+    if not is_finite(value):
+        return UNKNOWN
     if value == 0 or 0.001 <= abs(value) < 100_000:
         digits = 2 - math.floor(math.log10(abs(value))) if value else 0
         return f"{value:,.{min(max(digits, 0), 4)}f}"
@@ -60,7 +69,7 @@ def curves(title: str, lines: Mapping[str, Points], note: str = "") -> str:
         where = place((x, y0))[0]
         label = f"step {x:g}" if anchor == "start" else f"{x:g}"
         axes.append(f'<text x="{where}" y="{HEIGHT - 8}" text-anchor="{anchor}">{label}</text>')
-    spoken = escape(f"{title}, over the steps {x0:g} to {x1:g}", quote=True)
+    spoken = escape(f"{title}, over the steps {x0:g} to {x1:g}")
     return (
         f'<figure class="chart"><h3>{escape(title)}</h3>'
         f'<svg role="img" aria-label="{spoken}" viewBox="0 0 {WIDTH} {HEIGHT}">'
@@ -122,7 +131,7 @@ def heat_map(
             turned = f'transform="translate({middle + 4:g} {margin - 4}) rotate(-90)"'
             parts.append(f"<text {turned}>{short}</text>")
     rows, columns = axes
-    spoken = escape(f"{title}: {rows} down, {columns} across", quote=True)
+    spoken = escape(f"{title}: {rows} down, {columns} across")
     return (
         f'<figure class="map"><h3>{escape(title)}</h3>'
         f'<svg role="img" aria-label="{spoken}" viewBox="0 0 {size} {size}" '

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from lattec_jax import health
+from lattec_jax import health, schemas
 from lattec_jax.errors import UserError
 from lattec_jax.files import write_whole
 from lattec_jax.methods.base import Method
@@ -68,9 +68,13 @@ def collect(
 
 
 def save(directory: Path, data: Mapping[str, Any]) -> None:
-    """Write `report_data.json`. `results.json`, which ends a run, is written after it: a run that
-    is killed in between writes both again."""
-    write_whole(directory / REPORT_DATA, json.dumps(data) + "\n")
+    """Write `report_data.json`, with null for numbers that are not finite.
+
+    `results.json`, which ends a run, is written after it: a run that is killed in between writes
+    both again.
+    """
+    content = json.dumps(schemas.cleaned(data), allow_nan=False)
+    write_whole(directory / REPORT_DATA, content + "\n")
 
 
 def write_page(directory: Path) -> None:

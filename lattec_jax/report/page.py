@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from lattec_jax.errors import ConfigError, DataError, shortened
+from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.files import write_whole
 from lattec_jax.report import sections
+from lattec_jax.report.markup import escape
 from lattec_jax.report.sections import Run
 from lattec_jax.workdir import CONFIG, METRICS, REPORT, REPORT_DATA, RESULTS
 
-# Files of which a page cannot do without these keys.
-KEYS = {
-    RESULTS: ("method", "dataset", "class_names", "health", "zero_shot", "adapted", "label_free"),
-    REPORT_DATA: ("prototypes", "confusion", "changed", "examples"),
-}
 TEMPLATE = Path(__file__).with_name("page.html")
 
 
@@ -47,14 +41,25 @@ def read(workdir: Path) -> Run:
             f"no {RESULTS} in {workdir}; expected the work directory of a finished run. Repeat its "
             "command of python -m lattec_jax.train to finish it"
         )
-    data = workdir / REPORT_DATA
-    metrics = workdir / METRICS
+    from lattec_jax import schemas  # imports pydantic, which --help does not need
+
+    results = schemas.read(workdir / RESULTS, schemas.Results, DataError, _ADVICE)
+    data, path = None, workdir / REPORT_DATA
+    if path.exists():
+        data = schemas.read(path, schemas.ReportData, DataError, _ADVICE)
+        schemas.check_classes(data, len(results["class_names"]), str(path), _ADVICE)
     return Run(
-        config=_json(workdir / CONFIG),
-        results=_json(workdir / RESULTS),
-        log=[_parse(line, metrics) for line in _text(metrics).splitlines()],
-        data=_json(data) if data.exists() else None,
+        config=schemas.read(workdir / CONFIG, dict[str, Any], DataError, "restore it"),
+        results=results,
+        log=[line for _, line in schemas.log_lines(workdir / METRICS)],
+        data=data,
     )
+
+
+_ADVICE = (
+    f"restore it, or move {RESULTS} and {REPORT_DATA} away and repeat the run's command of python "
+    "-m lattec_jax.train, which makes both again from the last checkpoint"
+)
 
 
 def render(run: Run) -> str:
@@ -67,12 +72,13 @@ def render(run: Run) -> str:
         f'<section aria-labelledby="{name}"><h2 id="{name}">{heading}</h2>\n{body}\n</section>'
         for name, heading, body in parts
     )
+    version = escape(str(results.get("version")))
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=title,
         header=f'<h1>{title}</h1>\n<nav aria-label="Sections"><ul>{links}</ul></nav>',
         content=content,
-        footer=f"lattec_jax {escape(str(results['version']))}. Made of results.json, metrics.jsonl "
-        "and report_data.json in the work directory; the page fetches nothing.",
+        footer=f"lattec_jax {version}. Made of results.json, metrics.jsonl and report_data.json in "
+        "the work directory; the page fetches nothing.",
     )
 
 
@@ -87,32 +93,3 @@ SECTIONS = (
     ("changed", "Pictures that changed class", sections.changed),
     ("run", "What was run", sections.what_was_run),
 )
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} of the run cannot be read: {error}; restore it") from error
-
-
-def _parse(text: str, path: Path) -> dict[str, Any]:
-    remedy = "restore it"
-    if path.name in (RESULTS, REPORT_DATA):
-        remedy += (
-            f", or move {RESULTS} and {REPORT_DATA} away and repeat the run's command of python -m "
-            "lattec_jax.train, which makes both again from the last checkpoint"
-        )
-    try:
-        content = json.loads(text)
-    except ValueError as error:
-        raise DataError(f"{path} of the run is not JSON: {error}; {remedy}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: expected JSON objects, found {shortened(content)}; {remedy}")
-    if missing := [key for key in KEYS.get(path.name, ()) if key not in content]:
-        raise DataError(f"{path} of the run lacks {', '.join(missing)}; {remedy}")
-    return content
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return _parse(_text(path), path)

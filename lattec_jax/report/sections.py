@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from html import escape
 from typing import Any, NamedTuple
 
-from lattec_jax.report.charts import curves, heat_map, number
+from lattec_jax.report.charts import UNKNOWN, curves, heat_map, is_finite, number
+from lattec_jax.report.markup import escape
 
 MAP_CLASSES = 100  # up to here matrices are drawn, beyond them the largest entries are listed
 MOST_PAIRS = 20
@@ -84,7 +84,7 @@ def table(
             cells.append(f"<td{kind}>{escape(cell)}</td>")
         body.append(f"<tr>{''.join(cells)}</tr>")
     return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption, quote=True)}" '
+        f'<div class="scroll" role="region" aria-label="{escape(caption)}" '
         f'tabindex="0"><table><caption>{escape(caption)}</caption>'
         f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
@@ -130,7 +130,11 @@ def before_and_after(run: Run) -> str:
             "<p>There are no labels of test images, so accuracies are not known. The classes below "
             "have shares of the predictions instead.</p>"
         )
-    rows = [(key.replace("top", "top-"), *_change(before[key], after[key])) for key in before]
+    rows = [
+        (key.replace("top", "top-"), *_change(before[key], after[key]))
+        for key in ("top1", "top5")
+        if None not in (before[key], after[key])
+    ]
     return table(
         f"Accuracy on {results['n_test']:,} test images",
         ("accuracy", "zero-shot", "adapted", "change in points"),
@@ -217,7 +221,7 @@ def training_curves(run: Run) -> str:
     charts = []
     for title, note, names in (*CURVES, ("Weights of the texts", about, texts)):
         lines = {
-            label: [(s["step"], s[name]) for s in run.log if s.get(name) is not None]
+            label: [(s["step"], s[name]) for s in run.log if is_finite(s.get(name))]
             for name, label in names.items()
         }
         if any(lines.values()):
@@ -232,10 +236,10 @@ def prototypes(run: Run) -> str:
     names, found = run.results["class_names"], run.data["prototypes"]
     drift = run.results["label_free"]["prototype_drift"]
     rows = [
-        (names[c], names[near], f"{before:.3f}", f"{now:.3f}", f"{drift[c]:.3f}")
+        (names[c], names[near], _three(before), _three(now), _three(drift[c]))
         for c, near, before, now in found["nearest"]
     ]
-    rows.sort(key=lambda row: -float(row[3]))
+    rows.sort(key=lambda row: 0 if row[3] == UNKNOWN else -float(row[3]))
     head = ("class", "nearest class", "cosine at the start", "cosine now", "drift (1 − cosine)")
     caption = "The vector of each class and its nearest other one"
     if len(rows) > MAP_CLASSES:
@@ -246,18 +250,24 @@ def prototypes(run: Run) -> str:
             (i, j): (max(value, 0.0), f"{value:.1f}")
             for i, row in enumerate(found["cosines"])
             for j, value in enumerate(row)
+            if is_finite(value)
         }
         drawn = heat_map("Cosines between the classes now", cells, names, ("class", "class"))
         parts.insert(0, f'<div class="maps">{drawn}</div>')
     return "\n".join(parts)
 
 
+def _three(value: float | None) -> str:
+    """A cosine; of a value that is not known a dash."""
+    return f"{value:.3f}" if is_finite(value) else UNKNOWN
+
+
 def _card(entry: Mapping[str, Any], alt: str, lines: Sequence[str]) -> str:
     """A picture with lines of HTML beside it."""
     body = "".join(f"<p>{line}</p>" for line in lines)
     return (
-        f'<li><img src="{escape(entry["picture"], quote=True)}" '
-        f'alt="{escape(alt, quote=True)}" width="96" height="96">'
+        f'<li><img src="{escape(entry["picture"])}" '
+        f'alt="{escape(alt)}" width="96" height="96">'
         f"<div>{body}<small>{escape(entry['image'])}</small></div></li>"
     )
 
@@ -273,7 +283,7 @@ def examples(run: Run) -> str:
             f"now: <strong>{escape(entry['current'])}</strong>",
         ]
         for text in entry["texts"]:
-            weight = "" if text["weight"] is None else f" (weight {text['weight']:.3f})"
+            weight = f" (weight {text['weight']:.3f})" if is_finite(text["weight"]) else ""
             words = escape(text["text"]) if text["text"] else "<em>none</em>"
             lines.append(f"{escape(text['kind'])}{weight}: {words}")
         alt = f"Training picture, {entry['zero_shot']} to zero-shot, {entry['current']} now"
@@ -304,22 +314,22 @@ def what_was_run(run: Run) -> str:
     """The main values of the configuration, and all of results.json that identifies the run."""
     results, values = run.results, {}
     for key in ("method", "preset", "dataset", "protocol", "model", "weights", "weights_sha256"):
-        values[key.replace("_", " ")] = results[key]
+        values[key.replace("_", " ")] = results.get(key)
     counts = ("seed", "steps", "learning_rate", "alpha", "momentum", "wise_ft", "template")
     for key in counts:
-        values[key.replace("_", " ")] = results[key]
+        values[key.replace("_", " ")] = results.get(key)
     for dotted, label in RUN_VALUES:
         value: Any = run.config
         for part in dotted.split(".")[1:]:
             value = value.get(part) if isinstance(value, dict) else None
         values[label] = value
-    for kind, counted in (results["descriptions"] or {}).items():
+    for kind, counted in (results.get("descriptions") or {}).items():
         values[f"{kind} descriptions"] = f"{counted['found']:,}, {counted['missing']:,} missing"
     values["training images"], values["test images"] = results["n_train"], results["n_test"]
-    values["unreadable pictures"] = len(results["unreadable"])
-    values["seconds of training"] = results["train_seconds"]
-    values["images per second"] = results["images_per_second"]
-    values["device"] = results["device"]
+    values["unreadable pictures"] = len(results.get("unreadable", ()))
+    values["seconds of training"] = results.get("train_seconds")
+    values["images per second"] = results.get("images_per_second")
+    values["device"] = results.get("device")
     shown = [(k, _plain(v)) for k, v in values.items() if v is not None]
     body = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in shown)
     return f'<dl class="run">{body}</dl>'

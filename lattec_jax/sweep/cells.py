@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -123,25 +122,12 @@ def read_run(path: Path) -> Results:
     Raises:
         DataError: the file is damaged.
     """
-    try:
-        run = json.loads(path.read_text(encoding="utf-8"))
-        if run["adapted"] is not None and not 0 <= run["adapted"]["top1"] <= 1:
-            raise ValueError(f"top1 is {run['adapted']['top1']}")
-        for key, kind in (("dataset", str), ("protocol", str), ("n_train", int), ("n_test", int)):
-            if type(run[key]) is not kind:
-                raise ValueError(f"{key} is {run[key]!r}")
-        unreadable = run.setdefault("n_left_out", {"train": 0, "test": 0})
-        if [type(unreadable[part]) for part in ("train", "test")] != [int, int]:
-            raise ValueError(f"n_left_out is {unreadable!r}")
-        if not isinstance(run.get("weights_source"), dict | None):
-            raise ValueError(f"weights_source is {run['weights_source']!r}")
-        len(run["class_names"]), run["preset"]
-        return run
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: expected the results of a run, found something else "
-            f"({type(error).__name__}: {error}); remove that work directory and run the sweep again"
-        ) from error
+    from lattec_jax import schemas  # imports pydantic, which --help does not need
+
+    advice = "remove that work directory and run the sweep again"
+    run = schemas.read(path, schemas.SweepResults, DataError, advice)
+    run["n_left_out"] = run.get("n_left_out") or {"train": 0, "test": 0}
+    return run
 
 
 def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterable, Sequence
 
+from lattec_jax.report.markup import escape
 from lattec_jax.sweep.cells import BEST, SECOND, Cell, Found, Sheet, listed
 from lattec_jax.sweep.plan import Sweep, column, runs_here
+from lattec_jax.text import valid_text
 
 _LEGEND = (
     "Top-1 accuracy on the test images in per cent, last step, mean ± standard deviation over the "
@@ -30,7 +31,10 @@ small { color: #555; }
 
 def markdown(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
     """The tables; best bold, second best in italics."""
-    parts = [f"{_LEGEND} Bold is best, italics second best.", "\n".join(f"- {f}" for f in facts)]
+    parts = [
+        f"{_LEGEND} Bold is best, italics second best.",
+        "\n".join(f"- {valid_text(f)}" for f in facts),
+    ]
     for sheet in sheets:
         lines = [
             f"| | {' | '.join(sheet.columns)} |",
@@ -38,28 +42,32 @@ def markdown(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
         ]
         for label, cells in zip(sheet.rows, sheet.cells, strict=True):
             lines.append(f"| {label} | {' | '.join(_markdown_cell(cell) for cell in cells)} |")
-        parts += [f"## {sheet.title}", "\n".join(lines), *([sheet.note] if sheet.note else [])]
+        parts += [
+            f"## {sheet.title}",
+            "\n".join(lines),
+            *([valid_text(sheet.note)] if sheet.note else []),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
 def page(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
     """The same as HTML; best bold, second best underlined."""
-    body = [f"<p>{html.escape(_LEGEND)} Bold is best, underlined second best.</p>"]
-    body.append("<ul>" + "".join(f"<li>{html.escape(fact)}</li>" for fact in facts) + "</ul>")
+    body = [f"<p>{escape(_LEGEND)} Bold is best, underlined second best.</p>"]
+    body.append("<ul>" + "".join(f"<li>{escape(fact)}</li>" for fact in facts) + "</ul>")
     for sheet in sheets:
-        head = "".join(f'<th scope="col">{html.escape(c)}</th>' for c in ("", *sheet.columns))
+        head = "".join(f'<th scope="col">{escape(c)}</th>' for c in ("", *sheet.columns))
         rows = "".join(
-            f'<tr><th scope="row">{html.escape(label)}</th>'
+            f'<tr><th scope="row">{escape(label)}</th>'
             + "".join(f"<td>{_html_cell(cell)}</td>" for cell in cells)
             + "</tr>\n"
             for label, cells in zip(sheet.rows, sheet.cells, strict=True)
         )
-        body.append(f"<h2>{html.escape(sheet.title)}</h2>")
+        body.append(f"<h2>{escape(sheet.title)}</h2>")
         body.append(
             f"<div><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>"
         )
         if sheet.note:
-            body.append(f"<p>{html.escape(sheet.note)}</p>")
+            body.append(f"<p>{escape(sheet.note)}</p>")
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'

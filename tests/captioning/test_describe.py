@@ -102,9 +102,6 @@ def test_forced_groups_say_so(config, tmp_path):
         assert record["note"].endswith("counted against the image's own true label")
         own = true[IDS.index(record["image"])]
         assert sum(true[IDS.index(m)] == own for m in record["members"]) == 3
-    config.descriptions.correct_label = "label"
-    with pytest.raises(ConfigError, match="correct_label: expected one of pseudo, true"):
-        describe(config, ["group"], Ruler())
     config.descriptions.correct_label = "pseudo"
     config.descriptions.correct_per_group = 5
     with pytest.raises(ConfigError, match="expected 0 to 4"):
@@ -272,10 +269,6 @@ def test_mistakes(config):
     config.descriptions.engine = "pixel"
     with pytest.raises(ConfigError, match="Did you mean 'pixels'"):
         describe(config)
-    config.descriptions.group_size = 1
-    write_labels(config)
-    with pytest.raises(ConfigError, match="group_size: expected 2 or more, found 1"):
-        describe(config, ["group"], Ruler())
 
 
 def test_an_engine_that_loses_requests(config):

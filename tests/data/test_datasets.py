@@ -70,7 +70,7 @@ def test_at_least_two_images_are_left(place):
 
 @pytest.mark.parametrize("share", ["0", "-0.5", "1.5", "nan"])
 def test_a_share_out_of_range(place, share):
-    with pytest.raises(ConfigError, match=r"config\.dataset\.share: expected a share"):
+    with pytest.raises(ConfigError, match=r"config\.dataset\.share: expected a number"):
         datasets.read(digits(f"--config.dataset.share={share}"))
 
 

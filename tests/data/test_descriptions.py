@@ -22,7 +22,7 @@ from lattec_jax.data.descriptions import (
     shuffled,
     to_line,
 )
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import DataError
 
 
 def record(image: str, text: str = "a text", kind: str = "image", **changes) -> Record:
@@ -42,8 +42,6 @@ def test_path():
     assert (
         str(descriptions_path(config, "image")) == "artifacts/birds/descriptions/llava-image.jsonl"
     )
-    with pytest.raises(ConfigError, match=r"found '\.\./image'"):
-        descriptions_path(config, "../image")
     config.descriptions.group_size = 8
     config.descriptions.group_members = "with_image"
     assert descriptions_path(config, "group").name == "llava-group-of-8.jsonl"
@@ -54,9 +52,6 @@ def test_path():
     name = "llava-group-of-8-0-correct-by-true-label.jsonl"
     assert descriptions_path(config, "group").name == name
     assert descriptions_path(config, "image").name == "llava-image.jsonl"
-    config.descriptions.correct_label = "truth"
-    with pytest.raises(ConfigError, match="correct_label: expected one of pseudo, true"):
-        descriptions_path(config, "group")
 
 
 def test_lines_are_plain_json(tmp_path):

@@ -99,5 +99,7 @@ def test_the_fill_is_drawn_anew_in_every_epoch_and_the_first_permutation_is_the_
 
 
 def test_a_negative_multiple_is_refused():
-    with pytest.raises(ConfigError, match=r"train\.epoch_batch_multiple: expected 0 .*found -1"):
+    with pytest.raises(
+        ConfigError, match=r"train\.epoch_batch_multiple: .* from 0 to 10000, found -1"
+    ):
         run_length("dtd", "paper", "--config.train.epoch_batch_multiple=-1")

@@ -11,19 +11,15 @@ from ml_collections import ConfigDict
 
 from lattec_jax.augment import Augmentation
 from lattec_jax.config import from_json, leaves, parse, to_json
-from lattec_jax.data.prompts import templates
 from lattec_jax.errors import ConfigError
 from lattec_jax.methods import make_method
-from lattec_jax.train_loop import check_numbers
 from tests.fuzz.tiers import inputs
 
 
 def read(*arguments: str) -> ConfigDict:
     """What a command makes of its arguments before any file is looked at."""
     config, _ = parse(["train", "--config=configs/eurosat.py", *arguments])
-    check_numbers(config)
     Augmentation.from_config(config.augment)
-    templates(config)
     make_method(config.method)
     return config
 
@@ -44,7 +40,7 @@ VALID = {
     "method.flyp.pseudo_labels": st.sampled_from(["current", "zero_shot"]),
     "train.batch_size": st.integers(2, 10**6),
     "train.epoch_batch_multiple": st.integers(0, 100),
-    "train.learning_rate": st.floats(0, 1),
+    "train.learning_rate": st.floats(1e-9, 1),
     "augment.flip_probability": st.floats(0, 1),
     "log_every": st.integers(1, 10**6),
     "checkpoint_every": st.integers(1, 10**6),
@@ -53,7 +49,7 @@ VALID = {
     "dataset.name": st.text("abcxyz019-_.", min_size=1),
     "descriptions.group_size": st.sampled_from([2, 4, 8, 16]),
     "descriptions.group_members": st.sampled_from(["with_image", "drawn"]),
-    "store.long_side": st.integers(0, 10**5),
+    "store.long_side": st.integers(16, 10**5),
 }
 
 

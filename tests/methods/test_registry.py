@@ -66,9 +66,9 @@ def test_every_method_answers_to_its_name():
         ("--config.method.labels=('zero',)", "labels: expected one or both"),
         ("--config.method.labels=()", "labels: expected one or both"),
         ("--config.method.labels=('current','current')", "labels: expected one or both"),
-        ("--config.method.texts=()", "texts: expected at least one"),
-        ("--config.method.alpha=1.5", "alpha: expected 0 to 1, found 1.5"),
-        ("--config.method.momentum=-0.1", "momentum: expected 0 to 1, found -0.1"),
+        ("--config.method.texts=()", "texts: expected 1 to 32 different kinds"),
+        ("--config.method.alpha=1.5", "alpha: expected a number from 0 to 1, found 1.5"),
+        ("--config.method.momentum=-0.1", "momentum: expected a number from 0 to 1, found -0.1"),
     ],
 )
 def test_settings_outside_their_choices_are_refused(override, message):

@@ -64,6 +64,47 @@ def example(classes: int = 10, labelled: bool = True, images: int = 1000) -> Run
     return Run({"train": {"batch_size": 64}}, results, log, data)
 
 
+LONG, RTL = "W" * 5000, "\u202eעברית العربية"
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<!-- --!> <![CDATA[ ]]>",
+    "</style></title><svg onload=alert(1)>",
+    "$title ${content} $$",
+    "line\u2028separator\u2029",
+    "nul\0 esc\x1b[2J del\x7f",
+    "half \ud83d",
+    RTL,
+    LONG,
+    "\"' onmouseover=alert(1) x='",
+)
+
+
+def hostile() -> Run:
+    """A run whose names, texts and file names break pages, terminals and layouts; with NaN."""
+    run = example(len(HOSTILE) + 1)
+    results, data = json.loads(json.dumps([run.results, run.data]))
+    results["class_names"] = [*HOSTILE, NASTY]
+    results["dataset"] = results["weights"] = results["device"] = " ".join(HOSTILE)
+    results["descriptions"] = {text: {"found": 1, "missing": 0} for text in HOSTILE}
+    results["health"]["verdict"] = "\n".join(HOSTILE)
+    alarm = dict.fromkeys(("name", "figure", "message", "do"), " ".join(HOSTILE))
+    alarm |= {"value": float("nan"), "threshold": float("inf"), "classes": list(HOSTILE)}
+    results["health"]["alarms"] = [alarm]
+    results["health"]["figures"] = {**dict.fromkeys(HOSTILE, float("nan")), "more": 1.0}
+    results["label_free"]["prototype_drift"][0] = float("nan")
+    data["prototypes"]["cosines"][0][1] = float("nan")
+    data["prototypes"]["nearest"][0][3] = float("inf")
+    for number, entry in enumerate((*data["changed"]["shown"], *data["examples"])):
+        text = HOSTILE[number % len(HOSTILE)]
+        entry |= {key: text for key in entry.keys() - {"picture", "texts"}}
+        if "texts" in entry:
+            entry["texts"] = [{"kind": text, "text": text, "weight": float("nan")}]
+    log = [{**line, f"weight_{LONG}": 0.5, "loss": float("nan")} for line in run.log]
+    log[0] |= {f"weight_{text}": 1e300 for text in HOSTILE}
+    log[3]["gradient_norm"] = float("inf")
+    return Run(run.config, results, log, data)
+
+
 def write_files(run: Run, workdir: Path) -> None:
     """Leave what a run leaves."""
     workdir.mkdir()

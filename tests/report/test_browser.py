@@ -9,7 +9,7 @@ import pytest
 
 from lattec_jax.report.page import render
 from tests.report.browser import CHROMIUM, Browser
-from tests.report.example import example
+from tests.report.example import example, hostile
 
 pytestmark = [
     pytest.mark.full,
@@ -28,6 +28,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
         "labelled": example(),
         "unlabelled": example(labelled=False),
         "many": example(classes=397, images=20_000),
+        "hostile": hostile(),
     }
     found = {}
     for name, run in runs.items():
@@ -42,7 +43,7 @@ def browser(tmp_path_factory):
         yield opened
 
 
-@pytest.mark.parametrize("name", ["labelled", "unlabelled", "many"])
+@pytest.mark.parametrize("name", ["labelled", "unlabelled", "many", "hostile"])
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")])
 def test_the_page_loads_without_a_complaint_and_fetches_nothing(
     browser, pages, name, width, scheme
@@ -53,7 +54,12 @@ def test_the_page_loads_without_a_complaint_and_fetches_nothing(
     assert all(width > 0 and alt for width, alt in images)
     assert browser.value(SIDEWAYS) <= width
     assert browser.value("window.hit === undefined && document.scripts.length === 0")
-    complaints = ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+    complaints = (
+        "Log.entryAdded",
+        "Runtime.exceptionThrown",
+        "Runtime.consoleAPICalled",
+        "Page.javascriptDialogOpening",
+    )
     assert [e for e in browser.events if e.get("method") in complaints] == []
     requests = [e for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
     urls = [e["params"]["request"]["url"] for e in requests]

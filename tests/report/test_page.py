@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -9,12 +10,14 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lattec_jax import schemas
 from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.report import page
 from lattec_jax.report.__main__ import main
 from lattec_jax.report.charts import curves, heat_map, number
-from tests.report.example import NASTY, example, write_files
+from tests.report.example import HOSTILE, LONG, NASTY, RTL, example, hostile, write_files
 
+DRAWN = ("polyline", "path", "rect", "circle", "text")
 VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
@@ -73,6 +76,53 @@ def test_the_page_is_well_formed_small_and_harmless(classes, labelled):
     assert ("Share of the training images per predicted class" in text) == (not labelled)
 
 
+def test_hostile_text_stays_text(tmp_path):
+    """The report has no script at all, so none may appear, whatever the files of the run say."""
+    write_files(hostile(), tmp_path / "run")
+    html = page.write(tmp_path / "run").read_text(encoding="utf-8")
+    found = outline(html)
+    plain = outline(page.render(example()))
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in plain.tags} | {"circle"}
+    allowed = {name for _, attributes in plain.tags for name in attributes}
+    found_names = {name for _, attributes in found.tags for name in attributes}
+    assert found_names <= allowed | {"cx", "cy", "r"}
+    policies = [a["content"] for t, a in found.tags if a.get("http-equiv")]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert html.index("Content-Security-Policy") < html.index("<title>")
+    text = "".join(found.text)
+    assert "</script><script>alert(1)</script>" in text and "<!-- --!>" in text
+    assert "$title ${content} $$" in text and LONG in text and RTL in text
+    assert "nul esc[2J del" in text and "half \N{REPLACEMENT CHARACTER}" in text
+    assert not {c for c in html if not c.isprintable()} - {"\n", "\u202e"}
+    drawn = " ".join(v or "" for t, a in found.tags if t in DRAWN for v in a.values())
+    assert "nan" not in drawn and "inf" not in drawn
+
+
+def test_values_that_are_not_finite_are_drawn_as_unknown():
+    run = hostile()
+    found = outline(page.render(run))  # also of a run that does not come from files
+    drawn = " ".join(v or "" for t, a in found.tags if t in DRAWN for v in a.values())
+    assert "nan" not in drawn and "inf" not in drawn
+    assert number(float("nan")) == number(None) == number(float("inf")) == "–"
+
+
+def test_what_a_run_writes_is_valid_json_and_reads_back(tmp_path):
+    from lattec_jax.report import gather  # imports JAX, which the other tests do not need
+
+    data = hostile().data
+    gather.save(tmp_path, data)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (tmp_path / "report_data.json").read_text(encoding="utf-8")
+    again = json.loads(text, parse_constant=refuse)
+    assert again == schemas.cleaned(data)
+    assert again["prototypes"]["cosines"][0][1] is None
+    texts = [text["text"] for entry in again["examples"] for text in entry["texts"]]
+    assert set(texts) == {schemas.cleaned(text) for text in HOSTILE}
+
+
 def test_the_verdict_comes_first_and_every_alarm_is_there():
     run = example()
     text = [part.strip() for part in outline(page.render(run)).text if part.strip()]
@@ -109,15 +159,23 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
         main(["report", f"--workdir={tmp_path}"])
     write_files(example(), tmp_path / "run")
     (tmp_path / "run/report_data.json").write_text("{")
-    with pytest.raises(DataError, match=r"report_data\.json of the run is not JSON"):
+    with pytest.raises(DataError, match=r"report_data\.json is not JSON"):
         main(["report", f"--workdir={tmp_path / 'run'}"])
     with pytest.raises(DataError, match=r"repeat the run's command of python -m lattec_jax\.train"):
         main(["report", f"--workdir={tmp_path / 'run'}"])
     for name, content, message in (
-        ("report_data.json", "{}", r"report_data\.json of the run lacks prototypes, confusion"),
-        ("report_data.json", "[]", r"report_data\.json: expected JSON objects, found \[\]"),
-        ("metrics.jsonl", "[1]\n", r"metrics\.jsonl: expected JSON objects, found \[1\]"),
-        ("results.json", "{}", r"results\.json of the run lacks method, dataset"),
+        (
+            "report_data.json",
+            "{}",
+            r"report_data\.json: prototypes is missing; confusion is missing",
+        ),
+        ("report_data.json", "[]", r"report_data\.json: expected a JSON object, found \[\]"),
+        (
+            "metrics.jsonl",
+            "[1]\n",
+            r"metrics\.jsonl, line 1: content: expected an object, found \[1\]",
+        ),
+        ("results.json", "{}", r"results\.json: method is missing; dataset is missing"),
     ):
         (tmp_path / "run" / name).write_text(content)
         with pytest.raises(DataError, match=message):
@@ -125,7 +183,7 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
         shutil.rmtree(tmp_path / "run")
         write_files(example(), tmp_path / "run")
     (tmp_path / "run/config.json").unlink()
-    with pytest.raises(DataError, match=r"config\.json of the run cannot be read"):
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
         main(["report", f"--workdir={tmp_path / 'run'}"])
 
 

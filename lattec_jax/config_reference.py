@@ -1,0 +1,79 @@
+"""Print the reference of all configuration values, as Markdown.
+
+    python -m lattec_jax.config_reference > docs/configuration.md
+
+Keys, defaults and comments come from `configs/common.py`, ranges and choices from
+`lattec_jax/config_schema.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lattec_jax.cli import command, read
+from lattec_jax.config import leaves, resolve
+from lattec_jax.config_comments import comment_of, comments, in_order
+from lattec_jax.config_schema import SCHEMA, allowed
+
+_HEAD = """\
+# Configuration
+
+All values of a configuration, with the defaults of `configs/common.py` under both presets. A file
+in `configs/` changes what its data set needs; `--config.KEY=VALUE` on the command line wins over
+both. Every value is checked before anything is read or computed: NaN and infinities are refused
+everywhere. `--help` with `--config=FILE` prints the values that a command would take.
+
+This file is generated: `python -m lattec_jax.config_reference > docs/configuration.md`.
+
+| `config.` | paper | released_code | expected | meaning |
+|---|---|---|---|---|
+"""
+
+
+def reference() -> str:
+    """The reference as Markdown: one table of all keys."""
+    from configs import common
+
+    found = comments(Path(common.__file__))
+    values = []
+    for preset in ("paper", "released_code"):
+        config = common.get_config()
+        config.preset = preset
+        values.append(dict(leaves(resolve(config))))
+    # The kinds of descriptions are free; each has a prompt.
+    for own in values:
+        for key in [key for key in own if allowed(key) is not SCHEMA.get(key)]:
+            own[f"{key.rpartition('.')[0]}.*"] = own.pop(key)
+    return _HEAD + "".join(
+        _row(
+            f"`{key}`",
+            *(f"`{_shown(own[key])}`" for own in values),
+            allowed(key).words,
+            " ".join(comment_of(key.removesuffix(".*"), found)),
+        )
+        for key in in_order(values[0], found)
+    )
+
+
+def _shown(value: Any) -> str:
+    return (
+        repr(tuple(round(v, 4) if isinstance(v, float) else v for v in value))
+        if isinstance(value, tuple)
+        else repr(value)
+    )
+
+
+def _row(*cells: str) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    read(argv, __doc__)
+    print(reference(), end="")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,217 @@
+"""The files of a run, of pseudo-labels, of predictions and of a sweep, as targets of mutation.
+
+Each target is a valid file, the suffix of its name, and a function that reads a file as the
+commands do: it may raise `UserError` only, whatever the file holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from lattec_jax import health, run_log, workdir
+from lattec_jax.config import from_json, leaves, of_run, parse, to_json
+from lattec_jax.data import pseudo_labels
+from lattec_jax.data.coop import PROTOCOL
+from lattec_jax.errors import differences
+from lattec_jax.prediction_files import PredictionFile, header, line
+from lattec_jax.report import page
+from lattec_jax.sweep.__main__ import write_tables
+from lattec_jax.sweep.cells import read_results
+from lattec_jax.sweep.plan import Sweep, choose_tables
+from tests.report.example import example, write_files
+
+SOURCE = pseudo_labels.provenance("ab" * 32, [("cat", "tom"), ("dög",)], ["a photo of a {}."])
+INPUTS = {
+    "weights_sha256": "ab" * 32,
+    "init_sha256": None,
+    "class_names": ["cat", "dög"],
+    "training_images": "cd" * 32,
+    "test_images": None,
+    "pseudo_labels_sha256": "ef" * 32,
+    "descriptions_sha256": None,
+    "batch_size": 64,
+}
+SETTINGS = {"model_sha256": "ab" * 32, "class_names": ["cat", "dög"]}
+SWEEP_RESULTS = {
+    "adapted": {"top1": 0.5, "top5": 1.0},
+    "dataset": "eurosat",
+    "protocol": PROTOCOL,
+    "preset": "paper",
+    "model": "ViT-B-32",
+    "weights": "weights/ViT-B-32",
+    "weights_sha256": "ab" * 32,
+    "weights_source": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
+    "dtype": "float32",
+    "device": "1 x cpu",
+    "n_train": 18_900,
+    "n_test": 8_100,
+    "class_names": ["a name"] * 10,
+    "unreadable": [],
+    "n_left_out": {"train": 0, "test": 0},
+}
+
+
+class Target(NamedTuple):
+    """A format that is read."""
+
+    valid: bytes
+    suffix: str
+    read: Callable[[Path], None]
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content, ensure_ascii=False).encode()
+
+
+def targets(tmp_path: Path) -> dict[str, Target]:
+    """The formats by name.
+
+    Args:
+        tmp_path: a folder for the files that stand beside a target; empty or not there.
+    """
+    tmp_path.mkdir(exist_ok=True)
+    config, _ = parse(["train", "--config=configs/eurosat.py"])
+    return {
+        "config.json": Target(to_json(config).encode(), ".json", _read_config),
+        "inputs.json": Target(_json(INPUTS), ".json", _in_run(tmp_path / "i", workdir.INPUTS)),
+        **_of_report(tmp_path / "report"),
+        "metrics.jsonl, log": Target(
+            b"".join(_json(own) + b"\n" for own in example().log),
+            ".jsonl",
+            _in_run(tmp_path / "log", workdir.METRICS),
+        ),
+        **_of_pseudo_labels(tmp_path / "labels"),
+        **_of_predictions(tmp_path / "predictions"),
+        **_of_sweep(tmp_path / "sweep", to_json(config).encode()),
+    }
+
+
+def _read_config(path: Path) -> None:
+    assert to_json(of_run(path))
+    dict(leaves(from_json(path)))
+
+
+def _in_run(directory: Path, name: str) -> Callable[[Path], None]:
+    """Reads a file in the place of one of a work directory."""
+    directory.mkdir()
+
+    def read(path: Path) -> None:
+        (directory / name).write_bytes(path.read_bytes())
+        if name == workdir.INPUTS:
+            found = workdir.read_inputs(directory)
+            differences(found, INPUTS)
+            list(found.get("class_names") or ())
+            return
+        run_log._drop_after(directory / name, 100)
+        lines = run_log.read_log(directory)
+        vectors = np.eye(3, dtype=np.float32)
+        labels = np.arange(30) % 3
+        reference = health.Reference(["a", "b", "c"], vectors, labels, 8, {"image": 1.0})
+        health.Watch(reference, lines)
+        assert health.examine(reference, vectors, labels, lines)["verdict"]
+
+    return read
+
+
+def _of_report(directory: Path) -> dict[str, Target]:
+    """The files that the page is made of."""
+    write_files(example(4, images=50), directory)
+
+    def read(name: str) -> Callable[[Path], None]:
+        valid = (directory / name).read_bytes()
+
+        def replaced(path: Path) -> None:
+            try:
+                (directory / name).write_bytes(path.read_bytes())
+                page.write(directory)
+            finally:
+                (directory / name).write_bytes(valid)
+
+        return replaced
+
+    names = (workdir.CONFIG, workdir.RESULTS, workdir.REPORT_DATA, workdir.METRICS)
+    return {
+        f"{name}, page": Target(
+            (directory / name).read_bytes(), Path(name).suffix, read(name)
+        )
+        for name in names
+    }  # fmt: skip
+
+
+def _of_pseudo_labels(directory: Path) -> dict[str, Target]:
+    directory.mkdir()
+    labels, side = directory / "labels.jsonl", directory / "labels.json"
+    images = ["a.jpg", "ü.jpg", "c.jpg"]
+    values = np.array([0.9, 0.6, 0.3], np.float32)
+    pseudo_labels.write(labels, images, np.array([1, 0, 1]), values, values, SOURCE)
+    valid = {path: path.read_bytes() for path in (labels, side)}
+
+    def read(changed: Path) -> Callable[[Path], None]:
+        def replaced(path: Path) -> None:
+            for own, content in valid.items():
+                own.write_bytes(path.read_bytes() if own == changed else content)
+            found = pseudo_labels.read(labels, None, SOURCE)
+            assert np.isfinite(found.scores).all() and found.labels.dtype == np.int32
+
+        return replaced
+
+    return {
+        "pseudo-labels": Target(valid[labels], ".jsonl", read(labels)),
+        "pseudo-labels, side file": Target(valid[side], ".json", read(side)),
+    }
+
+
+def _of_predictions(directory: Path) -> dict[str, Target]:
+    directory.mkdir()
+    found = {}
+    for kind in ("jsonl", "csv"):
+        out = directory / f"out.{kind}"
+        side = out.with_name(out.name + ".settings.json")
+        with PredictionFile(out, kind, 2, SETTINGS) as file:
+            for image, error in (("a.jpg", None), ('b,"c\n.jpg', None), ("d.jpg", "no image")):
+                answers = ((), (), ()) if error else (["cat", "dög"], [0, 1], [0.75, 0.25])
+                file.append(line(kind, image, *answers, error, 2, 5))
+        valid = {out: out.read_bytes(), side: side.read_bytes()}
+        assert valid[out].startswith(header(kind, 2))
+        for changed, name in ((out, kind), (side, f"{kind}, side file")):
+            reader = _continues(out, kind, valid, changed)
+            found[f"predictions.{name}"] = Target(valid[changed], changed.suffix, reader)
+    return found
+
+
+def _continues(
+    out: Path, kind: str, valid: dict[Path, bytes], changed: Path
+) -> Callable[[Path], None]:
+    def read(path: Path) -> None:
+        for own, content in valid.items():
+            own.write_bytes(path.read_bytes() if own == changed else content)
+        with PredictionFile(out, kind, 2, SETTINGS) as file:
+            assert all(isinstance(image, str) for image in file.done)
+
+    return read
+
+
+def _of_sweep(directory: Path, config: bytes) -> dict[str, Target]:
+    plan = Sweep(choose_tables(["1"]), ("eurosat",), (0,), directory)
+    row = next(row for row in plan.rows if row.name == "latteclip")
+    run = plan.workdir("eurosat", row, 0)
+    run.mkdir(parents=True)
+    valid = {run / workdir.RESULTS: _json(SWEEP_RESULTS), run / workdir.CONFIG: config}
+
+    def read(changed: Path) -> Callable[[Path], None]:
+        def replaced(path: Path) -> None:
+            for own, content in valid.items():
+                own.write_bytes(path.read_bytes() if own == changed else content)
+            assert write_tables(plan, read_results(plan)).encode()
+
+        return replaced
+
+    return {
+        f"{path.name}, sweep": Target(content, ".json", read(path))
+        for path, content in valid.items()
+    }
