@@ -21,8 +21,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
@@ -43,9 +41,9 @@ from lattec_jax.data.preprocess import (
 )
 from lattec_jax.data.rows import RowReader
 from lattec_jax.errors import DataError
+from lattec_jax.files import partial_directory, remove_abandoned
 
 _FORMAT = "lattec_jax-store-1"
-_ABANDONED = 24 * 3600  # seconds without a write after which a partial store has no living writer
 _LISTED = 10  # pictures that an error message names
 
 log = logging.getLogger(__name__)
@@ -125,6 +123,7 @@ def make_stores(
         plans = [_plan(paths[k], k, settings[k], split, preprocess) for k in kinds]
         _make(split, directory, plans, max_unreadable)
 
+    remove_abandoned(directory)
     missing = [kind for kind in paths if not paths[kind].is_dir()]
     if missing:
         make(missing)
@@ -209,10 +208,9 @@ def _plan(
 def _make(split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable: float) -> None:
     """Make stores in one pass and put them in the place of what is there."""
     directory.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(directory)
     _check_space(directory, plans, len(split.ids))
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
-        made = Path(partial) / "made"
+    with partial_directory(plans[0].path) as partial:
+        made = partial / "made"
         try:
             failed = _write(split, plans, made)
         except OSError as error:
@@ -222,7 +220,7 @@ def _make(split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable:
             ) from error
         _check_failed(failed, len(split.ids), max_unreadable)
         for plan in plans:
-            _put_in_place(made / plan.path.name, plan.path, Path(partial) / "old")
+            _put_in_place(made / plan.path.name, plan.path, partial / "old")
 
 
 def _write(split: Split, plans: Sequence[_Plan], made: Path) -> list[dict[str, str]]:
@@ -373,14 +371,3 @@ def _put_in_place(made: Path, path: Path, old: Path) -> None:
     except OSError:
         if not path.is_dir():
             raise
-
-
-def _remove_abandoned(directory: Path) -> None:
-    """Delete what killed processes left behind."""
-    for partial in directory.glob(".partial-*"):
-        try:
-            newest = max(file.stat().st_mtime for file in (partial, *partial.rglob("*")))
-        except FileNotFoundError:
-            continue  # another process has just finished with it
-        if time.time() - newest > _ABANDONED:
-            shutil.rmtree(partial, ignore_errors=True)
