@@ -29,17 +29,14 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it does not exist or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            raise NotRegularFile(
-                None, f"expected a regular file, found a {_file_type(mode)}", os.fspath(path)
-            )
-        os.set_blocking(descriptor, True)
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise
+        raise NotRegularFile(
+            None, f"expected a regular file, found a {_file_type(mode)}", os.fspath(path)
+        )
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
 
 
 def _file_type(mode: int) -> str:

@@ -55,7 +55,8 @@ class CsvRows:
         try:
             yield
         except csv.Error as error:
+            line = self._rows.reader.line_num
             raise DataError(
-                f"{self._file}, line {self._rows.reader.line_num}: expected comma-separated values, but "
-                f"{error}; is a quotation mark not closed?"
+                f"{self._file}, line {line}: expected comma-separated values, but {error}; is a "
+                "quotation mark not closed?"
             ) from error
