@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import io
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -278,11 +279,11 @@ def _checkpoint(directory: Path) -> dict[str, Target]:
                 sums = _sums(place / "2").items()
                 text = "".join(f"{digest}  {file}\n" for file, digest in sums)
                 (place / "2" / SUMS).write_text(text, encoding="utf-8")
-            if not damage(place / "2"):
-                read(place, 2)
             with Checkpoints(place, 2) as checkpoints:
-                found, _ = checkpoints.restore(state, mesh)
-            assert int(found.step) == 2
+                checkpoints.restore(state, mesh)
+            if (place / "2").exists():  # it was not set aside
+                assert damage(place / "2") == ""
+                read(place, 2)
 
         return restore
 
@@ -290,7 +291,8 @@ def _checkpoint(directory: Path) -> dict[str, Target]:
     for file in sorted(p for p in (directory / "valid" / "2").rglob("*") if p.is_file()):
         name = file.relative_to(directory / "valid" / "2").as_posix()
         content = file.read_bytes()
-        found[f"checkpoint {name}"] = Target(content, "", read_step(name, sums_fit=False))
+        shown = re.sub(r"\b[0-9a-f]{32}\b", str(len(found)), name)  # Orbax draws these names
+        found[f"checkpoint {shown}"] = Target(content, "", read_step(name, sums_fit=False))
         if name != SUMS and content:
-            found[f"checkpoint {name}, sums that fit"] = Target(content, "", read_step(name, True))
+            found[f"checkpoint {shown}, sums that fit"] = Target(content, "", read_step(name, True))
     return found
