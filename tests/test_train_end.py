@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 
+from convert import export
 from lattec_jax import train
 from lattec_jax.files import temporary
 from tests.runs import arguments
@@ -44,3 +45,19 @@ def test_all_that_a_run_writes_has_the_permissions_of_the_umask(place):
         if stat.S_IMODE(path.stat().st_mode) != (0o750 if path.is_dir() else 0o640)
     ]
     assert not others
+
+
+def test_a_run_sweeps_its_artifacts_and_an_export_its_own_name(trained):
+    made = trained / "artifacts" / "labelled"
+    assert made.is_dir()
+    before = names(trained / "artifacts")
+    places = (made / "content.json", made / "stores/training-0", made / "pseudo_labels/0.jsonl",
+              made / "descriptions/0.jsonl", made / "descriptions/shards/0.jsonl")  # fmt: skip
+    for place in places:
+        temporary(place, "0" * 16).write_bytes(b"half")
+    train.main(arguments("labelled", "--workdir=second", "--config.train.max_steps=0"))
+    assert names(trained / "artifacts") == before
+    for name in ("out", "other"):
+        (temporary(trained / name, "0" * 16) / "new").mkdir(parents=True)
+    export.export(trained / "first", "prototypes", trained / "out")
+    assert [p.name for p in trained.glob(".*")] == [temporary(trained / "other", "0" * 16).name]
