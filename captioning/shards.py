@@ -17,6 +17,7 @@ from typing import BinaryIO, NamedTuple, Self
 
 from lattec_jax.data.descriptions import Record, lines, records, to_line
 from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.safe_read import NotRegularFile, open_regular
 
 SYNC_SECONDS = 1.0  # between two writes to the disk itself; a power cut loses no more
 
@@ -92,13 +93,16 @@ class ShardWriter:
         try:
             _lock(self._file, path)
             self._repair()
+        except NotRegularFile as error:
+            self._file.close()
+            raise self._failed(error) from error
         except DataError:
             self._file.close()
             raise
         self._synced = time.monotonic()
 
     def _repair(self) -> None:
-        with open(self._path, "rb") as file:
+        with open_regular(self._path) as file:
             last, whole = b"\n", 0
             for last, _ in lines(file, self._path):
                 whole += len(last)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from lattec_jax.adapted import Classifiers
 from lattec_jax.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.config import of_run
 from lattec_jax.errors import WeightsError
-from lattec_jax.files import write_safetensors
+from lattec_jax.files import partial_directory, remove_abandoned, write_safetensors
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.workdir import CONFIG
 
@@ -70,9 +69,9 @@ def export(workdir: Path, to: str, out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise WeightsError(f"cannot make {out}: a folder above it is a file") from error
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-        # A directory made inside the private one has the permissions that users expect.
-        new = Path(scratch) / "new"
+    remove_abandoned(out.parent, out.name)
+    with partial_directory(out) as scratch:
+        new = scratch / "new"
         new.mkdir()
         for folder, model in models.items():
             (new / folder).mkdir(exist_ok=True)

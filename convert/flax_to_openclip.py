@@ -13,7 +13,6 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from convert.sources import HUB_CONFIG
 from lattec_jax.cli import command, read
 from lattec_jax.data.tokenizer import HubTokenizer
 from lattec_jax.errors import WeightsError
-from lattec_jax.files import write_safetensors
+from lattec_jax.files import partial_directory, remove_abandoned, write_safetensors
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
@@ -57,12 +56,13 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
             )
     tensors = names.to_open_clip(checkpoint.params, checkpoint.config, custom_text)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as scratch:
-        weights = Path(scratch) / "weights"
+    remove_abandoned(path.parent, path.name)
+    with partial_directory(path) as scratch:
+        weights = scratch / "weights"
         write_safetensors(weights, tensors, {"format": "pt"})
         for name, text in texts.items():
-            (Path(scratch) / name).write_text(text, encoding="utf-8")
-            os.replace(Path(scratch) / name, path.parent / name)
+            (scratch / name).write_text(text, encoding="utf-8")
+            os.replace(scratch / name, path.parent / name)
         os.replace(weights, path)
 
 

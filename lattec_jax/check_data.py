@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from lattec_jax.cli import command, read_config
 from lattec_jax.data import datasets
 from lattec_jax.data.dataset import Dataset, Split, share_count
+from lattec_jax.text import printable
 
 
 def check(config: ConfigDict) -> Dataset:
@@ -30,7 +31,7 @@ def check(config: ConfigDict) -> Dataset:
     classes, train, test = _counts(dataset)
     print(f"{dataset.name}: {train:,} images to train on, {test:,} to test, {classes:,} classes")
     for warning in unexpected(config, dataset):
-        print(f"warning: {warning}")
+        print(printable(f"warning: {warning}"))
     return dataset
 
 
@@ -100,7 +101,7 @@ def _of_each_class(split: Split | None, classes: int) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config, _ = read_config(argv, __doc__)
-    print(report(config, datasets.read(config)))
+    print(printable(report(config, datasets.read(config))))
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
-from lattec_jax import hosts
-from lattec_jax.errors import ConfigError, TrainingError
+from lattec_jax import hosts, safe_read
+from lattec_jax.errors import ConfigError, TrainingError, WeightsError
 from lattec_jax.files import write_whole
 from lattec_jax.state import TrainState, state_shardings
 
@@ -34,7 +34,19 @@ log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"  # as `sha256sum -c` reads them
 _DESCRIBED = 2**20  # bytes of the files beside the arrays, ample
-_UNUSED = "_CHECKPOINT_METADATA"  # Orbax changes it when it moves the checkpoint; not read here
+_MARK = "_CHECKPOINT_METADATA"  # Orbax changes it when it moves the checkpoint: it has no sum
+# What Orbax and TensorStore raise on files that are damaged, or made by others, with sums that fit
+# (found by damaging files at random). TensorStore's errors are ValueErrors.
+_NOT_RESTORED = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+)
 
 
 class Checkpoints:
@@ -57,6 +69,9 @@ class Checkpoints:
         # Orbax logs an error of its threads several times; here it is raised once.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._directory = directory.absolute()
+        with hosts.first_before_others():
+            if hosts.is_first():
+                self._set_aside_damaged_marks()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
             create=True,
@@ -146,8 +161,8 @@ class Checkpoints:
             if hosts.all_say(not reason):
                 try:
                     return self._read(step, like, mesh)
-                except ValueError as error:  # another tree, other shapes or another run's
-                    reason = f"it is not of this run: {str(error).splitlines()[0]}"
+                except _NOT_RESTORED as error:  # another tree, other shapes or another run's
+                    reason = f"it is not of this run: {_first_line(error)}"
             self._set_aside(step, reason)
             refused += 1
         if refused:
@@ -170,6 +185,14 @@ class Checkpoints:
         if is_found != expected:
             raise ValueError(f"expected step and seed {expected}, found {is_found}")
         return state, found["beside"]
+
+    def _set_aside_damaged_marks(self) -> None:
+        """Orbax reads the marks of all steps when it opens the directory, and ends with any error
+        for one that is damaged."""
+        steps = [p for p in self._directory.glob("[0-9]*") if p.name.isdigit() and p.is_dir()]
+        for place in sorted(steps):
+            if reason := _damaged_mark(place):
+                self._rename(int(place.name), reason)
 
     def _set_aside(self, step: int, reason: str) -> None:
         with hosts.first_before_others():
@@ -205,11 +228,13 @@ class Checkpoints:
 def damage(checkpoint: Path) -> str:
     """What is wrong with the files of a checkpoint, by their SHA-256; empty where nothing is."""
     path = checkpoint / SUMS
+    if reason := _damaged_mark(checkpoint):
+        return reason
     if not path.is_file():
         return f"it has no {SUMS}"
     found = _sums(checkpoint)
     try:
-        *lines, end = path.read_text(encoding="utf-8").split("\n")
+        *lines, end = safe_read.read_text(path).split("\n")
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
     except ValueError:
         return f"{SUMS} is damaged"
@@ -226,12 +251,47 @@ def damage(checkpoint: Path) -> str:
     return ""
 
 
+def _damaged_mark(checkpoint: Path) -> str:
+    """What is wrong with Orbax's mark of a step; empty where nothing is."""
+    path = checkpoint / _MARK
+    if not path.exists():
+        return ""
+    try:
+        mark = safe_read.read_json(path)
+    except (OSError, ValueError) as error:
+        return f"{_MARK} cannot be read: {error}"
+    if not isinstance(mark, dict) or mark.keys() != _MARK_VALUES.keys():
+        return f"{_MARK} is not as it was written"
+    wrong = [key for key, fits in _MARK_VALUES.items() if not fits(mark[key])]
+    return f"{_MARK} is not as it was written: {', '.join(wrong)}" if wrong else ""
+
+
+def _is_time(value: Any) -> bool:
+    return value is None or (type(value) is int and 0 <= value < 2**63)
+
+
+# What Orbax writes there for a run.
+_MARK_VALUES = {
+    "item_handlers": lambda value: isinstance(value, dict) and value.keys() == {"state", "beside"},
+    "metrics": lambda value: value == {},
+    "performance_metrics": lambda value: value == {},
+    "init_timestamp_nsecs": _is_time,
+    "commit_timestamp_nsecs": _is_time,
+    "custom_metadata": lambda value: value == {},
+}
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def _sums(checkpoint: Path) -> dict[str, str]:
     """SHA-256 of the files below a checkpoint that are read from it, by their path."""
     found = {}
     for path in sorted(p for p in checkpoint.rglob("*") if p.is_file()):
         name = path.relative_to(checkpoint).as_posix()
-        if name not in (SUMS, _UNUSED):
+        if name not in (SUMS, _MARK):
             with path.open("rb") as file:
                 found[name] = hashlib.file_digest(file, "sha256").hexdigest()
     return found
@@ -243,7 +303,20 @@ def read(directory: Path, step: int) -> dict[str, Any]:
 
     Returns:
         The tree of `_as_tree`; the method's state as a dictionary of its fields.
+
+    Raises:
+        WeightsError: it cannot be read.
     """
+    try:
+        return _read_alone(directory, step)
+    except _NOT_RESTORED as error:
+        raise WeightsError(
+            f"the checkpoint {directory / str(step)} cannot be read ({_first_line(error)}); name "
+            "another step, or the weights that the run began with"
+        ) from error
+
+
+def _read_alone(directory: Path, step: int) -> dict[str, Any]:
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(),
         active_processes={jax.process_index()},

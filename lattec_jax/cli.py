@@ -8,6 +8,7 @@ its flags with `read`, or with `read_config` if it takes a configuration. Both a
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import signal
@@ -25,6 +26,7 @@ from lattec_jax.config_comments import comment_of, comments, in_order
 from lattec_jax.config_schema import allowed
 from lattec_jax.errors import ConfigError, UserError
 from lattec_jax.stop import STATUS, Terminated
+from lattec_jax.text import cut, printable
 
 Define = Callable[[flags.FlagValues], None]
 
@@ -243,15 +245,30 @@ def _config_lines(config: ConfigDict, values: flags.FlagValues) -> Iterator[str]
 # ------------------------------------------------------------------------------------ exit statuses
 
 
+def shown(message: object) -> str:
+    """A message as the terminal may show it: printable, and not too long."""
+    return printable(cut(str(message)))
+
+
+class ShownFormatter(logging.Formatter):
+    """Formats log records for a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The record as `shown` shows it."""
+        return shown(super().format(record))
+
+
 def command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command: print user errors without a traceback and exit with status 2.
 
     A command that a signal ended exits with 75 (`lattec_jax.stop`), one that Ctrl-C ended with 130.
     """
+    if logging.lastResort is not None:  # prints what is logged where no handler is configured
+        logging.lastResort.setFormatter(ShownFormatter())
     try:
         main(sys.argv)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of the output has gone, as `| head` goes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -259,7 +276,7 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
     except OSError as error:
         if error.errno not in _NOT_WRITABLE:
             raise
-        print(f"error: {error}. Fix this; the same command continues", file=sys.stderr)
+        print(f"error: {shown(error)}. Fix this; the same command continues", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as interrupt:
         reason = f" ({interrupt})" if str(interrupt) else ""

@@ -17,6 +17,7 @@ from lattec_jax import workdir
 from lattec_jax.cli import WORKDIR, command, define_distributed, define_workdir, read
 from lattec_jax.config import of_run, to_json
 from lattec_jax.errors import DataError
+from lattec_jax.text import printable
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -58,14 +59,13 @@ def main(argv: Sequence[str]) -> None:
     before = frozen @ encoders.classes(params, prompts).T
     params = sharding.put(mesh, model.params)
     after = vectors.cosines(encoders.images(params, pixels, "adapted"), frozen)
-    print(
-        results.table(
-            dataset.class_names,
-            results.evaluate_scores(before, labels, classes),
-            results.evaluate_scores(after, labels, classes),
-            len(pictures.ids),
-        )
+    table = results.table(
+        dataset.class_names,
+        results.evaluate_scores(before, labels, classes),
+        results.evaluate_scores(after, labels, classes),
+        len(pictures.ids),
     )
+    print(printable(table))
 
 
 if __name__ == "__main__":

@@ -42,15 +42,20 @@ def appears(path: Path) -> bool:
     return seen
 
 
-def _temporary(path: Path) -> Path:
-    # The name's beginning only: with the token it must not become longer than names may be.
-    return path.with_name(f".{path.name[:100]}.{secrets.token_hex(8)}{PARTIAL}")
+def temporary(path: Path, token: str) -> Path:
+    """The temporary name beside `path` with these 16 hexadecimal digits."""
+    return path.with_name(f".{_stem(path.name)}.{token}{PARTIAL}")
+
+
+def _stem(name: str) -> str:
+    # The beginning only: with the token it must not become longer than names may be.
+    return name[:100]
 
 
 def _create(path: Path, directory: bool) -> tuple[Path, int]:
     """Create a temporary file or directory beside `path`, and its locked descriptor."""
     while True:
-        partial = _temporary(path)
+        partial = temporary(path, secrets.token_hex(8))
         flags = os.O_RDONLY | os.O_DIRECTORY
         if directory:
             partial.mkdir()
@@ -105,50 +110,60 @@ def partial_directory(path: Path) -> Iterator[Path]:
         os.close(descriptor)
 
 
-def remove_abandoned(directory: Path) -> list[Path]:
-    """Delete what killed processes left in a directory, and return the names.
+def remove_abandoned(directory: Path, name: str | None = None) -> list[Path]:
+    """Delete what killed processes left in a directory, and return the paths.
 
     Only temporary names of this module are looked at, and only those that no process has locked.
+    What cannot be deleted stays: it harms nobody.
+
+    Args:
+        directory: need not exist.
+        name: only what was to become this file or directory in it; None: all.
     """
+    stem = r"\..+" if name is None else re.escape(f".{_stem(name)}")
+    pattern = re.compile(rf"{stem}\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
     removed = []
-    for partial in sorted(directory.glob(f".*{PARTIAL}")):
-        if re.fullmatch(rf"\..+\.[0-9a-f]{{16}}{re.escape(PARTIAL)}", partial.name):
-            with suppress(FileNotFoundError):  # its writer has just finished
-                if _is_abandoned(partial):
-                    _delete(partial)
-                    removed.append(partial)
+    with suppress(OSError):
+        for partial in sorted(directory.iterdir()):
+            if pattern.fullmatch(partial.name):
+                with suppress(OSError):  # its writer has just finished, or it is another user's
+                    if _is_abandoned(partial):
+                        _delete(partial)
+                        removed.append(partial)
     return removed
 
 
 def _is_abandoned(partial: Path) -> bool:
-    age = time.time() - partial.lstat().st_mtime
-    try:
-        descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise
-    except OSError:
-        return False
+    descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
-        return age > ABANDONED
+    except OSError:  # a file system without locks
+        return time.time() - _last_write(partial) > ABANDONED
     finally:
         os.close(descriptor)
     return True
 
 
+def _last_write(partial: Path) -> float:
+    return max(path.lstat().st_mtime for path in (partial, *partial.rglob("*")))
+
+
 def _delete(partial: Path) -> None:
-    if partial.is_dir() and not partial.is_symlink():
-        shutil.rmtree(partial, ignore_errors=True)
+    if partial.is_dir():
+        shutil.rmtree(partial)
     else:
         partial.unlink()
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name, then move it into place: readers never see half of it."""
+    """Write a file under another name, then move it into place: readers never see half of it.
+
+    What killed processes left of the same file is deleted.
+    """
     data = content.encode("utf-8") if isinstance(content, str) else content
+    remove_abandoned(path.parent, path.name)
     with partial_file(path) as file:
         file.write(data)
 

@@ -14,7 +14,6 @@ import contextlib
 import itertools
 import logging
 import os
-import random
 import sys
 import zlib
 from collections import deque
@@ -30,7 +29,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lattec_jax.errors import ConfigError, TrainingError
-from lattec_jax.files import PARTIAL, appears, write_whole
+from lattec_jax.files import appears, partial_directory, remove_abandoned, temporary
 from lattec_jax.stop import Terminated
 
 JOINING = 300  # seconds that processes wait for each other at the start
@@ -41,6 +40,7 @@ BEHIND = 2  # steps after which the processes know of each other's signals
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _WELL, _FAILED, _INTERRUPTED = range(3)
+_MARK = "hosts"  # a temporary directory that all processes must see
 _numbers = itertools.count()  # of barriers, whose names must differ
 
 
@@ -241,21 +241,23 @@ def check_alike(configuration: str, folder: Path) -> None:
             f"the {count()} processes were started with different configurations; give all of them "
             "the same command line and the same files"
         )
-    mark = folder / f"hosts-{numbers_of_all(random.getrandbits(31))[0]}{PARTIAL}"
-    try:
-        with first_before_others():
+    with contextlib.ExitStack() as stack:
+        token = 0
+        with together():
             if is_first():
                 folder.mkdir(parents=True, exist_ok=True)
-                write_whole(mark, "")
-            elif not appears(mark):
+                remove_abandoned(folder, _MARK)
+                mark = stack.enter_context(partial_directory(folder / _MARK))
+                token = int(mark.name.split(".")[-2], 16)
+        high, low = (numbers_of_all(half)[0] for half in divmod(token, 2**32))
+        mark = temporary(folder / _MARK, f"{high:08x}{low:08x}")
+        with together():
+            if not is_first() and not appears(mark):
                 raise ConfigError(
                     f"process {jax.process_index()} of {count()} does not see {mark}, which the "
-                    "first process wrote; all processes need one file system for the work "
+                    "first process made; all processes need one file system for the work "
                     "directory, config.artifacts and the pictures"
                 )
-    finally:
-        if is_first():
-            mark.unlink(missing_ok=True)
 
 
 class Signals:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from lattec_jax.cli import command, define_distributed, read_config
 from lattec_jax.config import to_json
+from lattec_jax.text import printable
 
 
 def main(argv: Sequence[str]) -> None:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str]) -> None:
 
     shares = class_shares(labels.labels, len(dataset.class_names))
     for name, share in zip(dataset.class_names, shares, strict=True):
-        print(f"{share:7.1%}  {name}")
+        print(f"{share:7.1%}  {printable(name)}")
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
     source = provenance(weights.sha256, dataset.names, config.templates)
     print(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")

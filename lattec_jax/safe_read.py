@@ -29,17 +29,14 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         OSError: it does not exist or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if not stat.S_ISREG(mode):
-            raise NotRegularFile(
-                None, f"expected a regular file, found a {_file_type(mode)}", os.fspath(path)
-            )
-        os.set_blocking(descriptor, True)
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
         os.close(descriptor)
-        raise
+        raise NotRegularFile(
+            None, f"expected a regular file, found a {_file_type(mode)}", os.fspath(path)
+        )
+    os.set_blocking(descriptor, True)
+    return os.fdopen(descriptor, "rb")
 
 
 def _file_type(mode: int) -> str:
@@ -79,6 +76,20 @@ def read_text(
     return read_bytes(path, max_bytes).decode(encoding)
 
 
+def read_lines(path: str | os.PathLike[str], max_chars: int = MAX_LINE_BYTES) -> list[str]:
+    """Return the lines of a UTF-8 file without line feeds; a byte order mark is skipped.
+
+    Raises:
+        ValueError: the file is too large or not UTF-8, or a line has more than `max_chars`.
+        OSError: see `open_regular`.
+    """
+    lines = read_text(path, encoding="utf-8-sig").split("\n")
+    for number, line in enumerate(lines, 1):
+        if len(line) > max_chars:
+            raise ValueError(f"line {number} has more than {max_chars:,} characters")
+    return lines
+
+
 def read_json(
     path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
 ) -> Any:
@@ -98,7 +109,7 @@ def parse_json(text: str | bytes) -> Any:
         ValueError: it is not JSON, or arrays and objects are nested more than `MAX_DEPTH` deep.
     """
     if isinstance(text, bytes):
-        text = text.decode("utf-8")
+        text = text.decode("utf-8-sig")
     try:
         content = json.loads(text)
     except RecursionError:

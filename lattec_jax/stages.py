@@ -22,6 +22,7 @@ from lattec_jax.data import descriptions as description_files
 from lattec_jax.data import pseudo_labels as pseudo_label_files
 from lattec_jax.data.content import content_hashes, content_path
 from lattec_jax.data.dataset import Dataset, Split
+from lattec_jax.data.datasets import remove_leftovers
 from lattec_jax.data.descriptions import Descriptions, Expected
 from lattec_jax.data.prompts import ClassPrompts, class_prompts, description_prompt
 from lattec_jax.data.pseudo_labels import PseudoLabels
@@ -95,6 +96,8 @@ def gather(
         )
     with hosts.first_before_others():
         start = load_start(config, weights, dataset.class_names)
+        if hosts.is_first():
+            remove_leftovers(config)
         dataset.on_disk()
     encoders = make_encoders(config, weights, mesh)
     pictures = open_pictures(config, dataset, "train", weights, method.trains and method.augments)

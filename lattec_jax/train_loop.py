@@ -51,6 +51,7 @@ from lattec_jax.state import (
 )
 from lattec_jax.step import StepSettings, make_train_step
 from lattec_jax.stop import AfterStep
+from lattec_jax.text import printable
 
 
 def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
     finished = directory / workdir.RESULTS
     if hosts.first_says(finished.exists):
-        return show_finished(finished)
+        return show_finished(directory)
     steps = total_steps(config, method, len(inputs.pictures.ids), batch_size)
     batches, texts, present = feed.make_batches(config, inputs, method, batch_size, steps, mesh)
 
@@ -93,7 +94,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     with hosts.first_before_others():
         (workdir.claim if hosts.is_first() else workdir.follow)(directory, config, record)
     if hosts.first_says(finished.exists):  # another process was faster
-        return show_finished(finished)
+        return show_finished(directory)
     with Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
         state, timing = checkpoints.restore(state, mesh)
         start = int(state.step)
@@ -142,6 +143,9 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
 
         # ------------------------------------- results, while the last checkpoint is written
         outcome = conclude(config, inputs, method, state, frozen, mesh)
+    # The order of the files at the end: model, class vectors and report data, which a run that is
+    # killed writes again; then the results, with which it counts as finished; then the page, which
+    # `show_finished` makes of them where it is missing.
     with hosts.first_before_others():
         if not hosts.is_first():
             return read_json(finished)
@@ -158,8 +162,8 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             "images_per_second": clock.rate(),
         }
         gather.save(directory, outcome.shown)
-        write_json(finished, found)  # the last file that only this process can write
-        print(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
+        write_json(finished, found)
+        print(printable(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}"))
         gather.write_page(directory)
     return found
 
@@ -198,12 +202,15 @@ def conclude(
     return Outcome(hosts.fetch(state.params), vectors, compared, predictions, shown)
 
 
-def show_finished(path: Path) -> dict[str, Any]:
-    """What the `results.json` of a finished run holds; its table is printed.
+def show_finished(directory: Path) -> dict[str, Any]:
+    """Return what the `results.json` of a finished run holds, and print its table.
+
+    A run that was killed before it had written the page gets it now.
 
     Raises:
-        DataError: it is damaged.
+        DataError: the results are damaged.
     """
+    path = directory / workdir.RESULTS
     try:
         found = read_json(path)
         table = found["table"]
@@ -212,7 +219,11 @@ def show_finished(path: Path) -> dict[str, Any]:
             f"{path}: expected the results of a finished run, but it is damaged ({error}). Move it "
             "away: the same command then makes it again from the last checkpoint"
         ) from error
-    print(f"{path.parent} holds a finished run\n{table}")
+    print(printable(f"{directory} holds a finished run\n{table}"))
+    if hosts.is_first():
+        workdir.remove_leftovers(directory)
+        if not (directory / workdir.REPORT).exists():
+            gather.write_page(directory)
     return found
 
 

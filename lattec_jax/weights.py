@@ -22,11 +22,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import IO
 
 from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.files import partial_directory, remove_abandoned
 from lattec_jax.models.checkpoint import CONFIG_FILE, FORMAT
 
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -93,11 +93,12 @@ def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> 
     digest = hashlib.sha256(json.dumps([FORMAT, *identity]).encode()).hexdigest()[:12]
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     directory = cache_directory() / f"{safe}-{digest}"
+    remove_abandoned(directory.parent, directory.name)
     if (directory / CONFIG_FILE).is_file():
         return directory
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=f".{safe}-") as scratch:
-        new = Path(scratch) / "new"
+    with partial_directory(directory) as scratch:
+        new = scratch / "new"
         print(f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr)
         _convert([f"--pretrained={pretrained}", *flags], new)
         try:

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.config import from_json, leaves, to_json
 from lattec_jax.errors import ConfigError, differences
-from lattec_jax.files import PARTIAL, appears, write_json, write_whole
+from lattec_jax.files import PARTIAL, appears, remove_abandoned, write_json, write_whole
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # what the run was made of, by digests
@@ -118,6 +118,7 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if workdir.resolve() not in _held:
             _held[workdir.resolve()] = _lock(workdir, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+        remove_leftovers(workdir)
         # The configuration comes last: where it is, the inputs are there as well.
         if not (workdir / INPUTS).exists():
             write_json(workdir / INPUTS, record)
@@ -125,6 +126,12 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
             write_whole(workdir / CONFIG, to_json(config))
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
+
+
+def remove_leftovers(workdir: Path) -> None:
+    """Delete the temporary files that killed processes left. (Those of Orbax below `checkpoints`
+    are deleted where that directory is opened.)"""
+    remove_abandoned(workdir)
 
 
 def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:

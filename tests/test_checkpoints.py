@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import shutil
 from functools import cache
@@ -15,8 +16,8 @@ import optax
 import pytest
 
 from lattec_jax import sharding
-from lattec_jax.checkpoints import SUMS, Checkpoints, damage
-from lattec_jax.errors import ConfigError, TrainingError
+from lattec_jax.checkpoints import SUMS, Checkpoints, damage, read
+from lattec_jax.errors import ConfigError, TrainingError, WeightsError
 from lattec_jax.state import TrainState, init_state
 
 
@@ -226,3 +227,43 @@ def test_where_that_fails_the_checkpoint_is_not_complete(tmp_path):
     with Checkpoints(tmp_path, 5) as checkpoints:
         state, _ = checkpoints.restore(state_at(0), MESH)
     jax.tree.map(np.testing.assert_array_equal, state, state_at(1))
+
+
+MARK = "_CHECKPOINT_METADATA"  # Orbax's, which has no sum
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda mark: "[" * 100_000,
+        lambda mark: json.dumps([]),
+        lambda mark: json.dumps(mark | {"commit_timestamp_nsecs": 10**40}),
+        lambda mark: json.dumps(mark | {"init_timestamp_nsecs": 1.5}),
+        lambda mark: json.dumps(mark | {"item_handlers": {"state": 3}}),
+        lambda mark: json.dumps(mark | {"performance_metrics": {"x": 1}}),
+    ],
+)
+def test_a_step_whose_mark_by_orbax_is_damaged_is_set_aside(change, tmp_path):
+    save(tmp_path, (1, 2))
+    mark = tmp_path / "2" / MARK
+    mark.write_text(change(json.loads(mark.read_text())))
+    restore(tmp_path, 1)
+    assert (tmp_path / "damaged-2").is_dir()
+
+
+@pytest.mark.parametrize("name", ["_sharding", "_METADATA", "manifest.ocdbt"])
+def test_what_orbax_cannot_read_is_an_error_of_ours_whatever_the_sums_say(name, tmp_path):
+    save(tmp_path, (1, 2))
+    (tmp_path / "2" / "state" / name).write_text('{"a": 1}')
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(tmp_path / '2')}\n"
+        for path in files_of(tmp_path / "2")
+        if path.name not in (SUMS, MARK)
+    ]
+    (tmp_path / "2" / SUMS).write_text("".join(lines))
+    assert damage(tmp_path / "2") == ""
+    with pytest.raises(WeightsError, match=r"checkpoint .*2 cannot be read \("):
+        read(tmp_path, 2)
+    shutil.rmtree(tmp_path / "1")
+    with Checkpoints(tmp_path, 5) as checkpoints:
+        checkpoints.restore(state_at(0), MESH)  # from this step, or from none

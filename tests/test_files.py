@@ -15,6 +15,7 @@ from lattec_jax.files import (
     partial_directory,
     partial_file,
     remove_abandoned,
+    temporary,
     write_json,
     write_safetensors,
     write_whole,
@@ -93,3 +94,19 @@ def test_temporary_names_follow_no_link(tmp_path, monkeypatch):
     with pytest.raises(FileExistsError):
         write_whole(tmp_path / "a", "new")
     assert (tmp_path / "victim").read_bytes() == b"mine"
+
+
+def test_writing_removes_what_a_killed_writer_of_the_same_name_left(tmp_path):
+    own, others = (temporary(tmp_path / name, "0" * 16) for name in ("a", "a.b"))
+    for left in (own, others):
+        left.write_bytes(b"half")
+    write_whole(tmp_path / "a", "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a", others.name}
+    assert remove_abandoned(tmp_path / "none") == []
+
+
+def test_names_as_long_as_they_may_be_are_written_and_swept(tmp_path):
+    path = tmp_path / ("n" * 255)
+    temporary(path, "0" * 16).write_bytes(b"half")
+    write_whole(path, "whole")
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]

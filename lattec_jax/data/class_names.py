@@ -9,8 +9,9 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax.errors import DataError
+from lattec_jax.errors import DataError, shortened
 
+_REFUSED = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
 Names = Sequence[tuple[str, ...]]  # of each class
 
 
@@ -23,7 +24,7 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
     """The names of each class, one class a line. Empty lines at the end do not count.
 
     Raises:
-        DataError: a name is empty.
+        DataError: a name is empty or has control characters.
     """
     lines = list(lines)
     while lines and not lines[-1]:
@@ -33,9 +34,21 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
         if "" in own:
             raise DataError(
                 f"{path}, line {number}: expected a class name, found nothing"
-                + (f" beside a '|' in {lines[number - 1]!r}" if len(own) > 1 else "")
+                + (f" beside a '|' in {shortened(lines[number - 1])}" if len(own) > 1 else "")
             )
+        for name in own:
+            check_characters(name, f"{path}, line {number}")
     return names
+
+
+def check_characters(name: str, where: str) -> None:
+    """Raise DataError for control characters and lone surrogates, which no class name has."""
+    for character in name:
+        if unicodedata.category(character) in _REFUSED and character != "\t":
+            raise DataError(
+                f"{where}: expected a class name without control characters, found "
+                f"U+{ord(character):04X} in {shortened(name)}; remove it"
+            )
 
 
 def check(names: Names, where: str, advice: str) -> None:

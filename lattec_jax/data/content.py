@@ -12,9 +12,11 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from lattec_jax import safe_read
 from lattec_jax.config import artifacts_dir
 from lattec_jax.files import write_whole
 
@@ -51,9 +53,11 @@ def _entry(name: str, known: Entry | None) -> Entry | None:
     try:
         status = os.stat(name)
         size, time = status.st_size, status.st_mtime_ns
-        if isinstance(known, list) and len(known) == 3 and known[:2] == [size, time]:
+        if known is not None and known[:2] == [size, time]:
             return known
-        with open(name, "rb") as file:
+        if size > safe_read.MAX_FILE_BYTES:  # `open_picture` does not read it either
+            return None
+        with safe_read.open_regular(name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         return None
@@ -62,7 +66,13 @@ def _entry(name: str, known: Entry | None) -> Entry | None:
 
 def _read(cache: Path) -> dict[str, Entry]:
     try:
-        known = json.loads(cache.read_bytes())
-    except (FileNotFoundError, ValueError):
+        known = safe_read.read_json(cache)
+    except (OSError, ValueError):
         return {}
-    return known if isinstance(known, dict) else {}
+    if not isinstance(known, dict):
+        return {}
+    return {name: entry for name, entry in known.items() if _is_entry(entry)}
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and [type(value) for value in entry] == [int, int, str]

@@ -10,7 +10,6 @@ labels serve the oracle and analysis only.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,7 +20,8 @@ from lattec_jax.data.class_names import spoken
 from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.layout import Layout, Row
 from lattec_jax.data.problems import collect
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.errors import ConfigError, DataError, shortened
+from lattec_jax.safe_read import read_json
 
 PROTOCOL = "coop, inductive, last step"
 
@@ -68,8 +68,8 @@ def read_split(path: Path) -> dict[str, list[Row]]:
         DataError: it cannot be read, or is not one.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = read_json(path, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise DataError(f"the split file {path} cannot be read as JSON: {error}") from error
     parts = {}
     for part in ("train", "val", "test"):
@@ -88,13 +88,13 @@ def _row(row: Any, path: Path, part: str, number: int) -> Row:
         or not row[2].strip()
     ):
         raise DataError(
-            f"{path}, {part}[{number}]: expected [path, label, class name], found {row!r}"
+            f"{path}, {part}[{number}]: expected [path, label, class name], found {shortened(row)}"
         )
     try:
         (row[0] + row[2]).encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{path}, {part}[{number}]: expected text that UTF-8 can spell, found {row!r}"
+            f"{path}, {part}[{number}]: expected text that UTF-8 can spell, found {shortened(row)}"
         ) from error
     if PurePosixPath(row[0]).is_absolute() or ".." in PurePosixPath(row[0]).parts:
         raise DataError(

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lattec_jax.data import class_names
 from lattec_jax.errors import DataError
 
 
@@ -98,8 +99,8 @@ def take_share(dataset: Dataset, share: float, seed: int) -> Dataset:
 def check(dataset: Dataset) -> None:
     """Raise DataError where a data set breaks what everything else relies on.
 
-    At least two classes, no name twice; ids unique within a split; one label a picture, each of
-    an existing class; no picture in both splits.
+    At least two classes, no name twice or with control characters; ids unique within a split; one
+    label a picture, each of an existing class; no picture in both splits.
     """
     names = dataset.class_names
     where = f"{dataset.names_source or dataset.name}: "
@@ -114,6 +115,8 @@ def check(dataset: Dataset) -> None:
         raise DataError(
             f"{where}expected class names that differ, found {repeated[0]!r} twice or empty"
         )
+    for name in every:
+        class_names.check_characters(name, dataset.names_source or dataset.name)
     for part, split in (("train", dataset.train), ("test", dataset.test)):
         if split is not None:
             _check_split(f"{split.source or dataset.name}: ", part, split, len(names))

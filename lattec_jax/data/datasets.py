@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from lattec_jax.config import artifacts_dir, set_dir
 from lattec_jax.data.coop import read_coop
 from lattec_jax.data.dataset import Dataset, check, take_share
 from lattec_jax.data.fgvc import read_fgvc
@@ -19,6 +20,7 @@ from lattec_jax.data.folder import read_folder
 from lattec_jax.data.tfds import read_tfds
 from lattec_jax.demo.digits import read_digits
 from lattec_jax.errors import ConfigError
+from lattec_jax.files import remove_abandoned
 
 KINDS: dict[str, Callable[[ConfigDict], Dataset]] = {
     "folder": read_folder,
@@ -31,7 +33,16 @@ KINDS: dict[str, Callable[[ConfigDict], Dataset]] = {
 
 def load(config: ConfigDict) -> Dataset:
     """The data set that `config.dataset` describes, its pictures on disk; raises as `read` does."""
-    return read(config).on_disk()
+    dataset = read(config)
+    remove_leftovers(config)
+    return dataset.on_disk()
+
+
+def remove_leftovers(config: ConfigDict) -> None:
+    """Delete the temporary files that killed processes left in the directories of the data set."""
+    for base in {set_dir(config), artifacts_dir(config)}:
+        for name in ("", "pseudo_labels", "descriptions", "descriptions/shards"):
+            remove_abandoned(base / name)
 
 
 def read(config: ConfigDict) -> Dataset:

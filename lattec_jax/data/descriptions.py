@@ -32,8 +32,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from lattec_jax import safe_read
 from lattec_jax.config import artifacts_dir
 from lattec_jax.errors import DataError
+from lattec_jax.text import valid_text
 
 log = logging.getLogger(__name__)
 # The choices of `config.descriptions.group_members`, with what they add to a file's name.
@@ -42,6 +44,9 @@ GROUP_SUFFIXES = {"with_image": "", "drawn": "-drawn"}
 # correct in a group (Table 4).
 CORRECT_LABELS = {"pseudo": "the image's pseudo-label", "true": "the image's own true label"}
 _REPEATED = ("kind", "engine", "model", "prompt", "decoding", "note")
+# Made valid Unicode where they are read. Ids name files, and the others are covered by the key:
+# these stay as they are.
+_SHOWN = ("text", "note", "error")
 
 
 class Record(NamedTuple):
@@ -281,18 +286,21 @@ def _check_kind(
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with open(path, "rb") as file:
-            yield file
+        file = safe_read.open_regular(path)
     except FileNotFoundError as error:
         raise DataError(
             f"no descriptions at {path}; make them with python -m captioning.describe --config=..."
         ) from error
+    except OSError as error:
+        raise DataError(f"cannot read the descriptions {path}: {error.strerror}") from error
+    with file:
+        yield file
 
 
 def lines(file: BinaryIO, path: Path, digest: Any = None) -> Iterator[tuple[bytes, Record | None]]:
     """Every whole line with its record (None: a blank line); a cut-off last line is left out."""
     file.seek(0)
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(_bounded(file, path), 1):
         if digest is not None:
             digest.update(line)
         if line.isspace():
@@ -310,9 +318,16 @@ def lines(file: BinaryIO, path: Path, digest: Any = None) -> Iterator[tuple[byte
             ) from error
 
 
+def _bounded(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    try:
+        yield from safe_read.bounded_lines(file)
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; repair or remove it") from error
+
+
 def _record(line: bytes) -> Record:
     """Parse one line. Raises ValueError."""
-    values = json.loads(line)
+    values = safe_read.parse_json(line)
     if not isinstance(values, dict):
         raise ValueError("not an object")
     members = values.get("members", [])
@@ -324,6 +339,8 @@ def _record(line: bytes) -> Record:
             value = values.get(name, None if name in ("image", "kind", "text") else "")
             if not isinstance(value, str):
                 raise ValueError(f"{name} is missing or not a string")
+            if name in _SHOWN:
+                value = valid_text(value)
             # The same few strings stand in every line.
             found[name] = sys.intern(value) if name in _REPEATED else value
     return Record(**found)

@@ -19,7 +19,8 @@ from lattec_jax.data.coop import PROTOCOL
 from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.layout import Layout, Row
 from lattec_jax.data.problems import collect
-from lattec_jax.errors import DataError
+from lattec_jax.errors import DataError, shortened
+from lattec_jax.safe_read import read_text
 
 VARIANTS = "variants.txt"
 LISTS = {part: f"images_variant_{part}.txt" for part in ("train", "val", "test")}
@@ -65,8 +66,8 @@ def read_fgvc(config: ConfigDict) -> Dataset:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path, encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read as text: {error}") from error
 
 
@@ -81,7 +82,7 @@ def _read_list(path: Path, variants: list[str]) -> list[Row]:
         if not name or "/" in image or (labels and name not in labels):
             raise DataError(
                 f"{path}, line {number}: expected an image and one of the {len(variants)} class "
-                f"names of {VARIANTS}, such as '0034309 707-320', found {line!r}"
+                f"names of {VARIANTS}, such as '0034309 707-320', found {shortened(line)}"
             )
         rows.append((f"{image}.jpg", labels.get(name, 0), name))
     return rows

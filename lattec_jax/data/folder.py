@@ -12,10 +12,10 @@ files and folders are skipped, links to folders are followed.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -26,7 +26,9 @@ from ml_collections import ConfigDict
 from lattec_jax.data import class_names
 from lattec_jax.data.class_names import Names, key
 from lattec_jax.data.dataset import Dataset, Split
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.data.lists import CsvRows, text_lines
+from lattec_jax.errors import ConfigError, DataError, shortened
+from lattec_jax.text import cut
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LISTED = 10  # items that an error message names
@@ -200,7 +202,7 @@ def find_pictures(folder: Path) -> list[Path]:
 def _read_list(root: Path, source: Path) -> list[Path]:
     """The pictures that a .txt file names, one a line, relative to the root or absolute."""
     paths, missing = [], []
-    for number, line in enumerate(_lines(source), 1):
+    for number, line in enumerate(text_lines(source), 1):
         if not line:
             continue
         path = Path(os.path.normpath(root / line))
@@ -214,17 +216,6 @@ def _read_list(root: Path, source: Path) -> list[Path]:
             f"relative to {root.absolute()}:{''.join(missing[:_LISTED])}{more}"
         )
     return paths
-
-
-def _lines(path: Path) -> list[str]:
-    """The stripped lines of a UTF-8 file (a byte order mark is skipped)."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"expected UTF-8 in {path}: {error}; save it as UTF-8") from error
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
-    return [line.strip() for line in text.split("\n")]
 
 
 def _class_names(
@@ -258,7 +249,7 @@ def _read_class_names(root: Path, setting: str) -> list[tuple[str, ...]]:
             f"config.dataset.class_names: no file {setting} (looked in {Path.cwd()} and "
             f"{root.absolute()}); expected a text file with one class name a line"
         )
-    return class_names.parse(_lines(path), path)
+    return class_names.parse(text_lines(path), path)
 
 
 def _class_folder(source: Path, path: Path) -> str | None:
@@ -359,34 +350,33 @@ def _read_csv(
     """Image id -> label, for the rows of a CSV."""
     known = set().union(*parts.values())
     classes = class_names.labels_by_key(names)
-    rows = csv.DictReader(_lines(file))
-    header = [field.strip() for field in rows.fieldnames or ()]
+    rows = CsvRows(file)
+    header = rows.header
     if "image" not in header or "label" not in header:
         raise DataError(
             f"{file}, line 1: expected a header with the columns image,label, found "
-            f"{','.join(header) or 'nothing'}"
+            f"{cut(','.join(header), 80) or 'nothing'}"
         )
-    rows.fieldnames = header
     table: dict[str, int] = {}
-    for row in rows:
-        where = f"{file}, line {rows.line_num}"
+    for number, row in rows:
+        where = f"{file}, line {number}"
         image, label = (row["image"] or "").strip(), (row["label"] or "").strip()
         image = PurePosixPath(image).as_posix()
         if image not in known and not os.path.isfile(root / image):
             raise DataError(
-                f"{where}: there is no picture {image!r}; expected a path relative to "
+                f"{where}: there is no picture {shortened(image)}; expected a path relative to "
                 f"{root.absolute()} such as {min(known)!r}"
             )
-        number = classes.get(key(label))
-        if number is None and label.isdecimal() and int(label) < len(names):
-            number = int(label)
-        if number is None:
+        index = classes.get(key(label))
+        if index is None and re.fullmatch(r"\d{1,9}", label) and int(label) < len(names):
+            index = int(label)
+        if index is None:
             shown = [own[0] for own in names]
             raise DataError(
                 f"{where}: expected a class name or an index from 0 to {len(names) - 1}, found "
-                f"{label!r}. The class names are {_listing(shown)}"
+                f"{shortened(label)}. The class names are {_listing(shown)}"
             )
-        if table.setdefault(image, number) != number:
+        if table.setdefault(image, index) != index:
             raise DataError(f"{where}: a second label for {image!r}, unlike the first")
     return table
 

@@ -11,17 +11,17 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lattec_jax.errors import DataError, WeightsError
+from lattec_jax.safe_read import MAX_FILE_BYTES, open_regular
 
 # Only these decoders are tried, whatever a file calls itself: others (EPS) start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -77,21 +77,35 @@ def open_picture(path: str | os.PathLike[str]) -> Image.Image:
     Raises:
         UnreadablePicture: the file is missing, damaged, not a picture, or far too large.
     """
-    with picture_errors(path), Image.open(_content(path), formats=FORMATS) as image:
+    with picture_errors(path), _opened(path) as image:
         if 0 in image.size:
             raise ValueError(f"a side of length 0 (width {image.width}, height {image.height})")
         image.load()
         return image
 
 
-def _content(path: str | os.PathLike[str]) -> io.BytesIO | str | os.PathLike[str]:
-    """A file, read at once: Pillow reads in small pieces, and threads queue for each. What is too
-    large for that or no file is left to Pillow, which looks at the beginning first."""
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode) or status.st_size > _READ_AT_ONCE:
-        return path
-    with open(path, "rb") as file:
-        return io.BytesIO(file.read())
+def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return (width, height) as the header of a picture states them.
+
+    Raises:
+        UnreadablePicture: see `open_picture`.
+    """
+    with picture_errors(path), _opened(path, header_only=True) as image:
+        return image.size
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str], header_only: bool = False) -> Iterator[Image.Image]:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise ValueError(f"the file has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        content: BinaryIO = file
+        if not header_only and size <= _READ_AT_ONCE:
+            # Pillow reads in small pieces, and threads queue for each.
+            content = io.BytesIO(file.read(size))
+        with Image.open(content, formats=FORMATS) as image:
+            yield image
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,9 +21,8 @@ import json
 import logging
 import os
 import shutil
-import tempfile
-import time
-from collections.abc import Callable, Iterable, Sequence
+import tokenize
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,20 +31,21 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from lattec_jax import safe_read
 from lattec_jax.data.dataset import Split
 from lattec_jax.data.ordered import in_order
 from lattec_jax.data.preprocess import (
-    FORMATS,
     Preprocess,
     UnreadablePicture,
     open_picture,
     picture_errors,
+    picture_size,
 )
 from lattec_jax.data.rows import RowReader
-from lattec_jax.errors import DataError
+from lattec_jax.errors import DataError, shortened
+from lattec_jax.files import partial_directory, remove_abandoned
 
 _FORMAT = "lattec_jax-store-1"
-_ABANDONED = 24 * 3600  # seconds without a write after which a partial store has no living writer
 _LISTED = 10  # pictures that an error message names
 
 log = logging.getLogger(__name__)
@@ -125,10 +125,14 @@ def make_stores(
         plans = [_plan(paths[k], k, settings[k], split, preprocess) for k in kinds]
         _make(split, directory, plans, max_unreadable)
 
+    remove_abandoned(directory)
     missing = [kind for kind in paths if not paths[kind].is_dir()]
     if missing:
         make(missing)
-    if len({tuple(_read_index(path)["ids"]) for path in paths.values()}) > 1:
+    indices = {path: _read_index(path) for path in paths.values()}
+    for path, index in indices.items():
+        _check_ids(path, index, split)
+    if len({tuple(index["ids"]) for index in indices.values()}) > 1:
         make(paths)  # made at different times, and a file was unreadable at one of them
     return StorePaths(paths["evaluation"], paths.get("training"))
 
@@ -143,11 +147,12 @@ def open_store(directory: str | os.PathLike[str]) -> Store:
     index = _read_index(directory)
     ids = tuple(index["ids"])
     try:
-        pixels = np.load(directory / "pixels.npy", mmap_mode="r", allow_pickle=False)
+        pixels = _map(directory / "pixels.npy", np.uint8, 4)
         sizes = None
         if (directory / "sizes.npy").exists():
-            sizes = np.load(directory / "sizes.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+            sizes = np.array(_map(directory / "sizes.npy", np.int32, 2))
+        _check_arrays(index["settings"], pixels, sizes)
+    except _DAMAGED as error:
         raise DataError(f"the store {directory} is damaged ({error}); {_REMAKE}") from error
     rows = min(len(pixels), len(pixels) if sizes is None else len(sizes))
     if rows < len(ids):
@@ -160,17 +165,89 @@ def open_store(directory: str | os.PathLike[str]) -> Store:
 _REMAKE = "delete the directory and run the command again"
 
 
+# What NumPy raises on headers that are damaged (found by damaging files at random).
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    RecursionError,
+    MemoryError,
+    tokenize.TokenError,
+)
+
+
+def _map(path: Path, dtype: type, axes: int) -> np.ndarray:
+    """An array's memory map: nothing is allocated that the header may ask for."""
+    safe_read.open_regular(path).close()
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != axes:
+        found = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", "")
+        expected = f"{np.dtype(dtype)} with {axes} axes"
+        raise ValueError(f"{path.name}: expected {expected}, found {' '.join(map(str, found))}")
+    return array
+
+
+def _check_arrays(
+    settings: Mapping[str, Any], pixels: np.ndarray, sizes: np.ndarray | None
+) -> None:
+    """Raise ValueError where the arrays are not of a store with these settings."""
+    height, width, channels = pixels.shape[1:]
+    preprocess = settings.get("preprocess")
+    expected = [height, width] if preprocess is None else preprocess["size"]
+    if [height, width] != list(expected) or channels != 3:
+        raise ValueError(f"expected pixels of the shape {[*expected, 3]}, found {pixels.shape[1:]}")
+    if sizes is not None and (
+        sizes.shape[1] != 2 or (sizes < 1).any() or (sizes > (height, width)).any()
+    ):
+        raise ValueError(f"expected sizes from (1, 1) to ({height}, {width})")
+
+
 def _read_index(directory: Path) -> dict[str, Any]:
     try:
-        index = json.loads((directory / "index.json").read_text(encoding="utf-8"))
+        index = safe_read.read_json(directory / "index.json")
     except (OSError, ValueError) as error:
         raise DataError(f"no readable store in {directory} ({error}); {_REMAKE}") from error
-    if index.get("format") != _FORMAT:
+    found = index.get("format") if isinstance(index, dict) else type(index).__name__
+    if found != _FORMAT:
         raise DataError(
             f"expected a store of format {_FORMAT} in {directory}, "
-            f"found {index.get('format')!r}; {_REMAKE}"
+            f"found {shortened(found)}; {_REMAKE}"
+        )
+    if not _is_index(index):
+        raise DataError(
+            f"{directory / 'index.json'}: expected settings, a list of ids and a list of unreadable"
+            f" pictures with reasons, found {shortened(index)}; {_REMAKE}"
         )
     return index
+
+
+def _is_index(index: Mapping[str, Any]) -> bool:
+    ids, failed = index.get("ids"), index.get("failed")
+    return (
+        isinstance(index.get("settings"), dict)
+        and isinstance(ids, list)
+        and isinstance(failed, list)
+        and all(isinstance(image, str) for image in ids)
+        and all(
+            isinstance(entry, dict)
+            and entry.keys() == {"image", "reason"}
+            and all(isinstance(value, str) for value in entry.values())
+            for entry in failed
+        )
+    )
+
+
+def _check_ids(directory: Path, index: Mapping[str, Any], split: Split) -> None:
+    """Raise DataError for an index that does not name the split's pictures, each once."""
+    found = [*index["ids"], *(entry["image"] for entry in index["failed"])]
+    if sorted(found) != sorted(split.ids):
+        raise DataError(
+            f"the store {directory} is damaged: its index does not name the {len(split.ids)} "
+            f"pictures of the split; {_REMAKE}"
+        )
 
 
 def _digest_of_files(split: Split) -> str:
@@ -209,10 +286,9 @@ def _plan(
 def _make(split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable: float) -> None:
     """Make stores in one pass and put them in the place of what is there."""
     directory.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(directory)
     _check_space(directory, plans, len(split.ids))
-    with tempfile.TemporaryDirectory(prefix=".partial-", dir=directory) as partial:
-        made = Path(partial) / "made"
+    with partial_directory(plans[0].path) as partial:
+        made = partial / "made"
         try:
             failed = _write(split, plans, made)
         except OSError as error:
@@ -222,7 +298,7 @@ def _make(split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable:
             ) from error
         _check_failed(failed, len(split.ids), max_unreadable)
         for plan in plans:
-            _put_in_place(made / plan.path.name, plan.path, Path(partial) / "old")
+            _put_in_place(made / plan.path.name, plan.path, partial / "old")
 
 
 def _write(split: Split, plans: Sequence[_Plan], made: Path) -> list[dict[str, str]]:
@@ -324,10 +400,10 @@ def _largest(split: Split, long_side: int) -> tuple[int, int]:
 def _header_size(path: Path) -> tuple[int, int] | None:
     """(width, height) as the header states it; None where decoding will fail as well."""
     try:
-        with picture_errors(path), Image.open(path, formats=FORMATS) as image:
-            return image.size if min(image.size) > 0 else None
+        size = picture_size(path)
     except UnreadablePicture:
         return None
+    return size if min(size) > 0 else None
 
 
 def _check_space(directory: Path, plans: Sequence[_Plan], count: int) -> None:
@@ -373,14 +449,3 @@ def _put_in_place(made: Path, path: Path, old: Path) -> None:
     except OSError:
         if not path.is_dir():
             raise
-
-
-def _remove_abandoned(directory: Path) -> None:
-    """Delete what killed processes left behind."""
-    for partial in directory.glob(".partial-*"):
-        try:
-            newest = max(file.stat().st_mtime for file in (partial, *partial.rglob("*")))
-        except FileNotFoundError:
-            continue  # another process has just finished with it
-        if time.time() - newest > _ABANDONED:
-            shutil.rmtree(partial, ignore_errors=True)

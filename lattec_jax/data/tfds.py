@@ -32,7 +32,7 @@ from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.layout import data_root
 from lattec_jax.data.problems import collect, listing
 from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.files import write_json, write_whole
+from lattec_jax.files import partial_file, read_json, remove_abandoned, write_json
 
 PROTOCOL = "tfds, inductive, last step"
 INDEX = "index.json"  # beside the pictures: the examples' names, which take long to read
@@ -249,8 +249,8 @@ def _text(value: Any) -> str:
 def _read_index(folder: Path, source: list, builder: Any) -> list[Example] | None:
     """The examples as an earlier run noted them; None where there is no such note, or no whole."""
     try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        content = read_json(folder / INDEX)
+    except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or content.get("source") != source:
         return None
@@ -287,13 +287,16 @@ def _write(
         write_json(folder / INDEX, {"source": source, "examples": rows})
     missing = [(image, e) for image, e in wanted.items() if _size(folder / image) != e.size]
     missing.sort(key=lambda entry: (entry[1].split, entry[1].row))
+    for parent in {(folder / image).parent for image, _ in missing}:
+        remove_abandoned(parent)
     records: dict[str, Any] = {}
     for image, example in tqdm(missing, desc="writing pictures", unit="image", disable=not missing):
         if example.split not in records:
             records[example.split] = _open(builder, example.split)
         path = folder / image
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(path, _picture(records[example.split][example.row], builder))
+        with partial_file(path) as file:
+            file.write(_picture(records[example.split][example.row], builder))
 
 
 def _size(path: Path) -> int | None:

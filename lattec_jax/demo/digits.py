@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import os
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from PIL import Image
 from lattec_jax.config import set_dir
 from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.errors import DataError
+from lattec_jax.files import partial_directory, remove_abandoned
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 PROTOCOL = "100 of each of scikit-learn's digits, inductive, last step"
@@ -86,17 +86,18 @@ def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
 
 def _write(folder: Path, pictures: np.ndarray, parts: dict[str, np.ndarray]) -> None:
     """Write the PNG files, once; `folder` appears, by one rename, only when all are there."""
+    remove_abandoned(folder.parent, folder.name)
     if folder.is_dir():
         return
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
-    for part, indices in parts.items():
-        (unfinished / part).mkdir(parents=True, exist_ok=True)
-        for index in indices:
-            Image.fromarray(pictures[index]).save(unfinished / part / f"{index:04d}.png")
-    try:
-        os.replace(unfinished, folder)
-    except OSError:
-        # Another process was faster: its files are the same.
-        shutil.rmtree(unfinished)
-        if not folder.is_dir():
-            raise
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with partial_directory(folder) as unfinished:
+        new = unfinished / "new"
+        for part, indices in parts.items():
+            (new / part).mkdir(parents=True)
+            for index in indices:
+                Image.fromarray(pictures[index]).save(new / part / f"{index:04d}.png")
+        try:
+            os.replace(new, folder)
+        except OSError:  # another process was faster: its files are the same
+            if not folder.is_dir():
+                raise

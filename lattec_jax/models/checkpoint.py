@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,12 @@ from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from lattec_jax.data.tokenizer import Tokenizer
 from lattec_jax.errors import WeightsError
-from lattec_jax.files import read_json, write_safetensors
+from lattec_jax.files import (
+    partial_directory,
+    read_json,
+    remove_abandoned,
+    write_safetensors,
+)
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 FORMAT = "lattec_jax-clip-1"
@@ -63,11 +67,9 @@ class Checkpoint:
         self._check("the checkpoint to be saved")
         refuse_other_directory(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            dir=directory.parent, prefix=f".{directory.name}."
-        ) as scratch:
-            # A directory made inside the private one has the permissions that users expect.
-            new = Path(scratch) / "new"
+        remove_abandoned(directory.parent, directory.name)
+        with partial_directory(directory) as scratch:
+            new = scratch / "new"
             new.mkdir()
             write_safetensors(new / WEIGHTS_FILE, _contiguous(self.params))
             content = {
@@ -79,7 +81,7 @@ class Checkpoint:
             }
             (new / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
             if directory.exists():
-                os.replace(directory, Path(scratch) / "old")
+                os.replace(directory, scratch / "old")
             os.replace(new, directory)
 
     @classmethod

@@ -200,7 +200,7 @@ def test_damaged_files(tmp_path, content, reason):
 def test_missing_file_and_folder(tmp_path):
     with pytest.raises(UnreadablePicture, match="No such file"):
         open_picture(tmp_path / "none.jpg")
-    with pytest.raises(UnreadablePicture, match="Is a directory"):
+    with pytest.raises(UnreadablePicture, match="regular file, found a directory"):
         open_picture(tmp_path)
 
 

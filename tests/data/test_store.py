@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +19,7 @@ from lattec_jax.data.dataset import Split
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.store import make_stores, open_store
 from lattec_jax.errors import DataError
+from lattec_jax.files import partial_directory, temporary
 
 PREPROCESS = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
 SIZES = [(40, 20), (20, 40), (8, 6), (64, 64), (33, 10)]  # width, height
@@ -180,16 +180,14 @@ def test_interrupt_leaves_nothing(split, tmp_path, monkeypatch):
     assert not list((tmp_path / "stores").iterdir())
 
 
-def test_abandoned_partial_stores_are_removed(split, tmp_path):
-    old, new = (tmp_path / "stores" / f".partial-{name}" for name in ("old", "new"))
-    for partial in (old, new):
-        (partial / "made").mkdir(parents=True)
-        (partial / "made" / "pixels.npy").write_bytes(b"x")
-    long_ago = time.time() - 2 * 24 * 3600
-    for path in (old / "made" / "pixels.npy", old / "made", old):
-        os.utime(path, (long_ago, long_ago))
+def test_abandoned_partial_stores_are_removed_also_beside_whole_ones(split, tmp_path):
     make_stores(split, tmp_path / "stores", PREPROCESS, 32)
-    assert left_overs(tmp_path / "stores") == [".partial-new"]
+    abandoned = temporary(tmp_path / "stores" / "evaluation-0", "0" * 16)
+    abandoned.mkdir()
+    (abandoned / "pixels.npy").write_bytes(b"x")
+    with partial_directory(tmp_path / "stores" / "training-0") as being_written:
+        make_stores(split, tmp_path / "stores", PREPROCESS, 32)
+        assert left_overs(tmp_path / "stores") == [being_written.name]
 
 
 MAKE = """
@@ -236,6 +234,7 @@ def test_killed_runs_leave_no_store(split, tmp_path, ending):
         assert not left_overs(tmp_path / "stores")
     paths = make_stores(split, tmp_path / "stores", PREPROCESS, 32)
     assert open_store(paths.evaluation).ids == split.ids
+    assert not left_overs(tmp_path / "stores")
 
 
 def test_two_processes_at_once(split, tmp_path):

@@ -14,6 +14,7 @@ from lattec_jax.config import parse
 from lattec_jax.data import datasets
 from lattec_jax.data import tfds as reader
 from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.files import temporary
 from tests.builders import BUILDERS, prepare
 from tests.public_sets import SETS, content
 
@@ -117,17 +118,17 @@ def test_suns_labels_are_read_from_the_inside_out(place):
 
 def test_writing_goes_on_where_it_was_interrupted(place, monkeypatch):
     with_split_file(place, "dtd")
-    written, count = reader.write_whole, 0
+    opened, count = reader.partial_file, 0
 
-    def interrupt(path: Path, picture: bytes) -> None:
+    def interrupt(path: Path):
         nonlocal count
         count += 1
-        if count == 6:
-            path.with_name(f"{path.name}.1.partial").write_bytes(picture[:9])
+        if count == 6:  # as a kill leaves it
+            temporary(path, "0" * 16).write_bytes(b"half")
             raise KeyboardInterrupt
-        written(path, picture)
+        return opened(path)
 
-    monkeypatch.setattr(reader, "write_whole", interrupt)
+    monkeypatch.setattr(reader, "partial_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         datasets.load(config_of("dtd"))
     dataset = datasets.read(config_of("dtd"))
@@ -137,6 +138,7 @@ def test_writing_goes_on_where_it_was_interrupted(place, monkeypatch):
     datasets.load(config_of("dtd"))
     assert count == 6 + 13
     assert [path.stat().st_mtime_ns for path in there] == times
+    assert not list(place.rglob("*.partial"))
     datasets.load(config_of("dtd"))
     assert count == 6 + 13
 

@@ -21,6 +21,7 @@ from lattec_jax.config import parse
 from lattec_jax.data import datasets, descriptions
 from lattec_jax.data.preprocess import Preprocess, UnreadablePicture, open_picture, picture_errors
 from lattec_jax.errors import DataError
+from lattec_jax.text import valid_text
 from tests.fuzz.tiers import inputs
 
 JSON = st.recursive(
@@ -172,7 +173,7 @@ def test_descriptions_are_joined_by_the_rule(place, records, cut_off):
     path = place / "texts.jsonl"
     lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
     path.write_bytes(b"".join(lines) + (b'{"image": "0.p' if cut_off else b""))
-    newest = {r["image"]: r["text"].strip() for r in records if r["kind"] == "image"}
+    newest = {r["image"]: valid_text(r["text"]).strip() for r in records if r["kind"] == "image"}
     expected = [newest.get(image) or None for image in IDS]
     if not any(expected):
         with pytest.raises(DataError, match=r"no 'image' description .*texts\.jsonl"):

@@ -1,0 +1,63 @@
+"""What a killed run left at its end: the next one with the same command makes it whole."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from convert import export
+from lattec_jax import train
+from lattec_jax.files import temporary
+from tests.runs import arguments
+
+
+def names(directory) -> set[str]:
+    """All files and directories below, but TensorBoard's, of which each session has its own."""
+    found = (path.relative_to(directory).as_posix() for path in directory.rglob("*"))
+    return {name for name in found if not name.startswith("tensorboard/")}
+
+
+def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(trained, capsys):
+    directory = trained / "first"
+    before, page = names(directory), (directory / "report.html").read_bytes()
+    command = arguments("labelled", "--workdir=first", "--config.eval_every=3")
+    (directory / "report.html").unlink()
+    temporary(directory / "report.html", "0" * 16).write_bytes(b"half")
+    scratch = temporary(directory / "model", "1" * 16)
+    (scratch / "new").mkdir(parents=True)
+    (scratch / "new" / "model.safetensors").write_bytes(b"half")
+    train.main(command)
+    assert "holds a finished run" in capsys.readouterr().out
+    assert names(directory) == before
+    assert (directory / "report.html").read_bytes() == page
+
+
+def test_all_that_a_run_writes_has_the_permissions_of_the_umask(place):
+    before = os.umask(0o027)
+    try:
+        train.main(arguments("labelled", "--workdir=run", "--config.artifacts=made"))
+    finally:
+        os.umask(before)
+    others = [
+        path
+        for root in (place / "run", place / "made")
+        for path in (root, *root.rglob("*"))
+        if stat.S_IMODE(path.stat().st_mode) != (0o750 if path.is_dir() else 0o640)
+    ]
+    assert not others
+
+
+def test_a_run_sweeps_its_artifacts_and_an_export_its_own_name(trained):
+    made = trained / "artifacts" / "labelled"
+    assert made.is_dir()
+    before = names(trained / "artifacts")
+    places = (made / "content.json", made / "stores/training-0", made / "pseudo_labels/0.jsonl",
+              made / "descriptions/0.jsonl", made / "descriptions/shards/0.jsonl")  # fmt: skip
+    for place in places:
+        temporary(place, "0" * 16).write_bytes(b"half")
+    train.main(arguments("labelled", "--workdir=second", "--config.train.max_steps=0"))
+    assert names(trained / "artifacts") == before
+    for name in ("out", "other"):
+        (temporary(trained / name, "0" * 16) / "new").mkdir(parents=True)
+    export.export(trained / "first", "prototypes", trained / "out")
+    assert [p.name for p in trained.glob(".*")] == [temporary(trained / "other", "0" * 16).name]
