@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from convert import hub
+from convert import hub, hub_tokenizer
 from lattec_jax.config import did_you_mean
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
@@ -71,6 +71,9 @@ def from_hub(name: str) -> Source:
     """
     path = hub.fetch(name)
     source = from_file(path, model=None)
+    tokenizer = source.model_cfg["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer and tokenizer not in hub_tokenizer.NAMES:  # then it is read from the same commit
+        hub.fetch_beside(name, path.parent.name, hub_tokenizer.FILES)
     description = {"hub": name.partition(":")[2], "commit": path.parent.name, "file": path.name}
     return dataclasses.replace(source, where=name, description=description)
 
@@ -224,7 +227,7 @@ def tokenizer_for(source: Source) -> Tokenizer:
     """
     text = source.model_cfg["text_cfg"]
     if text.get("hf_tokenizer_name"):
-        return hub.tokenizer(text, source.folder, source.where)
+        return hub_tokenizer.read(text, source.folder, source.where)
     settings = dict(text.get("tokenizer_kwargs") or {})
     clean = settings.pop("clean", "lower")
     if settings:

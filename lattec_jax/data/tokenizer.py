@@ -10,8 +10,12 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import os
 import string
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +26,7 @@ import tokenizers
 from tokenizers import Regex, models, pre_tokenizers, processors
 
 from lattec_jax.errors import WeightsError
+from lattec_jax.text import cut, printable
 
 FILE_NAME = "tokenizer.json"
 
@@ -51,6 +56,45 @@ _NEW_NUMBERS = (
 )
 
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+@contextmanager
+def library_errors(what: str) -> Iterator[None]:
+    """Turn what the `tokenizers` library raises into WeightsError.
+
+    It raises a plain Exception for what it cannot read, and the Rust code below it panics at some
+    files: a BaseException, after a message on the standard error, which is dropped here.
+    """
+    with _held_stderr() as drop:
+        try:
+            yield
+        except BaseException as error:
+            if type(error) is not Exception and type(error).__name__ != "PanicException":
+                raise
+            drop()
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise WeightsError(f"{what} cannot be read: {printable(cut(lines[0], 500))}") from None
+
+
+@contextmanager
+def _held_stderr() -> Iterator[Callable[[], None]]:
+    """Hold back what is written to the descriptor of the standard error; yield what drops it."""
+    try:
+        sys.stderr.flush()
+        real = os.dup(2)
+    except (AttributeError, OSError, ValueError):  # it is closed
+        yield lambda: None
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield lambda: os.ftruncate(held.fileno(), 0)
+        finally:
+            os.dup2(real, 2)
+            os.close(real)
+            held.seek(0)
+            with suppress(OSError):
+                os.write(2, held.read())
 
 
 class Tokenizer:
