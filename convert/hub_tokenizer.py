@@ -21,8 +21,9 @@ from annotated_types import Interval, MaxLen
 from typing_extensions import TypedDict
 
 from convert.hub import first_line
-from lattec_jax.data.tokenizer import HubTokenizer, library_errors
+from lattec_jax.data.tokenizer import HubTokenizer
 from lattec_jax.errors import WeightsError
+from lattec_jax.rust_errors import rust_errors
 from lattec_jax.safe_read import parse_json, read_bytes
 from lattec_jax.text import cut, printable
 from lattec_jax.validation import STRICT, shown, validate
@@ -214,8 +215,9 @@ def _kwargs(text_cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
         stated["tokenizer_mode"] = text_cfg["tokenizer_mode"]
     for key, value in stated.items():
         if key not in _KWARGS or type(value) is not type(_KWARGS[key]):
+            setting = f"{printable(cut(key, 80))}={shown(value)}"
             raise WeightsError(
-                f"{where}: the tokenizer's setting {printable(cut(key, 80))}={shown(value)} is not read; "
+                f"{where}: the tokenizer's setting {setting} is not read; "
                 f"expected {' and '.join(_KWARGS)} at most, a text and a boolean. Remove it, or "
                 "choose another model"
             )
@@ -262,7 +264,7 @@ def _load(name: str, folder: Path | None, where: str) -> Any:
 def _errors(what: str, advice: str = "") -> Iterator[None]:
     """Turn whatever transformers raises on files that it cannot read into a WeightsError."""
     try:
-        with library_errors(what):
+        with rust_errors(what):
             yield
     except WeightsError:
         raise

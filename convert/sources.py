@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.util
-import json
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,13 +22,27 @@ from lattec_jax.config import did_you_mean
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
 from lattec_jax.errors import WeightsError
-from lattec_jax.models.checkpoint import read_safetensors
 from lattec_jax.models.config import CLIPConfig
+from lattec_jax.models.tensor_files import listed, read_safetensors, refuse_not_finite
+from lattec_jax.safe_read import open_regular, read_json
+from lattec_jax.validation import STRICT_OPEN, validate
 
 HUB_CONFIG = hub.CONFIG_FILE
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _FILE_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+MAX_CONFIG_BYTES = 2**24
+_NUMPY_TYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
+_MAX_SHARING = 4  # times the size of the file: tensors may share what is stored once
 _INSTALL = "pip install -e '.[convert]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class _HubConfig:
+    """`open_clip_config.json`; both are declared where they are converted."""
+
+    __pydantic_config__ = STRICT_OPEN
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +110,7 @@ def from_file(
     Raises:
         WeightsError: the file cannot be read, or its configuration is not known.
     """
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(f"no weights file {path}")
     hub_config = _read_hub_config(path.parent / HUB_CONFIG)
     if model is None and not hub_config:
@@ -108,7 +121,7 @@ def from_file(
     model_cfg = hub_config.get("model_cfg") or built_in_model_cfg(str(model))
     if hub_config and model is not None:
         _refuse_other_model(model, model_cfg, path.parent / HUB_CONFIG)
-    readable_architecture(model_cfg, str(path))
+    readable_architecture(model_cfg, str(path.parent / HUB_CONFIG if hub_config else path))
     given = {
         HUB_CONFIG: hub_config.get("preprocess_cfg"),
         f"--preprocess-of={preprocess_of}": preprocess_of,
@@ -202,7 +215,7 @@ def built_in_model_cfg(model: str) -> dict[str, Any]:
             f"open_clip has no model {model!r}. {did_you_mean(model, names)} "
             f"(names are those of the files in {folder})"
         )
-    return json.loads((folder / f"{model}.json").read_text(encoding="utf-8"))
+    return read_json(folder / f"{model}.json", MAX_CONFIG_BYTES)
 
 
 def readable_architecture(model_cfg: Mapping[str, Any], where: str) -> CLIPConfig:
@@ -211,12 +224,7 @@ def readable_architecture(model_cfg: Mapping[str, Any], where: str) -> CLIPConfi
     Raises:
         WeightsError: it does not, or the configuration is incomplete.
     """
-    try:
-        return CLIPConfig.from_open_clip(model_cfg)
-    except WeightsError as error:
-        raise WeightsError(f"{where}: {error}") from error
-    except KeyError as error:
-        raise WeightsError(f"{where}: the model configuration lacks {error}") from error
+    return CLIPConfig.from_open_clip(model_cfg, where)
 
 
 def tokenizer_for(source: Source) -> Tokenizer:
@@ -245,7 +253,8 @@ def tokenizer_for(source: Source) -> Tokenizer:
 def preprocess_for(source: Source) -> Preprocess:
     """The preprocessing that the weights' configuration states, as open_clip reads it."""
     image_size = source.model_cfg["vision_cfg"]["image_size"]
-    return Preprocess.from_open_clip(source.preprocess_cfg, image_size)
+    where = f"{source.where}: preprocess_cfg"
+    return Preprocess.from_open_clip(source.preprocess_cfg, image_size, where)
 
 
 def tags_of(model: str) -> list[str]:
@@ -310,50 +319,87 @@ def _download(model: str, tag: str, tag_cfg: dict[str, Any]) -> Path:
 
 
 def _is_torch_script(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    try:
+        with open_regular(path) as file:
+            if not zipfile.is_zipfile(file):
+                return False
+            with zipfile.ZipFile(file) as archive:
+                if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
+                    raise WeightsError(f"{path}: expected a file of torch, found a packed zip file")
+                return any("/code/" in name for name in archive.namelist())
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RecursionError) as error:
+        raise WeightsError(f"{path} is a damaged zip file: {hub.first_line(error)}") from error
 
 
 def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    import pickle
-
-    import ml_dtypes
-
     try:
         import torch
     except ImportError as error:
         raise WeightsError(f"{path} needs torch, which is not installed: {_INSTALL}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except MemoryError as error:
+        raise WeightsError(f"{path} does not fit into memory") from error
+    except Exception as error:  # of any type, where a file is damaged
         raise WeightsError(
-            f"{path} cannot be read as a state dict: {str(error).splitlines()[0]}; only tensors "
-            "are read from such a file"
+            f"{path} cannot be read as a state dict ({_torch_reason(error)}); only tensors are "
+            "read from such a file. Where it holds more and you trust it, save its state dict "
+            "alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]  # a checkpoint of open_clip's training
-    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(t) for name, t in content.items()
+    ):
         raise WeightsError(f"{path}: expected a dictionary of tensors (a model's state dict)")
-    return {
-        name: tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # NumPy has no such type
-        if tensor.dtype == torch.bfloat16
-        else tensor.numpy()
-        for name, tensor in content.items()
-    }
+    total = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+    if total > _MAX_SHARING * path.stat().st_size:
+        raise WeightsError(
+            f"{path}: its tensors have {total:,} bytes, many more than the file; expected a model's "
+            "state dict, whose tensors do not share memory"
+        )
+    tensors = {name: _to_numpy(name, tensor, path) for name, tensor in content.items()}
+    refuse_not_finite(tensors, str(path))
+    return tensors
+
+
+def _torch_reason(error: Exception) -> str:
+    """Why torch cannot read a file, without its advice to run what is in it."""
+    line = hub.first_line(error)
+    return type(error).__name__ if "weights_only" in line else line
+
+
+def _to_numpy(name: str, tensor: Any, path: Path) -> np.ndarray:
+    """A tensor or parameter of torch, in its stored type."""
+    import ml_dtypes
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, {tensor.device}"
+    elif kind == "bfloat16":  # NumPy has no such type
+        return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    elif kind in _NUMPY_TYPES:
+        return tensor.detach().resolve_neg().numpy()
+    raise WeightsError(
+        f"{path}: expected dense tensors of floating-point numbers, found {listed([name])} "
+        f"({kind}); choose weights that are not quantized or sparse"
+    )
 
 
 def _read_hub_config(path: Path) -> dict[str, Any]:
     """`open_clip_config.json`, or nothing where there is none."""
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
-        raise WeightsError(f"{path}: expected a JSON object with model_cfg and preprocess_cfg")
+    validate(_HubConfig, content, str(path), WeightsError)
     return content
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from lattec_jax.errors import ConfigError, WeightsError, shortened
-from lattec_jax.models.checkpoint import Checkpoint, read_safetensors
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.tensor_files import read_safetensors
 from lattec_jax.weights import locate
 from lattec_jax.workdir import CLASSIFIER, MODEL, read_inputs
 

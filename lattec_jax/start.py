@@ -29,7 +29,8 @@ from lattec_jax import adapted, checkpoints, workdir
 from lattec_jax.config import from_json
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.methods import make_method
-from lattec_jax.models.checkpoint import Checkpoint, check_tensors, expected_shapes
+from lattec_jax.models.checkpoint import Checkpoint, check_shapes, expected_shapes, shapes_of
+from lattec_jax.models.tensor_files import refuse_not_finite
 from lattec_jax.weights import locate
 
 
@@ -118,7 +119,8 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
     pretrained = adapted.load_pretrained(config, directory)
     tree = checkpoints.read(path.parent, int(path.name))
     params = {name: np.asarray(value, np.float32) for name, value in tree["params"].items()}
-    check_tensors(params, expected_shapes(pretrained.config), str(path))
+    check_shapes(shapes_of(params), expected_shapes(pretrained.config), str(path))
+    refuse_not_finite(params, str(path))
     source = {
         **pretrained.source,
         "class_names": workdir.read_inputs(directory)["class_names"],
