@@ -357,8 +357,8 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
     total = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
     if total > _MAX_SHARING * path.stat().st_size:
         raise WeightsError(
-            f"{path}: its tensors have {total:,} bytes, many more than the file; expected a model's "
-            "state dict, whose tensors do not share memory"
+            f"{path}: its tensors have {total:,} bytes, many more than the file; expected a "
+            "model's state dict, whose tensors do not share memory"
         )
     tensors = {name: _to_numpy(name, tensor, path) for name, tensor in content.items()}
     refuse_not_finite(tensors, str(path))

@@ -68,8 +68,8 @@ def locate(weights: str | os.PathLike[str]) -> Path:
     model, colon, tag = weights.partition(":")
     if not (colon and model and tag) or os.sep in weights:
         raise WeightsError(
-            f"config.weights: there is no directory {shown(weights)}, and it is nothing else that is "
-            f"known. Expected {_FORMS}"
+            f"config.weights: there is no directory {shown(weights)}, and it is nothing else that "
+            f"is known. Expected {_FORMS}"
         )
     return _converted(f"{model}-{tag}", ["tag", model, tag], tag, f"--model={model}")
 

@@ -180,7 +180,7 @@ def test_configuration_beside_the_file_is_checked(hub_folder, tmp_path):
             to_flax(f"--pretrained={weights}", out)
     del content["model_cfg"]["vision_cfg"]["width"]
     path.write_text(json.dumps(content))
-    with pytest.raises(WeightsError, match="vision_cfg.width is missing"):
+    with pytest.raises(WeightsError, match=r"vision_cfg\.width is missing"):
         to_flax(f"--pretrained={weights}", out)
     for damaged in ("{", "[]"):
         path.write_text(damaged)
