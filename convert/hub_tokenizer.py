@@ -21,7 +21,7 @@ from annotated_types import Interval, MaxLen
 from typing_extensions import TypedDict
 
 from convert.hub import first_line
-from lattec_jax.data.tokenizer import HubTokenizer
+from lattec_jax.data.tokenizer import HubTokenizer, largest_token_id
 from lattec_jax.errors import WeightsError
 from lattec_jax.rust_errors import rust_errors
 from lattec_jax.safe_read import parse_json, read_bytes
@@ -194,6 +194,8 @@ def read(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> HubTok
             f"right, found {type(found).__name__} with sides {sorted(sides)} and padding token "
             f"{found.pad_token!r}; choose another model"
         )
+    with rust_errors(f"{where}: the tokenizer"):
+        largest_token_id(found.backend_tokenizer)
     return HubTokenizer(
         _without_unknown_tokens(found.backend_tokenizer, text_cfg.get("vocab_size", 49408)),
         context_length=text_cfg.get("context_length", 77),

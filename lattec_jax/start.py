@@ -132,7 +132,10 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
     shape = (len(source["class_names"]), pretrained.config.embed_dim)
     state = _with_leaves(method.init(jnp.zeros(shape), 0), tree["method"])
     vectors = method.classifier(state, lambda: None)
-    return checkpoint, None if vectors is None else np.asarray(vectors)
+    if vectors is None:
+        return checkpoint, None
+    refuse_not_finite({"prototypes": np.asarray(vectors)}, str(path))
+    return checkpoint, np.asarray(vectors)
 
 
 def _with_leaves(state: Any, saved: dict[str, Any]) -> Any:

@@ -24,7 +24,7 @@ from annotated_types import MaxLen
 from tokenizers import Regex, models, pre_tokenizers, processors
 
 from lattec_jax.errors import WeightsError
-from lattec_jax.models.config import ContextLength, TokenId
+from lattec_jax.models.config import MAX_TOKEN_IDS, ContextLength, TokenId
 from lattec_jax.rust_errors import rust_errors
 from lattec_jax.safe_read import parse_json, read_text
 from lattec_jax.validation import STRICT, shown, validate
@@ -101,10 +101,13 @@ class Tokenizer:
         self._backend = backend
         self._clean = _CLEANERS[clean]
         with rust_errors("the tokenizer"):
+            largest = largest_token_id(backend)
             backend.no_padding()  # the file may ask for any length
             backend.no_truncation()
-            self._read_special_tokens(backend.encode("").ids)
+            empty = backend.encode("").ids
+            self._read_special_tokens(empty)
             backend.encode(_SAMPLE)  # rules that cannot be applied fail here, and not in a run
+        self._vocab_size = max(largest, pad_id, *empty) + 1
 
     def _read_special_tokens(self, empty: list[int]) -> None:
         """Learn start and end token from the encoding of the empty text."""
@@ -125,10 +128,8 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, special tokens included: the largest that a text can have, and 1."""
-        ids = self._backend.get_vocab(with_added_tokens=True).values()
-        extra = (self.pad_id, *self._backend.encode("").ids)
-        return max(len(ids), max(ids, default=0) + 1, max(extra) + 1)
+        """Number of token ids, special tokens included: 1 more than the largest."""
+        return self._vocab_size
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Encode N texts.
@@ -310,6 +311,21 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
         raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
     with rust_errors(f"the tokenizer in {path}"):
         return tokenizers.Tokenizer.from_str(text)
+
+
+def largest_token_id(backend: tokenizers.Tokenizer) -> int:
+    """Return the largest id that the vocabulary has.
+
+    Raises:
+        WeightsError: it is too large: the library looks at all numbers up to it.
+    """
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= MAX_TOKEN_IDS:
+        raise WeightsError(
+            f"expected token ids below {MAX_TOKEN_IDS}, found {largest} in the tokenizer; it is "
+            "damaged"
+        )
+    return largest
 
 
 def word_tokenizer(words: Sequence[str], context_length: int) -> Tokenizer:

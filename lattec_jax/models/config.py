@@ -58,11 +58,13 @@ _TOP_KNOWN |= {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "
 
 # Ranges of what configurations state. The largest CLIP of open_clip has widths up to 1,664, 48
 # layers and 901,629 token ids; what is checked against these is also checked against the tensors.
+MAX_TOKEN_IDS = 2**24
 Width = Annotated[int, Interval(ge=1, le=2**16)]
 Layers = Annotated[int, Interval(ge=1, le=1024)]
 ImageSide = Annotated[int, Interval(ge=1, le=2**14)]
 ContextLength = Annotated[int, Interval(ge=2, le=2**14)]
-TokenId = Annotated[int, Interval(ge=0, lt=2**24)]
+TokenId = Annotated[int, Interval(ge=0, lt=MAX_TOKEN_IDS)]
+VocabSize = Annotated[int, Interval(ge=1, le=MAX_TOKEN_IDS)]
 Ratio = Annotated[float, Interval(gt=0, le=64)]
 Positive = Annotated[float, Gt(0)]
 VisionPool = Literal["tok", "avg"]  # the class token; the mean over patches
@@ -110,7 +112,7 @@ class TextConfig:
     layers: Layers
     heads: Width
     context_length: ContextLength
-    vocab_size: Annotated[int, Interval(ge=1, le=2**24)]
+    vocab_size: VocabSize
     mlp_ratio: Ratio = 4.0
     causal: bool = True
     pool: TextPool = "argmax"
@@ -160,7 +162,7 @@ class _OpenClipText:
     layers: Layers = 12
     heads: Width = 8
     context_length: ContextLength = 77
-    vocab_size: Annotated[int, Interval(ge=1, le=2**24)] = 49408
+    vocab_size: VocabSize = 49408
     mlp_ratio: Ratio = 4.0
     no_causal_mask: bool = False
     pool_type: TextPool = "argmax"

@@ -53,7 +53,8 @@ def read_safetensors(
             check({name: tuple(h.get_shape()) for name, h in headers.items()})
             tensors = {name: file.get_tensor(name) for name in names}
     except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} is not a readable .safetensors file: {error}") from error
+        reason = printable(cut(str(error), 500))
+        raise WeightsError(f"{path} is not a readable .safetensors file: {reason}") from error
     except MemoryError as error:
         raise WeightsError(f"{path} does not fit into memory") from error
     refuse_not_finite(tensors, str(path))
