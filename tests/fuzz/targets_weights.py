@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import shutil
@@ -10,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+import tokenizers
+from tokenizers import Regex, models, pre_tokenizers, processors
 
 from convert import hub_tokenizer, names, openclip_to_flax, sources
 from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import HubTokenizer, word_tokenizer
+from lattec_jax.data.tokenizer import HubTokenizer, Tokenizer, word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint, expected_shapes
 from lattec_jax.models.config import CLIPConfig
 from tests import hub_tokenizers
@@ -54,33 +57,59 @@ def targets(tmp_path: Path) -> dict[str, Target]:
     """Name -> content of a valid file, its suffix, and its reader.
 
     A reader takes the path of a file with such content, puts it among the other files that belong
-    to it, and raises nothing but UserError. Targets that need packages that are not installed are
-    left out by `pytest.importorskip` in `hub_targets`; they are separate.
+    to it, and raises nothing but UserError. What needs packages that are not installed is left out.
     """
     config = CLIPConfig.from_open_clip({**MODEL_CFG, "text_cfg": _text(7)})
-    directory = tmp_path / "checkpoint"
+    directory, bpe = tmp_path / "checkpoint", tmp_path / "bpe"
     _checkpoint(config, word_tokenizer(WORDS, context_length=6)).save(directory)
-    folder = _source(tmp_path / "source")
-    return {
+    large = CLIPConfig.from_open_clip({**MODEL_CFG, "text_cfg": _text(64)})
+    _checkpoint(large, _bpe()).save(bpe)
+    found = {
         "checkpoint-config": _among(directory, "config.json", _load),
         "checkpoint-weights": _among(directory, "model.safetensors", _load),
         "checkpoint-tokenizer": _among(directory, "tokenizer.json", _load),
-        "open-clip-config": _among(folder, sources.HUB_CONFIG, _convert),
-        "safetensors": _among(folder, "open_clip_model.safetensors", _convert),
+        "checkpoint-bpe": _among(bpe, "tokenizer.json", _load),
     }
+    if importlib.util.find_spec("open_clip"):  # CLIP's vocabulary
+        folder = _source(tmp_path / "source")
+        found["open-clip-config"] = _among(folder, sources.HUB_CONFIG, _convert)
+        found["safetensors"] = _among(folder, "open_clip_model.safetensors", _convert)
+        if importlib.util.find_spec("torch"):
+            found["pt"] = _torch_target(tmp_path / "torch")
+    if importlib.util.find_spec("torch") and importlib.util.find_spec("transformers"):
+        found |= _hub_targets(tmp_path)
+    return found
 
 
-def hub_targets(tmp_path: Path) -> dict[str, Target]:
-    """The same for what torch and transformers read; skips the test where they are missing."""
+def _bpe() -> Tokenizer:
+    """A byte-pair tokenizer with the parts of CLIP's."""
+    letters = [chr(code) for code in range(ord("a"), ord("u"))]
+    words = ["one</w>", "on", "<s>", "</s>"]
+    vocabulary = {n: i for i, n in enumerate([*letters, *(c + "</w>" for c in letters), *words])}
+    merges = [("o", "n"), ("on", "e</w>")]
+    model = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
+    backend = tokenizers.Tokenizer(model)
+    split = pre_tokenizers.Split(Regex(r"[\p{L}]+|[\p{N}]"), "removed", invert=True)
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    ends = [(name, vocabulary[name]) for name in ("<s>", "</s>")]
+    backend.post_processor = processors.TemplateProcessing("<s> $A </s>", special_tokens=ends)
+    return Tokenizer(backend, context_length=6, pad_id=0, clean="lower")
+
+
+def _torch_target(folder: Path) -> Target:
     import torch
 
-    folder = _source(tmp_path / "torch")
+    _source(folder)
     tensors = safetensors.numpy.load_file(folder / "open_clip_model.safetensors")
     (folder / "open_clip_model.safetensors").unlink()
     buffer = io.BytesIO()
     torch.save({name: torch.from_numpy(array) for name, array in tensors.items()}, buffer)
     (folder / "model.pt").write_bytes(buffer.getvalue())
+    return _among(folder, "model.pt", _convert)
 
+
+def _hub_targets(tmp_path: Path) -> dict[str, Target]:
     made = hub_tokenizers.make("bert", tmp_path / "beside", CORPUS, 60)
     tokenizer = hub_tokenizer.read(_text(64) | {"hf_tokenizer_name": "bert"}, made, "the target")
     assert isinstance(tokenizer, HubTokenizer)
@@ -88,7 +117,6 @@ def hub_targets(tmp_path: Path) -> dict[str, Target]:
     directory = tmp_path / "hub-checkpoint"
     _checkpoint(config, tokenizer).save(directory)
     return {
-        "pt": _among(folder, "model.pt", _convert),
         "hub-checkpoint-config": _among(directory, "config.json", _load),
         "hub-checkpoint-tokenizer": _among(directory, "tokenizer.json", _load),
         "tokenizer-config": _among(made, "tokenizer_config.json", _read_tokenizer),
@@ -100,7 +128,7 @@ def _text(vocab_size: int) -> dict:
     return {**MODEL_CFG["text_cfg"], "vocab_size": vocab_size}
 
 
-def _checkpoint(config: CLIPConfig, tokenizer) -> Checkpoint:
+def _checkpoint(config: CLIPConfig, tokenizer: Tokenizer) -> Checkpoint:
     rng = np.random.default_rng(0)
     return Checkpoint(
         config=config,
