@@ -12,6 +12,7 @@ VERSION = re.search(
 
 CORE = [
     "absl-py>=2.1",
+    "annotated-types>=0.6",  # ranges in what pydantic checks
     # Flax 0.12.8 does not import beside JAX 0.11; newer releases need it, and it needs Python 3.12.
     "flax>=0.12.8,<0.13; python_version < '3.12'",
     "flax>=0.12.12,<0.13; python_version >= '3.12'",

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from lattec_jax.errors import WeightsError
-from lattec_jax.models.checkpoint import check_tensors, expected_shapes
+from lattec_jax.models.checkpoint import check_shapes, expected_shapes, shapes_of
 from lattec_jax.models.config import CLIPConfig
+from lattec_jax.models.tensor_files import listed, refuse_not_finite
 
 _PATCHES = "visual/patch_embedding/kernel"
 _TOP_LEVEL = {
@@ -89,18 +90,24 @@ def to_flax(
     scale = tensors.get("logit_scale")
     if scale is not None and scale.shape == (1,):  # some files keep the scalar as a vector
         tensors["logit_scale"] = scale.reshape(())
-    check_tensors(
-        tensors, {names[n]: _open_clip_shape(n, s, config) for n, s in shapes.items()}, where
-    )
+    expected = {names[n]: _open_clip_shape(n, s, config) for n, s in shapes.items()}
+    check_shapes(shapes_of(tensors), expected, where)
     wrong = [
         f"{name} {a.dtype}" for name, a in tensors.items() if a.dtype.name not in _STORED_TYPES
     ]
     if wrong:
         raise WeightsError(
             f"{where}: expected tensors of type {', '.join(sorted(_STORED_TYPES))}; "
-            f"found {', '.join(wrong)}. Choose weights that are not quantised"
+            f"found {listed(wrong)}. Choose weights that are not quantized"
         )
-    return {name: _to_flax(name, tensors[names[name]]) for name in shapes}
+    params = {}
+    for name in shapes:
+        array = tensors[names[name]]
+        with np.errstate(over="ignore"):
+            params[name] = _to_flax(name, array)
+        if array.dtype == np.float64:  # finite there, but too large for float32?
+            refuse_not_finite({names[name]: params[name]}, f"{where}, in float32")
+    return params
 
 
 def to_open_clip(

@@ -9,8 +9,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 import importlib.util
-import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -18,18 +16,30 @@ from typing import Any
 
 import numpy as np
 
-from convert import hub
+from convert import hub, hub_tokenizer, torch_file
 from lattec_jax.config import did_you_mean
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
 from lattec_jax.errors import WeightsError
-from lattec_jax.models.checkpoint import read_safetensors
 from lattec_jax.models.config import CLIPConfig
+from lattec_jax.models.tensor_files import read_safetensors
+from lattec_jax.safe_read import read_json
+from lattec_jax.validation import STRICT_OPEN, validate
 
 HUB_CONFIG = hub.CONFIG_FILE
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 _FILE_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+MAX_CONFIG_BYTES = 2**24
 _INSTALL = "pip install -e '.[convert]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class _HubConfig:
+    """`open_clip_config.json`; both are declared where they are converted."""
+
+    __pydantic_config__ = STRICT_OPEN
+    model_cfg: dict[str, Any]
+    preprocess_cfg: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +81,9 @@ def from_hub(name: str) -> Source:
     """
     path = hub.fetch(name)
     source = from_file(path, model=None)
+    tokenizer = source.model_cfg["text_cfg"].get("hf_tokenizer_name")
+    if tokenizer and tokenizer not in hub_tokenizer.NAMES:  # then it is read from the same commit
+        hub.fetch_beside(name, path.parent.name, hub_tokenizer.FILES)
     description = {"hub": name.partition(":")[2], "commit": path.parent.name, "file": path.name}
     return dataclasses.replace(source, where=name, description=description)
 
@@ -94,7 +107,7 @@ def from_file(
     Raises:
         WeightsError: the file cannot be read, or its configuration is not known.
     """
-    if not path.is_file():
+    if not path.exists():
         raise WeightsError(f"no weights file {path}")
     hub_config = _read_hub_config(path.parent / HUB_CONFIG)
     if model is None and not hub_config:
@@ -105,7 +118,7 @@ def from_file(
     model_cfg = hub_config.get("model_cfg") or built_in_model_cfg(str(model))
     if hub_config and model is not None:
         _refuse_other_model(model, model_cfg, path.parent / HUB_CONFIG)
-    readable_architecture(model_cfg, str(path))
+    readable_architecture(model_cfg, str(path.parent / HUB_CONFIG if hub_config else path))
     given = {
         HUB_CONFIG: hub_config.get("preprocess_cfg"),
         f"--preprocess-of={preprocess_of}": preprocess_of,
@@ -152,14 +165,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         raise WeightsError(
             f"{path}: expected a weights file that ends in {', '.join(_FILE_SUFFIXES)}"
         )
-    if _is_torch_script(path):
-        raise WeightsError(
-            f"{path} is a TorchScript archive, which is a program, and is not run. OpenAI's own "
-            "weights are also there as a tag: --pretrained=openai. Of others save the state dict, "
-            "where you trust them: safetensors.torch.save_file(torch.jit.load(path, "
-            "map_location='cpu').float().state_dict(), 'weights.safetensors')"
-        )
-    return _read_torch(path)
+    return torch_file.read(path)
 
 
 def stored_types(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
@@ -199,7 +205,7 @@ def built_in_model_cfg(model: str) -> dict[str, Any]:
             f"open_clip has no model {model!r}. {did_you_mean(model, names)} "
             f"(names are those of the files in {folder})"
         )
-    return json.loads((folder / f"{model}.json").read_text(encoding="utf-8"))
+    return read_json(folder / f"{model}.json", MAX_CONFIG_BYTES)
 
 
 def readable_architecture(model_cfg: Mapping[str, Any], where: str) -> CLIPConfig:
@@ -208,12 +214,7 @@ def readable_architecture(model_cfg: Mapping[str, Any], where: str) -> CLIPConfi
     Raises:
         WeightsError: it does not, or the configuration is incomplete.
     """
-    try:
-        return CLIPConfig.from_open_clip(model_cfg)
-    except WeightsError as error:
-        raise WeightsError(f"{where}: {error}") from error
-    except KeyError as error:
-        raise WeightsError(f"{where}: the model configuration lacks {error}") from error
+    return CLIPConfig.from_open_clip(model_cfg, where)
 
 
 def tokenizer_for(source: Source) -> Tokenizer:
@@ -224,7 +225,7 @@ def tokenizer_for(source: Source) -> Tokenizer:
     """
     text = source.model_cfg["text_cfg"]
     if text.get("hf_tokenizer_name"):
-        return hub.tokenizer(text, source.folder, source.where)
+        return hub_tokenizer.read(text, source.folder, source.where)
     settings = dict(text.get("tokenizer_kwargs") or {})
     clean = settings.pop("clean", "lower")
     if settings:
@@ -242,7 +243,8 @@ def tokenizer_for(source: Source) -> Tokenizer:
 def preprocess_for(source: Source) -> Preprocess:
     """The preprocessing that the weights' configuration states, as open_clip reads it."""
     image_size = source.model_cfg["vision_cfg"]["image_size"]
-    return Preprocess.from_open_clip(source.preprocess_cfg, image_size)
+    where = f"{source.where}: preprocess_cfg"
+    return Preprocess.from_open_clip(source.preprocess_cfg, image_size, where)
 
 
 def tags_of(model: str) -> list[str]:
@@ -306,51 +308,17 @@ def _download(model: str, tag: str, tag_cfg: dict[str, Any]) -> Path:
         ) from error
 
 
-def _is_torch_script(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
-
-
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
-    import pickle
-
-    import ml_dtypes
-
-    try:
-        import torch
-    except ImportError as error:
-        raise WeightsError(f"{path} needs torch, which is not installed: {_INSTALL}") from error
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise WeightsError(
-            f"{path} cannot be read as a state dict: {str(error).splitlines()[0]}; only tensors "
-            "are read from such a file"
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]  # a checkpoint of open_clip's training
-    if not isinstance(content, dict) or not all(torch.is_tensor(t) for t in content.values()):
-        raise WeightsError(f"{path}: expected a dictionary of tensors (a model's state dict)")
-    return {
-        name: tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)  # NumPy has no such type
-        if tensor.dtype == torch.bfloat16
-        else tensor.numpy()
-        for name, tensor in content.items()
-    }
-
-
 def _read_hub_config(path: Path) -> dict[str, Any]:
     """`open_clip_config.json`, or nothing where there is none."""
-    if not path.is_file():
-        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, MAX_CONFIG_BYTES)
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("model_cfg"), dict):
-        raise WeightsError(f"{path}: expected a JSON object with model_cfg and preprocess_cfg")
+    validate(_HubConfig, content, str(path), WeightsError)
     return content
 
 

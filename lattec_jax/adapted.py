@@ -5,7 +5,6 @@ Imports no JAX, so that exports need none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +13,8 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from lattec_jax.errors import ConfigError, WeightsError, shortened
-from lattec_jax.models.checkpoint import Checkpoint, read_safetensors
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.tensor_files import read_safetensors
 from lattec_jax.weights import locate
 from lattec_jax.workdir import CLASSIFIER, MODEL, read_inputs
 
@@ -72,20 +72,13 @@ def load(workdir: Path) -> tuple[Checkpoint, Classifiers]:
             f"{path}: expected class vectors of the shape {expected}, as many as {workdir / MODEL} "
             f"names classes, found {found}; restore the run's own files"
         )
-    _refuse_not_finite(path, arrays)
-    _refuse_not_finite(workdir / MODEL, checkpoint.params)
-    return checkpoint, Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
-
-
-def _refuse_not_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Raise WeightsError for numbers with which every picture would have some class."""
-    bad = [n for n, a in arrays.items() if a.dtype != np.float32 or not np.isfinite(a).all()]
-    if bad:
+    other = [name for name, array in arrays.items() if array.dtype != np.float32]
+    if other:
         raise WeightsError(
-            f"{path}: expected finite numbers in float32, found others in {', '.join(bad[:5])}; "
-            "restore the run's own files, or train again (with a lower learning rate, if the run "
-            "ended so)"
+            f"{path}: expected finite numbers in float32, found another type in "
+            f"{', '.join(other[:5])}; restore the run's own files"
         )
+    return checkpoint, Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
 
 
 def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:

@@ -29,7 +29,8 @@ from lattec_jax import adapted, checkpoints, workdir
 from lattec_jax.config import of_run
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.methods import make_method
-from lattec_jax.models.checkpoint import Checkpoint, check_tensors, expected_shapes
+from lattec_jax.models.checkpoint import Checkpoint, check_shapes, expected_shapes, shapes_of
+from lattec_jax.models.tensor_files import refuse_not_finite
 from lattec_jax.weights import locate
 
 
@@ -123,7 +124,8 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
         )
     tree = checkpoints.read(path.parent, int(path.name))
     params = {name: np.asarray(value, np.float32) for name, value in tree["params"].items()}
-    check_tensors(params, expected_shapes(pretrained.config), str(path))
+    check_shapes(shapes_of(params), expected_shapes(pretrained.config), str(path))
+    refuse_not_finite(params, str(path))
     source = {
         **pretrained.source,
         "class_names": class_names,
@@ -135,7 +137,10 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
     shape = (len(source["class_names"]), pretrained.config.embed_dim)
     state = _with_leaves(method.init(jnp.zeros(shape), 0), tree["method"])
     vectors = method.classifier(state, lambda: None)
-    return checkpoint, None if vectors is None else np.asarray(vectors)
+    if vectors is None:
+        return checkpoint, None
+    refuse_not_finite({"prototypes": np.asarray(vectors)}, str(path))
+    return checkpoint, np.asarray(vectors)
 
 
 def _with_leaves(state: Any, saved: dict[str, Any]) -> Any:

@@ -1,6 +1,6 @@
 """Check the content of JSON files against a declaration: types, ranges and known keys.
 
-A declaration is a dataclass or a pydantic model. Declare closed records with `STRICT`, and ranges
+A declaration is a dataclass or a pydantic model. Declare records with `STRICT`, and ranges
 and choices by `Annotated[int, Interval(ge=1)]` (annotated_types) and `Literal`. Importing this
 module is cheap: pydantic is imported at the first check.
 """
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # Of a declaration, as `__pydantic_config__` (dataclass) or `model_config` (model).
 STRICT: Any = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
+# The same, where keys that are not declared are ignored.
+STRICT_OPEN: Any = {**STRICT, "extra": "ignore"}
 
 MAX_PROBLEMS = 5  # listed in a message
 MAX_VALUE = 80  # characters of a value or a place in a message

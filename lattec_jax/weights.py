@@ -28,6 +28,7 @@ from typing import IO
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.files import partial_directory, remove_abandoned
 from lattec_jax.models.checkpoint import CONFIG_FILE, FORMAT
+from lattec_jax.validation import shown
 
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 HUB_PREFIXES = ("hf:", "hf-hub:")
@@ -51,18 +52,24 @@ def locate(weights: str | os.PathLike[str]) -> Path:
     if not weights:
         raise ConfigError(f"config.weights: expected {_FORMS}, found nothing")
     path = Path(weights)
-    if path.is_dir():
+    try:
+        is_directory, is_file = path.is_dir(), path.is_file()
+    except OSError as error:  # not allowed to look there, or far too long a name
+        raise WeightsError(
+            f"config.weights: {shown(weights)} cannot be read: {error.strerror}"
+        ) from error
+    if is_directory:
         return path
     if weights.startswith(HUB_PREFIXES):
         repository = weights.partition(":")[2]
         return _converted(repository.rpartition("/")[2], ["hf", repository], f"hf:{repository}")
-    if path.is_file() or weights.endswith(FILE_SUFFIXES):
+    if is_file or weights.endswith(FILE_SUFFIXES):
         return _converted(path.stem, _identity(path), str(path))
     model, colon, tag = weights.partition(":")
     if not (colon and model and tag) or os.sep in weights:
         raise WeightsError(
-            f"config.weights: there is no directory {weights!r}, and it is nothing else that is "
-            f"known. Expected {_FORMS}"
+            f"config.weights: there is no directory {shown(weights)}, and it is nothing else that "
+            f"is known. Expected {_FORMS}"
         )
     return _converted(f"{model}-{tag}", ["tag", model, tag], tag, f"--model={model}")
 

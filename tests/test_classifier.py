@@ -217,16 +217,16 @@ def test_what_is_missing_in_a_work_directory(finished, tmp_path):
         Classifier.load(copy)
     for wrong in (np.full((4, 16), np.nan, np.float32), np.zeros((4, 16), np.int32)):
         safetensors.numpy.save_file({"classifier": wrong}, copy / "classifier.safetensors")
-        with pytest.raises(WeightsError, match="expected finite numbers in float32"):
+        with pytest.raises(WeightsError, match="expected finite numbers"):
             Classifier.load(copy)
     (copy / "classifier.safetensors").unlink()
     (copy / "classifier.safetensors").mkdir()
-    with pytest.raises(WeightsError, match="not a readable"):
+    with pytest.raises(WeightsError, match="expected a regular file, found a directory"):
         Classifier.load(copy)
     (copy / "classifier.safetensors").rmdir()
     shutil.copy(finished / "run/classifier.safetensors", copy)
     config = json.loads((copy / "model/config.json").read_text())
-    for source, message in (([1], "expected an object as source"), ("cats", "list of class names")):
+    for source, message in (([1], "source: expected an object"), ("cats", "list of class names")):
         source = {"class_names": source} if isinstance(source, str) else source
         (copy / "model/config.json").write_text(json.dumps({**config, "source": source}))
         with pytest.raises(WeightsError, match=message):
@@ -244,7 +244,7 @@ def test_a_model_that_is_not_finite_is_refused(finished, tmp_path):
         checkpoint.config, checkpoint.params, checkpoint.tokenizer, checkpoint.preprocess,
         checkpoint.source,
     ).save(copy / "model")  # fmt: skip
-    with pytest.raises(WeightsError, match="others in text/projection"):
+    with pytest.raises(WeightsError, match="infinity in text/projection"):
         Classifier.load(copy)
 
 

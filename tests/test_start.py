@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lattec_jax import train
+from lattec_jax import checkpoints, start, train
 from lattec_jax.data.tokenizer import word_tokenizer
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
@@ -141,3 +141,28 @@ def test_pseudo_labels_stay_those_of_the_frozen_model(trained):
     inputs = [json.loads((trained / d / "inputs.json").read_text()) for d in ("plain", "second")]
     assert inputs[0]["pseudo_labels_sha256"] == inputs[1]["pseudo_labels_sha256"]
     assert found["weights_sha256"] == Checkpoint.load(trained / "weights").sha256
+
+
+@pytest.mark.parametrize("broken", ["params", "prototypes"])
+def test_a_step_that_is_not_finite_is_refused(trained, monkeypatch, broken):
+    step = trained / "first/checkpoints/6"
+    read = checkpoints.read
+
+    def damaged(directory: Path, number: int) -> dict:
+        tree = read(directory, number)
+        if broken == "params":
+            tree["params"]["text/projection"] = np.full_like(
+                tree["params"]["text/projection"], np.nan
+            )
+        else:
+            tree["method"] = {
+                key: np.full_like(value, np.inf) for key, value in tree["method"].items()
+            }
+        return tree
+
+    monkeypatch.chdir(trained)
+    start._read_step(step)
+    monkeypatch.setattr(checkpoints, "read", damaged)
+    where = "text/projection" if broken == "params" else "prototypes"
+    with pytest.raises(WeightsError, match=f"expected finite numbers.* in {where};"):
+        start._read_step(step)

@@ -15,12 +15,15 @@ import importlib
 import importlib.util
 import logging
 import os
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from lattec_jax.config import did_you_mean
 from lattec_jax.errors import ConfigError, EngineError
+from lattec_jax.safe_read import read_json
+from lattec_jax.validation import shown
 
 # Bytes for a weight of the language model's linear layers, and for every other parameter. Double
 # quantisation: 4 bits, 8 for each block of 64 and 32 for each 256 blocks (QLoRA, Sec. 3).
@@ -34,6 +37,9 @@ PRECISIONS = {
 UNQUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 LARGE = 1e9  # parameters of a model that is not run on a CPU unless it is asked for
 RESERVE = 2**30  # bytes left for the CUDA context and the allocator
+_MAX_INDEX_BYTES = 2**24
+# What transformers raises at files that it cannot read, which it otherwise trusts.
+_UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
 INSTALL = "pip install -e '.[captioning]'"
 
 
@@ -72,6 +78,7 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
 
     where = {"revision": settings.revision or None}
     config = _configuration(settings.model, where)
+    _check_shards(Path(settings.model))
     device = choose_device(settings, config)
     need = memory(config, settings.precision, new_tokens, device)
     check_memory(config, settings.precision, new_tokens, free_memory(device), device)
@@ -93,7 +100,7 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
             use_safetensors=True,
             **options,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except (*_UNREADABLE, SafetensorError) as error:
         raise EngineError(_unloadable(settings.model, error)) from error
     _check_complete(settings.model, report, processor)
     if quantised:
@@ -160,12 +167,33 @@ def _check_packages(quantised: bool) -> None:
             ) from error
 
 
+def _check_shards(directory: Path) -> None:
+    """Raise EngineError where the index of a local checkpoint names files elsewhere."""
+    path = directory / "model.safetensors.index.json"
+    if not path.exists():
+        return
+    try:
+        index = read_json(path, _MAX_INDEX_BYTES)
+        names = set(index["weight_map"].values())
+        elsewhere = [name for name in names if os.path.basename(name) != name]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EngineError(
+            f"config.descriptions.llava.model: {path} is no index of weights ({error}); download "
+            "the checkpoint again"
+        ) from error
+    if elsewhere:
+        raise EngineError(
+            f"config.descriptions.llava.model: expected {path} to name files of its folder, found "
+            f"{shown(elsewhere)}; choose another checkpoint"
+        )
+
+
 def _configuration(name: str, where: dict[str, Any]) -> Any:
     import transformers
 
     try:
         config = transformers.AutoConfig.from_pretrained(name, trust_remote_code=False, **where)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise EngineError(_unloadable(name, error)) from error
     if config.model_type != "llava_next":
         raise EngineError(
@@ -173,6 +201,13 @@ def _configuration(name: str, where: dict[str, Any]) -> Any:
             f"llava_next), found {config.model_type} in {name}; serve other models to the engine "
             "openai"
         )
+    for part in (config, config.text_config, config.vision_config):
+        attention = getattr(part, "_attn_implementation", None)
+        if attention not in (None, "eager", "sdpa"):  # others are code, which may be of the hub
+            raise EngineError(
+                f"config.descriptions.llava.model: the configuration of {name} asks for the "
+                f"attention {shown(attention)}; expected eager, sdpa or nothing. Remove it"
+            )
     if getattr(config, "quantization_config", None):
         raise EngineError(
             f"config.descriptions.llava.model: expected unquantised weights, which "

@@ -15,20 +15,26 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
+from annotated_types import Gt, Interval
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lattec_jax.errors import DataError, WeightsError
 from lattec_jax.safe_read import MAX_FILE_BYTES, open_regular
+from lattec_jax.validation import STRICT, STRICT_OPEN, validate
 
 # Only these decoders are tried, whatever a file calls itself: others (EPS) start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 _READ_AT_ONCE = 2**26  # bytes of a file, at most
-RESIZE_MODES = ("shortest", "longest", "squash")
+ResizeMode = Literal["shortest", "longest", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+_Side = Annotated[int, Interval(ge=1, le=2**14)]
+_Positive = Annotated[float, Gt(0)]
+_Triple = tuple[float, float, float]
 
 # What Pillow raises on damaged files: the documented OSError (UnidentifiedImageError is one) and
 # DecompressionBombError, and what its decoders let through (found by damaging files at random).
@@ -112,23 +118,14 @@ def _opened(path: str | os.PathLike[str], header_only: bool = False) -> Iterator
 class Preprocess:
     """How a model wants its pictures. `size` is (height, width); mean and deviation are of RGB."""
 
-    size: tuple[int, int]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    interpolation: str = "bicubic"  # or "bilinear"
-    resize_mode: str = "shortest"  # or "longest", "squash"
-    fill_color: int = 0  # of the borders that "longest" adds
+    __pydantic_config__ = STRICT
 
-    def __post_init__(self) -> None:
-        for field, allowed in (
-            ("interpolation", tuple(INTERPOLATIONS)),
-            ("resize_mode", RESIZE_MODES),
-        ):
-            if getattr(self, field) not in allowed:
-                raise WeightsError(
-                    f"preprocess.{field}: expected one of {', '.join(allowed)}, "
-                    f"found {getattr(self, field)!r}"
-                )
+    size: tuple[_Side, _Side]
+    mean: _Triple
+    std: tuple[_Positive, _Positive, _Positive]
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "shortest"
+    fill_color: Annotated[int, Interval(ge=0, le=255)] = 0  # of the borders that "longest" adds
 
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The `[H, W, 3]` uint8 pixels of one picture, before normalisation.
@@ -158,24 +155,21 @@ class Preprocess:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Preprocess:
+    def from_dict(cls, values: Any, where: str = "the preprocessing configuration") -> Preprocess:
         """Read what `to_dict` wrote.
 
         Raises:
             WeightsError: keys are missing or unknown, or values are out of range.
         """
-        try:
-            triples = {key: tuple(values[key]) for key in ("size", "mean", "std")}
-            return cls(**{**values, **triples})
-        except (KeyError, TypeError) as error:
-            raise WeightsError(
-                f"the preprocessing configuration cannot be read ({error}); "
-                "convert the weights again with python -m convert.openclip_to_flax"
-            ) from error
+        advice = "convert the weights again with python -m convert.openclip_to_flax"
+        return validate(cls, values, where, WeightsError, advice)
 
     @classmethod
     def from_open_clip(
-        cls, preprocess_cfg: Mapping[str, Any], image_size: int | tuple[int, int]
+        cls,
+        preprocess_cfg: Mapping[str, Any],
+        image_size: int | tuple[int, int],
+        where: str = "preprocess_cfg",
     ) -> Preprocess:
         """Read open_clip's `preprocess_cfg`; keys that it lacks get open_clip's defaults.
 
@@ -183,26 +177,36 @@ class Preprocess:
             preprocess_cfg: of the pretrained tag or of `open_clip_config.json`.
             image_size: the image tower's, which overrides a `size` in the configuration as in
                 open_clip.
+            where: of the configuration, for messages.
+
+        Raises:
+            WeightsError: a value is not one that is implemented.
         """
         given = {key: value for key, value in preprocess_cfg.items() if value is not None}
-        if given.get("mode", "RGB") != "RGB":
-            raise WeightsError(f"preprocess_cfg.mode: expected RGB, found {given['mode']!r}")
-        # open_clip evaluates a model trained with "random" interpolation with bicubic.
-        interpolation = given.get("interpolation", "bicubic").replace("random", "bicubic")
+        read = validate(_OpenClipPreprocess, given, where, WeightsError)
+        mean, std = (v if isinstance(v, tuple) else (v, v, v) for v in (read.mean, read.std))
         return cls(
             size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
-            mean=_triple(given.get("mean", (0.48145466, 0.4578275, 0.40821073))),
-            std=_triple(given.get("std", (0.26862954, 0.26130258, 0.27577711))),
-            interpolation=interpolation,
-            resize_mode=given.get("resize_mode", "shortest"),
-            fill_color=given.get("fill_color", 0),
+            mean=mean,
+            std=std,
+            # open_clip evaluates a model trained with "random" interpolation with bicubic.
+            interpolation="bicubic" if read.interpolation == "random" else read.interpolation,
+            resize_mode=read.resize_mode,
+            fill_color=read.fill_color,
         )
 
 
-def _triple(values: Any) -> tuple[float, float, float]:
-    """Three floats from three numbers or from one."""
-    red, green, blue = values if isinstance(values, (list, tuple)) else (values,) * 3
-    return float(red), float(green), float(blue)
+@dataclasses.dataclass(frozen=True)
+class _OpenClipPreprocess:
+    """What is read of open_clip's `preprocess_cfg`, with its defaults."""
+
+    __pydantic_config__ = STRICT_OPEN
+    mode: Literal["RGB"] = "RGB"
+    mean: float | _Triple = (0.48145466, 0.4578275, 0.40821073)
+    std: _Positive | tuple[_Positive, _Positive, _Positive] = (0.26862954, 0.26130258, 0.27577711)
+    interpolation: Literal["bicubic", "bilinear", "random"] = "bicubic"
+    resize_mode: ResizeMode = "shortest"
+    fill_color: Annotated[int, Interval(ge=0, le=255)] = 0
 
 
 def _resize(image: Image.Image, height: int, width: int, filter_: int) -> Image.Image:

@@ -7,6 +7,7 @@ the `tokenizers` library reads without any other file. Imports neither JAX nor t
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import html
 import json
@@ -14,16 +15,23 @@ import string
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import ftfy
 import numpy as np
 import tokenizers
+from annotated_types import MaxLen
 from tokenizers import Regex, models, pre_tokenizers, processors
 
 from lattec_jax.errors import WeightsError
+from lattec_jax.models.config import MAX_TOKEN_IDS, ContextLength, TokenId
+from lattec_jax.rust_errors import rust_errors
+from lattec_jax.safe_read import parse_json, read_text
+from lattec_jax.validation import STRICT, shown, validate
 
 FILE_NAME = "tokenizer.json"
+MAX_FILE_BYTES = 2**27  # that of a million tokens has half of it
+_SAMPLE = "A photo of 2 cats, it's naïve."
 
 # CLIP's vocabulary: 256 bytes, the same 256 at the end of a word, one id per merge, two special
 # tokens. The file that open_clip carries begins with a header line and holds more merges.
@@ -53,6 +61,22 @@ _NEW_NUMBERS = (
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What `Tokenizer.load` needs beside the rules."""
+
+    __pydantic_config__ = STRICT
+    clean: Literal["lower", "whitespace", "canonicalize"]
+    context_length: ContextLength
+    pad_id: TokenId
+
+
+@dataclasses.dataclass(frozen=True)
+class _HubSettings(_Settings):
+    hf_name: Annotated[str, MaxLen(200)]
+    zeroed_id: TokenId | None
+
+
 class Tokenizer:
     """Texts in, a matrix of token ids out.
 
@@ -60,15 +84,15 @@ class Tokenizer:
     that the end token stays, because the text tower reads its feature there.
     """
 
-    _settings: ClassVar[tuple[str, ...]] = ("clean", "context_length", "pad_id")
+    _settings: ClassVar[type[_Settings]] = _Settings
 
     def __init__(
         self, backend: tokenizers.Tokenizer, context_length: int, pad_id: int, clean: str
     ) -> None:
         """Wrap a `tokenizers` tokenizer whose post-processor adds a start and an end token."""
-        if clean not in _CLEANERS:
+        if not isinstance(clean, str) or clean not in _CLEANERS:
             raise WeightsError(
-                f"the tokenizer's text cleaning is {clean!r}; expected one of "
+                f"the tokenizer's text cleaning is {shown(clean)}; expected one of "
                 f"{', '.join(sorted(_CLEANERS))}"
             )
         self.context_length = context_length
@@ -76,7 +100,14 @@ class Tokenizer:
         self.clean = clean
         self._backend = backend
         self._clean = _CLEANERS[clean]
-        self._read_special_tokens(backend.encode("").ids)
+        with rust_errors("the tokenizer"):
+            largest = largest_token_id(backend)
+            backend.no_padding()  # the file may ask for any length
+            backend.no_truncation()
+            empty = backend.encode("").ids
+            self._read_special_tokens(empty)
+            backend.encode(_SAMPLE)  # rules that cannot be applied fail here, and not in a run
+        self._vocab_size = max(largest, pad_id, *empty) + 1
 
     def _read_special_tokens(self, empty: list[int]) -> None:
         """Learn start and end token from the encoding of the empty text."""
@@ -92,12 +123,13 @@ class Tokenizer:
             )
         self.start_id, self.end_id = empty
         # Written out inside a text, open_clip reads these as the tokens that they spell.
-        self._special = {self._backend.id_to_token(i): i for i in empty}
+        names = {self._backend.id_to_token(i): i for i in empty}
+        self._special = {name: i for name, i in names.items() if name}
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, special tokens included."""
-        return self._backend.get_vocab_size()
+        """Number of token ids, special tokens included: 1 more than the largest."""
+        return self._vocab_size
 
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Encode N texts.
@@ -114,13 +146,14 @@ class Tokenizer:
 
     def _fill(self, tokens: np.ndarray, texts: list[str]) -> None:
         """Write cleaned texts into `[n, context_length]` of padding."""
-        ids = [
-            encoding.ids
-            for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        ]
-        for row, text in enumerate(texts):
-            if any(token in text for token in self._special):
-                ids[row] = self._encode_with_special_tokens(text)
+        with rust_errors("a text, by the tokenizer's rules,", hold_stderr=False):
+            ids = [
+                encoding.ids
+                for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            ]
+            for row, text in enumerate(texts):
+                if any(token in text for token in self._special):
+                    ids[row] = self._encode_with_special_tokens(text)
         room = self.context_length - 2
         lengths = np.fromiter((min(len(row), room) for row in ids), np.int32, len(ids))
         tokens[:, 0] = self.start_id
@@ -140,7 +173,9 @@ class Tokenizer:
 
     def settings(self) -> dict[str, Any]:
         """What `load` needs beside the rules."""
-        return {name: getattr(self, name) for name in self._settings}
+        return {
+            field.name: getattr(self, field.name) for field in dataclasses.fields(self._settings)
+        }
 
     def save(self, directory: Path) -> dict[str, Any]:
         """Write `tokenizer.json`; return `settings`."""
@@ -148,33 +183,33 @@ class Tokenizer:
         return self.settings()
 
     @classmethod
-    def load(cls, directory: Path, settings: Mapping[str, Any]) -> Tokenizer:
+    def load(cls, directory: Path, settings: Mapping[str, Any], where: str = "") -> Tokenizer:
         """Read back what `save` wrote.
+
+        Args:
+            directory: with `tokenizer.json`.
+            settings: what `save` returned.
+            where: of the settings, for messages.
 
         Raises:
             WeightsError: the file is missing or damaged, or the settings are not save's.
         """
         path = directory / FILE_NAME
-        if not path.is_file():
-            raise WeightsError(f"expected the tokenizer in {path}, found no such file")
         kind = HubTokenizer if "hf_name" in settings else Tokenizer
-        if set(settings) != set(kind._settings):
+        advice = "convert the weights again"
+        where = where or f"the tokenizer settings of {directory}"
+        read = validate(kind._settings, dict(settings), where, WeightsError, advice)
+        backend = read_backend(path)
+        # Without these there are no words, or nothing around a text.
+        if backend.post_processor is None or (kind is Tokenizer and backend.pre_tokenizer is None):
             raise WeightsError(
-                f"expected the tokenizer settings {sorted(kind._settings)} in the checkpoint at "
-                f"{directory}, found {sorted(settings)}"
+                f"expected a tokenizer with a pre-tokenizer and a post-processor in {path}, found "
+                f"one without; {advice}"
             )
-        text = path.read_text(encoding="utf-8")
         try:
-            content = json.loads(text)
-        except ValueError as error:
-            raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
-        # The library raises a bare Exception for what it cannot read, so look before it does.
-        if not isinstance(content, dict) or not {"model", "post_processor"} <= content.keys():
-            raise WeightsError(
-                f"expected a file of the tokenizers library with a model and a post-processor in "
-                f"{path}, found other JSON; convert the weights again"
-            )
-        return kind(tokenizers.Tokenizer.from_str(text), **settings)
+            return kind(backend, **dataclasses.asdict(read))
+        except WeightsError as error:
+            raise WeightsError(f"{path}: {error}") from error
 
     def _encode_with_special_tokens(self, text: str) -> list[int]:
         """Encode a cleaned text in which the start or the end token may be written out.
@@ -199,7 +234,7 @@ class HubTokenizer(Tokenizer):
     over-long text is cut so that they stay.
     """
 
-    _settings = (*Tokenizer._settings, "hf_name", "zeroed_id")
+    _settings = _HubSettings
 
     def __init__(
         self,
@@ -223,7 +258,6 @@ class HubTokenizer(Tokenizer):
         """
         self.hf_name, self.zeroed_id = hf_name, zeroed_id
         super().__init__(backend, context_length, pad_id, clean)
-        backend.no_padding()
         backend.enable_truncation(context_length)
 
     def _read_special_tokens(self, empty: list[int]) -> None:
@@ -234,7 +268,9 @@ class HubTokenizer(Tokenizer):
             )
 
     def _fill(self, tokens: np.ndarray, texts: list[str]) -> None:
-        for row, encoding in zip(tokens, self._backend.encode_batch_fast(texts), strict=True):
+        with rust_errors("a text, by the tokenizer's rules,", hold_stderr=False):
+            encodings = self._backend.encode_batch_fast(texts)
+        for row, encoding in zip(tokens, encodings, strict=True):
             row[: len(encoding.ids)] = encoding.ids
         if self.zeroed_id is not None:
             tokens[tokens == self.zeroed_id] = 0
@@ -256,6 +292,40 @@ class HubTokenizer(Tokenizer):
             settings["sep_token"] = self._backend.id_to_token(self.zeroed_id)
         config = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         return {FILE_NAME: self._backend.to_str(), "tokenizer_config.json": config}
+
+
+def read_backend(path: Path) -> tokenizers.Tokenizer:
+    """Read a file of the `tokenizers` library.
+
+    Raises:
+        WeightsError: it is missing, too large or damaged.
+    """
+    try:
+        text = read_text(path, MAX_FILE_BYTES)
+        parse_json(text)  # of bounded depth: the library would overflow its stack
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise WeightsError(f"expected the tokenizer in {path}, found no such file") from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
+    with rust_errors(f"the tokenizer in {path}"):
+        return tokenizers.Tokenizer.from_str(text)
+
+
+def largest_token_id(backend: tokenizers.Tokenizer) -> int:
+    """Return the largest id that the vocabulary has.
+
+    Raises:
+        WeightsError: it is too large: the library looks at all numbers up to it.
+    """
+    largest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+    if largest >= MAX_TOKEN_IDS:
+        raise WeightsError(
+            f"expected token ids below {MAX_TOKEN_IDS}, found {largest} in the tokenizer; it is "
+            "damaged"
+        )
+    return largest
 
 
 def word_tokenizer(words: Sequence[str], context_length: int) -> Tokenizer:

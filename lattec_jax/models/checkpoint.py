@@ -15,27 +15,39 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from lattec_jax.data.tokenizer import Tokenizer
 from lattec_jax.errors import WeightsError
-from lattec_jax.files import (
-    partial_directory,
-    read_json,
-    remove_abandoned,
-    write_safetensors,
-)
+from lattec_jax.files import partial_directory, remove_abandoned, write_safetensors
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.models.tensor_files import Shapes, read_safetensors
+from lattec_jax.safe_read import read_json
+from lattec_jax.text import cut, printable
+from lattec_jax.validation import STRICT, validate
 
 FORMAT = "lattec_jax-clip-1"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
+MAX_CONFIG_BYTES = 2**24
+_MAX_PROBLEMS = 50  # tensors that a message lists
 _FILES = {WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Content:
+    """`config.json`; its parts are declared where they are used."""
+
+    __pydantic_config__ = STRICT
+    format: Literal[FORMAT]  # type: ignore[valid-type]
+    model: dict[str, Any]
+    preprocess: dict[str, Any]
+    tokenizer: dict[str, Any]
+    source: dict[str, Any]
 
 
 @dataclasses.dataclass
@@ -90,22 +102,27 @@ class Checkpoint:
 
         Raises:
             WeightsError: it is no checkpoint directory, is damaged, or its parts do not fit each
-                other; unknown, missing and wrongly shaped tensors are all listed.
+                other; unknown, missing and wrongly shaped tensors are listed.
         """
         directory = Path(directory)
         content = _read_config(directory)
+        where = str(directory / CONFIG_FILE)
+        config = CLIPConfig.from_dict(content.model, f"{where}: model")
+        preprocess = Preprocess.from_dict(content.preprocess, f"{where}: preprocess")
         path = directory / WEIGHTS_FILE
-        if not path.is_file():
+        if not path.exists():
             raise WeightsError(
                 f"no {WEIGHTS_FILE} in {directory}; convert the weights again with "
                 "python -m convert.openclip_to_flax"
             )
         checkpoint = cls(
-            config=CLIPConfig.from_dict(content["model"]),
-            params=read_safetensors(path),
-            tokenizer=Tokenizer.load(directory, content["tokenizer"]),
-            preprocess=Preprocess.from_dict(content["preprocess"]),
-            source=content["source"],
+            config=config,
+            params=read_safetensors(
+                path, lambda shapes: check_shapes(shapes, expected_shapes(config), str(directory))
+            ),
+            tokenizer=Tokenizer.load(directory, content.tokenizer, f"{where}: tokenizer"),
+            preprocess=preprocess,
+            source=content.source,
             _sha256=_file_sha256(path),
         )
         checkpoint._check(str(directory))
@@ -113,7 +130,7 @@ class Checkpoint:
 
     def _check(self, where: str) -> None:
         """Raise WeightsError unless the parts fit each other."""
-        check_tensors(self.params, expected_shapes(self.config), where)
+        check_shapes(shapes_of(self.params), expected_shapes(self.config), where)
         other = {str(a.dtype) for a in self.params.values()} - {"float32"}
         if other:
             raise WeightsError(f"{where}: expected float32 tensors, found {sorted(other)} too")
@@ -181,39 +198,33 @@ def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
 
 
-def check_tensors(
-    found: Mapping[str, np.ndarray], expected: Mapping[str, tuple[int, ...]], where: str
-) -> None:
+def shapes_of(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor."""
+    return {name: array.shape for name, array in tensors.items()}
+
+
+def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
     """Compare names and shapes.
 
     Raises:
-        WeightsError: naming every unknown, missing and wrongly shaped tensor.
+        WeightsError: naming the unknown, missing and wrongly shaped tensors.
     """
-    problems = [f"unknown: {name} {found[name].shape}" for name in found if name not in expected]
+    problems = [f"unknown: {name} {found[name]}" for name in found if name not in expected]
     problems += [f"missing: {name} {expected[name]}" for name in expected if name not in found]
     problems += [
-        f"wrong shape: {name} expected {shape}, found {found[name].shape}"
+        f"wrong shape: {name} expected {shape}, found {found[name]}"
         for name, shape in expected.items()
-        if name in found and found[name].shape != shape
+        if name in found and found[name] != shape
     ]
     if problems:
-        listing = "\n  ".join(problems)
+        lines = [printable(cut(problem, 300)) for problem in problems[:_MAX_PROBLEMS]]
+        if len(problems) > _MAX_PROBLEMS:
+            lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
+        listing = "\n  ".join(lines)
         raise WeightsError(
             f"{where}: {len(problems)} tensors do not fit the model's configuration; choose the "
             f"weights' own configuration\n  {listing}"
         )
-
-
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a .safetensors file, in their stored type.
-
-    Raises:
-        WeightsError: the file is damaged.
-    """
-    try:
-        return safetensors.numpy.load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} is not a readable .safetensors file: {error}") from error
 
 
 def refuse_other_directory(directory: Path) -> None:
@@ -239,25 +250,19 @@ def refuse_other_directory(directory: Path) -> None:
     _read_config(directory)
 
 
-def _read_config(directory: Path) -> dict[str, Any]:
+def _read_config(directory: Path) -> _Content:
     """Read `config.json` and check its format and keys."""
     path = directory / CONFIG_FILE
     advice = "expected a directory that python -m convert.openclip_to_flax wrote"
-    if not path.is_file():
-        raise WeightsError(f"no {CONFIG_FILE} in {directory}; {advice}")
     try:
-        content = read_json(path)
+        content = read_json(path, MAX_CONFIG_BYTES)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise WeightsError(f"no {CONFIG_FILE} in {directory}; {advice}") from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON ({error}); {advice}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise WeightsError(f"{path}: expected format {FORMAT!r}, found {found!r}; {advice}")
-    missing = {"model", "preprocess", "tokenizer", "source"} - set(content)
-    if missing:
-        raise WeightsError(f"{path} lacks {sorted(missing)}; {advice}")
-    if not isinstance(content["source"], dict):
-        raise WeightsError(f"{path}: expected an object as source; {advice}")
-    return content
+    return validate(_Content, content, str(path), WeightsError, advice)
 
 
 def _contiguous(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

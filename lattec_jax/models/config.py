@@ -1,14 +1,21 @@
-"""The architecture of a CLIP, as the weights' own configuration states it. Imports no JAX."""
+"""The architecture of a CLIP, as the weights' own configuration states it. Imports no JAX.
+
+The annotations of the dataclasses are checked by `lattec_jax.validation` where a configuration is
+read from a file.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Gt, Interval
 
 from lattec_jax.errors import WeightsError
+from lattec_jax.text import cut, printable
+from lattec_jax.validation import STRICT, STRICT_OPEN, shown, validate
 
 # Settings of open_clip's towers that this project does not implement, each with the value that
 # leaves it off. A configuration that sets one of them is refused rather than half understood.
@@ -48,24 +55,46 @@ _TEXT_KNOWN |= {"eos_id", "pad_id", "output_tokens", "hf_model_pretrained", "hf_
 _TEXT_KNOWN |= {"hf_pooler_type", "hf_tokenizer_name", "tokenizer_kwargs", "tokenizer_mode"}
 _TOP_KNOWN = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "cast_dtype"}
 _TOP_KNOWN |= {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "output_dict"}
-VISION_POOLS, TEXT_POOLS = ("tok", "avg"), ("argmax", "eos", "last", "first")
+
+# Ranges of what configurations state. The largest CLIP of open_clip has widths up to 1,664, 48
+# layers and 901,629 token ids; what is checked against these is also checked against the tensors.
+MAX_TOKEN_IDS = 2**24
+Width = Annotated[int, Interval(ge=1, le=2**16)]
+Layers = Annotated[int, Interval(ge=1, le=1024)]
+ImageSide = Annotated[int, Interval(ge=1, le=2**14)]
+ContextLength = Annotated[int, Interval(ge=2, le=2**14)]
+TokenId = Annotated[int, Interval(ge=0, lt=MAX_TOKEN_IDS)]
+VocabSize = Annotated[int, Interval(ge=1, le=MAX_TOKEN_IDS)]
+Ratio = Annotated[float, Interval(gt=0, le=64)]
+Positive = Annotated[float, Gt(0)]
+VisionPool = Literal["tok", "avg"]  # the class token; the mean over patches
+TextPool = Literal["argmax", "eos", "last", "first"]  # "argmax" of the ids
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
     """The image tower. Sizes are in pixels for images and patches, in units for widths."""
 
-    width: int
-    layers: int
-    heads: int
-    patch_size: int
-    image_size: tuple[int, int]
-    mlp_ratio: float = 4.0
+    __pydantic_config__ = STRICT
+
+    width: Width
+    layers: Layers
+    heads: Width
+    patch_size: ImageSide
+    image_size: tuple[ImageSide, ImageSide]
+    mlp_ratio: Ratio = 4.0
     pre_norm: bool = True
-    pool: str = "tok"  # "tok": the class token; "avg": the mean over patches
+    pool: VisionPool = "tok"
     final_norm_after_pool: bool = False
     layer_scale: float | None = None  # initial value, None where the blocks have no layer scale
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_heads(self)
+        if self.patch_size > min(self.image_size):
+            raise ValueError(
+                f"patches of {self.patch_size} pixels are larger than images of {self.image_size}"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -77,108 +106,173 @@ class VisionConfig:
 class TextConfig:
     """The text tower."""
 
-    width: int
-    layers: int
-    heads: int
-    context_length: int
-    vocab_size: int
-    mlp_ratio: float = 4.0
+    __pydantic_config__ = STRICT
+
+    width: Width
+    layers: Layers
+    heads: Width
+    context_length: ContextLength
+    vocab_size: VocabSize
+    mlp_ratio: Ratio = 4.0
     causal: bool = True
-    pool: str = "argmax"  # where the text is read out: "argmax" of the ids, "eos", "last", "first"
-    eos_id: int = 2  # only read where pool is "eos"
+    pool: TextPool = "argmax"
+    eos_id: TokenId = 2  # only read where pool is "eos"
     layer_scale: float | None = None
-    norm_epsilon: float = 1e-5
+    norm_epsilon: Positive = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_heads(self)
+        if self.pool == "eos" and self.eos_id >= self.vocab_size:
+            raise ValueError(f"eos_id {self.eos_id} is not one of {self.vocab_size} token ids")
+
+
+def _check_heads(tower: VisionConfig | TextConfig) -> None:
+    if tower.width % tower.heads:
+        raise ValueError(f"width {tower.width} is not a multiple of the {tower.heads} heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenClipNorm:
+    __pydantic_config__ = STRICT
+    eps: Positive = 1e-5
+
+
+# The keys of open_clip's `model_cfg` that are read, with open_clip's defaults; what is not declared
+# here is handled before.
+@dataclasses.dataclass(frozen=True)
+class _OpenClipVision:
+    __pydantic_config__ = STRICT_OPEN
+    width: Width
+    layers: Layers
+    patch_size: ImageSide
+    image_size: ImageSide | tuple[ImageSide, ImageSide]
+    head_width: Width = 64
+    mlp_ratio: Ratio = 4.0
+    no_ln_pre: bool = False
+    pool_type: VisionPool = "tok"
+    final_ln_after_pool: bool = False
+    ls_init_value: float | None = None
+    norm_kwargs: _OpenClipNorm | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenClipText:
+    __pydantic_config__ = STRICT_OPEN
+    width: Width = 512
+    layers: Layers = 12
+    heads: Width = 8
+    context_length: ContextLength = 77
+    vocab_size: VocabSize = 49408
+    mlp_ratio: Ratio = 4.0
+    no_causal_mask: bool = False
+    pool_type: TextPool = "argmax"
+    eos_id: TokenId = 2
+    ls_init_value: float | None = None
+    norm_kwargs: _OpenClipNorm | None = None
+    hf_tokenizer_name: str | None = None
+    tokenizer_kwargs: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _OpenClip:
+    __pydantic_config__ = STRICT_OPEN
+    embed_dim: Width
+    vision_cfg: _OpenClipVision
+    text_cfg: _OpenClipText
+    quick_gelu: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
     """Both towers and what joins them."""
 
-    embed_dim: int
+    __pydantic_config__ = STRICT
+
+    embed_dim: Width
     vision: VisionConfig
     text: TextConfig
     quick_gelu: bool = False
 
     @classmethod
-    def from_open_clip(cls, config: Mapping[str, Any]) -> CLIPConfig:
+    def from_open_clip(cls, config: Mapping[str, Any], where: str = "model_cfg") -> CLIPConfig:
         """Read the `model_cfg` of open_clip (`open_clip/model_configs/*.json`).
 
         Raises:
-            WeightsError: the configuration asks for an architecture outside the plain ViT CLIPs.
+            WeightsError: the configuration asks for an architecture outside the plain ViT CLIPs, or
+                is incomplete, or a value has another type or is out of range.
         """
         if "multimodal_cfg" in config or config.get("init_logit_bias") is not None:
             raise WeightsError(
-                "expected a plain CLIP, found a CoCa or SigLIP configuration; lattec_jax reads "
-                "the ViT CLIPs of open_clip without `multimodal_cfg` and `init_logit_bias`"
+                f"{where}: expected a plain CLIP, found a CoCa or SigLIP configuration; lattec_jax "
+                "reads the ViT CLIPs of open_clip without `multimodal_cfg` and `init_logit_bias`"
             )
-        vision, text = config["vision_cfg"], config["text_cfg"]
-        _refuse_unsupported("vision_cfg", vision, _VISION_OFF)
-        _refuse_unsupported("text_cfg", text, _TEXT_OFF)
-        _refuse_unknown("model_cfg", config, _TOP_KNOWN)
-        _refuse_unknown("vision_cfg", vision, _VISION_KNOWN)
-        _refuse_unknown("text_cfg", text, _TEXT_KNOWN)
-        _refuse_other_pool("vision_cfg", vision, "tok", VISION_POOLS)
-        _refuse_other_pool("text_cfg", text, "argmax", TEXT_POOLS)
-        if not isinstance(vision["layers"], int):
-            raise WeightsError(
-                "expected a vision transformer, found a ResNet image tower "
-                f"(vision_cfg.layers = {vision['layers']}); choose a ViT model"
-            )
-        image_size = vision["image_size"]
-        return cls(
-            embed_dim=config["embed_dim"],
-            quick_gelu=config.get("quick_gelu", False),
-            vision=VisionConfig(
-                width=vision["width"],
-                layers=vision["layers"],
-                heads=vision["width"] // vision.get("head_width", 64),
-                patch_size=vision["patch_size"],
-                image_size=(image_size, image_size)
-                if isinstance(image_size, int)
-                else (image_size[0], image_size[1]),
-                mlp_ratio=vision.get("mlp_ratio", 4.0),
-                pre_norm=not vision.get("no_ln_pre", False),
-                pool=vision.get("pool_type", "tok"),
-                final_norm_after_pool=vision.get("final_ln_after_pool", False),
-                layer_scale=vision.get("ls_init_value"),
-                norm_epsilon=(vision.get("norm_kwargs") or {}).get("eps", 1e-5),
-            ),
-            text=TextConfig(
-                width=text.get("width", 512),
-                layers=text.get("layers", 12),
-                heads=text.get("heads", 8),
-                context_length=text.get("context_length", 77),
-                vocab_size=text.get("vocab_size", 49408),
-                mlp_ratio=text.get("mlp_ratio", 4.0),
-                causal=not text.get("no_causal_mask", False),
-                pool=text.get("pool_type", "argmax"),
-                eos_id=text.get("eos_id", 2),
-                layer_scale=text.get("ls_init_value"),
-                norm_epsilon=(text.get("norm_kwargs") or {}).get("eps", 1e-5),
-            ),
-        )
+        sections = {name: config.get(name) for name in ("vision_cfg", "text_cfg")}
+        if all(isinstance(section, dict) for section in sections.values()):
+            _refuse_others(where, config, **sections)
+        read = validate(_OpenClip, dict(config), where, WeightsError)
+        vision, text = read.vision_cfg, read.text_cfg
+        size = vision.image_size
+        converted = {
+            "embed_dim": read.embed_dim,
+            "quick_gelu": read.quick_gelu,
+            "vision": {
+                "width": vision.width,
+                "layers": vision.layers,
+                "heads": vision.width // vision.head_width,
+                "patch_size": vision.patch_size,
+                "image_size": size if isinstance(size, tuple) else (size, size),
+                "mlp_ratio": vision.mlp_ratio,
+                "pre_norm": not vision.no_ln_pre,
+                "pool": vision.pool_type,
+                "final_norm_after_pool": vision.final_ln_after_pool,
+                "layer_scale": vision.ls_init_value,
+                "norm_epsilon": (vision.norm_kwargs or _OpenClipNorm()).eps,
+            },
+            "text": {
+                "width": text.width,
+                "layers": text.layers,
+                "heads": text.heads,
+                "context_length": text.context_length,
+                "vocab_size": text.vocab_size,
+                "mlp_ratio": text.mlp_ratio,
+                "causal": not text.no_causal_mask,
+                "pool": text.pool_type,
+                "eos_id": text.eos_id,
+                "layer_scale": text.ls_init_value,
+                "norm_epsilon": (text.norm_kwargs or _OpenClipNorm()).eps,
+            },
+        }
+        return validate(cls, converted, where, WeightsError)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; `from_dict` reads it back."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> CLIPConfig:
+    def from_dict(cls, config: Any, where: str = "the model configuration") -> CLIPConfig:
         """Read what `to_dict` wrote.
 
         Raises:
-            WeightsError: keys are missing or unknown.
+            WeightsError: keys are missing or unknown, or a value is not one that is implemented.
         """
-        try:
-            vision = dict(config["vision"])
-            vision["image_size"] = tuple(vision["image_size"])
-            towers = {"vision": VisionConfig(**vision), "text": TextConfig(**config["text"])}
-            return cls(**{**config, **towers})
-        except (KeyError, TypeError) as error:
-            raise WeightsError(
-                f"the model configuration cannot be read ({error}); "
-                "convert the weights again with python -m convert.openclip_to_flax"
-            ) from error
+        advice = "convert the weights again with python -m convert.openclip_to_flax"
+        return validate(cls, config, where, WeightsError, advice)
+
+
+def _refuse_others(
+    where: str, config: Mapping[str, Any], vision_cfg: dict[str, Any], text_cfg: dict[str, Any]
+) -> None:
+    """Raise WeightsError for an architecture that is not implemented or not known."""
+    _refuse_unsupported(f"{where}: vision_cfg", vision_cfg, _VISION_OFF)
+    _refuse_unsupported(f"{where}: text_cfg", text_cfg, _TEXT_OFF)
+    _refuse_unknown(where, config, _TOP_KNOWN)
+    _refuse_unknown(f"{where}: vision_cfg", vision_cfg, _VISION_KNOWN)
+    _refuse_unknown(f"{where}: text_cfg", text_cfg, _TEXT_KNOWN)
+    if isinstance(vision_cfg.get("layers"), list):
+        raise WeightsError(
+            f"{where}: expected a vision transformer, found a ResNet image tower "
+            f"(vision_cfg.layers = {shown(vision_cfg['layers'])}); choose a ViT model"
+        )
 
 
 def _refuse_unsupported(section: str, found: Mapping[str, Any], off: Mapping[str, Any]) -> None:
@@ -186,7 +280,7 @@ def _refuse_unsupported(section: str, found: Mapping[str, Any], off: Mapping[str
     wrong = {key: found[key] for key in off if key in found and found[key] != off[key]}
     if wrong:
         raise WeightsError(
-            f"expected a plain ViT CLIP, found {section} with {wrong}; lattec_jax does not "
+            f"{section}: expected a plain ViT CLIP, found {shown(wrong)}; lattec_jax does not "
             "implement these. Choose one of open_clip's plain ViT models"
         )
 
@@ -194,24 +288,16 @@ def _refuse_unsupported(section: str, found: Mapping[str, Any], off: Mapping[str
 def _refuse_unknown(section: str, found: Mapping[str, Any], known: set[str]) -> None:
     """Raise WeightsError if `found` holds a key that may mean anything."""
     unknown = sorted(set(found) - known)
-    unknown += [f"norm_kwargs.{k}" for k in (found.get("norm_kwargs") or {}) if k != "eps"]
+    norm = found.get("norm_kwargs")
+    unknown += [
+        f"norm_kwargs.{key}" for key in (norm if isinstance(norm, dict) else {}) if key != "eps"
+    ]
     if unknown:
+        listed = printable(cut(", ".join(unknown[:10]), 400))
         raise WeightsError(
-            f"expected the settings of open_clip 3.3 in {section}, found {', '.join(unknown)} too; "
-            "what they do to the model is not known here. Choose one of open_clip's plain ViT "
-            "models (docs/models.md lists them)"
-        )
-
-
-def _refuse_other_pool(
-    section: str, found: Mapping[str, Any], default: str, pools: tuple[str, ...]
-) -> None:
-    """Raise WeightsError for a way of reading out a tower that is not implemented."""
-    pool = found.get("pool_type", default)
-    if pool not in pools:
-        raise WeightsError(
-            f"{section}.pool_type: expected one of {', '.join(pools)}, found {pool!r}; choose one "
-            "of open_clip's plain ViT models"
+            f"{section}: expected the settings of open_clip 3.3, found {listed} too; what they do "
+            "to the model is not known here. Choose one of open_clip's plain ViT models "
+            "(docs/models.md lists them)"
         )
 
 

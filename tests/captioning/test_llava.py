@@ -375,3 +375,37 @@ def test_a_torchvision_that_does_not_fit_torch(config, monkeypatch):
     monkeypatch.setattr(llava_loading.importlib, "import_module", broken)
     with pytest.raises(EngineError, match=r"torchvision, which cannot be imported \(operator"):
         llava.load(config)
+
+
+@pytest.mark.parametrize("part", [None, "text_config", "vision_config"])
+def test_a_checkpoint_does_not_choose_its_attention(checkpoint, config, tmp_path, part):
+    """transformers would fetch a kernel of that name from the hub."""
+    folder = shutil.copytree(checkpoint, tmp_path / "tiny")
+    path = folder / "config.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    kernels = "someone/kernels"
+    content["attn_implementation"] = {part: kernels} if part else kernels
+    path.write_text(json.dumps(content), encoding="utf-8")
+    config.descriptions.llava.model = str(folder)
+    with pytest.raises(EngineError, match="asks for the attention 'someone/kernels'"):
+        llava_loading.load(config.descriptions.llava, 5)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"a": "../other/model.safetensors"}}, "to name files of its folder"),
+        ({"weight_map": {"a": "/etc/passwd"}}, "to name files of its folder"),
+        ({"weight_map": {"a": 3}}, "is no index of weights"),
+        ({"weight_map": [1]}, "is no index of weights"),
+        ([], "is no index of weights"),
+        ("[" * 1000, "is no index of weights"),
+    ],
+)
+def test_an_index_names_files_of_its_folder_alone(checkpoint, config, tmp_path, index, message):
+    folder = shutil.copytree(checkpoint, tmp_path / "tiny")
+    text = index if isinstance(index, str) else json.dumps(index)
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+    config.descriptions.llava.model = str(folder)
+    with pytest.raises(EngineError, match=message):
+        llava_loading.load(config.descriptions.llava, 5)

@@ -126,5 +126,5 @@ def test_what_checkpoints_carry_besides():
 def test_integers_are_no_weights():
     tensors = tiny_state_dict()
     tensors["ln_final.bias"] = np.zeros(4, np.int8)
-    with pytest.raises(WeightsError, match=r"found ln_final\.bias int8.*not quantised"):
+    with pytest.raises(WeightsError, match=r"found ln_final\.bias int8.*not quantized"):
         to_flax(tensors, TINY, "the file")

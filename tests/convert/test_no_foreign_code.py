@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import hub
+from convert import hub, hub_tokenizer, sources
 from lattec_jax.errors import WeightsError
 from tests import hub_tokenizers
 
@@ -36,20 +36,92 @@ def test_weights_cannot_ask_for_code(tokenizer_folder, tmp_path, value):
     folder = shutil.copytree(tokenizer_folder, tmp_path / "weights")
     config = {"hf_tokenizer_name": "bert", "tokenizer_kwargs": {"trust_remote_code": value}}
     with pytest.raises(WeightsError, match=r"trust_remote_code=.* is not read"):
-        hub.tokenizer(config, folder, "weights.x")
+        hub_tokenizer.read(config, folder, "weights.x")
     assert not (tokenizer_folder.parent / "ran").exists()
 
 
-def test_code_beside_a_tokenizer_does_not_run(tokenizer_folder):
-    with pytest.raises(WeightsError, match=r"weights\.x: the tokenizer bert cannot be read"):
-        hub.tokenizer({"hf_tokenizer_name": "bert"}, tokenizer_folder, "weights.x")
+def test_code_beside_a_tokenizer_does_not_run(tokenizer_folder, tmp_path):
+    with pytest.raises(WeightsError, match=r"tokenizer_class: expected .* found 'Mine'"):
+        hub_tokenizer.read({"hf_tokenizer_name": "bert"}, tokenizer_folder, "weights.x")
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "weights")
+    change(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer")
+    hub_tokenizer.read({"hf_tokenizer_name": "bert"}, folder, "weights.x")
     assert not (tokenizer_folder.parent / "ran").exists()
+
+
+def change(path: Path, **settings: object) -> None:
+    """Set keys of a JSON file."""
+    content = json.loads(path.read_text(encoding="utf-8")) | settings
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_settings_cannot_point_out_of_the_folder(tokenizer_folder, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(tokenizer_folder, elsewhere)
+    vocabulary = json.loads((elsewhere / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary["model"]["vocab"] |= {"[CLS]": 3, "[SEP]": 2}
+    change(elsewhere / "tokenizer.json", **vocabulary)
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "weights")
+    change(folder / "tokenizer_config.json", tokenizer_class="BertTokenizer")
+    expected = hub_tokenizer.read({"hf_tokenizer_name": "bert"}, folder, "weights.x")
+    change(
+        folder / "tokenizer_config.json",
+        name_or_path=str(elsewhere),
+        tokenizer_file=str(elsewhere / "tokenizer.json"),
+        vocab_file=str(elsewhere / "vocab.txt"),
+        special_tokens_map_file=str(elsewhere / "special_tokens_map.json"),
+        chat_template="{{ 1 }}",
+    )
+    found = hub_tokenizer.read({"hf_tokenizer_name": "bert"}, folder, "weights.x")
+    assert found.to_json() == expected.to_json()
+    change(folder / "tokenizer_config.json", sp_model_file="x", extra_ids=10**12)
+    with pytest.raises(WeightsError, match=r"extra_ids: expected less.*sp_model_file is not known"):
+        hub_tokenizer.read({"hf_tokenizer_name": "bert"}, folder, "weights.x")
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc/x", "../x", "a/../b", "http://a.b/c", "a/b/c", "C:\\x", "", ".", 3, ["a"]]
+)
+def test_weights_name_no_path_or_address_of_a_tokenizer(name, tokenizer_folder):
+    for folder in (None, tokenizer_folder):
+        with pytest.raises(WeightsError, match=r"expected a name as on the hub"):
+            hub_tokenizer.read({"hf_tokenizer_name": name}, folder, "weights.x")
+
+
+def test_weights_name_no_other_repository(tokenizer_folder, tmp_path, monkeypatch):
+    with pytest.raises(WeightsError, match=r"expected one of bert-base-uncased.*found 'evil/t'"):
+        hub_tokenizer.read({"hf_tokenizer_name": "evil/t"}, tmp_path, "weights.x")
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tokenizer_folder, tmp_path / "roberta-base")
+    with pytest.raises(WeightsError, match=r"would read \./roberta-base in its place"):
+        hub_tokenizer.read({"hf_tokenizer_name": "roberta-base"}, None, "weights.x")
+
+
+def test_known_tokenizers_are_those_that_open_clip_names():
+    configs = [sources.built_in_model_cfg(name) for name in sources.built_in_models()]
+    named = {config["text_cfg"].get("hf_tokenizer_name") for config in configs} - {None}
+    assert tuple(sorted(named)) == hub_tokenizer.NAMES
+
+
+@pytest.mark.parametrize("name", ["hf:../../x", "hf:http://a.b/c", "hf:/etc/x", "hf:a/b/c"])
+def test_a_repository_is_no_path_and_no_address(name):
+    pytest.importorskip("huggingface_hub")
+    with pytest.raises(WeightsError, match=r"expected hf:organisation/name, found"):
+        hub.fetch(name)
+
+
+@pytest.mark.parametrize("revision", ["", "../../x", "/x", "a//b", "a?b=c", "a\nb"])
+def test_a_revision_is_no_path(revision):
+    with pytest.raises(WeightsError, match="expected a branch, a tag or a commit after the @"):
+        hub.fetch(f"hf:a/b@{revision}")
 
 
 @pytest.mark.parametrize("setting", [{"clean": 1}, {"strip_sep_token": "no"}, {"use_fast": False}])
 def test_only_known_settings_of_the_right_type_are_taken(setting):
     with pytest.raises(WeightsError, match="is not read; expected clean and strip_sep_token"):
-        hub.tokenizer({"hf_tokenizer_name": "x", "tokenizer_kwargs": setting}, None, "weights.x")
+        hub_tokenizer.read(
+            {"hf_tokenizer_name": "x", "tokenizer_kwargs": setting}, None, "weights.x"
+        )
 
 
 def test_every_call_that_loads_from_the_hub_refuses_code():
@@ -60,7 +132,7 @@ def test_every_call_that_loads_from_the_hub_refuses_code():
                 name = isinstance(node, ast.Call) and getattr(node.func, "attr", "")
                 if name == "from_pretrained":
                     calls.append((f"{path.name}:{node.lineno}", node))
-    assert len(calls) == 4  # a tokenizer, a processor, a model and its configuration
+    assert len(calls) == 5  # two of tokenizers, a processor, a model and its configuration
     for where, node in calls:
         stated = {keyword.arg: keyword.value for keyword in node.keywords}
         value = stated.get("trust_remote_code")

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import json
+import warnings
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import sources
+from convert import openclip_to_flax, sources
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
@@ -180,7 +183,7 @@ def test_configuration_beside_the_file_is_checked(hub_folder, tmp_path):
             to_flax(f"--pretrained={weights}", out)
     del content["model_cfg"]["vision_cfg"]["width"]
     path.write_text(json.dumps(content))
-    with pytest.raises(WeightsError, match="lacks 'width'"):
+    with pytest.raises(WeightsError, match=r"vision_cfg\.width is missing"):
         to_flax(f"--pretrained={weights}", out)
     for damaged in ("{", "[]"):
         path.write_text(damaged)
@@ -198,3 +201,161 @@ def test_open_clip_missing_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(WeightsError, match="pip install"):
         sources.open_clip_folder()
+
+
+def damaged(tmp_path, content) -> str:
+    """The message at a .pt file with such content, beside a configuration."""
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "w.pt"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+    with pytest.raises(WeightsError) as caught:
+        sources.read_tensors(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and "weights_only" not in message
+    assert message.isprintable() and len(message) < 1500
+    return message
+
+
+def test_damaged_torch_files_are_user_errors(tmp_path):
+    torch = pytest.importorskip("torch")
+    assert "cannot be read as a state dict" in damaged(tmp_path, b"")
+    assert "cannot be read as a state dict" in damaged(tmp_path, b"\x80\x02.")
+    archive = io.BytesIO()
+    torch.save({"w": torch.zeros(9)}, archive)
+    content = archive.getvalue()
+    assert "cannot be read" in damaged(tmp_path, content[:-30])
+    assert "damaged zip file" in damaged(tmp_path, content[:-60] + b"\xff" * 20 + content[-40:])
+    # What is more than tensors is not run, and nobody is told to run it.
+    message = damaged(tmp_path, {"model": torch.nn.Linear(2, 2)})
+    assert "only tensors are read" in message and "state dict alone" in message
+
+
+def test_packed_archives_are_refused(tmp_path):
+    """They may expand to any size."""
+    torch = pytest.importorskip("torch")
+    plain = io.BytesIO()
+    torch.save({"w": torch.zeros(10**6)}, plain)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for item in old.infolist():
+            new.writestr(item.filename, old.read(item))
+    assert "packed zip file" in damaged(tmp_path, packed.getvalue())
+
+
+def test_tensors_that_are_no_plain_weights_are_named(tmp_path):
+    torch = pytest.importorskip("torch")
+    weight = torch.ones(4, 4)
+    good = {"good": weight}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        quantized = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+        others = {
+            "sparse": (weight.to_sparse(), "torch.sparse_coo"),
+            "quantized": (quantized, "quantized"),
+            "float8": (weight.to(torch.float8_e4m3fn), "float8_e4m3fn"),
+            "complex": (weight.to(torch.complex64), "complex64"),
+            "meta": (weight.to("meta"), "meta"),
+        }
+        for name, (tensor, kind) in others.items():
+            message = damaged(tmp_path, {**good, name: tensor})
+            assert f"found {name} (" in message and kind in message
+    assert "dictionary of tensors" in damaged(tmp_path, {**good, 3: weight})
+    shared = torch.ones(1).expand(10**6, 10**6)
+    assert "many more than the file" in damaged(tmp_path, {"w": shared})
+    weight[2, 2] = float("nan")
+    assert "NaN or infinity in good" in damaged(tmp_path, good)
+
+
+def test_parameters_are_read_as_tensors(tmp_path):
+    torch = pytest.importorskip("torch")
+    parameters = {"w": torch.nn.Parameter(torch.arange(6.0).reshape(2, 3).T)}
+    torch.save(parameters, tmp_path / "w.pt")
+    found = sources.read_tensors(tmp_path / "w.pt")
+    np.testing.assert_array_equal(found["w"], np.arange(6.0).reshape(2, 3).T)
+
+
+def test_bfloat16_safetensors_are_converted(hub_folder, tmp_path):
+    weights = hub_folder / "open_clip_model.safetensors"
+    tensors = safetensors.numpy.load_file(weights)
+    write_safetensors(weights, tensors, "BF16", ml_dtypes.bfloat16)
+    to_flax(f"--pretrained={weights}", f"--out={tmp_path / 'flax'}")
+    found = Checkpoint.load(tmp_path / "flax")
+    assert found.source["converted_to_float32_from"] == {"bfloat16": len(tensors)}
+    expected = tensors["visual.proj"].astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(found.params["visual/projection"], expected)
+    write_safetensors(weights, tensors, "F8_E4M3", ml_dtypes.float8_e4m3fn)
+    with pytest.raises(WeightsError, match=r"found .*\(F8_E4M3\).*not quantized"):
+        to_flax(f"--pretrained={weights}", f"--out={tmp_path / 'flax'}")
+
+
+def write_safetensors(path, tensors, kind: str, dtype) -> None:
+    header, data = {}, b""
+    for name, array in tensors.items():
+        content = array.astype(dtype).tobytes()
+        offsets = [len(data), len(data) + len(content)]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": offsets}
+        data += content
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_numbers_that_are_not_finite_are_refused(hub_folder, tmp_path):
+    weights, out = hub_folder / "open_clip_model.safetensors", f"--out={tmp_path / 'flax'}"
+    tensors = safetensors.numpy.load_file(weights)
+    tensors["visual.proj"] = tensors["visual.proj"].astype(np.float64)
+    for value, message in ((np.inf, "in visual.proj;"), (1e300, "in float32: .* in visual.proj;")):
+        tensors["visual.proj"][1, 1] = value
+        safetensors.numpy.save_file(tensors, weights)
+        with pytest.raises(WeightsError, match=f"expected finite numbers.*{message}|{message}"):
+            to_flax(f"--pretrained={weights}", out)
+    assert not (tmp_path / "flax").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        ("vision_cfg.layers", 10**12, "vision_cfg.layers: expected less than or equal to 1024"),
+        ("vision_cfg.layers", "2", "vision_cfg.layers: expected a valid integer"),
+        ("vision_cfg.width", 1.5, "vision_cfg.width: expected a valid integer"),
+        ("vision_cfg.head_width", 0, "vision_cfg.head_width: expected greater"),
+        ("vision_cfg.head_width", 20, "width 64 is not a multiple of the 3 heads"),
+        ("vision_cfg.image_size", [8], "vision_cfg.image_size"),
+        ("vision_cfg.image_size", 10**9, "vision_cfg.image_size"),
+        ("vision_cfg.pool_type", ["tok"], "vision_cfg.pool_type: expected 'tok' or 'avg'"),
+        ("vision_cfg.no_ln_pre", "no", "vision_cfg.no_ln_pre: expected a valid boolean"),
+        ("vision_cfg.norm_kwargs", 3, "vision_cfg.norm_kwargs: expected an object"),
+        ("vision_cfg", [], "vision_cfg: expected an object"),
+        ("text_cfg.vocab_size", 10**12, "text_cfg.vocab_size: expected less"),
+        ("text_cfg.context_length", 10**9, "text_cfg.context_length: expected less"),
+        ("text_cfg.heads", None, "text_cfg.heads: expected a valid integer"),
+        ("text_cfg.tokenizer_kwargs", 3, "text_cfg.tokenizer_kwargs: expected an object"),
+        ("text_cfg.tokenizer_kwargs", {"clean": ["lower"]}, "text cleaning is .'lower'."),
+        ("text_cfg.hf_tokenizer_name", 3, "text_cfg.hf_tokenizer_name: expected a valid string"),
+        ("embed_dim", None, "embed_dim: expected a valid integer"),
+        ("quick_gelu", "yes", "quick_gelu: expected a valid boolean"),
+        ("preprocess.mean", "red", "preprocess_cfg: mean"),
+        ("preprocess.mean", [0.1, float("nan"), 1], "preprocess_cfg: mean"),
+        ("preprocess.std", 0, "preprocess_cfg: std"),
+        ("preprocess.resize_mode", "stretch", "resize_mode: expected .* found 'stretch'"),
+        ("preprocess.interpolation", ["random"], "interpolation: expected"),
+        ("preprocess.mode", "L", "mode: expected 'RGB', found 'L'"),
+        ("preprocess.fill_color", -1, "fill_color: expected greater"),
+    ],
+)
+def test_every_item_of_the_configuration_is_checked(hub_folder, place, value, message):
+    path = hub_folder / "open_clip_config.json"
+    content = json.loads(path.read_text())
+    part = content["preprocess_cfg" if place.startswith("preprocess.") else "model_cfg"]
+    *parents, last = place.removeprefix("preprocess.").split(".")
+    for key in parents:
+        part = part[key]
+    part[last] = value
+    path.write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=message) as caught:
+        openclip_to_flax.convert(
+            sources.from_file(hub_folder / "open_clip_model.safetensors", model=None)
+        )
+    assert str(hub_folder) in str(caught.value) or "clean" in place or "kwargs" in place

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from convert import hub
+from convert import hub_tokenizer
 from lattec_jax.data.tokenizer import HubTokenizer, Tokenizer
 from lattec_jax.errors import WeightsError
 from tests import hub_tokenizers
@@ -49,18 +50,21 @@ def folder(kind, tmp_path_factory) -> Path:
     return hub_tokenizers.make(kind, tmp_path_factory.mktemp(kind) / "t", corpus())
 
 
-def text_cfg(kind: str, folder: Path) -> dict:
-    """The text configuration of the kind's model, its tokenizer's name replaced by the folder."""
-    config = model_cfg(hub_tokenizers.KINDS[kind])["text_cfg"]
-    return {**config, "hf_tokenizer_name": str(folder)}
+def text_cfg(kind: str) -> dict:
+    """The text configuration of the kind's model."""
+    return model_cfg(hub_tokenizers.KINDS[kind])["text_cfg"]
 
 
-def reference(config: dict):
-    """open_clip's tokenizer of a text configuration."""
+def read(config: dict, folder: Path) -> HubTokenizer:
+    return hub_tokenizer.read(config, folder, "the test")
+
+
+def reference(config: dict, folder: Path):
+    """open_clip's tokenizer of a text configuration, its files in a folder."""
     from open_clip.tokenizer import HFTokenizer
 
     return HFTokenizer(
-        config["hf_tokenizer_name"],
+        str(folder),
         context_length=config["context_length"],
         **config.get("tokenizer_kwargs", {}),
     )
@@ -75,33 +79,37 @@ def assert_equal(ours: Tokenizer, theirs, strings: list[str]) -> None:
 
 @pytest.mark.parametrize("count", [800, pytest.param(5_000, marks=pytest.mark.full)])
 def test_equals_open_clip(kind, folder, count):
-    config = text_cfg(kind, folder)
+    config = text_cfg(kind)
     strings = texts(count, seed=3)
-    ours = hub.tokenizer(config, None, "the test")
-    assert_equal(ours, reference(config), strings)
+    ours = read(config, folder)
+    assert_equal(ours, reference(config, folder), strings)
     assert len(np.unique(ours(strings))) > 200  # the vocabulary is used
 
 
 @pytest.mark.parametrize("clean", ["lower", "whitespace", "canonicalize"])
 @pytest.mark.parametrize("strip", [False, True])
 def test_every_cleaning_with_and_without_separator(kind, folder, clean, strip):
-    config = text_cfg(kind, folder)
+    config = text_cfg(kind)
     settings = {"clean": clean, "strip_sep_token": strip}
     if kind == "mt5":  # has no separator token, and open_clip fails on it
         del settings["strip_sep_token"]
     config |= {"tokenizer_kwargs": settings, "context_length": 12}
-    assert_equal(hub.tokenizer(config, None, "the test"), reference(config), texts(500, seed=4))
+    assert_equal(
+        read(config, folder),
+        reference(config, folder),
+        texts(500, seed=4),
+    )
 
 
 def test_every_length(kind, folder):
     for length in (4, 5, 16, 77):
-        config = text_cfg(kind, folder) | {"context_length": length}
+        config = text_cfg(kind) | {"context_length": length}
         strings = ["", "a", *(" ".join(["photo"] * count) for count in range(length + 3))]
-        assert_equal(hub.tokenizer(config, None, "the test"), reference(config), strings)
+        assert_equal(read(config, folder), reference(config, folder), strings)
 
 
 def test_special_tokens_of_each_kind(kind, folder):
-    row = hub.tokenizer(text_cfg(kind, folder), None, "the test")("photo")[0]
+    row = hub_tokenizer.read(text_cfg(kind), folder, "the test")("photo")[0]
     end = np.flatnonzero(row)[-1]
     if kind == "bert":  # the separator is zeroed
         assert row[0] == 2 and 3 not in row and not row[end + 1 :].any()
@@ -113,7 +121,7 @@ def test_special_tokens_of_each_kind(kind, folder):
 
 
 def test_saved_is_self_contained_and_needs_no_transformers(kind, folder, tmp_path):
-    ours = hub.tokenizer(text_cfg(kind, folder), None, "the test")
+    ours = hub_tokenizer.read(text_cfg(kind), folder, "the test")
     settings = json.loads(json.dumps(ours.save(tmp_path)))
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
     loaded = Tokenizer.load(tmp_path, settings)
@@ -136,61 +144,73 @@ def test_saved_is_self_contained_and_needs_no_transformers(kind, folder, tmp_pat
 
 def test_exported_files_make_the_same_tokenizer(kind, folder, tmp_path):
     """What goes beside exported weights is read by open_clip's own tokenizer class."""
-    config = text_cfg(kind, folder)
-    ours = hub.tokenizer(config, None, "the test")
+    config = text_cfg(kind)
+    ours = read(config, folder)
     for name, text in ours.transformers_files().items():
         (tmp_path / name).write_text(text, encoding="utf-8")
-    exported = config | {"hf_tokenizer_name": str(tmp_path)}
+    exported = dict(config)
     exported["tokenizer_kwargs"] = ours.open_clip_settings()["tokenizer_kwargs"]
     assert exported["tokenizer_kwargs"] == config.get("tokenizer_kwargs", {})
-    assert_equal(ours, reference(exported), texts(500, seed=6))
+    assert_equal(ours, reference(exported, tmp_path), texts(500, seed=6))
     # Files beside the weights come before the name, as in open_clip.
-    beside = hub.tokenizer(config | {"hf_tokenizer_name": "no/such"}, tmp_path, "the test")
+    beside = hub_tokenizer.read(config | {"hf_tokenizer_name": "no/such"}, tmp_path, "the test")
     np.testing.assert_array_equal(beside(SPECIAL), ours(SPECIAL))
 
 
 def test_vocabulary_file_alone(tmp_path):
     """google/mt5-base has a sentencepiece model and no tokenizer.json."""
-    hub_tokenizers.raw_sentencepiece("mt5", tmp_path / "raw", corpus(), 800)
-    config = text_cfg("mt5", tmp_path / "raw")
-    assert_equal(hub.tokenizer(config, None, "t"), reference(config), texts(500, seed=9))
+    folder = tmp_path / "raw"
+    hub_tokenizers.raw_sentencepiece("mt5", folder, corpus(), 800)
+    config = text_cfg("mt5")
+    assert_equal(read(config, folder), reference(config, folder), texts(500, seed=9))
 
 
 def test_tokens_beyond_the_models_vocabulary_are_plain_text(tmp_path):
     """T5's hundred extra tokens, where the model has no embedding for them."""
-    hub_tokenizers.raw_sentencepiece("mt5", tmp_path / "raw", corpus(), 800)
+    folder = tmp_path / "raw"
+    hub_tokenizers.raw_sentencepiece("mt5", folder, corpus(), 800)
     settings = {"tokenizer_class": "T5Tokenizer", "extra_ids": 100}
-    (tmp_path / "raw" / "tokenizer_config.json").write_text(json.dumps(settings))
-    known = hub.tokenizer(text_cfg("mt5", tmp_path / "raw"), None, "t").vocab_size
-    config = text_cfg("mt5", tmp_path / "raw") | {"vocab_size": known - 100}
-    ours = hub.tokenizer(config, None, "the test")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    known = hub_tokenizer.read(text_cfg("mt5"), folder, "t").vocab_size
+    config = text_cfg("mt5") | {"vocab_size": known - 100}
+    ours = read(config, folder)
     assert ours.vocab_size == known - 100
     assert ours("a <extra_id_7> b").max() < known - 100
-    np.testing.assert_array_equal(ours("a photo"), reference(config)("a photo").numpy())
+    np.testing.assert_array_equal(ours("a photo"), reference(config, folder)("a photo").numpy())
 
 
 def test_what_is_not_read_says_so(kind, folder, tmp_path, monkeypatch):
-    config = text_cfg(kind, folder)
+    config = text_cfg(kind)
     for changed in (
         {"tokenizer_kwargs": {"language": "fr"}},
         {"tokenizer_kwargs": {"tokenizer_mode": "clips"}},
         {"tokenizer_mode": "clips"},
     ):
         with pytest.raises(WeightsError, match=r"weights\.x: .*is not read"):
-            hub.tokenizer(config | changed, None, "weights.x")
+            hub_tokenizer.read(config | changed, folder, "weights.x")
     with pytest.raises(WeightsError, match=r"special tokens of .* alone need"):
-        hub.tokenizer(config | {"context_length": 1}, None, "weights.x")
+        hub_tokenizer.read(config | {"context_length": 1}, folder, "weights.x")
     with pytest.raises(WeightsError, match="text cleaning is 'upper'"):
-        hub.tokenizer(config | {"tokenizer_kwargs": {"clean": "upper"}}, None, "weights.x")
+        hub_tokenizer.read(config | {"tokenizer_kwargs": {"clean": "upper"}}, folder, "weights.x")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     left = shutil.copytree(folder, tmp_path / "left")
     (left / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
     with pytest.raises(WeightsError, match="pads and cuts on the right"):
-        hub.tokenizer(config | {"hf_tokenizer_name": str(left)}, None, "weights.x")
+        hub_tokenizer.read(config, left, "weights.x")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    missing = config | {"hf_tokenizer_name": str(tmp_path / "none")}
-    with pytest.raises(WeightsError, match=r"cannot be read from the hub.*HF_HOME"):
-        hub.tokenizer(missing, None, "weights.x")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    code = (
+        "import json, sys; from convert import hub_tokenizer;"
+        "from lattec_jax.errors import WeightsError;"
+        "from tests.torch_fix import define_missing_torchvision_operators as define; define()\n"
+        "try: hub_tokenizer.read(json.loads(sys.argv[1]), None, 'weights.x')\n"
+        "except WeightsError as error: sys.exit(str(error))"
+    )
+    arguments = [sys.executable, "-c", code, json.dumps(config)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert re.search(
+        r"weights\.x: .* from the hub or its cache, cannot be read.*HF_HOME", done.stderr
+    )
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(WeightsError, match=r"pip install .*\[convert\]"):
-        hub.tokenizer(config, None, "weights.x")
+        hub_tokenizer.read(config, folder, "weights.x")

@@ -171,12 +171,15 @@ def test_damaged_directories_are_user_errors(tmp_path):
     content = json.loads(config.read_text())
     for damaged, message in (
         ("{", "not JSON"),
-        ("[]", "expected format"),
+        ("[]", "expected an object, found"),
         (json.dumps({**content, "format": "other"}), "found 'other'"),
-        (json.dumps({"format": content["format"]}), "lacks"),
-        (json.dumps({**content, "model": {}}), "model configuration"),
-        (json.dumps({**content, "preprocess": {}}), "preprocessing configuration"),
-        (json.dumps({**content, "tokenizer": {}}), "tokenizer settings"),
+        (json.dumps({"format": content["format"]}), "model is missing; preprocess is missing"),
+        (
+            json.dumps({**content, "model": {}}),
+            r"model: embed_dim is missing; .*convert the weights again",
+        ),
+        (json.dumps({**content, "preprocess": {}}), r"preprocess: size is missing"),
+        (json.dumps({**content, "tokenizer": {}}), r"tokenizer: clean is missing"),
     ):
         config.write_text(damaged)
         with pytest.raises(WeightsError, match=message):

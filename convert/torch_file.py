@@ -1,0 +1,111 @@
+"""Read state dicts that torch saved: tensors alone, nothing that runs.
+
+torch reads them with `weights_only`. Archives that are programs (TorchScript) or packed are refused
+before.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert.hub import first_line
+from lattec_jax.errors import WeightsError
+from lattec_jax.models.tensor_files import listed, refuse_not_finite
+from lattec_jax.safe_read import open_regular
+
+_NUMPY_TYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
+_MAX_SHARING = 4  # times the size of the file: tensors may share what is stored once
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """Return all tensors and parameters of a state dict, in their stored type.
+
+    Raises:
+        WeightsError: torch is missing, or the file is damaged, a TorchScript archive, no state
+            dict, or holds tensors that are not dense floating-point numbers.
+    """
+    if _is_torch_script(path):
+        raise WeightsError(
+            f"{path} is a TorchScript archive, which is a program, and is not run. OpenAI's own "
+            "weights are also there as a tag: --pretrained=openai. Of others save the state dict, "
+            "where you trust them: safetensors.torch.save_file(torch.jit.load(path, "
+            "map_location='cpu').float().state_dict(), 'weights.safetensors')"
+        )
+    return _read_torch(path)
+
+
+def _is_torch_script(path: Path) -> bool:
+    try:
+        with open_regular(path) as file:
+            if not zipfile.is_zipfile(file):
+                return False
+            with zipfile.ZipFile(file) as archive:
+                if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
+                    raise WeightsError(f"{path}: expected a file of torch, found a packed zip file")
+                return any("/code/" in name for name in archive.namelist())
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, RecursionError) as error:
+        raise WeightsError(f"{path} is a damaged zip file: {first_line(error)}") from error
+
+
+def _read_torch(path: Path) -> dict[str, np.ndarray]:
+    try:
+        import torch
+    except ImportError as error:
+        raise WeightsError(
+            f"{path} needs torch, which is not installed: pip install -e '.[convert]'"
+        ) from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise WeightsError(f"{path} does not fit into memory") from error
+    except Exception as error:  # of any type, where a file is damaged
+        raise WeightsError(
+            f"{path} cannot be read as a state dict ({_torch_reason(error)}); only tensors are "
+            "read from such a file. Where it holds more and you trust it, save its state dict "
+            "alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]  # a checkpoint of open_clip's training
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and torch.is_tensor(t) for name, t in content.items()
+    ):
+        raise WeightsError(f"{path}: expected a dictionary of tensors (a model's state dict)")
+    total = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+    if total > _MAX_SHARING * path.stat().st_size:
+        raise WeightsError(
+            f"{path}: its tensors have {total:,} bytes, many more than the file; expected a "
+            "model's state dict, whose tensors do not share memory"
+        )
+    tensors = {name: _to_numpy(name, tensor, path) for name, tensor in content.items()}
+    refuse_not_finite(tensors, str(path))
+    return tensors
+
+
+def _torch_reason(error: Exception) -> str:
+    """Why torch cannot read a file, without its advice to run what is in it."""
+    line = first_line(error)
+    return type(error).__name__ if "weights_only" in line else line
+
+
+def _to_numpy(name: str, tensor: Any, path: Path) -> np.ndarray:
+    """A tensor or parameter of torch, in its stored type."""
+    import ml_dtypes
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
+        kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, {tensor.device}"
+    elif kind == "bfloat16":  # NumPy has no such type
+        return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    elif kind in _NUMPY_TYPES:
+        return tensor.detach().resolve_neg().numpy()
+    raise WeightsError(
+        f"{path}: expected dense tensors of floating-point numbers, found {listed([name])} "
+        f"({kind}); choose weights that are not quantized or sparse"
+    )
