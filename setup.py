@@ -38,6 +38,7 @@ CONVERT = [
     "protobuf>=4",  # with sentencepiece: tokenizers that the hub has only in its format
     "sentencepiece>=0.2",
     "transformers>=5.17,<6",
+    "typing_extensions>=4.12",  # the TypedDict that pydantic wants before Python 3.12
 ]
 CAPTIONING = [
     "accelerate>=1.15,<2",
