@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,17 +28,10 @@ from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.preprocess import Preprocess, open_picture, picture_errors, picture_size
 from lattec_jax.data.prompts import description_prompt
 from lattec_jax.state import init_state
+from tests.fuzz.mutations import Target
 
 PREPROCESS = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)
 CLASSES = ("cat", "dog")
-
-
-class Target(NamedTuple):
-    """A format that is read."""
-
-    valid: bytes
-    suffix: str  # of a file's name
-    read: Callable[[Path], None]  # raises nothing but UserError, whatever the file holds
 
 
 def targets(directory: Path) -> dict[str, Target]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +22,7 @@ from lattec_jax.report import page
 from lattec_jax.sweep.__main__ import write_tables
 from lattec_jax.sweep.cells import read_results
 from lattec_jax.sweep.plan import Sweep, choose_tables
+from tests.fuzz.mutations import Target
 from tests.report.example import example, write_files
 
 SOURCE = pseudo_labels.provenance("ab" * 32, [("cat", "tom"), ("dög",)], ["a photo of a {}."])
@@ -54,14 +54,6 @@ SWEEP_RESULTS = {
     "unreadable": [],
     "n_left_out": {"train": 0, "test": 0},
 }
-
-
-class Target(NamedTuple):
-    """A format that is read."""
-
-    valid: bytes
-    suffix: str
-    read: Callable[[Path], None]
 
 
 def _json(content: object) -> bytes:

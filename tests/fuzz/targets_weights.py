@@ -20,6 +20,7 @@ from lattec_jax.data.tokenizer import HubTokenizer, Tokenizer, word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint, expected_shapes
 from lattec_jax.models.config import CLIPConfig
 from tests import hub_tokenizers
+from tests.fuzz.mutations import Target
 
 WORDS = ["one", "two", "three"]
 CORPUS = ["a photo of a cat", "a drawing of a dog"]
@@ -50,7 +51,6 @@ PREPROCESS_CFG = {
     "resize_mode": "squash",
     "mode": "RGB",
 }
-Target = tuple[bytes, str, Callable[[Path], None]]
 
 
 def targets(tmp_path: Path) -> dict[str, Target]:
@@ -160,7 +160,7 @@ def _among(folder: Path, name: str, read: Callable[[Path], object]) -> Target:
             shutil.copyfile(path, folder / name)
         read(folder / name)
 
-    return (folder / name).read_bytes(), Path(name).suffix, reader
+    return Target((folder / name).read_bytes(), Path(name).suffix, reader)
 
 
 def _load(path: Path) -> None:

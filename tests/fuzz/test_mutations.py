@@ -1,0 +1,80 @@
+"""20,000 changed files over every format that is read: accepted, or an error of ours.
+
+    python -m pytest -m soak tests/fuzz/test_mutations.py -s -n 0
+
+prints how many ended in which way. The quick tests read two files of each format, the tier `full` a
+tenth.
+"""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, seed, settings
+
+from lattec_jax.errors import UserError
+from tests.fuzz.mutations import Target, bounded, mutations
+from tests.fuzz.tiers import FRACTIONS, TIERS
+
+TOTAL = 20_000
+MODULES = ("targets_data", "targets_runs", "targets_weights")
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory) -> dict[str, Target]:
+    """Every format, with a valid file and what reads it."""
+    found: dict[str, Target] = {}
+    for name in MODULES:
+        module = importlib.import_module(f"tests.fuzz.{name}")
+        found |= module.targets(tmp_path_factory.mktemp(name))
+    return found
+
+
+def outcome(target: Target, path: Path, content: bytes) -> str:
+    """How reading a file ended. What is not an error of ours passes through."""
+    path.write_bytes(content)
+    try:
+        with bounded(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Pillow, about the damage
+            target.read(path)
+    except UserError as error:
+        assert str(error).strip()
+        return "clean error"
+    return "accepted"
+
+
+def outcomes(target: Target, directory: Path, count: int) -> Counter[str]:
+    """How reading so many changed files of a format ended."""
+    counted: Counter[str] = Counter()
+    path = directory / f"changed{target.suffix}"
+
+    @seed(0)
+    @settings(
+        max_examples=count, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    )
+    @given(mutations(target.valid))
+    def read(content: bytes) -> None:
+        counted[outcome(target, path, content)] += 1
+
+    read()
+    return counted
+
+
+def test_valid_files_are_accepted(targets, tmp_path):
+    for name, target in targets.items():
+        assert outcome(target, tmp_path / f"valid{target.suffix}", target.valid) == "accepted", name
+
+
+@pytest.mark.parametrize("tier", TIERS)
+def test_changed_files_are_accepted_or_refused(tier, targets, tmp_path):
+    each = 2 if tier == "default" else round(TOTAL * FRACTIONS[tier] / len(targets))
+    counts = {name: outcomes(target, tmp_path, each) for name, target in targets.items()}
+    counts["all"] = total = sum(counts.values(), Counter())
+    for name, counted in counts.items():
+        print(f"{name:40}", "".join(f"{ending} {n:,}  " for ending, n in sorted(counted.items())))
+    assert total.keys() <= {"accepted", "clean error"}
+    assert total.total() >= each * len(targets) * 0.9  # Hypothesis leaves out what it repeats
