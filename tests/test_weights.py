@@ -401,3 +401,8 @@ def test_models_with_a_tokenizer_of_the_hub(kind, tmp_path, conversion):
 
     theirs = get_tokenizer(f"local-dir:{exported.parent}")
     np.testing.assert_array_equal(theirs(strings).numpy(), tokens)
+
+
+def test_names_that_cannot_be_looked_up_are_user_errors():
+    with pytest.raises(WeightsError, match="cannot be read: File name too long"):
+        weights.locate("x" * 5000)
