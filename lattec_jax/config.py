@@ -190,24 +190,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if config.method.name in method_presets:
         _fill_in(config, config.method.name, method_presets[config.method.name])
     _fill_in(config, config.preset, presets[config.preset])
-    check_base_url(str(config.descriptions.openai.base_url))  # first: its value is never shown
     config_schema.check(dict(leaves(config)))
     return config.lock()
-
-
-def check_base_url(url: str) -> None:
-    """Refuse an address of a description server that may hold a secret, without showing it.
-
-    Raises:
-        ConfigError: it has a user name, a password or a query.
-    """
-    if any(mark in url for mark in "@?#"):
-        raise ConfigError(
-            "config.descriptions.openai.base_url: expected an address such as "
-            "http://localhost:8000/v1 without user name, password and query, which would be "
-            "written into the files of runs; found '@', '?' or '#' in it. Put the key into the "
-            "environment variable that config.descriptions.openai.key_variable names"
-        )
 
 
 def _fill_in(config: ConfigDict, name: str, preset: ConfigDict) -> None:

@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from lattec_jax.errors import ConfigError, did_you_mean, shortened
 
@@ -29,6 +30,7 @@ class Allowed(NamedTuple):
     words: str  # after "expected"
     accepts: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
+    secret: bool = False  # whether a value may hold a password, and is never shown
 
 
 def _is_integer(value: Any) -> bool:
@@ -47,6 +49,17 @@ def _is_text(value: Any, max_bytes: int) -> bool:
     if not isinstance(value, str) or "\0" in value or len(value) > max_bytes:
         return False
     return len(value.encode("utf-8", "surrogatepass")) <= max_bytes
+
+
+def _is_address(value: Any) -> bool:
+    """Whether a value is an address without user name, password and query."""
+    if not _is_text(value, MAX_PATH_BYTES) or re.search(r"[@?#\s]", value):
+        return False
+    try:
+        parts = urlsplit(value)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # of the port
+        return False
 
 
 def _numbers(values: Any, count: int) -> bool:
@@ -87,11 +100,10 @@ def number_below(low: float, high: float) -> Allowed:
     )
 
 
-def number_above(low: float, high: float = math.inf) -> Allowed:
+def number_above(low: float, high: float) -> Allowed:
     """Finite numbers, the lower bound excluded."""
-    most = "" if high == math.inf else f" and at most {high:g}"
     return Allowed(
-        f"a number above {low:g}{most}",
+        f"a number above {low:g} and at most {high:g}",
         lambda value: _is_number(value) and low < value <= high,
     )
 
@@ -231,7 +243,12 @@ SCHEMA: dict[str, Allowed] = {
     "descriptions.llava.precision": choice("nf4", "int8", "bfloat16", "float32"),
     "descriptions.llava.device": choice("auto", "cuda", "cpu"),
     "descriptions.llava.batch_size": integer(0, 4096),
-    "descriptions.openai.base_url": _STRING,
+    "descriptions.openai.base_url": Allowed(
+        "an address such as http://localhost:8000/v1, without user name, password and query (the "
+        "key is taken from the environment)",
+        _is_address,
+        secret=True,
+    ),
     "descriptions.openai.model": _STRING,
     "descriptions.openai.concurrency": integer(1, 1024),
     "descriptions.openai.timeout": number_above(0, 86_400),
@@ -269,7 +286,7 @@ SCHEMA: dict[str, Allowed] = {
     "train.max_steps": _COUNT,
     "train.epochs": _COUNT,
     "train.epoch_batch_multiple": integer(0, 10_000),
-    "train.learning_rate": number_above(0),
+    "train.learning_rate": number(0, 1000),
     "train.warmup_steps": _COUNT,
     "train.schedule": choice("cosine", "constant"),
     "train.optimizer": choice("adamw", "sgd"),
@@ -342,9 +359,11 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
         expected = allowed(key) or _OWN
         if not expected.accepts(value):
             hint = did_you_mean(str(value), expected.choices)
+            found = "another value" if expected.secret else shortened(value, 200)
             raise ConfigError(
-                f"{start}config.{key}: expected {expected.words}, found {shortened(value, 200)}. "
-                f"{hint}".rstrip(". ")
+                f"{start}config.{key}: expected {expected.words}, found {found}. {hint}".rstrip(
+                    ". "
+                )
             )
 
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from captioning.collage import single_picture
 from captioning.engines import UNFIT, Failure, Identity, Request, unfit
 from captioning.engines import llava_loading as loading
-from lattec_jax.errors import ConfigError, EngineError
+from lattec_jax.errors import EngineError
 
 LARGEST_BATCH = 64  # beyond it a batch waits for its longest description
 SHARE = 0.8  # of the free memory that a batch may take
@@ -70,15 +70,8 @@ def processes(config: ConfigDict) -> int:
 
 
 def load(config: ConfigDict) -> LlavaEngine:
-    """Load the model. Raises ConfigError or EngineError, see `llava_loading.load`."""
+    """Load the model. Raises EngineError, see `llava_loading.load`."""
     settings, tokens = config.descriptions.llava, config.descriptions.max_new_tokens
-    if tokens < 1:
-        raise ConfigError(f"config.descriptions.max_new_tokens: expected 1 or more, found {tokens}")
-    if settings.batch_size < 0:
-        raise ConfigError(
-            "config.descriptions.llava.batch_size: expected 1 or more, or 0 to choose it by the "
-            f"free memory, found {settings.batch_size}"
-        )
     model, processor, memory = loading.load(settings, tokens)
     batch_size = settings.batch_size
     if not batch_size:

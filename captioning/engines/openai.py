@@ -17,7 +17,6 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from ml_collections import ConfigDict
 
@@ -34,7 +33,7 @@ from captioning.engines.openai_wire import (
     StatusError,
     model_names,
 )
-from lattec_jax.config import check_base_url, did_you_mean
+from lattec_jax.config import did_you_mean
 from lattec_jax.errors import ConfigError, EngineError
 from lattec_jax.text import valid_text
 
@@ -52,7 +51,7 @@ def identity(config: ConfigDict) -> Identity:
     """Of the model that the configuration names; no server is asked.
 
     Raises:
-        ConfigError: the model is not named, or a setting is out of its range.
+        ConfigError: the model is not named.
     """
     settings, length = config.descriptions.openai, config.descriptions.max_new_tokens
     where = "config.descriptions.openai"
@@ -62,33 +61,11 @@ def identity(config: ConfigDict) -> Identity:
             f"{settings.base_url.rstrip('/')}/models), found an empty string; for example "
             f"--{where}.model=llava-hf/llava-v1.6-mistral-7b-hf"
         )
-    check_base_url(settings.base_url)
-    if not _is_address(settings.base_url):
-        raise ConfigError(
-            f"{where}.base_url: expected an address such as http://localhost:8000/v1, "
-            f"found {settings.base_url!r}"
-        )
-    for key, value, valid, expected in (
-        (f"{where}.concurrency", settings.concurrency, settings.concurrency >= 1, "1 or more"),
-        (f"{where}.timeout", settings.timeout, settings.timeout > 0, "seconds above 0"),
-        (f"{where}.retries", settings.retries, settings.retries >= 0, "0 or more"),
-        ("config.descriptions.max_new_tokens", length, length >= 1, "1 or more"),
-    ):
-        if not valid:
-            raise ConfigError(f"{key}: expected {expected}, found {value}")
     return Identity(
         "openai",
         settings.model,
         f"temperature 0, at most {length} new tokens, long side at most {LONG_SIDE}",
     )
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of the port
-        return False
 
 
 def processes(config: ConfigDict) -> int:

@@ -59,22 +59,9 @@ def test_the_identity_needs_no_server(config, server):
     assert module.processes(config) == 1
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("openai.model", "", r"openai\.model: expected the model as the server names it"),
-        ("openai.base_url", "localhost:8000/v1", r"openai\.base_url: .*found 'localhost:8000/v1'"),
-        ("openai.base_url", "http://localhost:port/v1", r"openai\.base_url: .*found 'http"),
-        ("openai.base_url", "http:///v1", r"openai\.base_url: .*found 'http:///v1'"),
-        ("openai.concurrency", 0, r"openai\.concurrency: expected 1 or more, found 0"),
-        ("openai.timeout", 0.0, r"openai\.timeout: expected seconds above 0, found 0"),
-        ("openai.retries", -1, r"openai\.retries: expected 0 or more, found -1"),
-        ("max_new_tokens", 0, r"max_new_tokens: expected 1 or more, found 0"),
-    ],
-)
-def test_bad_settings_are_refused(config, key, value, message):
-    config.descriptions.update_from_flattened_dict({key: value})
-    with pytest.raises(ConfigError, match=message):
+def test_the_model_must_be_named(config):
+    config.descriptions.openai.model = ""
+    with pytest.raises(ConfigError, match=r"openai\.model: expected the model as the server names"):
         engine.identity(config)
 
 
@@ -242,24 +229,6 @@ def test_an_echoed_key_is_blacked_out_of_errors(config, server, monkeypatch, cod
             start()
         shown = "".join(traceback.format_exception(caught.value))
         assert KEY not in shown
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://user:hunter2@localhost:8000/v1",
-        "user:hunter2@localhost/v1",
-        "https://localhost/v1?api-key=hunter2",
-        "https://localhost/v1#hunter2",
-    ],
-)
-def test_an_address_with_a_secret_is_refused_without_being_shown(config, url):
-    for start in (engine.identity, resolve):
-        settings = common.get_config() if start is resolve else config.copy_and_resolve_references()
-        settings.unlock().descriptions.openai.base_url = url
-        with pytest.raises(ConfigError, match=r"base_url: .*key_variable") as caught:
-            start(settings)
-        assert "hunter2" not in str(caught.value)
 
 
 def test_a_proxy_that_cannot_be_used_is_reported(config, monkeypatch):
