@@ -55,6 +55,7 @@ def test_packaged_configurations_are_accepted(file, preset):
         ("keep_checkpoints=1000000000", "from 1 to 1000"),
         ("descriptions.max_new_tokens=1000000000", "from 1 to 4096"),
         ("descriptions.openai.concurrency=1000000", "from 1 to 1024"),
+        ("descriptions.group_members=draw", "one of with_image, drawn, found 'draw'"),
         ("descriptions.llava.precision=int4", "one of nf4, int8, bfloat16, float32, found 'int4'"),
         ("descriptions.llava.device=gpu", "one of auto, cuda, cpu, found 'gpu'"),
         ("descriptions.llava.batch_size=-1", "from 0 to 4096, found -1"),

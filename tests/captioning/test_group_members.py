@@ -6,13 +6,11 @@ import json
 from collections import Counter
 
 import numpy as np
-import pytest
 
 from captioning.describe import describe
 from captioning.groups import sample_groups
 from lattec_jax.config import parse
 from lattec_jax.data.descriptions import descriptions_path
-from lattec_jax.errors import ConfigError
 from tests.captioning.ruler import IDS, LABELS, Ruler, texts, write_labels
 
 MANY = [f"train/{i:04d}.png" for i in range(300)]
@@ -93,13 +91,3 @@ def test_both_kinds_of_groups_have_their_own_file(config):
         for path in (with_image, drawn)
     ]
     assert not keys[0] & keys[1]
-
-
-def test_an_unknown_choice_is_refused(config):
-    write_labels(config)
-    config.descriptions.group_members = "draw"
-    message = r"descriptions\.group_members: expected one of with_image, drawn, found 'draw'"
-    with pytest.raises(ConfigError, match=message):
-        describe(config, ["group"], Ruler())
-    with pytest.raises(ConfigError, match=message):
-        descriptions_path(config, "group")
