@@ -44,6 +44,7 @@ _NOT_RESTORED = (
     TypeError,
     AttributeError,
     ArithmeticError,
+    NotImplementedError,
     RecursionError,
     MemoryError,
 )
