@@ -46,6 +46,7 @@ _NOT_RESTORED = (
     ArithmeticError,
     NotImplementedError,
     RecursionError,
+    NotImplementedError,
     MemoryError,
 )
 
@@ -69,7 +70,7 @@ class Checkpoints:
             )
         # Orbax logs an error of its threads several times; here it is raised once.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
-        self._directory = directory.absolute()
+        self._directory, self._keep = directory.absolute(), keep
         with hosts.first_before_others():
             if hosts.is_first():
                 self._set_aside_damaged_marks()
@@ -161,7 +162,9 @@ class Checkpoints:
             reason = damage(self._directory / str(step)) if hosts.is_first() else ""
             if hosts.all_say(not reason):
                 try:
-                    return self._read(step, like, mesh)
+                    found = self._read(step, like, mesh)
+                    self._delete_surplus(step)
+                    return found
                 except _NOT_RESTORED as error:  # another tree, other shapes or another run's
                     reason = f"it is not of this run: {_first_line(error)}"
             self._set_aside(step, reason)
@@ -186,6 +189,12 @@ class Checkpoints:
         if is_found != expected:
             raise ValueError(f"expected step and seed {expected}, found {is_found}")
         return state, found["beside"]
+
+    def _delete_surplus(self, step: int) -> None:
+        """Delete what a killed process had begun to delete: Orbax looks at it only when it saves,
+        which a run that has done its last step does not do again."""
+        for old in sorted(s for s in self._manager.all_steps() if s <= step)[: -self._keep]:
+            self._manager.delete(old)
 
     def _set_aside_damaged_marks(self) -> None:
         """Orbax reads the marks of all steps when it opens the directory, and ends with any error

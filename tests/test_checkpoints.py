@@ -267,3 +267,14 @@ def test_what_orbax_cannot_read_is_an_error_of_ours_whatever_the_sums_say(name, 
     shutil.rmtree(tmp_path / "1")
     with Checkpoints(tmp_path, 5) as checkpoints:
         checkpoints.restore(state_at(0), MESH)  # from this step, or from none
+
+
+def test_a_checkpoint_that_a_killed_process_had_half_deleted_is_deleted(tmp_path):
+    save(tmp_path, (1, 2), keep=1)
+    shutil.copytree(tmp_path / "2", tmp_path / "1")
+    (tmp_path / "1" / SUMS).unlink()
+    (tmp_path / "1" / MARK).unlink()
+    with Checkpoints(tmp_path, 1) as checkpoints:
+        state, _ = checkpoints.restore(state_at(0), MESH)
+    assert int(state.step) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]

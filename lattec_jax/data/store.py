@@ -165,11 +165,12 @@ def open_store(directory: str | os.PathLike[str]) -> Store:
 _REMAKE = "delete the directory and run the command again"
 
 
-# What NumPy raises on headers that are damaged (found by damaging files at random).
+# What headers and settings that are damaged raise (found by damaging files at random).
 _DAMAGED = (
     OSError,
     ValueError,
     EOFError,
+    KeyError,
     TypeError,
     SyntaxError,
     OverflowError,

@@ -153,6 +153,7 @@ def test_a_deep_content_cache_is_made_again(folder, tmp_path):
         (lambda index: index | {"ids": [1] * 4}, "expected settings, a list of ids"),
         (lambda index: index | {"failed": [{"image": "x"}]}, "expected settings, a list of ids"),
         (lambda index: index | {"settings": None}, "expected settings, a list of ids"),
+        (lambda index: index | {"settings": {"preprocess": {}}}, "is damaged"),
         (lambda index: index | {"ids": [*index["ids"][:3], "other"]}, "does not name the 4"),
     ],
 )
@@ -161,7 +162,8 @@ def test_an_index_with_wrong_types_or_ids_is_damaged(change, says, folder, tmp_p
     path = store.make_stores(split, tmp_path / "stores", PREPROCESS, None).evaluation / "index.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(DataError, match=says):
-        store.make_stores(split, tmp_path / "stores", PREPROCESS, None)
+        paths = store.make_stores(split, tmp_path / "stores", PREPROCESS, None)
+        store.open_store(paths.evaluation)
 
 
 def test_an_array_header_that_asks_for_much_is_damaged(tmp_path):
