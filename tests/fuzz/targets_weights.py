@@ -155,12 +155,16 @@ def _source(folder: Path) -> Path:
 def _among(folder: Path, name: str, read: Callable[[Path], object]) -> Target:
     """The file `name` of a folder; its reader sees it in the place of that of the folder."""
 
-    def reader(path: Path) -> None:
-        if path != folder / name:
-            shutil.copyfile(path, folder / name)
-        read(folder / name)
+    valid = (folder / name).read_bytes()
 
-    return Target((folder / name).read_bytes(), Path(name).suffix, reader)
+    def reader(path: Path) -> None:
+        shutil.copyfile(path, folder / name)
+        try:
+            read(folder / name)
+        finally:  # the other files of the folder are targets too
+            (folder / name).write_bytes(valid)
+
+    return Target(valid, Path(name).suffix, reader)
 
 
 def _load(path: Path) -> None:

@@ -18,14 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
 from lattec_jax.errors import UserError
-from tests.fuzz.mutations import (
-    MAX_BYTES,
-    MAX_SECONDS,
-    Target,
-    TookTooLong,
-    bounded,
-    mutations,
-)
+from tests.fuzz.mutations import Limits, Target, mutations
 from tests.fuzz.tiers import FRACTIONS, TIERS
 
 TOTAL = 20_000
@@ -45,22 +38,21 @@ def targets(tmp_path_factory) -> dict[str, Target]:
 def outcome(target: Target, path: Path, content: bytes) -> str:
     """How reading a file ended: "accepted", "clean error", or what else was raised."""
     path.write_bytes(content)
+    limits = Limits()
     try:
-        with bounded(), warnings.catch_warnings():
+        with limits, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of Pillow, about the damage
             target.read(path)
     except UserError as error:
-        return "clean error" if str(error).strip() else "error without a message"
-    except TookTooLong:
-        return f"over {MAX_SECONDS} s"
-    except MemoryError:
-        return f"over {MAX_BYTES / 2**30:g} GB"
+        ending = "clean error" if str(error).strip() else "error without a message"
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):
             raise
         where = traceback.extract_tb(error.__traceback__)[-1]
-        return f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"[:300]
-    return "accepted"
+        ending = f"{type(error).__name__}: {error} ({where.filename}:{where.lineno})"[:300]
+    else:
+        ending = "accepted"
+    return limits.exceeded or ending
 
 
 def outcomes(target: Target, directory: Path, count: int) -> Counter[str]:
@@ -89,6 +81,8 @@ def test_valid_files_are_accepted(targets, tmp_path):
 def test_changed_files_are_accepted_or_refused(tier, targets, tmp_path):
     each = 2 if tier == "default" else round(TOTAL * FRACTIONS[tier] / len(targets))
     counts = {name: outcomes(target, tmp_path, each) for name, target in targets.items()}
+    # Some changes do no harm, such as one to a pixel. A reader that refuses all sees no change.
+    assert tier == "default" or all(counted["accepted"] for counted in counts.values()), counts
     counts["all"] = total = sum(counts.values(), Counter())
     for name, counted in counts.items():
         print(f"{name:40}", "".join(f"{ending} {n:,}  " for ending, n in sorted(counted.items())))
