@@ -223,7 +223,10 @@ def _text(file: Path) -> str:
     """The lines of a file, one for each class in the released code's earlier form, as one."""
     try:
         return " ".join(valid_text(read_text(file, MAX_TEXT_BYTES)).split())
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(f"{file} cannot be read: {reason}; allow it, or remove it") from error
+    except ValueError as error:
         raise DataError(f"{file}: expected UTF-8 text, found {error}; remove the file") from error
 
 

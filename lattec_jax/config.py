@@ -9,7 +9,9 @@ are `None` are filled in by `resolve`: from `config.method_presets.<method>`, if
 from __future__ import annotations
 
 import ast
+import importlib.util
 import json
+import numbers
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -190,6 +192,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if config.method.name in method_presets:
         _fill_in(config, config.method.name, method_presets[config.method.name])
     _fill_in(config, config.preset, presets[config.preset])
+    _convert_numpy_numbers(config)
     config_schema.check(dict(leaves(config)))
     return config.lock()
 
@@ -204,6 +207,14 @@ def _fill_in(config: ConfigDict, name: str, preset: ConfigDict) -> None:
                 raise ConfigError(f"preset {name!r} sets {path}, which does not exist")
             if target[key] is None:
                 target[key] = value
+
+
+def _convert_numpy_numbers(config: ConfigDict) -> None:
+    """Turn NumPy's numbers, which a configuration file may compute, into Python's."""
+    with config.ignore_type():
+        for path, value in list(leaves(config)):
+            if isinstance(value, numbers.Number) and hasattr(value, "item"):
+                config.update_from_flattened_dict({path: value.item()})
 
 
 def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -251,6 +262,19 @@ def from_json(path: Path) -> ConfigDict:
     return config.lock()
 
 
+def shared_defaults() -> ConfigDict:
+    """Return the configuration of the packaged `configs/common.py`, before presets are applied.
+
+    It is loaded by its path: a project that uses this package may have a `configs` of its own.
+    """
+    spec = importlib.util.spec_from_file_location(
+        "lattec_jax_common", PACKAGED_CONFIGS / "common.py"
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
 def of_run(path: Path) -> ConfigDict:
     """Read the `config.json` of a run; keys that were added after the run get their defaults.
 
@@ -261,9 +285,7 @@ def of_run(path: Path) -> ConfigDict:
     found = dict(leaves(config))
     if absent := [key for key in _RECORDED if key not in found]:
         raise ConfigError(f"{path}: config.{absent[0]} is missing; {_RESTORE}")
-    from configs import common
-
-    defaults = common.get_config()
+    defaults = shared_defaults()
     defaults.method.name = config.method.name
     if config.preset in defaults.presets:
         defaults.preset = config.preset

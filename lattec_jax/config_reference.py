@@ -9,11 +9,10 @@ Keys, defaults and comments come from `configs/common.py`, ranges and choices fr
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from lattec_jax.cli import command, read
-from lattec_jax.config import leaves, resolve
+from lattec_jax.config import PACKAGED_CONFIGS, leaves, resolve, shared_defaults
 from lattec_jax.config_comments import comment_of, comments, in_order
 from lattec_jax.config_schema import SCHEMA, allowed
 
@@ -34,12 +33,10 @@ This file is generated: `python -m lattec_jax.config_reference > docs/configurat
 
 def reference() -> str:
     """The reference as Markdown: one table of all keys."""
-    from configs import common
-
-    found = comments(Path(common.__file__))
+    found = comments(PACKAGED_CONFIGS / "common.py")
     values = []
     for preset in ("paper", "released_code"):
-        config = common.get_config()
+        config = shared_defaults()
         config.preset = preset
         values.append(dict(leaves(resolve(config))))
     # The kinds of descriptions are free; each has a prompt.

@@ -234,7 +234,7 @@ SCHEMA: dict[str, Allowed] = {
     "descriptions.group_members": choice("with_image", "drawn"),
     "descriptions.correct_per_group": optional(integer(0, 64)),
     "descriptions.correct_label": choice("pseudo", "true"),
-    "descriptions.max_new_tokens": integer(1, 4096),
+    "descriptions.max_new_tokens": integer(1, 65_536),
     "descriptions.seed": _SEED,
     "descriptions.max_missing": _PROBABILITY,
     "descriptions.shuffle": _FLAG,
@@ -321,7 +321,7 @@ SCHEMA: dict[str, Allowed] = {
     "profile": _STRING,
 }
 # Of a key that is not declared, such as one of a method of your own.
-_OWN = Allowed("finite numbers", lambda value: not _holds_infinite(value))
+_UNDECLARED = Allowed("finite numbers", lambda value: not _holds_infinite(value))
 
 
 def _holds_infinite(value: Any) -> bool:
@@ -356,7 +356,7 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
                     f"{start}config.descriptions.prompts: expected keys that are "
                     f"{_FILE_PART.words}, found {shortened(kind)}"
                 )
-        expected = allowed(key) or _OWN
+        expected = allowed(key) or _UNDECLARED
         if not expected.accepts(value):
             hint = did_you_mean(str(value), expected.choices)
             found = "another value" if expected.secret else shortened(value, 200)

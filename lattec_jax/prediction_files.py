@@ -236,15 +236,16 @@ def _records(path: Path, kind: str) -> Iterator[bytes]:
         ValueError: a record is longer than `MAX_LINE_BYTES`.
         OSError: it cannot be read, or is no regular file.
     """
-    record = b""
+    record, quotes = bytearray(), 0
     with open_regular(path) as file:
         for part in bounded_lines(file):
             record += part
+            quotes += part.count(b'"')
             if len(record) > MAX_LINE_BYTES:
                 raise ValueError(f"a record has more than {MAX_LINE_BYTES:,} bytes")
-            if part.endswith(b"\n") and (kind == "jsonl" or record.count(b'"') % 2 == 0):
-                yield record
-                record = b""
+            if part.endswith(b"\n") and (kind == "jsonl" or quotes % 2 == 0):
+                yield bytes(record)
+                record, quotes = bytearray(), 0
 
 
 def read_list(path: Path) -> list[str]:

@@ -251,6 +251,13 @@ def test_a_step_whose_mark_by_orbax_is_damaged_is_set_aside(change, tmp_path):
     assert (tmp_path / "damaged-2").is_dir()
 
 
+def test_a_further_key_of_another_orbax_does_no_harm(tmp_path):
+    save(tmp_path, (1, 2))
+    mark = tmp_path / "2" / MARK
+    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"new": [1]}))
+    restore(tmp_path, 2)
+
+
 @pytest.mark.parametrize("name", ["_sharding", "_METADATA", "manifest.ocdbt"])
 def test_what_orbax_cannot_read_is_an_error_of_ours_whatever_the_sums_say(name, tmp_path):
     save(tmp_path, (1, 2))

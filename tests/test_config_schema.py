@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from configs import common
@@ -53,7 +55,7 @@ def test_packaged_configurations_are_accepted(file, preset):
         ("compute.eval_batch_size=0", "from 1 to 1048576, found 0"),
         ("train.batch_size=1000000000000", "from 2 to 1048576"),
         ("keep_checkpoints=1000000000", "from 1 to 1000"),
-        ("descriptions.max_new_tokens=1000000000", "from 1 to 4096"),
+        ("descriptions.max_new_tokens=1000000000", "from 1 to 65536"),
         ("descriptions.openai.concurrency=1000000", "from 1 to 1024"),
         ("descriptions.group_members=draw", "one of with_image, drawn, found 'draw'"),
         ("descriptions.llava.precision=int4", "one of nf4, int8, bfloat16, float32, found 'int4'"),
@@ -124,6 +126,26 @@ def test_an_int_is_a_number_and_a_bool_is_none():
     assert not SCHEMA["seed"].accepts(True)
     assert not SCHEMA["seed"].accepts(1.0)
     assert not SCHEMA["train.learning_rate"].accepts(10**400)
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    config = common.get_config()
+    with config.ignore_type():
+        config.seed, config.train.learning_rate = np.int64(4), np.float32(0.5)
+    found = resolve(config)
+    assert [type(v) for v in (found.seed, found.train.learning_rate)] == [int, float]
+    assert (found.seed, found.train.learning_rate) == (4, 0.5)
+
+
+def test_a_project_with_configurations_of_its_own(tmp_path, monkeypatch):
+    config = read()
+    (tmp_path / "config.json").write_text(to_json(config), encoding="utf-8")
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "__init__.py").write_text("raise ImportError('not of this package')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    assert to_json(of_run(tmp_path / "config.json")) == to_json(config)
 
 
 def test_a_key_of_a_method_of_your_own_only_has_to_be_finite():

@@ -104,8 +104,14 @@ def test_what_is_safe_is_not():
     assert not unsafe(ast.parse("torch.load(f, weights_only=True); model.eval(); np.load(f)"))
 
 
-# Around parsers of other libraries, which raise whatever a damaged file makes them raise.
-PARSERS = {"lattec_jax/rust_errors.py", "convert/torch_file.py", "convert/hub_tokenizer.py"}
+# Around parsers of other libraries, which raise whatever a damaged file makes them raise, and where
+# the endings of reading such files are counted.
+BROAD = {
+    "lattec_jax/rust_errors.py",
+    "convert/torch_file.py",
+    "convert/hub_tokenizer.py",
+    "tests/fuzz/test_mutations.py",
+}
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -122,4 +128,4 @@ def test_no_module_imports_the_other_side_or_runs_data(package):
                 names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
                 broad = bool(names & {"Exception", "BaseException"})
                 where = file.relative_to(ROOT).as_posix()
-                assert not broad or where in PARSERS, f"{file}:{node.lineno}"
+                assert not broad or where in BROAD, f"{file}:{node.lineno}"

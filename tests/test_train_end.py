@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+import pytest
+
 from convert import export
 from lattec_jax import train
 from lattec_jax.files import temporary
@@ -32,6 +34,7 @@ def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(tr
     assert (directory / "report.html").read_bytes() == page
 
 
+@pytest.mark.full
 def test_all_that_a_run_writes_has_the_permissions_of_the_umask(place):
     before = os.umask(0o027)
     try:

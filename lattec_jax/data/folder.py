@@ -200,12 +200,22 @@ def find_pictures(folder: Path) -> list[Path]:
 
 
 def _read_list(root: Path, source: Path) -> list[Path]:
-    """The pictures that a .txt file names, one a line, relative to the root or absolute."""
+    """The pictures that a .txt file names, one a line, relative to the root or absolute.
+
+    A list that is itself below the root comes with the data: it names pictures below the root only.
+    """
+    base = Path(os.path.abspath(root))
+    inside = base in Path(os.path.abspath(source)).parents
     paths, missing = [], []
     for number, line in enumerate(text_lines(source), 1):
         if not line:
             continue
         path = Path(os.path.normpath(root / line))
+        if inside and base not in Path(os.path.abspath(path)).parents:
+            raise DataError(
+                f"{source}, line {number}: expected a picture below {base}, found "
+                f"{shortened(line)}. A list of your own may name others: move it out of the folder"
+            )
         paths.append(path)
         if not os.path.isfile(path):
             missing.append(f"\n  line {number}: {line}")

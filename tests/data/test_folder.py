@@ -168,14 +168,26 @@ def test_lists(usual, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     touch(elsewhere, "dog/far.jpg")
     train = ["train/dog/2.jpg", "", "./train/big_cat/0.jpg", str(elsewhere / "dog/far.jpg")]
-    (usual / "train.txt").write_text("\n".join(train), encoding="utf-8")
+    own = elsewhere / "train.txt"
+    own.write_text("\n".join(train), encoding="utf-8")
     (usual / "test.txt").write_text("train/dog/0.jpg\n", encoding="utf-8")
-    dataset = load(usual, train="train.txt", test="test.txt")
+    dataset = load(usual, train=str(own), test="test.txt")
     far = os.path.relpath(elsewhere / "dog/far.jpg", usual)
     assert dataset.train.ids == (far, "train/big_cat/0.jpg", "train/dog/2.jpg")
     assert dataset.class_names == ("big cat", "dog")
     assert dataset.train.labels.tolist() == [1, 0, 1]
     assert dataset.test.ids == ("train/dog/0.jpg",)
+
+
+@pytest.mark.parametrize("form", ["{far}", "../{there}", "train/../../{there}"])
+def test_a_list_that_comes_with_the_data_names_nothing_outside(usual, tmp_path_factory, form):
+    far = tmp_path_factory.mktemp("far") / "far.jpg"
+    far.write_bytes(b"")
+    there = os.path.relpath(far, usual.parent)
+    line = form.format(far=far, there=there)
+    (usual / "train.txt").write_text(f"train/dog/0.jpg\n{line}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"train\.txt, line 2: expected a picture below .*move it"):
+        load(usual, train="train.txt")
 
 
 def test_mistakes_in_lists(usual):

@@ -72,6 +72,7 @@ def outcomes(target: Target, directory: Path, count: int) -> Counter[str]:
     return counted
 
 
+@pytest.mark.full
 def test_valid_files_are_accepted(targets, tmp_path):
     for name, target in targets.items():
         assert outcome(target, tmp_path / f"valid{target.suffix}", target.valid) == "accepted", name
