@@ -238,6 +238,9 @@ CHAT: dict[str, Behavior] = {
     "redirect on the same host": redirects("/v1/good/chat/completions"),
     # The key.
     "key": says(f"the key is {KEY}"),
+    "key after white space": says(" " * 5000 + KEY),
+    "key after line breaks in an error": errors("400 Bad Request", message="\n" * 4090 + KEY),
+    "key after null characters": says("\0 " * 1500 + KEY),
     "key in pieces": says("the key is " + " - ".join(KEY)),
     "key in lines": says(f"first {KEY[:13]} and\nthen {KEY[13:]}"),
     "key in other case": says(f"the key is {KEY.swapcase()}"),

@@ -74,6 +74,7 @@ OUTCOMES = {
 # What the failure says, where more is to be seen than that it is one.
 SAID = {
     **{name: "contains the API key" for name in CHAT if re.match("(part of the )?key", name)},
+    "key after line breaks in an error": r"400: \*\*\*$",
     "endless chunks": "more than 4,194,304 bytes",
     "50 MB of text": "more than 4,194,304 bytes",
     "5,000 characters": "more than 4,000 characters",
