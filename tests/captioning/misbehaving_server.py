@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import itertools
 import json
 import socket
 import struct
@@ -74,6 +75,12 @@ def answer(content: Any, reason: str = "stop", **message: Any) -> str:
 
 def listing(*names: Any) -> str:
     return json.dumps({"object": "list", "data": [{"id": name} for name in names]})
+
+
+def anagrams(count: int) -> list[str]:
+    """Different names of the letters of `MODEL`, which are slow to compare with it."""
+    orders = itertools.islice(itertools.permutations(reversed(MODEL)), count)
+    return ["".join(order) for order in orders]
 
 
 def bomb(wbits: int, gigabytes: int) -> list[bytes]:
@@ -295,6 +302,7 @@ MODELS: dict[str, Behavior] = {
     "models: not a list": replies('{"data": 7}'),
     "models: deep JSON": CHAT["deep JSON"],
     "models: 100,000 names": replies(listing(*map(str, range(100_000)))),
+    "models: 4 MB of anagrams": replies(listing(*anagrams(160_000))),
     "models: escape codes": replies(listing("\x1b[2J\x07 name \ud83d")),
     "models: key in a name": replies(listing(f"it is {KEY}", KEY[:14])),
     "models: key in an error": errors("503 Loading", message=f"Bearer {KEY}"),
