@@ -141,27 +141,37 @@ def replace_directory(new: Path, target: Path) -> None:
         OSError: it cannot be moved; `target` is as before.
     """
     while True:
-        if not os.path.lexists(target):
-            try:
+        try:
+            if not os.path.lexists(target):
                 os.rename(new, target)
                 return
-            except OSError as error:  # another process has just put one there
-                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                    raise
-        if not stat.S_ISDIR(target.lstat().st_mode):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
-        if _exchange(new, target):
-            return
-        aside = target.with_name(f".{_stem(target.name)}.{secrets.token_hex(8)}.old")
-        os.rename(target, aside)
-        try:
-            os.rename(new, target)
-        except BaseException:
-            if not target.exists():
-                os.rename(aside, target)
+        except OSError as error:  # another process has just put one there
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+        with suppress(FileNotFoundError):  # another process has just moved it away: again
+            if not stat.S_ISDIR(target.lstat().st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
+            if _exchange(new, target) or _move_over(new, target):
+                return
+        new.lstat()  # FileNotFoundError: it is the one that is missing
+
+
+def _move_over(new: Path, target: Path) -> bool:
+    """Replace a directory in two steps; False where another process has just done it."""
+    aside = target.with_name(f".{_stem(target.name)}.{secrets.token_hex(8)}.old")
+    os.rename(target, aside)
+    try:
+        os.rename(new, target)
+    except BaseException as error:
+        if not os.path.lexists(target):
+            os.rename(aside, target)
             raise
         shutil.rmtree(aside, ignore_errors=True)
-        return
+        if getattr(error, "errno", None) not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    shutil.rmtree(aside, ignore_errors=True)
+    return True
 
 
 def _exchange(one: Path, other: Path) -> bool:

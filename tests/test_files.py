@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -148,22 +148,24 @@ def test_sweeping_processes_leave_what_is_being_written(tmp_path, monkeypatch):
 
 
 def test_a_writer_waits_for_the_lock_of_a_sweeper(tmp_path, monkeypatch):
-    """As in the moment between creation and lock: what is deleted then is created anew."""
-    create, swept = os.open, []
+    """Between creation and lock, a sweeper locks the file and deletes it."""
+    lock, deleted = fcntl.flock, []
 
-    def opened(path, *arguments, **named):
-        descriptor = create(path, *arguments, **named)
-        if not swept and str(path).endswith(".partial") and arguments[0] & os.O_CREAT:
-            swept.append(path)
-            held = create(path, os.O_RDONLY)
-            files.fcntl.flock(held, files.fcntl.LOCK_EX)
-            path.unlink()
-            threading.Timer(0.2, os.close, (held,)).start()
-        return descriptor
+    def delete(*_):
+        deleted.extend(tmp_path.glob(".a.*.partial"))
+        deleted[0].unlink()
 
-    monkeypatch.setattr(os, "open", opened)
+    def flock(descriptor, operation):
+        if not deleted and operation & fcntl.LOCK_NB:  # the writer does not wait
+            monkeypatch.setattr(os, "fsync", delete)
+            raise BlockingIOError
+        if not deleted:
+            delete()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
     write_whole(tmp_path / "a", "whole")
-    assert swept and (tmp_path / "a").read_text() == "whole"
+    assert deleted and (tmp_path / "a").read_text() == "whole"
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
@@ -220,6 +222,33 @@ def test_a_directory_that_cannot_be_replaced_stays(exchange, tmp_path):
         replace_directory(tmp_path / "none", target)
     assert (target / "file").read_text() == "first"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("moment", ["absent", "moved away", "there again"])
+def test_of_two_processes_that_replace_a_directory_either_may_win(
+    exchange, moment, tmp_path, monkeypatch
+):
+    target, new = tmp_path / "model", make_directory(tmp_path / "new", "second")
+    rename, seen = os.rename, []
+    if moment == "moved away":
+        make_directory(target, "first")
+
+    def renamed(source, to):
+        seen.append(to)
+        if moment == "absent" and len(seen) == 1:
+            make_directory(target, "other")
+        if moment == "moved away" and len(seen) == 1:
+            rename(target, tmp_path / "taken")
+        if moment == "there again" and len(seen) == 2:
+            make_directory(target, "other")
+        rename(source, to)
+
+    if moment == "there again":
+        make_directory(target, "first")
+    monkeypatch.setattr(os, "rename", renamed)
+    replace_directory(new, target)
+    assert (target / "file").read_text() == "second"
+    assert not list(tmp_path.glob(".*"))
 
 
 REPLACE_AND_DIE = """

@@ -203,7 +203,7 @@ def warm(server: MisbehavingServer, directory: Path) -> None:
     assert found == [(TEXT, GOOD)]
 
 
-# Of each kind of misbehavior some; the others cost minutes of CPU time together.
+# Of each kind of misbehavior some; the others run with `full`.
 DEFAULT = {
     "garbage",
     "content length too long",
