@@ -5,6 +5,7 @@ without a traceback; any other exception is a defect of ours and keeps its trace
 """
 
 import difflib
+import itertools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -40,8 +41,13 @@ def shortened(value: Any, most: int = 80) -> str:
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A sentence with the nearest of `names`, or an empty string where none is near."""
-    near = difflib.get_close_matches(name[:100], list(names), n=1)
+    """A sentence with the nearest of `names`, or an empty string where none is near.
+
+    Of the first 1,000 names of at most 200 characters: they may be a server's, and comparing takes
+    time that grows with the square of the length.
+    """
+    compared = [n for n in itertools.islice(names, 1000) if len(n) <= 200]
+    near = difflib.get_close_matches(name[:100], compared, n=1)
     return f"Did you mean {near[0]!r}?" if near else ""
 
 

@@ -12,9 +12,13 @@ import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-MAX_FILE_BYTES = 2**30  # of a file that is read whole: splits, lists, configurations, results
+MAX_FILE_BYTES = 2**30  # of a file that is read whole: splits, lists, indices of image caches
+MAX_JSON_BYTES = 2**26  # of JSON whose size does not grow with the images
 MAX_LINE_BYTES = 2**20  # of a line in a JSON-lines, CSV or text file
 MAX_DEPTH = 64  # of arrays and objects in JSON
+
+
+_CHUNK = 2**16
 
 
 class NotRegularFile(OSError):
@@ -57,11 +61,20 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) ->
         ValueError: the file has more than `max_bytes`.
         OSError: see `open_regular`.
     """
+    content = bytearray()
     with open_regular(path) as file:
-        content = file.read(max_bytes + 1)
-    if len(content) > max_bytes:
-        raise ValueError(f"the file has more than {max_bytes:,} bytes")
-    return content
+        # `read` allocates what it is asked for: the size of the file, not the bound. A file may
+        # grow meanwhile, and those of /proc have the size 0.
+        wanted = min(os.fstat(file.fileno()).st_size, max_bytes) + 1
+        while part := file.read(wanted):
+            if not content and len(part) < wanted:
+                content = part  # all of it, without a copy
+                break
+            content += part
+            if len(content) > max_bytes:
+                raise ValueError(f"the file has more than {max_bytes:,} bytes")
+            wanted = min(max_bytes + 1 - len(content), _CHUNK)
+    return bytes(content)
 
 
 def read_text(
@@ -91,7 +104,7 @@ def read_lines(path: str | os.PathLike[str], max_chars: int = MAX_LINE_BYTES) ->
 
 
 def read_json(
-    path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
+    path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES, encoding: str = "utf-8"
 ) -> Any:
     """Return the content of a JSON file.
 

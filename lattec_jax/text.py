@@ -5,9 +5,15 @@ Imports no JAX.
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+# Categories Cc, Zl, Zp and Cs: all of them, in every version of Unicode.
+_NOT_VALID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_SPACES = frozenset("\t\n\v\f\r\x85\u2028\u2029")
+# Line breaks, and what joins and parts letters of Persian and Indic words.
+_SHOWN = frozenset("\n\t\u200c\u200d")
 MAX_MESSAGE = 4000  # characters of an error message that are shown
 
 
@@ -17,30 +23,29 @@ def valid_text(text: str) -> str:
     A surrogate becomes U+FFFD. Tab and line breaks become a space each, other control characters
     are removed.
     """
-    if text.isascii() and text.isprintable():
+    if _NOT_VALID.search(text):
+        text = _NOT_VALID.sub(_valid, text)
+    if text.isascii() or unicodedata.is_normalized("NFC", text):
         return text
-    kept = "".join(_valid(character) for character in text)
-    return unicodedata.normalize("NFC", kept)
+    return unicodedata.normalize("NFC", text)
 
 
-def _valid(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cs":
-        return REPLACEMENT
-    if category == "Cc":
-        return " " if character in "\t\n\v\f\r\x85" else ""
-    return " " if category in ("Zl", "Zp") else character
+def _valid(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in _SPACES:
+        return " "
+    return REPLACEMENT if character >= "\ud800" else ""
 
 
 def printable(text: str) -> str:
     """Return text that a terminal shows as it is: other characters as backslash escapes.
 
-    Line breaks and tabs stay. Escape sequences, bidirectional overrides and lone surrogates do not
-    reach the terminal.
+    Line breaks, tabs, joiners and non-joiners stay. Escape sequences, bidirectional overrides and
+    lone surrogates do not reach the terminal.
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t" else _escape(c) for c in text)
+    return "".join(c if c.isprintable() or c in _SHOWN else _escape(c) for c in text)
 
 
 def _escape(character: str) -> str:

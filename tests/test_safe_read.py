@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tracemalloc
 
 import pytest
 
@@ -39,6 +40,29 @@ def test_the_size_is_bounded(tmp_path):
     assert len(read_bytes(tmp_path / "file", 11)) == 11
     with pytest.raises(ValueError, match="more than 10 bytes"):
         read_bytes(tmp_path / "file", 10)
+
+
+def test_reading_allocates_what_the_file_has_and_not_the_bound(tmp_path):
+    (tmp_path / "file").write_bytes(b"ab")
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "file", 2**30) == b"ab"
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("reported", [0, 3, 200_000, 300_000, 2**40])
+def test_the_size_that_the_system_reports_is_a_hint_only(tmp_path, monkeypatch, reported):
+    content = bytes(range(256)) * 1000
+    (tmp_path / "file").write_bytes(content)
+    status = os.stat(tmp_path / "file")
+    wrong = os.stat_result((*status[:6], reported, *status[7:]))
+    monkeypatch.setattr(os, "fstat", lambda descriptor: wrong)
+    assert read_bytes(tmp_path / "file", len(content)) == content
+    assert read_bytes(tmp_path / "file", 2**20) == content
+    with pytest.raises(ValueError, match="more than 255,999 bytes"):
+        read_bytes(tmp_path / "file", len(content) - 1)
 
 
 def test_the_length_of_lines_is_bounded(tmp_path):

@@ -35,11 +35,44 @@ def test_any_text_becomes_valid_once_and_stays_so(text):
     assert not {unicodedata.category(c) for c in found} & {"Cc", "Cs", "Zl", "Zp"}
 
 
+def by_category(text):
+    """What `valid_text` promises, by the categories of Unicode."""
+    kept = ""
+    for character in text:
+        category = unicodedata.category(character)
+        if category == "Cs":
+            kept += "\ufffd"
+        elif category in ("Zl", "Zp") or character in "\t\n\v\f\r\x85":
+            kept += " "
+        elif category != "Cc":
+            kept += character
+    return unicodedata.normalize("NFC", kept)
+
+
+# Many characters that matter beside any: those of plain text are rarely drawn otherwise.
+SPECIAL = st.sampled_from(
+    "\0\t\n\x1f\x7f\x85\x9f\xa0\u2028\u2029\ud800\udfffe\u0301\u0344\u1100\u1161 a"
+)
+
+
+@given(st.text(st.characters() | SPECIAL, max_size=40))
+def test_valid_text_by_category(text):
+    assert valid_text(text) == by_category(text)
+
+
+def test_every_character():
+    for start in range(0, 0x110000, 0x1000):
+        text = "a".join(map(chr, range(start, start + 0x1000)))
+        assert valid_text(text) == by_category(text)
+
+
 def test_printable():
     assert printable("a\x1b]0;title\x07\u202eb\ud83d\x9b") == (
         "a\\x1b]0;title\\x07\\u202eb\\ud83d\\x9b"
     )
     assert printable("Épée\n\tok") == "Épée\n\tok"
+    for word in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937"):
+        assert printable(word) == word
 
 
 def test_long_text_is_cut_in_the_middle():

@@ -56,12 +56,17 @@ class Failure:
 
 
 def checked(answer: str | Failure) -> str | Failure:
-    """What an engine says as it may be written: valid Unicode, one line, bounded in length."""
+    """What an engine says as it may be written: valid Unicode, one line, bounded in length.
+
+    What it returns, it returns unchanged when it is called again.
+    """
     if isinstance(answer, Failure):
         return Failure(_line(cut(answer.reason, MAX_REASON_CHARS)))
-    # Normalization, which is the slower part, of bounded text only.
-    text = _line(" ".join(answer.split())[: MAX_ANSWER_CHARS + 1])
-    if len(text) > MAX_ANSWER_CHARS:
+    text = " ".join(answer.split())
+    # Normalization may take quadratic time: of bounded text only.
+    if len(text) <= MAX_ANSWER_CHARS:
+        text = _line(text)
+    if len(text) > MAX_ANSWER_CHARS:  # NFC makes a few characters longer
         return Failure(f"the text has more than {MAX_ANSWER_CHARS:,} characters")
     return text
 

@@ -1,22 +1,23 @@
 """Find the API key, or a long part of it, in what a server says.
 
-Searched for are runs of at least 12 of the key's letters and digits, or half of them where that is
-shorter, but never of fewer than 6: as they are, in hexadecimal and percent-encoded, and in base64
-at its three alignments. Case, white space and punctuation do not count, so that a key which is
-split over lines or spelled with dashes is found. A server that encodes the key in another way, or
-spreads short pieces of it over the text, is not detected. Keys of fewer than 6 letters and digits
-are placeholders of local servers: messages are cleared of them, texts may contain them.
+Searched for are runs of 12 of the key's letters and digits: as they are, in hexadecimal and
+percent-encoded, and in base64 at its three alignments. Case, white space and punctuation do not
+count, so that a key which is split over lines or spelled with dashes is found. A server that
+encodes the key in another way, or spreads shorter pieces of it over the text, is not detected.
+
+A key of fewer than 16 letters and digits is a placeholder of a local server (`lm-studio`,
+`not-needed`, `sk-no-key-required`), not a secret: services issue longer ones. Its words occur in
+good descriptions, so texts may contain it; messages show it masked where it stands whole.
 """
 
 from __future__ import annotations
 
 import base64
-import math
 import unicodedata
 from urllib.parse import unquote
 
-_RUN = 12  # characters of the key that are a long part of it
-_MIN_RUN = 6
+_RUN = 12  # letters and digits of the key that are a long part of it
+_MIN_SECRET = 16  # letters and digits; a shorter key is a placeholder
 MASK = "***"
 
 
@@ -27,16 +28,15 @@ class KeyFilter:
         self._key = key
         self._runs: dict[int, set[str]] = {}  # length -> runs of the key and of its encodings
         plain = _letters(key)[0]
-        if len(plain) < _MIN_RUN:
+        if len(plain) < _MIN_SECRET:
             return
-        run = max(_MIN_RUN, min(_RUN, math.ceil(len(plain) / 2)))
         data = key.encode()
-        self._add(plain, run)
-        self._add(data.hex(), 2 * run)
+        self._add(plain, _RUN)
+        self._add(data.hex(), 2 * _RUN)
         for shift in range(3):
             encoded = base64.b64encode(bytes(shift) + data).decode()
             # The first and last characters depend on what stands before and after the key.
-            self._add(_letters(encoded[4 * (shift > 0) : -4])[0], math.ceil(4 * run / 3))
+            self._add(_letters(encoded[4 * (shift > 0) : -4])[0], 4 * _RUN // 3)
 
     def _add(self, encoded: str, run: int) -> None:
         run = min(run, len(encoded))
@@ -44,7 +44,7 @@ class KeyFilter:
         self._runs.setdefault(run, set()).update(runs - {""})
 
     def found(self, text: str) -> bool:
-        """Whether the text contains the key or a long part of it."""
+        """Whether the text contains the key or a long part of it; never where it is no secret."""
         return bool(self._spans(text) or self._spans(unquote(text)))
 
     def masked(self, text: str) -> str:

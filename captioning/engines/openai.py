@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
-from captioning.engines import MAX_ANSWER_CHARS, Failure, Identity, Request
+from captioning.engines import Failure, Identity, Request, checked
 from captioning.engines.key_filter import KeyFilter
 from captioning.engines.openai_client import make_client, plain_errors
 from captioning.engines.openai_session import Session
 from captioning.engines.openai_wire import (
     LONG_SIDE,
-    SHOWN,
     Redirected,
     Refused,
     Retry,
     StatusError,
     model_names,
+    one_line,
 )
 from lattec_jax.config import did_you_mean
 from lattec_jax.errors import ConfigError, EngineError
@@ -269,19 +269,22 @@ class OpenAIEngine:
 
     def line(self, text: str) -> str:
         """What came from outside in one line of bounded length, without the key."""
-        text = self._key_filter.masked(" ".join(valid_text(text[:SHOWN]).split()))
+        text = valid_text(one_line(text))
+        text = self._key_filter.masked(" ".join(text.split()))
         return text if len(text) <= _LINE else text[: _LINE - 1] + "…"
 
     def without_key(self, text: str) -> str:
-        """The same text.
+        """The text as it may be written: it is searched for the key in this form, not before.
 
         Raises:
-            Refused: it contains the key or a long part of it.
+            Refused: it is too long, or contains the key or a long part of it.
         """
-        # What is longer is no description, see `captioning.engines.checked`.
-        if self._key_filter.found(text[: MAX_ANSWER_CHARS + 1]):
+        written = checked(text)
+        if isinstance(written, Failure):
+            raise Refused(written.reason)
+        if self._key_filter.found(written):
             raise Refused("the answer contains the API key, or a long part of it")
-        return text
+        return written
 
 
 def _answered(pending: dict[Future[str | Failure], Request]) -> Answers:

@@ -62,7 +62,7 @@ def text_of(body: str) -> str:
     try:
         answer = parse_json(body)
     except ValueError:
-        raise Retry(f"the answer is not JSON: {body[:SHOWN] or 'it is empty'}") from None
+        raise Retry(f"the answer is not JSON: {one_line(body) or 'it is empty'}") from None
     try:
         choice = answer["choices"][0]
         message = choice["message"]
@@ -74,14 +74,14 @@ def text_of(body: str) -> str:
     if reason == "content_filter":
         raise Refused("the server's content filter withheld the text")
     if refusal:
-        raise Refused(f"the model refuses: {str(refusal)[:SHOWN]}")
+        raise Refused(f"the model refuses: {one_line(str(refusal))}")
     if not text and reason == "length":
         raise Refused(
             "no text within config.descriptions.max_new_tokens: a model that reasons first needs "
             "more, or its reasoning switched off on the server"
         )
     if not isinstance(text, str):
-        raise Retry(f"the answer holds no text: {body[:SHOWN]}")
+        raise Retry(f"the answer holds no text: {one_line(body)}")
     return text
 
 
@@ -103,7 +103,16 @@ def message_in(body: str) -> str:
         content = parse_json(body)
     except ValueError:
         content = None
-    return (_message_of(content) or body)[:SHOWN]
+    return one_line(_message_of(content) or body)
+
+
+def one_line(text: str) -> str:
+    """The beginning of what a server says, for a message.
+
+    White space is collapsed first: otherwise it could push the end of a key past the bound, and the
+    rest would not be recognized.
+    """
+    return " ".join(text.split())[:SHOWN]
 
 
 def _message_of(content: object) -> str:

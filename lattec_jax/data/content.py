@@ -66,7 +66,7 @@ def _entry(name: str, known: Entry | None) -> Entry | None:
 
 def _read(cache: Path) -> dict[str, Entry]:
     try:
-        known = safe_read.read_json(cache)
+        known = safe_read.read_json(cache, safe_read.MAX_FILE_BYTES)
     except (OSError, ValueError):
         return {}
     if not isinstance(known, dict):

@@ -21,7 +21,7 @@ from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.layout import Layout, Row
 from lattec_jax.data.problems import collect
 from lattec_jax.errors import ConfigError, DataError, shortened
-from lattec_jax.safe_read import read_json
+from lattec_jax.safe_read import MAX_FILE_BYTES, read_json
 
 PROTOCOL = "coop, inductive, last step"
 
@@ -68,7 +68,7 @@ def read_split(path: Path) -> dict[str, list[Row]]:
         DataError: it cannot be read, or is not one.
     """
     try:
-        content = read_json(path, encoding="utf-8-sig")
+        content = read_json(path, MAX_FILE_BYTES, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise DataError(f"the split file {path} cannot be read as JSON: {error}") from error
     parts = {}

@@ -23,7 +23,7 @@ import os
 import shutil
 import tokenize
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -43,7 +43,7 @@ from lattec_jax.data.preprocess import (
 )
 from lattec_jax.data.rows import RowReader
 from lattec_jax.errors import DataError, shortened
-from lattec_jax.files import partial_directory, remove_abandoned
+from lattec_jax.files import partial_directory, remove_abandoned, replace_directory
 
 _FORMAT = "lattec_jax-store-1"
 _LISTED = 10  # pictures that an error message names
@@ -208,7 +208,7 @@ def _check_arrays(
 
 def _read_index(directory: Path) -> dict[str, Any]:
     try:
-        index = safe_read.read_json(directory / "index.json")
+        index = safe_read.read_json(directory / "index.json", safe_read.MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         raise DataError(f"no readable store in {directory} ({error}); {_REMAKE}") from error
     found = index.get("format") if isinstance(index, dict) else type(index).__name__
@@ -299,7 +299,7 @@ def _make(split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable:
             ) from error
         _check_failed(failed, len(split.ids), max_unreadable)
         for plan in plans:
-            _put_in_place(made / plan.path.name, plan.path, partial / "old")
+            replace_directory(made / plan.path.name, plan.path)
 
 
 def _write(split: Split, plans: Sequence[_Plan], made: Path) -> list[dict[str, str]]:
@@ -437,16 +437,3 @@ def _check_failed(failed: Sequence[dict[str, str]], total: int, max_unreadable: 
         f"config.store.max_unreadable allows {max_unreadable:.1%}. Repair or remove them, or raise "
         f"--config.store.max_unreadable:{''.join(lines)}{more}"
     )
-
-
-def _put_in_place(made: Path, path: Path, old: Path) -> None:
-    """Move a complete store to its name. Of two processes that do so at once, either may win."""
-    if path.is_dir():
-        old.mkdir(exist_ok=True)
-        with suppress(FileNotFoundError):  # the other process has just moved it
-            os.replace(path, old / path.name)
-    try:
-        os.replace(made, path)
-    except OSError:
-        if not path.is_dir():
-            raise

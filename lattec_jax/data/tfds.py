@@ -33,6 +33,7 @@ from lattec_jax.data.layout import data_root
 from lattec_jax.data.problems import collect, listing
 from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.files import partial_file, read_json, remove_abandoned, write_json
+from lattec_jax.safe_read import MAX_FILE_BYTES
 
 PROTOCOL = "tfds, inductive, last step"
 INDEX = "index.json"  # beside the pictures: the examples' names, which take long to read
@@ -249,7 +250,7 @@ def _text(value: Any) -> str:
 def _read_index(folder: Path, source: list, builder: Any) -> list[Example] | None:
     """The examples as an earlier run noted them; None where there is no such note, or no whole."""
     try:
-        content = read_json(folder / INDEX)
+        content = read_json(folder / INDEX, MAX_FILE_BYTES)
     except (OSError, ValueError):
         return None
     if not isinstance(content, dict) or content.get("source") != source:

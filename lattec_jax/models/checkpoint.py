@@ -24,7 +24,12 @@ from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
 from lattec_jax.data.tokenizer import Tokenizer
 from lattec_jax.errors import WeightsError
-from lattec_jax.files import partial_directory, remove_abandoned, write_safetensors
+from lattec_jax.files import (
+    partial_directory,
+    remove_abandoned,
+    replace_directory,
+    write_safetensors,
+)
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from lattec_jax.models.tensor_files import Shapes, read_safetensors
 from lattec_jax.safe_read import read_json
@@ -92,9 +97,7 @@ class Checkpoint:
                 "source": self.source,
             }
             (new / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-            if directory.exists():
-                os.replace(directory, scratch / "old")
-            os.replace(new, directory)
+            replace_directory(new, directory)
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Checkpoint:

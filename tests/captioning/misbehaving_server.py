@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import gzip
+import itertools
 import json
 import socket
 import struct
@@ -74,6 +75,12 @@ def answer(content: Any, reason: str = "stop", **message: Any) -> str:
 
 def listing(*names: Any) -> str:
     return json.dumps({"object": "list", "data": [{"id": name} for name in names]})
+
+
+def anagrams(count: int) -> list[str]:
+    """Different names of the letters of `MODEL`, which are slow to compare with it."""
+    orders = itertools.islice(itertools.permutations(reversed(MODEL)), count)
+    return ["".join(order) for order in orders]
 
 
 def bomb(wbits: int, gigabytes: int) -> list[bytes]:
@@ -238,6 +245,9 @@ CHAT: dict[str, Behavior] = {
     "redirect on the same host": redirects("/v1/good/chat/completions"),
     # The key.
     "key": says(f"the key is {KEY}"),
+    "key after white space": says(" " * 5000 + KEY),
+    "key after line breaks in an error": errors("400 Bad Request", message="\n" * 4090 + KEY),
+    "key after null characters": says("\0 " * 1500 + KEY),
     "key in pieces": says("the key is " + " - ".join(KEY)),
     "key in lines": says(f"first {KEY[:13]} and\nthen {KEY[13:]}"),
     "key in other case": says(f"the key is {KEY.swapcase()}"),
@@ -292,6 +302,7 @@ MODELS: dict[str, Behavior] = {
     "models: not a list": replies('{"data": 7}'),
     "models: deep JSON": CHAT["deep JSON"],
     "models: 100,000 names": replies(listing(*map(str, range(100_000)))),
+    "models: 4 MB of anagrams": replies(listing(*anagrams(160_000))),
     "models: escape codes": replies(listing("\x1b[2J\x07 name \ud83d")),
     "models: key in a name": replies(listing(f"it is {KEY}", KEY[:14])),
     "models: key in an error": errors("503 Loading", message=f"Bearer {KEY}"),
