@@ -366,7 +366,13 @@ def test_numbers_that_are_not_finite_are_refused(hub_folder, tmp_path):
         ("vision_cfg.layers", "2", "vision_cfg.layers: expected a valid integer"),
         ("vision_cfg.width", 1.5, "vision_cfg.width: expected a valid integer"),
         ("vision_cfg.head_width", 0, "vision_cfg.head_width: expected greater"),
-        ("vision_cfg.head_width", 20, "width 64 is not a multiple of the 3 heads"),
+        (
+            "vision_cfg.head_width",
+            20,
+            "vision_cfg: expected .* found width 64 and head_width 20, which make 3 heads",
+        ),
+        ("vision_cfg.head_width", 65, "found width 64 and head_width 65, which make 0 heads"),
+        ("text_cfg.heads", 5, "text_cfg: width .* is not a multiple of the 5 heads"),
         ("vision_cfg.image_size", [8], "vision_cfg.image_size"),
         ("vision_cfg.image_size", 10**9, "vision_cfg.image_size"),
         ("vision_cfg.pool_type", ["tok"], "vision_cfg.pool_type: expected 'tok' or 'avg'"),
@@ -404,3 +410,4 @@ def test_every_item_of_the_configuration_is_checked(hub_folder, place, value, me
             sources.from_file(hub_folder / "open_clip_model.safetensors", model=None)
         )
     assert str(hub_folder) in str(caught.value) or "clean" in place or "kwargs" in place
+    assert "choose" in str(caught.value) or "clean" in str(value)
