@@ -23,12 +23,12 @@ _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a branch, a tag or a 
 
 
 def is_hub_name(weights: str) -> bool:
-    """Whether `weights` is written `hf:organisation/name`."""
+    """Whether `weights` is written `hf:organization/name`."""
     return weights.startswith(PREFIXES)
 
 
 def fetch(weights: str) -> Path:
-    """The weights file of `hf:organisation/name` (or `...@revision`), its configuration beside it.
+    """The weights file of `hf:organization/name` (or `...@revision`), its configuration beside it.
 
     Raises:
         WeightsError: it is not in the cache and cannot be downloaded, or is no model of open_clip.
@@ -96,7 +96,7 @@ def _download(repository: str, name: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repository, name, revision=revision))
     except HFValidationError as error:
         raise WeightsError(
-            f"expected hf:organisation/name, found {shown(repository)}: {first_line(error)}"
+            f"expected hf:organization/name, found {shown(repository)}: {first_line(error)}"
         ) from error
     except GatedRepoError as error:
         raise WeightsError(

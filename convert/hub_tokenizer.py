@@ -21,7 +21,8 @@ from annotated_types import Interval, MaxLen
 from typing_extensions import TypedDict
 
 from convert.hub import first_line
-from lattec_jax.data.tokenizer import HubTokenizer, largest_token_id
+from lattec_jax.data.tokenizer import FILE_NAME, HubTokenizer, largest_token_id
+from lattec_jax.data.tokenizer_rules import check_rules
 from lattec_jax.errors import WeightsError
 from lattec_jax.rust_errors import rust_errors
 from lattec_jax.safe_read import parse_json, read_bytes
@@ -78,6 +79,8 @@ _MODEL_TYPES |= {"xlm-roberta"}
 # reaches transformers: `trust_remote_code` would run a Python file that comes with the weights.
 _KWARGS = {"clean": "whitespace", "strip_sep_token": False}
 _NO_WEIGHTS = "--exclude '*.bin' '*.safetensors' '*.h5' '*.msgpack' '*.ot' '*.onnx'"
+
+_ADVICE = "choose a tokenizer of a model that open_clip has"
 
 _NAME = re.compile(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", re.ASCII)
 
@@ -195,6 +198,7 @@ def read(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> HubTok
             f"{found.pad_token!r}; choose another model"
         )
     with rust_errors(f"{where}: the tokenizer"):
+        check_rules(found.backend_tokenizer.to_str(), f"{where}: the tokenizer {name}")
         largest_token_id(found.backend_tokenizer)
     return HubTokenizer(
         _without_unknown_tokens(found.backend_tokenizer, text_cfg.get("vocab_size", 49408)),
@@ -258,15 +262,17 @@ def _load(name: str, folder: Path | None, where: str) -> Any:
         f". Without a network: on another machine hf download {name} {_NO_WEIGHTS}, then copy "
         "its cache and set HF_HOME, or put the files beside the weights file"
     )
-    with _errors(f"{where}: the tokenizer {name}, from the hub or its cache,", advice):
+    with _errors(
+        f"{where}: the tokenizer {name}, from the hub or its cache,", advice, hold_stderr=False
+    ):
         return transformers.AutoTokenizer.from_pretrained(name, trust_remote_code=False)
 
 
 @contextmanager
-def _errors(what: str, advice: str = "") -> Iterator[None]:
+def _errors(what: str, advice: str = "", hold_stderr: bool = True) -> Iterator[None]:
     """Turn whatever transformers raises on files that it cannot read into a WeightsError."""
     try:
-        with rust_errors(what):
+        with rust_errors(what, hold_stderr):
             yield
     except WeightsError:
         raise
@@ -282,13 +288,15 @@ def _copy(folder: Path, copies: Path) -> None:
         WeightsError: a file cannot be read, or holds settings that are not known.
     """
     for name in _VOCABULARIES:
-        content = _content(folder / name, MAX_VOCABULARY_BYTES)
+        content = _content(folder, name, MAX_VOCABULARY_BYTES)
         if content is not None:
             if name.endswith(".json"):
                 _json(folder / name, content)
+            if name == FILE_NAME:
+                check_rules(content.decode(), str(folder / name))
             (copies / name).write_bytes(content)
     for name in (CONFIG, _SPECIAL, _ADDED, _MODEL):
-        content = _content(folder / name, MAX_CONFIG_BYTES)
+        content = _content(folder, name, MAX_CONFIG_BYTES)
         if content is not None:
             kept = _kept(folder / name, _json(folder / name, content))
             (copies / name).write_text(json.dumps(kept), encoding="utf-8")
@@ -297,7 +305,7 @@ def _copy(folder: Path, copies: Path) -> None:
 def _kept(path: Path, content: Any) -> dict[str, Any]:
     """The part of a JSON file that transformers may see."""
     if path.name == _ADDED:
-        return validate(dict[_Text, _Id], content, str(path), WeightsError)
+        return validate(dict[_Text, _Id], content, str(path), WeightsError, _ADVICE)
     if path.name == _MODEL:  # the weights' or the tokenizer's; read where no class is stated
         kind = content.get("model_type") if isinstance(content, dict) else None
         return {"model_type": kind} if isinstance(kind, str) and kind in _MODEL_TYPES else {}
@@ -308,19 +316,40 @@ def _kept(path: Path, content: Any) -> dict[str, Any]:
         content,
         str(path),
         WeightsError,
-        "choose a tokenizer of a model that open_clip has",
+        _ADVICE,
     )
     return content
 
 
-def _content(path: Path, max_bytes: int) -> bytes | None:
-    """A file's bytes, None where there is none."""
+def _content(folder: Path, name: str, max_bytes: int) -> bytes | None:
+    """A file's bytes, None where there is none.
+
+    Raises:
+        WeightsError: it cannot be read, or is a link out of the folder.
+    """
+    path = folder / name
     try:
-        return read_bytes(path, max_bytes)
+        target = path.resolve(strict=True)
+        if not target.is_relative_to(_home(folder.resolve())):
+            raise WeightsError(
+                f"{path}: expected a file of its folder, found a link to another folder; if you "
+                "trust it, copy the file itself"
+            )
+        return read_bytes(target, max_bytes)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: a link to itself
         raise WeightsError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def _home(folder: Path) -> Path:
+    """Where the links of a folder may lead: into it.
+
+    In the hub's cache models--NAME/snapshots/COMMIT links to files in models--NAME/blobs.
+    """
+    repository = folder.parent.parent
+    cached = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    return repository if cached else folder
 
 
 def _json(path: Path, content: bytes) -> Any:

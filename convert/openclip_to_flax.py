@@ -124,7 +124,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flags.DEFINE_enum(name, None, choices, what, flag_values=values)
 
     text("model", "open_clip's name of the architecture, such as ViT-B-32.")
-    text("pretrained", "open_clip's tag, a .safetensors or .pt file, or hf:organisation/name.")
+    text("pretrained", "open_clip's tag, a .safetensors or .pt file, or hf:organization/name.")
     text("out", "The directory to write.")
     what = "for a file that has no open_clip_config.json beside it."
     text("preprocess-of", f"Preprocessing of this open_clip tag of --model, {what}")

@@ -74,7 +74,7 @@ def from_tag(model: str, tag: str) -> Source:
 
 
 def from_hub(name: str) -> Source:
-    """Read `hf:organisation/name` (or `...@revision`) from the hub or its cache.
+    """Read `hf:organization/name` (or `...@revision`) from the hub or its cache.
 
     Raises:
         WeightsError: it cannot be had, or is not a plain ViT CLIP of open_clip.
@@ -318,7 +318,8 @@ def _read_hub_config(path: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON: {error}") from error
-    validate(_HubConfig, content, str(path), WeightsError)
+    advice = "download it again, or choose weights of one of open_clip's models"
+    validate(_HubConfig, content, str(path), WeightsError, advice)
     return content
 
 

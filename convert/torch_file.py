@@ -6,18 +6,21 @@ before.
 
 from __future__ import annotations
 
+import os
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from convert.hub import first_line
 from lattec_jax.errors import WeightsError
-from lattec_jax.models.tensor_files import listed, refuse_not_finite
+from lattec_jax.models.tensor_files import listed, path_of, refuse_not_finite
 from lattec_jax.safe_read import open_regular
 
 _NUMPY_TYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
+_ZIP_START = b"PK\x03\x04"  # torch takes such a file, and no other, for a zip file
+_LOCAL_HEADER = 30  # bytes before a record's name and content
 _MAX_SHARING = 4  # times the size of the file: tensors may share what is stored once
 
 
@@ -28,32 +31,56 @@ def read(path: Path) -> dict[str, np.ndarray]:
         WeightsError: torch is missing, or the file is damaged, a TorchScript archive, no state
             dict, or holds tensors that are not dense floating-point numbers.
     """
-    if _is_torch_script(path):
+    try:
+        opened = open_regular(path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+    with opened:
+        return _read(opened, path)
+
+
+def _read(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
+    if _is_torch_script(opened, path):
         raise WeightsError(
             f"{path} is a TorchScript archive, which is a program, and is not run. OpenAI's own "
             "weights are also there as a tag: --pretrained=openai. Of others save the state dict, "
             "where you trust them: safetensors.torch.save_file(torch.jit.load(path, "
             "map_location='cpu').float().state_dict(), 'weights.safetensors')"
         )
-    return _read_torch(path)
+    return _read_torch(opened, path)
 
 
-def _is_torch_script(path: Path) -> bool:
+def _is_torch_script(opened: BinaryIO, path: Path) -> bool:
     try:
-        with open_regular(path) as file:
-            if not zipfile.is_zipfile(file):
-                return False
-            with zipfile.ZipFile(file) as archive:
-                if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-                    raise WeightsError(f"{path}: expected a file of torch, found a packed zip file")
-                return any("/code/" in name for name in archive.namelist())
+        if not zipfile.is_zipfile(opened):
+            return False
+        with zipfile.ZipFile(opened) as archive:
+            items = archive.infolist()
+            if any(item.compress_type != zipfile.ZIP_STORED for item in items):
+                raise WeightsError(
+                    f"{path}: expected a file of torch, found a packed zip file; unpack it and "
+                    "pass the weights file in it"
+                )
+            _refuse_overlaps(items, archive.start_dir)
+            return any("/code/" in item.filename for item in items)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except (zipfile.BadZipFile, ValueError, NotImplementedError, RecursionError) as error:
-        raise WeightsError(f"{path} is a damaged zip file: {first_line(error)}") from error
+        raise WeightsError(
+            f"{path} is a damaged zip file ({first_line(error)}); download it again or copy it "
+            "again"
+        ) from error
 
 
-def _read_torch(path: Path) -> dict[str, np.ndarray]:
+def _refuse_overlaps(items: list[zipfile.ZipInfo], end: int) -> None:
+    """Many entries that share one record would take many times the file's size."""
+    for item in sorted(items, key=lambda item: item.header_offset, reverse=True):
+        if item.header_offset + _LOCAL_HEADER + item.file_size > end:
+            raise zipfile.BadZipFile(f"entries overlap, such as {item.filename}")
+        end = item.header_offset
+
+
+def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
@@ -61,7 +88,13 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
             f"{path} needs torch, which is not installed: pip install -e '.[convert]'"
         ) from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        opened.seek(0)
+        mapped = opened.read(len(_ZIP_START)) == _ZIP_START
+        opened.seek(0)
+        # Mapped, storages take no memory of their own, however many a file declares.
+        content = torch.load(
+            path_of(opened, path), map_location="cpu", weights_only=True, mmap=mapped
+        )
     except MemoryError as error:
         raise WeightsError(f"{path} does not fit into memory") from error
     except Exception as error:  # of any type, where a file is damaged
@@ -76,13 +109,15 @@ def _read_torch(path: Path) -> dict[str, np.ndarray]:
         isinstance(name, str) and torch.is_tensor(t) for name, t in content.items()
     ):
         raise WeightsError(f"{path}: expected a dictionary of tensors (a model's state dict)")
+    for name, tensor in content.items():
+        _refuse_others(name, tensor, path)
     total = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
-    if total > _MAX_SHARING * path.stat().st_size:
+    if total > _MAX_SHARING * os.fstat(opened.fileno()).st_size:
         raise WeightsError(
             f"{path}: its tensors have {total:,} bytes, many more than the file; expected a "
             "model's state dict, whose tensors do not share memory"
         )
-    tensors = {name: _to_numpy(name, tensor, path) for name, tensor in content.items()}
+    tensors = {name: _to_numpy(tensor) for name, tensor in content.items()}
     refuse_not_finite(tensors, str(path))
     return tensors
 
@@ -93,19 +128,31 @@ def _torch_reason(error: Exception) -> str:
     return type(error).__name__ if "weights_only" in line else line
 
 
-def _to_numpy(name: str, tensor: Any, path: Path) -> np.ndarray:
+def _refuse_others(name: str, tensor: Any, path: Path) -> None:
+    """Raise WeightsError for what is not a dense tensor of a known type; reads no size of it."""
+    import torch
+
+    if tensor.is_quantized:
+        kind = "quantized"
+    elif tensor.is_nested:
+        kind = "nested"
+    elif tensor.layout != torch.strided or tensor.device.type != "cpu":
+        kind = f"{tensor.layout}, {tensor.device}"
+    else:
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind == "bfloat16" or kind in _NUMPY_TYPES:
+            return
+    raise WeightsError(
+        f"{path}: expected dense tensors of floating-point numbers, found {listed([name])} "
+        f"({kind}); choose weights that are not quantized, sparse or nested"
+    )
+
+
+def _to_numpy(tensor: Any) -> np.ndarray:
     """A tensor or parameter of torch, in its stored type."""
     import ml_dtypes
     import torch
 
-    kind = str(tensor.dtype).removeprefix("torch.")
-    if tensor.is_quantized or tensor.layout != torch.strided or tensor.device.type != "cpu":
-        kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, {tensor.device}"
-    elif kind == "bfloat16":  # NumPy has no such type
+    if tensor.dtype == torch.bfloat16:  # NumPy has no such type
         return tensor.detach().view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    elif kind in _NUMPY_TYPES:
-        return tensor.detach().resolve_neg().numpy()
-    raise WeightsError(
-        f"{path}: expected dense tensors of floating-point numbers, found {listed([name])} "
-        f"({kind}); choose weights that are not quantized or sparse"
-    )
+    return tensor.detach().resolve_neg().numpy()

@@ -48,7 +48,8 @@ def validate(
     try:
         return _adapter(schema).validate_json(json.dumps(content, ensure_ascii=False).encode())
     except UnicodeEncodeError:
-        raise error(f"{where}: expected Unicode text, found half of a surrogate pair") from None
+        message = f"{where}: expected Unicode text, found half of a surrogate pair"
+        raise error(f"{message}; {advice}" if advice else message) from None
     except ValidationError as failed:
         details = failed.errors(include_url=False, include_context=False)
     lines = [_line(detail) for detail in details[:MAX_PROBLEMS]]

@@ -30,3 +30,23 @@ def test_plain_exceptions_are_user_errors_and_others_pass(capfd):
     with rust_errors("the file"):
         os.write(2, b"kept")
     assert capfd.readouterr().err == "kept"
+
+
+@pytest.mark.parametrize("note", ["", "note: run with `RUST_BACKTRACE=1` environment variable\n"])
+def test_what_others_write_before_and_after_a_panic_is_passed_on(note, capfd):
+    panic = f"thread '<unnamed>' (7) panicked at src/lib.rs:3:5:\nout of\nbounds\n{note}"
+    with pytest.raises(WeightsError, match="out of"), rust_errors("the file"):
+        os.write(2, f"before\n{panic}after\n".encode())
+        raise PanicException("out of\nbounds")
+    assert capfd.readouterr().err == "before\nafter\n"
+    with pytest.raises(WeightsError), rust_errors("the file"):  # two panics, with other messages
+        os.write(2, f"a\n{panic}b\n\n{panic}c\n".encode())
+        raise PanicException("out of\nbounds" if not note else "other")
+    assert capfd.readouterr().err.split() == ["a", "b", "c"]
+
+
+def test_plain_errors_keep_what_was_written(capfd):
+    with pytest.raises(WeightsError), rust_errors("the file"):
+        os.write(2, b"a warning\n")
+        raise Exception("damaged")
+    assert capfd.readouterr().err == "a warning\n"

@@ -56,6 +56,7 @@ def test_problems_name_place_expected_and_found(content: Any, message: str):
         validate(Outer, content, "FILE", DataError, "repair it")
     assert str(caught.value).startswith("FILE: ")
     assert message in str(caught.value)
+    assert str(caught.value).endswith("; repair it")
 
 
 def test_messages_are_short_and_printable():

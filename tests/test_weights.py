@@ -222,7 +222,7 @@ def test_what_the_hub_does_not_have_names_the_ways(tmp_path, cache, conversion):
     write_model(snapshot).unlink()
     with pytest.raises(WeightsError, match="not in the hub's cache"):
         weights.locate(f"hf:{LAION}")
-    with pytest.raises(WeightsError, match="expected hf:organisation/name"):
+    with pytest.raises(WeightsError, match="expected hf:organization/name"):
         weights.locate("hf:a/b/c")
 
 

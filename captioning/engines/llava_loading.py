@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from captioning.engines.chat_template import check_chat_template
 from lattec_jax.errors import EngineError
 from lattec_jax.safe_read import read_json
 from lattec_jax.validation import shown
@@ -70,6 +71,7 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
     from safetensors import SafetensorError
 
     where = {"revision": settings.revision or None}
+    _refuse_adapter(settings.model, where)
     config = _configuration(settings.model, where)
     _check_shards(Path(settings.model))
     device = choose_device(settings, config)
@@ -118,6 +120,7 @@ def _check_complete(name: str, report: dict[str, Any], processor: Any) -> None:
             "not known how to put a prompt to it; take another revision, or a checkpoint such as "
             "llava-hf/llava-v1.6-mistral-7b-hf"
         )
+    check_chat_template(processor.chat_template, f"config.descriptions.llava.model: {name}")
 
 
 def prepare_for_batches(model: Any, processor: Any) -> None:
@@ -178,6 +181,23 @@ def _check_shards(directory: Path) -> None:
         raise EngineError(
             f"config.descriptions.llava.model: expected {path} to name files of its folder, found "
             f"{shown(elsewhere)}; choose another checkpoint"
+        )
+
+
+def _refuse_adapter(name: str, where: dict[str, Any]) -> None:
+    """Raise EngineError where a checkpoint has an adapter, which may name another repository."""
+    from transformers.utils import find_adapter_config_file
+
+    try:
+        # As transformers itself looks for it where the package peft is installed.
+        found = find_adapter_config_file(name, **where)
+    except _UNREADABLE as error:
+        raise EngineError(_unloadable(name, error)) from error
+    if found is not None:
+        raise EngineError(
+            f"config.descriptions.llava.model: expected a whole checkpoint, found an adapter "
+            f"(adapter_config.json) in {name}; merge it into its model, or choose another "
+            "checkpoint"
         )
 
 

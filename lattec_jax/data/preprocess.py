@@ -183,7 +183,8 @@ class Preprocess:
             WeightsError: a value is not one that is implemented.
         """
         given = {key: value for key, value in preprocess_cfg.items() if value is not None}
-        read = validate(_OpenClipPreprocess, given, where, WeightsError)
+        advice = "choose weights of one of open_clip's models, or correct the configuration"
+        read = validate(_OpenClipPreprocess, given, where, WeightsError, advice)
         mean, std = (v if isinstance(v, tuple) else (v, v, v) for v in (read.mean, read.std))
         return cls(
             size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),

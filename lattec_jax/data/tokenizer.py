@@ -23,6 +23,7 @@ import tokenizers
 from annotated_types import MaxLen
 from tokenizers import Regex, models, pre_tokenizers, processors
 
+from lattec_jax.data.tokenizer_rules import check_rules
 from lattec_jax.errors import WeightsError
 from lattec_jax.models.config import MAX_TOKEN_IDS, ContextLength, TokenId
 from lattec_jax.rust_errors import rust_errors
@@ -298,7 +299,7 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
     """Read a file of the `tokenizers` library.
 
     Raises:
-        WeightsError: it is missing, too large or damaged.
+        WeightsError: it is missing, too large or damaged, or holds rules that are not read.
     """
     try:
         text = read_text(path, MAX_FILE_BYTES)
@@ -309,6 +310,7 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
+    check_rules(text, f"the tokenizer in {path}")
     with rust_errors(f"the tokenizer in {path}"):
         return tokenizers.Tokenizer.from_str(text)
 

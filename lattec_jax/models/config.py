@@ -126,7 +126,7 @@ class TextConfig:
             raise ValueError(f"eos_id {self.eos_id} is not one of {self.vocab_size} token ids")
 
 
-def _check_heads(tower: VisionConfig | TextConfig) -> None:
+def _check_heads(tower: VisionConfig | TextConfig | _OpenClipText) -> None:
     if tower.width % tower.heads:
         raise ValueError(f"width {tower.width} is not a multiple of the {tower.heads} heads")
 
@@ -154,6 +154,14 @@ class _OpenClipVision:
     ls_init_value: float | None = None
     norm_kwargs: _OpenClipNorm | None = None
 
+    def __post_init__(self) -> None:
+        heads = self.width // self.head_width
+        if not heads or self.width % heads:
+            raise ValueError(
+                f"expected a width that head_width divides, found width {self.width} and "
+                f"head_width {self.head_width}, which make {heads} heads"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class _OpenClipText:
@@ -171,6 +179,9 @@ class _OpenClipText:
     norm_kwargs: _OpenClipNorm | None = None
     hf_tokenizer_name: str | None = None
     tokenizer_kwargs: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        _check_heads(self)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +220,8 @@ class CLIPConfig:
         sections = {name: config.get(name) for name in ("vision_cfg", "text_cfg")}
         if all(isinstance(section, dict) for section in sections.values()):
             _refuse_others(where, config, **sections)
-        read = validate(_OpenClip, dict(config), where, WeightsError)
+        advice = "choose one of open_clip's plain ViT models (docs/models.md lists them)"
+        read = validate(_OpenClip, dict(config), where, WeightsError, advice)
         vision, text = read.vision_cfg, read.text_cfg
         size = vision.image_size
         converted = {
@@ -242,7 +254,7 @@ class CLIPConfig:
                 "norm_epsilon": (text.norm_kwargs or _OpenClipNorm()).eps,
             },
         }
-        return validate(cls, converted, where, WeightsError)
+        return validate(cls, converted, where, WeightsError, advice)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready copy; `from_dict` reads it back."""

@@ -5,10 +5,13 @@ The header is checked before any tensor is read, and every tensor is checked to 
 
 from __future__ import annotations
 
+import math
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
-import ml_dtypes  # noqa: F401  gives NumPy the type bfloat16, by name
+import ml_dtypes
 import numpy as np
 import safetensors
 
@@ -16,12 +19,18 @@ from lattec_jax.errors import WeightsError
 from lattec_jax.rust_errors import rust_errors
 from lattec_jax.safe_read import open_regular
 from lattec_jax.text import cut, printable
+from lattec_jax.validation import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 # What NumPy and ml_dtypes hold; the library has more: float8, float4, complex numbers.
 _TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 _FLOATS = {"float16", "bfloat16", "float32", "float64"}
 _CHUNK = 2**22  # elements that are checked at once
+_MAX_RANK = 8
+_MAX_ELEMENTS = 2**59  # where empty sides count as 1: NumPy counts the bytes of a shape so
+# The exponent's bits: all are set in NaN and infinity. NumPy would convert these types first.
+_EXPONENTS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
+_DAMAGED = "it is damaged: download it again or copy it again"
 
 
 def read_safetensors(
@@ -39,26 +48,56 @@ def read_safetensors(
             read or holds a number that is not finite.
     """
     try:
-        open_regular(path).close()
+        opened = open_regular(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    try:
-        with (
-            rust_errors(f"{path}, as a .safetensors file,"),
-            safetensors.safe_open(path, framework="np") as file,
-        ):
-            names = list(file.keys())
-            headers = {name: file.get_slice(name) for name in names}
-            _refuse_other_types({name: h.get_dtype() for name, h in headers.items()}, path)
-            check({name: tuple(h.get_shape()) for name, h in headers.items()})
-            tensors = {name: file.get_tensor(name) for name in names}
-    except (OSError, safetensors.SafetensorError) as error:
-        reason = printable(cut(str(error), 500))
-        raise WeightsError(f"{path} is not a readable .safetensors file: {reason}") from error
-    except MemoryError as error:
-        raise WeightsError(f"{path} does not fit into memory") from error
+    what = f"{path}, as a .safetensors file,"
+    with opened:
+        try:
+            with rust_errors(what):
+                file = safetensors.safe_open(path_of(opened, path), framework="np")
+                headers = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+                types = {name: header.get_dtype() for name, header in headers.items()}
+                shapes = {name: tuple(header.get_shape()) for name, header in headers.items()}
+        except (OSError, safetensors.SafetensorError) as error:
+            raise _unreadable(path, error) from error
+        _refuse_other_types(types, path)
+        _refuse_impossible_shapes(shapes, path)
+        check(shapes)
+        try:
+            with file, rust_errors(what, hold_stderr=False):
+                tensors = {name: file.get_tensor(name) for name in shapes}
+        except (OSError, safetensors.SafetensorError, ValueError, OverflowError) as error:
+            raise _unreadable(path, error) from error
+        except MemoryError as error:
+            raise WeightsError(f"{path} does not fit into memory") from error
     refuse_not_finite(tensors, str(path))
     return tensors
+
+
+def path_of(opened: BinaryIO, path: Path) -> str:
+    """A path that leads to the open file, whatever the name `path` means by now.
+
+    Where there is no /proc, `path` itself.
+    """
+    of_descriptor = f"/proc/self/fd/{opened.fileno()}"
+    return of_descriptor if os.path.exists(of_descriptor) else os.fspath(path)
+
+
+def _unreadable(path: Path, error: Exception) -> WeightsError:
+    reason = printable(cut(str(error), 500))
+    return WeightsError(f"{path} is not a readable .safetensors file ({reason}); {_DAMAGED}")
+
+
+def _refuse_impossible_shapes(shapes: Shapes, path: Path) -> None:
+    """NumPy cannot make every array that a header can declare, where a side is 0."""
+    for name, shape in shapes.items():
+        elements = math.prod(max(side, 1) for side in shape[: _MAX_RANK + 1])
+        if len(shape) > _MAX_RANK or elements > _MAX_ELEMENTS:
+            raise WeightsError(
+                f"{path}: expected tensors of at most {_MAX_RANK} dimensions that fit into "
+                f"memory, found {listed([name])} of shape {shown(shape)}; {_DAMAGED}"
+            )
 
 
 def _refuse_other_types(types: Mapping[str, str], path: Path) -> None:
@@ -84,13 +123,20 @@ def _is_finite(array: np.ndarray) -> bool:
     if array.dtype.name not in _FLOATS:
         return True
     flat = array.reshape(-1, order="A")  # a view, also of a transposed array
-    return all(
-        np.isfinite(flat[start : start + _CHUNK]).all() for start in range(0, flat.size, _CHUNK)
-    )
+    exponent = _EXPONENTS.get(array.dtype)
+    for start in range(0, flat.size, _CHUNK):
+        chunk = flat[start : start + _CHUNK]
+        if exponent is None:
+            finite = np.isfinite(chunk)
+        else:
+            finite = (chunk.view(np.uint16) & exponent) != exponent
+        if not finite.all():
+            return False
+    return True
 
 
-def listed(items: list[str], most: int = 5) -> str:
+def listed(items: list[str], max_listed: int = 5) -> str:
     """Some items for a message, bounded and printable."""
-    shown = [printable(cut(item, 200)) for item in items[:most]]
-    more = f" and {len(items) - most} more" if len(items) > most else ""
-    return ", ".join(shown) + more
+    some = [printable(cut(item, 200)) for item in items[:max_listed]]
+    more = f" and {len(items) - max_listed} more" if len(items) > max_listed else ""
+    return ", ".join(some) + more

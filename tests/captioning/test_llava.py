@@ -399,3 +399,21 @@ def test_an_index_names_files_of_its_folder_alone(checkpoint, config, tmp_path, 
     config.descriptions.llava.model = str(folder)
     with pytest.raises(EngineError, match=message):
         llava_loading.load(config.descriptions.llava, 5)
+
+
+def test_an_adapter_is_refused(config, checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    adapter = {"base_model_name_or_path": "evil/model", "peft_type": "LORA"}
+    (copy / "adapter_config.json").write_text(json.dumps(adapter))
+    config.descriptions.llava.model = str(copy)
+    with pytest.raises(EngineError, match=r"expected a whole checkpoint, found an adapter"):
+        llava.load(config)
+
+
+def test_a_chat_template_that_never_ends_is_refused(config, checkpoint, tmp_path):
+    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+    endless = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
+    (copy / "chat_template.jinja").write_text(endless)
+    config.descriptions.llava.model = str(copy)
+    with pytest.raises(EngineError, match=r"chat template such as those .* found a call of range"):
+        llava.load(config)

@@ -106,7 +106,7 @@ def test_known_tokenizers_are_those_that_open_clip_names():
 @pytest.mark.parametrize("name", ["hf:../../x", "hf:http://a.b/c", "hf:/etc/x", "hf:a/b/c"])
 def test_a_repository_is_no_path_and_no_address(name):
     pytest.importorskip("huggingface_hub")
-    with pytest.raises(WeightsError, match=r"expected hf:organisation/name, found"):
+    with pytest.raises(WeightsError, match=r"expected hf:organization/name, found"):
         hub.fetch(name)
 
 
@@ -124,16 +124,83 @@ def test_only_known_settings_of_the_right_type_are_taken(setting):
         )
 
 
-def test_every_call_that_loads_from_the_hub_refuses_code():
-    calls = []
+# What a call of this name must state, and how many there are.
+STATED = {
+    "from_pretrained": ("trust_remote_code", False, 5),  # tokenizers, processor, model, config
+    "torch.load": ("weights_only", True, 1),
+    "np.load": ("allow_pickle", False, 1),
+}
+# Whatever of these runs what is in a file, or downloads all that a repository has.
+REFUSED = ("torch.jit.load", "transformers.pipeline", "snapshot_download", "torch.hub.load")
+REFUSED_MODULES = ("pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve")
+
+
+def nodes(text: str) -> list[tuple[str, ast.AST]]:
+    """Calls and imports of a module by their full names; `np` stands for numpy."""
+    found: list[tuple[str, ast.AST]] = []
+    tree = ast.parse(text)
+    names: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            for alias in node.names:
+                full = (module + alias.name).replace("numpy", "np")
+                found.append((full, node))
+                if alias.asname or "." not in alias.name:
+                    names[alias.asname or alias.name] = full
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            first, dot, rest = ast.unparse(node.func).partition(".")
+            found.append((names.get(first, first) + dot + rest, node))
+    return found
+
+
+def faults(text: str) -> list[str]:
+    """The calls and imports that could run what is in a file."""
+    wrong = []
+    for name, node in nodes(text):
+        if f".{name}".endswith(tuple(f".{refused}" for refused in REFUSED)):
+            wrong.append(name)
+        if name.partition(".")[0] in REFUSED_MODULES:
+            wrong.append(name)
+        for call, (key, expected, _) in STATED.items():
+            if isinstance(node, ast.Call) and f".{name}".endswith(f".{call}"):
+                stated = {keyword.arg: keyword.value for keyword in node.keywords}
+                value = stated.get(key)
+                if not isinstance(value, ast.Constant) or value.value is not expected:
+                    wrong.append(name)
+    return wrong
+
+
+def test_no_call_runs_what_is_in_a_file():
+    counts = dict.fromkeys(STATED, 0)
     for package in ("lattec_jax", "captioning", "convert"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                name = isinstance(node, ast.Call) and getattr(node.func, "attr", "")
-                if name == "from_pretrained":
-                    calls.append((f"{path.name}:{node.lineno}", node))
-    assert len(calls) == 5  # two of tokenizers, a processor, a model and its configuration
-    for where, node in calls:
-        stated = {keyword.arg: keyword.value for keyword in node.keywords}
-        value = stated.get("trust_remote_code")
-        assert isinstance(value, ast.Constant) and value.value is False, where
+            text = path.read_text(encoding="utf-8")
+            assert not faults(text), path
+            calls = [name for name, node in nodes(text) if isinstance(node, ast.Call)]
+            for call in STATED:
+                counts[call] += sum(f".{name}".endswith(f".{call}") for name in calls)
+    assert counts == {call: count for call, (*_, count) in STATED.items()}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import torch\ntorch.load(p)",
+        "import torch as t\nt.load(p, weights_only=False)",
+        "from torch import load\nload(p)",
+        "import numpy as np\nnp.load(p)",
+        "import numpy\nnumpy.load(p, allow_pickle=True)",
+        "import pickle",
+        "from pickle import loads",
+        "import torch\ntorch.jit.load(p)",
+        "import transformers\ntransformers.pipeline('x')",
+        "from transformers import pipeline",
+        "from huggingface_hub import snapshot_download",
+        "import huggingface_hub\nhuggingface_hub.snapshot_download('x')",
+        "x.AutoModel.from_pretrained('x')",
+    ],
+)
+def test_calls_that_could_are_found(text):
+    assert faults(text)

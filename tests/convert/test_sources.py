@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import json
+import os
 import warnings
 import zipfile
 
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import openclip_to_flax, sources
+from convert import openclip_to_flax, sources, torch_file
 from lattec_jax.data.preprocess import Preprocess
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
@@ -245,6 +247,47 @@ def test_packed_archives_are_refused(tmp_path):
     assert "packed zip file" in damaged(tmp_path, packed.getvalue())
 
 
+def test_entries_that_share_a_record_are_refused_before_they_are_read(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    content = io.BytesIO()
+    torch.save({"w": torch.zeros(1000)}, content)
+    with zipfile.ZipFile(content, "a") as archive:
+        stored = next(item for item in archive.infolist() if item.filename.endswith("data/0"))
+        for number in range(1, 400):
+            shared = copy.copy(stored)
+            shared.filename = shared.orig_filename = f"{stored.filename[:-1]}{number}"
+            archive.filelist.append(shared)
+        archive.writestr("last", b"")  # so that the directory is written again
+
+    def read(*_: object, **__: object) -> None:
+        raise AssertionError("torch reads it")
+
+    monkeypatch.setattr(torch, "load", read)
+    assert "entries overlap" in damaged(tmp_path, content.getvalue())
+
+
+def test_the_torch_file_that_was_checked_is_read(tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    if not os.path.exists("/proc/self/fd"):
+        pytest.skip("there is no path to a descriptor")
+    for number, name in enumerate(["w.pt", "other"]):
+        torch.save({"w": torch.full((3,), float(number))}, tmp_path / name)
+    judge = torch_file._is_torch_script
+
+    def swapping(*arguments) -> bool:
+        os.replace(tmp_path / "other", tmp_path / "w.pt")
+        return judge(*arguments)
+
+    monkeypatch.setattr(torch_file, "_is_torch_script", swapping)
+    assert not sources.read_tensors(tmp_path / "w.pt")["w"].any()
+
+
+def test_files_of_old_versions_of_torch_are_read(tmp_path):
+    torch = pytest.importorskip("torch")
+    torch.save({"w": torch.ones(3)}, tmp_path / "w.pt", _use_new_zipfile_serialization=False)
+    np.testing.assert_array_equal(sources.read_tensors(tmp_path / "w.pt")["w"], np.ones(3))
+
+
 def test_tensors_that_are_no_plain_weights_are_named(tmp_path):
     torch = pytest.importorskip("torch")
     weight = torch.ones(4, 4)
@@ -252,7 +295,9 @@ def test_tensors_that_are_no_plain_weights_are_named(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         quantized = torch.quantize_per_tensor(weight, 0.1, 0, torch.qint8)
+        nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
         others = {
+            "nested": (nested, "nested"),
             "sparse": (weight.to_sparse(), "torch.sparse_coo"),
             "quantized": (quantized, "quantized"),
             "float8": (weight.to(torch.float8_e4m3fn), "float8_e4m3fn"),
@@ -321,7 +366,13 @@ def test_numbers_that_are_not_finite_are_refused(hub_folder, tmp_path):
         ("vision_cfg.layers", "2", "vision_cfg.layers: expected a valid integer"),
         ("vision_cfg.width", 1.5, "vision_cfg.width: expected a valid integer"),
         ("vision_cfg.head_width", 0, "vision_cfg.head_width: expected greater"),
-        ("vision_cfg.head_width", 20, "width 64 is not a multiple of the 3 heads"),
+        (
+            "vision_cfg.head_width",
+            20,
+            "vision_cfg: expected .* found width 64 and head_width 20, which make 3 heads",
+        ),
+        ("vision_cfg.head_width", 65, "found width 64 and head_width 65, which make 0 heads"),
+        ("text_cfg.heads", 5, "text_cfg: width .* is not a multiple of the 5 heads"),
         ("vision_cfg.image_size", [8], "vision_cfg.image_size"),
         ("vision_cfg.image_size", 10**9, "vision_cfg.image_size"),
         ("vision_cfg.pool_type", ["tok"], "vision_cfg.pool_type: expected 'tok' or 'avg'"),
@@ -359,3 +410,4 @@ def test_every_item_of_the_configuration_is_checked(hub_folder, place, value, me
             sources.from_file(hub_folder / "open_clip_model.safetensors", model=None)
         )
     assert str(hub_folder) in str(caught.value) or "clean" in place or "kwargs" in place
+    assert "choose" in str(caught.value) or "clean" in str(value)

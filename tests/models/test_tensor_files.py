@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from lattec_jax import adapted
 from lattec_jax.errors import WeightsError
 from lattec_jax.models import tensor_files
 from lattec_jax.models.tensor_files import read_safetensors, refuse_not_finite
+from lattec_jax.safe_read import open_regular
 
 
 def write(path: Path, kind: str, shape: list[int], data: bytes) -> Path:
@@ -37,6 +39,14 @@ def test_other_types_are_named(kind, tmp_path):
     path = write(tmp_path / "w.safetensors", kind, [3], b"abc")
     with pytest.raises(WeightsError, match=rf"found w \({kind}\); choose .* not quantized"):
         read_safetensors(path)
+
+
+@pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
+def test_every_number_of_16_bits_is_judged_as_numpy_does(kind):
+    numbers = np.arange(2**16, dtype=np.uint16).view(kind)
+    found = [tensor_files._is_finite(number) for number in np.split(numbers, 2**16)]
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_array_equal(found, np.isfinite(numbers))
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
@@ -105,3 +115,39 @@ def test_declared_sizes_without_data_are_refused(tmp_path):
     path = write(tmp_path / "w.safetensors", "F32", [10**12, 10**12], b"1234")
     with pytest.raises(WeightsError, match="not a readable"):
         read_safetensors(path)
+
+
+def read_as_classifier(path: Path) -> None:
+    """Read the file in the place of a run's classifier."""
+    path.rename(path.parent / "classifier.safetensors")
+    adapted.load(path.parent)
+
+
+@pytest.mark.parametrize("read", [read_safetensors, read_as_classifier])
+@pytest.mark.parametrize(
+    "shape", [[0, 2**63], [0, 2**64 - 1], [0, 2**62, 2**62], [1] * 65, [0, 2**40, 2**40]]
+)
+def test_shapes_that_numpy_cannot_make_are_refused(read, shape, tmp_path):
+    path = write(tmp_path / "w.safetensors", "F32", shape, b"" if 0 in shape else b"1234")
+    with pytest.raises(WeightsError, match=r"expected tensors of at most 8 dim.*found w|not a rea"):
+        read(path)
+
+
+def test_empty_tensors_are_read(tmp_path):
+    path = write(tmp_path / "w.safetensors", "F32", [0, 3], b"")
+    assert read_safetensors(path)["w"].shape == (0, 3)
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="there is no path to a descriptor")
+def test_the_file_that_was_checked_is_read(tmp_path, monkeypatch):
+    """Whatever takes its name meanwhile."""
+    path = write(tmp_path / "w.safetensors", "F32", [1], np.float32([1]).tobytes())
+    other = write(tmp_path / "other", "F32", [1], np.float32([2]).tobytes())
+
+    def swapping(name: Path):
+        opened = open_regular(name)
+        os.replace(other, name)
+        return opened
+
+    monkeypatch.setattr(tensor_files, "open_regular", swapping)
+    assert read_safetensors(path)["w"] == 1
