@@ -6,6 +6,7 @@ Imports no JAX.
 from __future__ import annotations
 
 import unicodedata
+from typing import TextIO
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_MESSAGE = 4000  # characters of an error message that are shown
@@ -54,3 +55,8 @@ def cut(text: str, max_chars: int = MAX_MESSAGE) -> str:
     mark = f" … ({len(text) - max_chars:,} characters left out) … "
     head = max_chars * 3 // 4
     return text[:head] + mark + text[len(text) - (max_chars - head) :]
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Print text that may hold names and paths, as `printable`; None: to standard output."""
+    print(printable(text), file=file, flush=True)
