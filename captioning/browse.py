@@ -36,6 +36,7 @@ from lattec_jax.data.descriptions import Record, descriptions_path, records
 from lattec_jax.data.preprocess import UnreadablePicture, open_picture
 from lattec_jax.errors import ConfigError, DataError, WeightsError
 from lattec_jax.files import write_whole
+from lattec_jax.text import show
 
 THUMBNAIL, COLLAGE = 160, 240  # pixels of the long side
 TEMPLATE = Path(__file__).with_name("browse.html")
@@ -175,7 +176,7 @@ def main(argv: Sequence[str]) -> None:
     path = Path(values.out)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, content)
-    print(f"{count} images, {path.stat().st_size / 1e6:.1f} MB -> {path}")
+    show(f"{count} images, {path.stat().st_size / 1e6:.1f} MB -> {path}")
 
 
 if __name__ == "__main__":

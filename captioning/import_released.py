@@ -37,7 +37,7 @@ from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.errors import ConfigError, DataError
 from lattec_jax.files import write_whole
 from lattec_jax.safe_read import read_text
-from lattec_jax.text import printable, valid_text
+from lattec_jax.text import printable, show, valid_text
 
 ENGINE = "released"
 IMAGE, GROUP = "image", "group"
@@ -259,7 +259,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config, values = read_config(argv, __doc__, define_flags, {"folder": EXAMPLE})
-    print(import_released(config, Path(values.folder), values.kind).report())
+    show(import_released(config, Path(values.folder), values.kind).report())
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from lattec_jax.config import of_run
 from lattec_jax.errors import WeightsError
 from lattec_jax.files import partial_directory, remove_abandoned, write_safetensors
 from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.text import show
 from lattec_jax.workdir import CONFIG
 
 PRETRAINED = "pretrained"  # folder of the second model
@@ -132,10 +133,10 @@ def main(argv: Sequence[str]) -> None:
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     export(Path(values.workdir), values.to, out)
-    print(f"wrote {out}")
+    show(f"wrote {out}")
     script = out / "use.py"
     if script.exists():
-        print(f"\n{script.read_text(encoding='utf-8')}\npython {script} PICTURE ...")
+        show(f"\n{script.read_text(encoding='utf-8')}\npython {script} PICTURE ...")
 
 
 if __name__ == "__main__":

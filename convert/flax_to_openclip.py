@@ -27,6 +27,7 @@ from lattec_jax.errors import WeightsError
 from lattec_jax.files import partial_directory, remove_abandoned, write_safetensors
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.text import show
 
 _CLIP_VOCABULARY = 49408
 REQUIRED = {"checkpoint": "weights/ViT-B-32", "out": "exported/open_clip_model.safetensors"}
@@ -133,10 +134,10 @@ def main(argv: Sequence[str]) -> None:
     directory, out = Path(values.checkpoint), Path(values.out)
     checkpoint = Checkpoint.load(directory)
     export(checkpoint, out)
-    print(f"wrote {out} and {out.parent / HUB_CONFIG}")
+    show(f"wrote {out} and {out.parent / HUB_CONFIG}")
     tokenizer = checkpoint.tokenizer
     if not isinstance(tokenizer, HubTokenizer) and tokenizer.vocab_size != _CLIP_VOCABULARY:
-        print(
+        show(
             "note: this model has a tokenizer of its own, which open_clip does not read; give "
             f"open_clip the token ids that {directory / 'tokenizer.json'} makes",
             file=sys.stderr,

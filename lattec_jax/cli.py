@@ -8,6 +8,7 @@ its flags with `read`, or with `read_config` if it takes a configuration. Both a
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import re
@@ -265,6 +266,8 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
     """
     if logging.lastResort is not None:  # prints what is logged where no handler is configured
         logging.lastResort.setFormatter(ShownFormatter())
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths that are no text, as standard error does
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv)
     except UserError as error:
@@ -274,7 +277,8 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        if error.errno not in _NOT_WRITABLE:
+        # What names no file may be anything; what names one says what the user has to look at.
+        if error.errno not in _NOT_WRITABLE and (error.errno is None or error.filename is None):
             raise
         print(f"error: {shown(error)}. Fix this; the same command continues", file=sys.stderr)
         sys.exit(2)

@@ -24,6 +24,7 @@ from lattec_jax import config_schema, safe_read
 from lattec_jax.errors import ConfigError, did_you_mean
 
 PACKAGED_CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+MAX_CONFIG_BYTES = 2**20
 
 
 def parse(
@@ -142,8 +143,8 @@ def _check_defines_get_config(path: Path) -> None:
     What goes wrong inside of it keeps its traceback: it is the user's program.
     """
     try:
-        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
-    except (OSError, SyntaxError, ValueError) as error:
+        tree = ast.parse(safe_read.read_text(path, MAX_CONFIG_BYTES), filename=str(path))
+    except (MemoryError, OSError, RecursionError, SyntaxError, ValueError) as error:
         raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
     names = {getattr(node, "name", None) for node in tree.body}
     for node in tree.body:

@@ -22,6 +22,7 @@ MAX_BATCH = 2**20  # images or texts in a batch
 MAX_TEXT = 10_000  # characters of a template or prompt
 MAX_NAME_BYTES = 150  # of a name that becomes part of a folder's or file's name
 MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
+MIN_FLOAT = 1e-30  # of what must be above 0 in float32 too
 
 
 class Allowed(NamedTuple):
@@ -294,7 +295,7 @@ SCHEMA: dict[str, Allowed] = {
     "train.momentum": number_below(0, 1),
     "train.beta1": number_below(0, 1),
     "train.beta2": number_below(0, 1),
-    "train.epsilon": number_above(0, 1),
+    "train.epsilon": number(MIN_FLOAT, 1),
     "wise_ft": optional(number(0, 1)),
     "augment.scale": Allowed(
         "two numbers above 0 and at most 1, the smaller one first",

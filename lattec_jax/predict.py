@@ -26,6 +26,7 @@ from lattec_jax import prediction_files
 from lattec_jax.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.data.folder import find_pictures
 from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.text import show
 
 if TYPE_CHECKING:
     from lattec_jax.classifier import Classifier
@@ -132,7 +133,7 @@ def main(argv: Sequence[str]) -> None:
         ) as out:
             left = [path for path in paths if path not in out.done]
             if len(left) < len(paths):
-                print(f"{len(paths) - len(left)} of {len(paths)} pictures are in {values.out}")
+                show(f"{len(paths) - len(left)} of {len(paths)} pictures are in {values.out}")
             failed = out.failed + classify(classifier, left, kind, top, out.append, True)
     if failed:
         print(f"{failed} pictures could not be read", file=sys.stderr)

@@ -7,9 +7,13 @@ TensorBoard shows it where `pip install xprof` brought its plugin: `tensorboard 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 
 from lattec_jax import hosts
+from lattec_jax.errors import ConfigError
+from lattec_jax.text import show
 
 SKIPPED, TRACED = 2, 5  # steps: the first of a session compiles
 NAME = "train"  # of a step in the trace, beside its number
@@ -25,6 +29,9 @@ class Profile:
         directory: for the trace; "": nothing is traced.
         start: the step that this session starts from.
         steps: of the whole run.
+
+    Raises:
+        ConfigError: the directory cannot be created.
     """
 
     def __init__(self, directory: str, start: int, steps: int) -> None:
@@ -33,9 +40,11 @@ class Profile:
         self._before, self._last = start + SKIPPED, min(start + SKIPPED + TRACED, steps)
         self._wanted = bool(directory) and self._before < self._last
         self._step: jax.profiler.StepTraceAnnotation | None = None  # the one that is traced now
+        if self._wanted:
+            _make_directory(directory)
         if directory and not self._wanted:
             left = steps - start
-            print(f"no trace in {directory}: it begins after {SKIPPED} steps, {left} are left")
+            show(f"no trace in {directory}: it begins after {SKIPPED} steps, {left} are left")
 
     def __enter__(self) -> Profile:
         return self
@@ -63,9 +72,20 @@ class Profile:
             self._step = None
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
-            print(f"trace of steps {self._before + 1} to {done} in {self._directory}")
+            show(f"trace of steps {self._before + 1} to {done} in {self._directory}")
 
     def __exit__(self, *error: object) -> None:
         if self._step is not None:  # the run ends before the trace does
             self._step.__exit__(None, None, None)
             jax.profiler.stop_trace()
+
+
+def _make_directory(directory: str) -> None:
+    """The profiler would find out at the end of the trace, with the run half done."""
+    try:
+        Path(directory).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"config.profile: expected a directory for the trace, or a path where one can be "
+            f"created, found {directory!r}: {error}"
+        ) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lattec_jax.cli import command, define_distributed, read_config
 from lattec_jax.config import to_json
-from lattec_jax.text import printable
+from lattec_jax.text import printable, show
 
 
 def main(argv: Sequence[str]) -> None:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str]) -> None:
         print(f"{share:7.1%}  {printable(name)}")
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
     source = provenance(weights.sha256, dataset.names, config.templates)
-    print(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
+    show(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.methods import make_method
 from lattec_jax.models.checkpoint import Checkpoint, check_shapes, expected_shapes, shapes_of
 from lattec_jax.models.tensor_files import refuse_not_finite
+from lattec_jax.text import show
 from lattec_jax.weights import locate
 
 
@@ -69,7 +70,7 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
         checkpoint = _read_weights(config.init)
     _refuse_other_model(config, checkpoint, weights)
     if vectors is not None and names != list(class_names):
-        print(
+        show(
             f"{path} has other classes: its parameters are taken, and the prototypes start from "
             "the class-descriptions"
         )

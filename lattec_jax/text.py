@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from typing import TextIO
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Categories Cc, Zl, Zp and Cs: all of them, in every version of Unicode.
@@ -59,3 +60,8 @@ def cut(text: str, max_chars: int = MAX_MESSAGE) -> str:
     mark = f" … ({len(text) - max_chars:,} characters left out) … "
     head = max_chars * 3 // 4
     return text[:head] + mark + text[len(text) - (max_chars - head) :]
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Print text that may hold names and paths, as `printable`; None: to standard output."""
+    print(printable(text), file=file, flush=True)

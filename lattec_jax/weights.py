@@ -28,6 +28,7 @@ from typing import IO
 from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.files import partial_directory, remove_abandoned
 from lattec_jax.models.checkpoint import CONFIG_FILE, FORMAT
+from lattec_jax.text import show
 from lattec_jax.validation import shown
 
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -106,7 +107,7 @@ def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with partial_directory(directory) as scratch:
         new = scratch / "new"
-        print(f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr)
+        show(f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr)
         _convert([f"--pretrained={pretrained}", *flags], new)
         try:
             os.rename(new, directory)

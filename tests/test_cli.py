@@ -250,3 +250,37 @@ def test_a_missing_flag_or_an_argument_too_many_is_said():
         cli.read(["x", "--out-file=b", "c"], "", define, required)
     with pytest.raises(ConfigError, match="Unknown command line flag 'out'"):
         cli.read(["x", "--out=b"], "", define, required)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        NotADirectoryError(20, "Not a directory", "a\x1b/b"),
+        IsADirectoryError(21, "Is a directory", "a\x1b"),
+    ],
+)
+def test_an_error_that_names_a_file_has_no_traceback(error, capsys):
+    def main(argv):
+        raise error
+
+    with pytest.raises(SystemExit) as ended:
+        cli.command(main)
+    assert ended.value.code == 2
+    assert "a directory: 'a\\x1b" in capsys.readouterr().err
+
+
+def test_an_error_of_the_system_that_names_no_file_is_a_defect():
+    def main(argv):
+        raise ConnectionResetError(104, "reset")
+
+    with pytest.raises(ConnectionResetError):
+        cli.command(main)
+
+
+def test_paths_that_are_no_text_can_be_printed(tmp_path):
+    script = (
+        "import os; from lattec_jax import cli; from lattec_jax.text import show\n"
+        "cli.command(lambda argv: (print(os.fsdecode(b'a\\xff')), show('b\\x1b[31m')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (ended.stdout, ended.stderr) == ("a\\udcff\nb\\x1b[31m\n", "")

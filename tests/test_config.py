@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -229,3 +230,16 @@ def test_the_command_line_as_a_user_types_it():
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: Unknown command line flag 'nope")
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["fifo", "endless", "large"])
+def test_a_configuration_file_that_is_none_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "mine.py"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "endless":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_bytes(b"#" * (2**20 + 1))
+    with pytest.raises(ConfigError, match=r"cannot be read: .*(regular file|more than 1,048,576)"):
+        parse(["train", f"--config={path}"])

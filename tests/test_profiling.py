@@ -83,3 +83,9 @@ def test_a_trace_of_a_run_is_not_another_run(tmp_path):
     workdir.check(tmp_path, parse([*command, "--config.profile=there"])[0])
     with pytest.raises(ConfigError, match="log_every"):
         workdir.check(tmp_path, parse([*command, "--config.log_every=3"])[0])
+
+
+def test_a_directory_that_cannot_be_made_is_refused_before_the_first_step(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"config\.profile: expected a directory for the trace"):
+        Profile(str(tmp_path / "file"), 0, 10)

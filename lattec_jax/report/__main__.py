@@ -13,12 +13,13 @@ from pathlib import Path
 
 from lattec_jax.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.report import page
+from lattec_jax.text import show
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     values, _ = read(argv, __doc__, define_workdir, WORKDIR)
-    print(f"report in {page.write(Path(values.workdir))}")
+    show(f"report in {page.write(Path(values.workdir))}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from lattec_jax.methods.base import Method
 from lattec_jax.report import page
 from lattec_jax.stages import Inputs
 from lattec_jax.state import TrainState
-from lattec_jax.text import cut, printable
+from lattec_jax.text import show
 from lattec_jax.workdir import REPORT_DATA
 
 EXAMPLES, CHANGED = 18, 36  # pictures on the page
@@ -82,11 +82,10 @@ def write_page(directory: Path) -> None:
     """Write `report.html`. The results are on disk already: a page that cannot be written is said
     and no more."""
     try:
-        print(f"report in {page.write(directory)}")
+        show(f"report in {page.write(directory)}")
     except (OSError, UserError) as error:
-        reason = printable(cut(str(error)))
-        print(
-            f"warning: the report could not be written: {reason}. The results are whole; "
+        show(
+            f"warning: the report could not be written: {error}. The results are whole; "
             f"python -m lattec_jax.report --workdir={directory} writes it again",
             file=sys.stderr,
         )

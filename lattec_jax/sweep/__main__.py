@@ -37,6 +37,7 @@ from lattec_jax.sweep.plan import (
 from lattec_jax.sweep.tables import TABLES, paper_datasets
 from lattec_jax.sweep.work import report, work
 from lattec_jax.sweep.write import facts, markdown, page
+from lattec_jax.text import show
 
 PRINTED = {"pseudo_labels": PSEUDO_LABEL, "descriptions": DESCRIBE, "runs": None}
 
@@ -104,9 +105,9 @@ def main(argv: Sequence[str]) -> None:
             outcome = work(jobs, sweep.out)
     found = read_results(sweep)
     print(write_tables(sweep, found))
-    print(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)
+    show(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)
     if outcome is not None:
-        print(report(outcome), file=sys.stderr)
+        show(report(outcome), file=sys.stderr)
     if found.damaged or (outcome is not None and outcome.failed):
         sys.exit(1)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from lattec_jax.errors import ConfigError
 from lattec_jax.sweep.plan import Job
+from lattec_jax.text import show
 
 _LAST_LINES = 6  # of a failed job's log that are shown
 _PAUSE = 2.0  # seconds between looks at jobs that other workers have
@@ -152,7 +153,7 @@ def report(outcome: Outcome) -> str:
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    show(line, file=sys.stderr)
 
 
 def _file_name(job: Job) -> str:
