@@ -162,7 +162,7 @@ def _move_over(new: Path, target: Path) -> bool:
     os.rename(target, aside)
     try:
         os.rename(new, target)
-    except BaseException as error:
+    except (OSError, KeyboardInterrupt) as error:
         if not os.path.lexists(target):
             os.rename(aside, target)
             raise
