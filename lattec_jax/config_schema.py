@@ -287,7 +287,7 @@ SCHEMA: dict[str, Allowed] = {
     "train.max_steps": _COUNT,
     "train.epochs": _COUNT,
     "train.epoch_batch_multiple": integer(0, 10_000),
-    "train.learning_rate": number(0, 1000),
+    "train.learning_rate": number(0, 1e30),  # float32 holds it
     "train.warmup_steps": _COUNT,
     "train.schedule": choice("cosine", "constant"),
     "train.optimizer": choice("adamw", "sgd"),

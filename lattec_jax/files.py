@@ -71,7 +71,7 @@ def _create(path: Path, directory: bool) -> tuple[Path, int]:
             try:
                 # `remove_abandoned` may hold the lock, to look at it or to delete it: wait.
                 _lock(descriptor, fcntl.LOCK_EX)
-            except BaseException:
+            except (OSError, KeyboardInterrupt):
                 os.close(descriptor)
                 _delete(partial)
                 raise

@@ -24,7 +24,7 @@ from tests.runs import arguments, make_inputs
 ROOT = Path(__file__).parents[1]
 TIMES = ("train_seconds", "images_per_second")
 SHOWN_TIMES = re.compile(rb"(<dt>(?:seconds of training|images per second)</dt><dd>)[^<]*")
-KILLS = [pytest.param(6, marks=pytest.mark.full), pytest.param(50, marks=pytest.mark.soak)]
+KILLS = [pytest.param(3, marks=pytest.mark.full), pytest.param(50, marks=pytest.mark.soak)]
 ARGUMENTS = arguments(
     "labelled", "--config.compute.eval_batch_size=8", "--config.keep_checkpoints=1"
 )

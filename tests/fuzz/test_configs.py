@@ -46,7 +46,7 @@ VALID = {
     "checkpoint_every": st.integers(1, 10**6),
     "eval_every": st.integers(0, 10**6),
     "wise_ft": st.floats(0, 1),
-    "dataset.name": st.text("abcxyz019-_.", min_size=1),
+    "dataset.name": st.text("abcxyz019-_.", min_size=1).filter(lambda name: name.strip("-.")),
     "descriptions.group_size": st.sampled_from([2, 4, 8, 16]),
     "descriptions.group_members": st.sampled_from(["with_image", "drawn"]),
     "store.long_side": st.integers(16, 10**5),
