@@ -48,9 +48,9 @@ def test_packaged_configurations_are_accepted(file, preset):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.learning_rate=-1", "a number from 0 to 1e\+30, found -1.0"),
-        ("train.learning_rate=inf", "a number from 0 to 1e\+30, found inf"),
-        ("train.learning_rate=1e308", "a number from 0 to 1e\+30, found 1e.308"),
+        ("train.learning_rate=-1", r"a number from 0 to 1e\+30, found -1.0"),
+        ("train.learning_rate=inf", r"a number from 0 to 1e\+30, found inf"),
+        ("train.learning_rate=1e308", r"a number from 0 to 1e\+30, found 1e.308"),
         ("store.long_side=-1", r"None, 0 \(no bound\) or a whole number from 16 to 100000"),
         ("store.max_unreadable=nan", "a number from 0 to 1, found nan"),
         ("compute.eval_batch_size=0", "from 1 to 1048576, found 0"),
