@@ -200,15 +200,21 @@ def check_base_url(url: str) -> None:
     """Refuse an address of a description server that may hold a secret, without showing it.
 
     Raises:
-        ConfigError: it has a user name, a password or a query.
+        ConfigError: it has a user name, a password or a query, or characters that no address has.
     """
-    if any(mark in url for mark in "@?#"):
+    expected = (
+        "config.descriptions.openai.base_url: expected an address such as http://localhost:8000/v1"
+    )
+    # Where "@" is encoded, a password stands in the place of the port.
+    authority = re.sub(r"^\w+:[/\\]*", "", url).partition("/")[0]
+    if any(mark in url for mark in "@?#") or "%40" in authority:
         raise ConfigError(
-            "config.descriptions.openai.base_url: expected an address such as "
-            "http://localhost:8000/v1 without user name, password and query, which would be "
-            "written into the files of runs; found '@', '?' or '#' in it. Put the key into the "
-            "environment variable that config.descriptions.openai.key_variable names"
+            f"{expected} without user name, password and query, which would be written into the "
+            "files of runs; found '@', '?' or '#' in it. Put the key into the environment variable "
+            "that config.descriptions.openai.key_variable names"
         )
+    if not url.isprintable() or any(map(str.isspace, url)):
+        raise ConfigError(f"{expected}, found white space or characters that cannot be printed")
 
 
 def _fill_in(config: ConfigDict, name: str, preset: ConfigDict) -> None:

@@ -251,6 +251,7 @@ def test_an_echoed_key_is_blacked_out_of_errors(config, server, monkeypatch, cod
         "user:hunter2@localhost/v1",
         "https://localhost/v1?api-key=hunter2",
         "https://localhost/v1#hunter2",
+        "http://user:hunter2%40localhost/v1",
     ],
 )
 def test_an_address_with_a_secret_is_refused_without_being_shown(config, url):
@@ -262,8 +263,26 @@ def test_an_address_with_a_secret_is_refused_without_being_shown(config, url):
         assert "hunter2" not in str(caught.value)
 
 
-def test_a_proxy_that_cannot_be_used_is_reported(config, monkeypatch):
-    monkeypatch.setenv("ALL_PROXY", "gopher://user:hunter2@localhost:1")
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost/\x1b[31m", "http://local\u202ehost/", "http://a/\ud83d", "http://a/v1\n"],
+)
+def test_an_address_with_odd_characters_is_refused(config, url):
+    config.descriptions.openai.base_url = url
+    with pytest.raises(ConfigError, match=r"openai\.base_url: expected an address"):
+        engine.identity(config)
+
+
+def test_a_host_that_the_client_refuses_is_reported(config):
+    config.descriptions.openai.base_url = "http://a\u0300\u2488b/v1"
+    with pytest.raises(ConfigError, match=r"openai\.base_url: expected an address"):
+        engine.load(config)
+
+
+@pytest.mark.parametrize("rest", ["localhost:1", "localhost:x", "[localhost"])
+@pytest.mark.parametrize("scheme", ["gopher", "http"])
+def test_a_proxy_that_cannot_be_used_is_reported(config, monkeypatch, scheme, rest):
+    monkeypatch.setenv("ALL_PROXY", f"{scheme}://user:hunter2/@{rest}")
     with pytest.raises(EngineError, match="proxy") as caught:
         engine.load(config)
     assert "hunter2" not in str(caught.value)
