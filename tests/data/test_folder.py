@@ -168,9 +168,9 @@ def test_lists(usual, tmp_path_factory):
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     touch(elsewhere, "dog/far.jpg")
     train = ["train/dog/2.jpg", "", "./train/big_cat/0.jpg", str(elsewhere / "dog/far.jpg")]
-    (usual / "train.txt").write_text("\n".join(train), encoding="utf-8")
+    (elsewhere / "train.txt").write_text("\n".join(train), encoding="utf-8")
     (usual / "test.txt").write_text("train/dog/0.jpg\n", encoding="utf-8")
-    dataset = load(usual, train="train.txt", test="test.txt")
+    dataset = load(usual, train=str(elsewhere / "train.txt"), test="test.txt")
     far = os.path.relpath(elsewhere / "dog/far.jpg", usual)
     assert dataset.train.ids == (far, "train/big_cat/0.jpg", "train/dog/2.jpg")
     assert dataset.class_names == ("big cat", "dog")
@@ -343,3 +343,23 @@ def test_digits(tmp_path):
     config.dataset.update({"name": "digits", "kind": "digits"})
     dataset = datasets.load(resolve(config))
     assert len(dataset.class_names) == 10 and dataset.train.paths[0].is_file()
+
+
+@pytest.mark.parametrize("form", ["relative", "absolute", "through"])
+def test_a_list_does_not_name_pictures_outside_of_the_root(usual, form):
+    touch(usual.parent, "private.jpg")
+    outside = {
+        "relative": "../private.jpg",
+        "absolute": str(usual.parent / "private.jpg"),
+        "through": "train/../../private.jpg",
+    }[form]
+    (usual / "train.txt").write_text(f"train/dog/0.jpg\n{outside}\n")
+    with pytest.raises(DataError, match=r"train\.txt, line 2: expected a path below"):
+        load(usual, train="train.txt")
+
+
+def test_a_list_may_name_the_place_that_the_root_is_a_link_to(usual):
+    (usual / "train.txt").write_text(f"{usual}/train/dog/0.jpg\n{usual}/train/big_cat/0.jpg\n")
+    link = usual.parent / "link"
+    link.symlink_to(usual)
+    assert len(load(link, train="train.txt", held_out=0.0).train.ids) == 2
