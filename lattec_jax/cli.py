@@ -259,13 +259,27 @@ class ShownFormatter(logging.Formatter):
         return shown(super().format(record))
 
 
+def _configure_logging() -> None:
+    """Print warnings and errors of all loggers as `shown`.
+
+    A handler of the root logger keeps other packages from adding one of their own, as
+    `logging.warning` does where there is none.
+    """
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        root.addHandler(handler)
+    for handler in root.handlers:
+        handler.setFormatter(ShownFormatter())
+
+
 def command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command: print user errors without a traceback and exit with status 2.
 
     A command that a signal ended exits with 75 (`lattec_jax.stop`), one that Ctrl-C ended with 130.
     """
-    if logging.lastResort is not None:  # prints what is logged where no handler is configured
-        logging.lastResort.setFormatter(ShownFormatter())
+    _configure_logging()
     if isinstance(sys.stdout, io.TextIOWrapper):  # paths that are no text, as standard error does
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -54,7 +54,9 @@ def _is_text(value: Any, max_bytes: int) -> bool:
 
 def _is_address(value: Any) -> bool:
     """Whether a value is an address without user name, password and query."""
-    if not _is_text(value, MAX_PATH_BYTES) or re.search(r"[@?#\s]", value):
+    if not _is_text(value, MAX_PATH_BYTES) or not value.isascii() or not value.isprintable():
+        return False
+    if re.search(r"[@?#%\s]", value):  # "%40" is an "@" too
         return False
     try:
         parts = urlsplit(value)
@@ -245,8 +247,8 @@ SCHEMA: dict[str, Allowed] = {
     "descriptions.llava.device": choice("auto", "cuda", "cpu"),
     "descriptions.llava.batch_size": integer(0, 4096),
     "descriptions.openai.base_url": Allowed(
-        "an address such as http://localhost:8000/v1, without user name, password and query (the "
-        "key is taken from the environment)",
+        "an address such as http://localhost:8000/v1, in ASCII, without user name, password and "
+        "query (the key is taken from the environment)",
         _is_address,
         secret=True,
     ),

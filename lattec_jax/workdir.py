@@ -153,7 +153,7 @@ def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None
 def _lock(workdir: Path, mode: int, kind: int) -> int:
     """The descriptor of the locked file; the lock ends when it is closed. On a file system that
     has no locks, as Lustre may be mounted, it is not locked."""
-    descriptor = os.open(workdir / LOCK, mode, 0o666)
+    descriptor = os.open(workdir / LOCK, mode | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -284,3 +284,15 @@ def test_paths_that_are_no_text_can_be_printed(tmp_path):
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("a\\udcff\nb\\x1b[31m\n", "")
+
+
+def test_what_is_logged_is_printable_whatever_other_packages_log():
+    script = (
+        "import logging; from lattec_jax import cli\n"
+        "def main(argv):\n"
+        "    logging.warning('of another package')\n"
+        "    logging.getLogger('lattec_jax.data').warning('%s is unreadable', '\\x1b[31mred')\n"
+        "cli.command(main)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert ended.stderr == "of another package\n\\x1b[31mred is unreadable\n"

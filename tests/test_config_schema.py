@@ -100,6 +100,12 @@ def test_values_outside_their_range_are_refused(override, message):
         read(override)
 
 
+def with_address(url: str):
+    config = common.get_config()
+    config.descriptions.openai.base_url = url
+    return config
+
+
 @pytest.mark.parametrize(
     "url",
     [
@@ -110,11 +116,17 @@ def test_values_outside_their_range_are_refused(override, message):
         "hunter2:8000/v1",
         "http://localhost:hunter2/v1",
         "http:///v1/hunter2",
+        "http://user:hunter2%40localhost/v1",
+        "http://hunter2/\x1b[31m",
+        "http://hunter2\u202ehost/",
+        "http://hunter2/\ud83d",
+        "http://hunter2/v1\n",
+        "http://hunter2a\u0300\u2488b/v1",
     ],
 )
 def test_an_address_that_may_hold_a_secret_is_refused_without_being_shown(url):
     with pytest.raises(ConfigError, match=r"openai\.base_url: expected an address") as caught:
-        read(f"descriptions.openai.base_url={url}")
+        resolve(with_address(url))
     assert "hunter2" not in str(caught.value)
 
 

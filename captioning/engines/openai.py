@@ -225,17 +225,26 @@ class OpenAIEngine:
         """A client without bounds in time: whoever uses it sets a deadline.
 
         Raises:
+            ConfigError: `base_url` is no address.
             EngineError: the environment names a proxy that cannot be used.
         """
+        import httpx
         import openai
 
-        return openai.AsyncOpenAI(
-            api_key=self._key or _NO_KEY,
-            base_url=self.base_url,
-            timeout=None,
-            max_retries=0,
-            http_client=make_client(self.allow_redirects),
-        )
+        http_client = make_client(self.allow_redirects)
+        try:
+            return openai.AsyncOpenAI(
+                api_key=self._key or _NO_KEY,
+                base_url=self.base_url,
+                timeout=None,
+                max_retries=0,
+                http_client=http_client,
+            )
+        except httpx.InvalidURL as error:
+            raise ConfigError(
+                "config.descriptions.openai.base_url: expected an address such as "
+                f"http://localhost:8000/v1, found {self.base_url!r}: {self.line(str(error))}"
+            ) from None
 
     def key_refused(self, error: StatusError) -> EngineError:
         """Of the statuses 401 and 403."""

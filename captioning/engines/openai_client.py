@@ -57,11 +57,14 @@ def make_client(allow_redirects: bool) -> httpx.AsyncClient:
 
     try:
         return Client(headers={"Accept-Encoding": _ENCODINGS[0]}, timeout=None)
-    except (ValueError, ImportError) as error:
+    except Exception as error:  # noqa: BLE001 - the HTTP client has errors of its own
+        # Other errors may quote a part of the proxy's password.
+        reason = f": {error}" if isinstance(error, ImportError) else ""
         raise EngineError(
-            f"the proxy that the environment names cannot be used: {error}. Check the environment "
-            "variables HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
-        ) from error
+            f"the proxy that the environment names cannot be used{reason}. Expected "
+            "SCHEME://HOST:PORT with a scheme that is known here, such as http. Check the "
+            "environment variables HTTP_PROXY, HTTPS_PROXY and ALL_PROXY"
+        ) from None
 
 
 @contextmanager

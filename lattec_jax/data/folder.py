@@ -17,7 +17,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -202,19 +202,20 @@ def find_pictures(folder: Path) -> list[Path]:
 def _read_list(root: Path, source: Path) -> list[Path]:
     """The pictures that a .txt file names, one a line, relative to the root or absolute.
 
-    A list that is itself below the root comes with the data: it names pictures below the root only.
+    A list that lies below the root may have come with the data set: it names pictures below the
+    root only, because pictures may be sent to a server.
     """
-    base = Path(os.path.abspath(root))
-    inside = base in Path(os.path.abspath(source)).parents
+    roots = tuple(Path(os.path.abspath(folder)) for folder in (root, root.resolve()))
+    is_foreign = _is_below(source, roots)
     paths, missing = [], []
     for number, line in enumerate(text_lines(source), 1):
         if not line:
             continue
         path = Path(os.path.normpath(root / line))
-        if inside and base not in Path(os.path.abspath(path)).parents:
+        if is_foreign and not _is_below(path, roots):
             raise DataError(
-                f"{source}, line {number}: expected a picture below {base}, found "
-                f"{shortened(line)}. A list of your own may name others: move it out of the folder"
+                f"{source}, line {number}: expected a path below {roots[0]}, in which the list "
+                f"lies, found {shortened(line)}. A list that lies elsewhere may name any picture"
             )
         paths.append(path)
         if not os.path.isfile(path):
@@ -226,6 +227,11 @@ def _read_list(root: Path, source: Path) -> list[Path]:
             f"relative to {root.absolute()}:{''.join(missing[:_LISTED])}{more}"
         )
     return paths
+
+
+def _is_below(path: Path, folders: Iterable[Path]) -> bool:
+    absolute = Path(os.path.abspath(path))
+    return any(absolute.is_relative_to(folder) for folder in folders)
 
 
 def _class_names(

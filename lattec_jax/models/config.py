@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Gt, Interval
+from annotated_types import Interval
 
 from lattec_jax.errors import WeightsError
 from lattec_jax.text import cut, printable
@@ -66,7 +66,7 @@ ContextLength = Annotated[int, Interval(ge=2, le=2**14)]
 TokenId = Annotated[int, Interval(ge=0, lt=MAX_TOKEN_IDS)]
 VocabSize = Annotated[int, Interval(ge=1, le=MAX_TOKEN_IDS)]
 Ratio = Annotated[float, Interval(gt=0, le=64)]
-Positive = Annotated[float, Gt(0)]
+Epsilon = Annotated[float, Interval(gt=0, le=0.1)]  # of layer norms
 VisionPool = Literal["tok", "avg"]  # the class token; the mean over patches
 TextPool = Literal["argmax", "eos", "last", "first"]  # "argmax" of the ids
 
@@ -87,7 +87,7 @@ class VisionConfig:
     pool: VisionPool = "tok"
     final_norm_after_pool: bool = False
     layer_scale: float | None = None  # initial value, None where the blocks have no layer scale
-    norm_epsilon: Positive = 1e-5
+    norm_epsilon: Epsilon = 1e-5
 
     def __post_init__(self) -> None:
         _check_heads(self)
@@ -118,7 +118,7 @@ class TextConfig:
     pool: TextPool = "argmax"
     eos_id: TokenId = 2  # only read where pool is "eos"
     layer_scale: float | None = None
-    norm_epsilon: Positive = 1e-5
+    norm_epsilon: Epsilon = 1e-5
 
     def __post_init__(self) -> None:
         _check_heads(self)
@@ -134,7 +134,7 @@ def _check_heads(tower: VisionConfig | TextConfig | _OpenClipText) -> None:
 @dataclasses.dataclass(frozen=True)
 class _OpenClipNorm:
     __pydantic_config__ = STRICT
-    eps: Positive = 1e-5
+    eps: Epsilon = 1e-5
 
 
 # The keys of open_clip's `model_cfg` that are read, with open_clip's defaults; what is not declared

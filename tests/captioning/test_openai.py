@@ -231,8 +231,10 @@ def test_an_echoed_key_is_blacked_out_of_errors(config, server, monkeypatch, cod
         assert KEY not in shown
 
 
-def test_a_proxy_that_cannot_be_used_is_reported(config, monkeypatch):
-    monkeypatch.setenv("ALL_PROXY", "gopher://user:hunter2@localhost:1")
+@pytest.mark.parametrize("rest", ["localhost:1", "localhost:x", "[localhost"])
+@pytest.mark.parametrize("scheme", ["gopher", "http"])
+def test_a_proxy_that_cannot_be_used_is_reported(config, monkeypatch, scheme, rest):
+    monkeypatch.setenv("ALL_PROXY", f"{scheme}://user:hunter2/@{rest}")
     with pytest.raises(EngineError, match="proxy") as caught:
         engine.load(config)
     assert "hunter2" not in str(caught.value)

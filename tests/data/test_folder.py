@@ -186,7 +186,7 @@ def test_a_list_that_comes_with_the_data_names_nothing_outside(usual, tmp_path_f
     there = os.path.relpath(far, usual.parent)
     line = form.format(far=far, there=there)
     (usual / "train.txt").write_text(f"train/dog/0.jpg\n{line}\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"train\.txt, line 2: expected a picture below .*move it"):
+    with pytest.raises(DataError, match=r"train\.txt, line 2: expected a path below .*elsewhere"):
         load(usual, train="train.txt")
 
 
@@ -355,3 +355,23 @@ def test_digits(tmp_path):
     config.dataset.update({"name": "digits", "kind": "digits"})
     dataset = datasets.load(resolve(config))
     assert len(dataset.class_names) == 10 and dataset.train.paths[0].is_file()
+
+
+@pytest.mark.parametrize("form", ["relative", "absolute", "through"])
+def test_a_list_does_not_name_pictures_outside_of_the_root(usual, form):
+    touch(usual.parent, "private.jpg")
+    outside = {
+        "relative": "../private.jpg",
+        "absolute": str(usual.parent / "private.jpg"),
+        "through": "train/../../private.jpg",
+    }[form]
+    (usual / "train.txt").write_text(f"train/dog/0.jpg\n{outside}\n")
+    with pytest.raises(DataError, match=r"train\.txt, line 2: expected a path below"):
+        load(usual, train="train.txt")
+
+
+def test_a_list_may_name_the_place_that_the_root_is_a_link_to(usual):
+    (usual / "train.txt").write_text(f"{usual}/train/dog/0.jpg\n{usual}/train/big_cat/0.jpg\n")
+    link = usual.parent / "link"
+    link.symlink_to(usual)
+    assert len(load(link, train="train.txt", held_out=0.0).train.ids) == 2

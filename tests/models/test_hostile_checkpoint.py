@@ -52,6 +52,7 @@ def put(directory: Path, place: str, value: Any, name: str = "config.json") -> N
         ("model.vision.mlp_ratio", float("nan"), "mlp_ratio: expected a finite number"),
         ("model.vision.mlp_ratio", 10**400, "mlp_ratio: expected a finite number"),
         ("model.text.norm_epsilon", 0, "norm_epsilon: expected greater than 0"),
+        ("model.vision.norm_epsilon", 1e12, "norm_epsilon: expected less than or equal to 0.1"),
         ("model.text.context_length", 1, "context_length: expected greater"),
         ("model.text.vocab_size", 10**12, "vocab_size: expected less"),
         ("model.text.eos_id", -1, "eos_id: expected greater"),
