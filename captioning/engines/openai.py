@@ -228,7 +228,6 @@ class OpenAIEngine:
             ConfigError: `base_url` is no address.
             EngineError: the environment names a proxy that cannot be used.
         """
-        import httpx
         import openai
 
         http_client = make_client(self.allow_redirects)
@@ -240,7 +239,7 @@ class OpenAIEngine:
                 max_retries=0,
                 http_client=http_client,
             )
-        except httpx.InvalidURL as error:
+        except Exception as error:  # of httpx or httpx2, whichever openai has
             raise ConfigError(
                 "config.descriptions.openai.base_url: expected an address such as "
                 f"http://localhost:8000/v1, found {self.base_url!r}: {self.line(str(error))}"
