@@ -239,7 +239,7 @@ class OpenAIEngine:
                 max_retries=0,
                 http_client=http_client,
             )
-        except Exception as error:  # of httpx or httpx2, whichever openai has
+        except Exception as error:  # noqa: BLE001 - of httpx or httpx2, whichever openai has
             raise ConfigError(
                 "config.descriptions.openai.base_url: expected an address such as "
                 f"http://localhost:8000/v1, found {self.base_url!r}: {self.line(str(error))}"

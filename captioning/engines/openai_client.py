@@ -57,7 +57,7 @@ def make_client(allow_redirects: bool) -> httpx.AsyncClient:
 
     try:
         return Client(headers={"Accept-Encoding": _ENCODINGS[0]}, timeout=None)
-    except Exception as error:  # of httpx or httpx2, whichever openai has
+    except Exception as error:  # noqa: BLE001 - of httpx or httpx2, whichever openai has
         # Other errors may quote a part of the proxy's password.
         reason = f": {error}" if isinstance(error, ImportError) else ""
         raise EngineError(
