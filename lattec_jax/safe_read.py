@@ -24,6 +24,9 @@ _CHUNK = 2**16
 class NotRegularFile(OSError):
     """A directory, FIFO, socket or device in the place of a file."""
 
+    def __str__(self) -> str:  # OSError would begin with the number that the system did not give
+        return f"{self.strerror}: {self.filename!r}"
+
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a file for reading in binary.

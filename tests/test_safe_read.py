@@ -95,3 +95,9 @@ def test_what_is_not_json_is_a_value_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError):
         read_json(tmp_path / "a.json")
+
+
+def test_the_message_of_a_special_file_names_it_and_has_no_number(tmp_path):
+    with pytest.raises(NotRegularFile) as caught:
+        open_regular(tmp_path)
+    assert str(caught.value) == f"expected a regular file, found a directory: '{tmp_path}'"

@@ -168,3 +168,15 @@ def test_another_process_of_the_run_follows_with_the_same_inputs_only(tmp_path):
         workdir.follow(tmp_path, config(seed=1), RECORD)
     with pytest.raises(ConfigError, match="weights_sha256: there 'ab', here 'cd'"):
         workdir.follow(tmp_path, config(), {**RECORD, "weights_sha256": "cd"})
+
+
+def test_a_fifo_in_the_place_of_the_lock_does_not_block(tmp_path):
+    place = tmp_path / "run"
+    workdir.claim(place, config(), RECORD)
+    script = (
+        "import os, sys, pathlib; from lattec_jax import workdir; from lattec_jax.config import "
+        "from_json\n"
+        "place = pathlib.Path(sys.argv[1]); (place / 'lock').unlink(); os.mkfifo(place / 'lock')\n"
+        "workdir.check(place, from_json(place / 'config.json'))"
+    )
+    subprocess.run([sys.executable, "-c", script, place], check=True, timeout=60)
