@@ -118,8 +118,12 @@ def test_a_place_that_cannot_be_written_is_said_without_a_traceback(monkeypatch,
     assert ended.value.code == 2
     assert "No space left on device: 'runs/x/metrics.jsonl'" in shown
     assert "the same command continues" in shown
+
+    def defect(argv):
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
     with pytest.raises(OSError, match="Bad file"):  # a defect of ours keeps its traceback
-        command(fail(errno.EBADF))
+        command(defect)
 
 
 class Together:
