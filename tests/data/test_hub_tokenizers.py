@@ -197,6 +197,13 @@ def test_what_is_not_read_says_so(kind, folder, tmp_path, monkeypatch):
     (left / "tokenizer_config.json").write_text(json.dumps(settings | {"padding_side": "left"}))
     with pytest.raises(WeightsError, match="pads and cuts on the right"):
         hub_tokenizer.read(config, left, "weights.x")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(WeightsError, match=r"pip install .*\[convert\]"):
+        hub_tokenizer.read(config, folder, "weights.x")
+
+
+def test_a_tokenizer_that_is_out_of_reach_says_so(tmp_path, monkeypatch):
+    config = text_cfg("bert")
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     code = (
@@ -211,6 +218,3 @@ def test_what_is_not_read_says_so(kind, folder, tmp_path, monkeypatch):
     assert re.search(
         r"weights\.x: .* from the hub or its cache, cannot be read.*HF_HOME", done.stderr
     )
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(WeightsError, match=r"pip install .*\[convert\]"):
-        hub_tokenizer.read(config, folder, "weights.x")
