@@ -1,7 +1,8 @@
 """Errors that the user can mend.
 
 Every message says what was expected, what was found, where, and what to do. The commands print them
-without a traceback; any other exception is a defect of ours and keeps its traceback.
+without a traceback, as they print errors of the system that name a file; any other exception is a
+defect of ours and keeps its traceback.
 """
 
 import difflib

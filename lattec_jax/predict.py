@@ -26,7 +26,7 @@ from lattec_jax import prediction_files
 from lattec_jax.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.data.folder import find_pictures
 from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.text import show
+from lattec_jax.text import cut, printable, show
 
 if TYPE_CHECKING:
     from lattec_jax.classifier import Classifier
@@ -63,8 +63,8 @@ def classify(
         for found in classifier.stream(paths, top_k=top, on_error="record"):
             if found.error is not None:
                 failed += 1
-                shown = prediction_files.printable(found.image)
-                bar.write(f"unreadable: {shown}: {found.error}", file=sys.stderr)
+                shown = f"{prediction_files.printable(found.image)}: {found.error}"
+                bar.write(f"unreadable: {cut(printable(shown))}", file=sys.stderr)
             write(
                 prediction_files.line(
                     kind,

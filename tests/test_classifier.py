@@ -310,6 +310,9 @@ def test_the_command_writes_every_name_so_that_it_comes_back(finished, strange, 
         assert line["label"] == found.label and len(line["top"]) == 2
     shown = capfd.readouterr()
     assert "unreadable: folder/torn,\\n.png: not a picture" in shown.err
+    (strange / "long.txt").write_text("x" * 500_000 + "\n")
+    assert run(f"--workdir={run_dir}", "--list=long.txt", "--out=long.csv") == 1
+    assert len(capfd.readouterr().err) < 10_000
 
     assert run(f"--workdir={run_dir}", "folder") == 1
     table = capfd.readouterr().out
