@@ -116,4 +116,6 @@ def test_no_module_imports_the_other_side_or_runs_data(package):
             if isinstance(node, ast.ExceptHandler):
                 assert node.type is not None, f"{file}:{node.lineno}: bare except"
                 names = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
-                assert not names & {"Exception", "BaseException"}, f"{file}:{node.lineno}"
+                # What another library raises may be of any class, but is not passed over.
+                raises = any(isinstance(n, ast.Raise) for n in ast.walk(node))
+                assert raises or not names & {"Exception", "BaseException"}, f"{file}:{node.lineno}"
