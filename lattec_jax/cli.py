@@ -33,6 +33,12 @@ Define = Callable[[flags.FlagValues], None]
 
 # No room, over quota, too large, read-only, not allowed.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+# Another kind of file than expected, none at all, too long a name, links in a circle, a device that
+# fails: of a path that the message names.
+_NOT_USABLE = (
+    errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
+    errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EPERM, errno.EBUSY, errno.EIO, errno.ESTALE,
+)  # fmt: skip
 _HELP = ("-h", "-help", "--help")
 _FORMS = {
     "string": "TEXT",
@@ -291,8 +297,9 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:
-        # What names no file may be anything; what names one says what the user has to look at.
-        if error.errno not in _NOT_WRITABLE and (error.errno is None or error.filename is None):
+        if error.errno not in _NOT_WRITABLE and (
+            error.errno not in _NOT_USABLE or error.filename is None
+        ):
             raise
         print(f"error: {shown(error)}. Fix this; the same command continues", file=sys.stderr)
         sys.exit(2)
