@@ -83,7 +83,7 @@ def test_changed_files_are_accepted_or_refused(tier, targets, tmp_path):
     each = 1 if tier == "default" else round(TOTAL * FRACTIONS[tier] / len(targets))
     counts = {name: outcomes(target, tmp_path, each) for name, target in targets.items()}
     # Some changes do no harm, such as one to a pixel. A reader that refuses all sees no change.
-    assert tier == "default" or all(counted["accepted"] for counted in counts.values()), counts
+    assert tier != "soak" or all(counted["accepted"] for counted in counts.values()), counts
     counts["all"] = total = sum(counts.values(), Counter())
     for name, counted in counts.items():
         print(f"{name:40}", "".join(f"{ending} {n:,}  " for ending, n in sorted(counted.items())))
