@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning.engines import Request, engine_module
+from captioning.engines import Request, checked, engine_module
 from configs import common
 from lattec_jax.config import resolve
 from lattec_jax.errors import EngineError
@@ -136,7 +136,7 @@ def test_the_server_says_what_the_model_says(checkpoint, config):
         for number, picture in enumerate(pictures())
     ]
     answers = {request.image_id: text for request, text in engine.describe(requests)}
-    expected = generated(checkpoint, pictures())
+    expected = list(map(checked, generated(checkpoint, pictures())))  # as it may be written
     assert len(set(expected)) == 4  # else equality would mean little
     assert [answers[str(number)] for number in range(4)] == expected
 
