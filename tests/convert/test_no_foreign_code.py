@@ -98,6 +98,7 @@ def test_weights_name_no_other_repository(tokenizer_folder, tmp_path, monkeypatc
 
 
 def test_known_tokenizers_are_those_that_open_clip_names():
+    pytest.importorskip("open_clip")
     configs = [sources.built_in_model_cfg(name) for name in sources.built_in_models()]
     named = {config["text_cfg"].get("hf_tokenizer_name") for config in configs} - {None}
     assert tuple(sorted(named)) == hub_tokenizer.NAMES
