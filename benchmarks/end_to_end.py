@@ -35,7 +35,7 @@ import numpy as np
 from PIL import Image
 
 from lattec_jax.data.descriptions import Record, to_line
-from lattec_jax.files import read_json
+from lattec_jax.safe_read import read_json
 from lattec_jax.workdir import RESULTS
 
 CLASSES = tuple(f"kind {n}" for n in range(10))

@@ -37,7 +37,7 @@ from lattec_jax.data.dataset import Dataset
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.errors import DataError
 from lattec_jax.files import write_json, write_whole
-from lattec_jax.text import printable
+from lattec_jax.text import show
 
 # The paper's words (arXiv 2410.08211), with no space after the colon.
 PROMPT = (
@@ -165,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     shard = Shard.parse(values.shard)
     if shard == WHOLE:
         directory = Path(values.workdir) if values.workdir else None
-        print(printable(report(classify(config, directory))))
+        show(report(classify(config, directory)))
         return
     identity = engine_module(config).identity(config)
     tally = ask(config, questions(config, datasets.load(config), identity), None, shard)
@@ -174,7 +174,7 @@ def main(argv: Sequence[str]) -> None:
         "failed; when all parts are done, the command without --shard writes the results"
     )
     for image, reason in list(tally.failed.items())[:LISTED]:
-        print(printable(f"  failed: {image}: {reason}"))
+        show(f"  failed: {image}: {reason}")
 
 
 if __name__ == "__main__":

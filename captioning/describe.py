@@ -30,7 +30,7 @@ from lattec_jax.cli import command, read_config
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.errors import ConfigError
-from lattec_jax.text import printable
+from lattec_jax.text import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +120,17 @@ def main(argv: Sequence[str]) -> None:
             workers.run([part.path for _, part in plans], argv, shard, processes, wanted)
         if shard == WHOLE:
             for tasks, _ in plans:
-                print(printable(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}"))
+                show(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
         return
     for kind, outcome in describe(config, kinds, None, shard).items():
         print(
             f"{kind}: {outcome.written} written, {outcome.kept} kept, {len(outcome.failed)} failed"
         )
         if outcome.merged:
-            print(printable(outcome.merged.report()))
+            show(outcome.merged.report())
         else:
             for image, reason in list(outcome.failed.items())[:LISTED]:
-                print(printable(f"  failed: {image}: {reason}"))
+                show(f"  failed: {image}: {reason}")
 
 
 if __name__ == "__main__":

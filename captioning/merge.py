@@ -26,7 +26,7 @@ from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import Record, descriptions_path, records, to_line
 from lattec_jax.errors import DataError
 from lattec_jax.files import write_whole
-from lattec_jax.text import printable
+from lattec_jax.text import show
 
 LISTED = 10  # failures that are printed
 
@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config, values = read_config(argv, __doc__, define_flags)
     for kind, merged in merge(config, values.kind).items():
-        print(printable(f"{kind}: {merged.report()}"))
+        show(f"{kind}: {merged.report()}")
 
 
 if __name__ == "__main__":

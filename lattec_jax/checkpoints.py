@@ -46,7 +46,6 @@ _NOT_RESTORED = (
     ArithmeticError,
     NotImplementedError,
     RecursionError,
-    NotImplementedError,
     MemoryError,
 )
 

@@ -17,7 +17,7 @@ from lattec_jax import workdir
 from lattec_jax.cli import WORKDIR, command, define_distributed, define_workdir, read
 from lattec_jax.config import of_run, to_json
 from lattec_jax.errors import DataError
-from lattec_jax.text import printable
+from lattec_jax.text import show
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -65,7 +65,7 @@ def main(argv: Sequence[str]) -> None:
         results.evaluate_scores(after, labels, classes),
         len(pictures.ids),
     )
-    print(printable(table))
+    show(table)
 
 
 if __name__ == "__main__":

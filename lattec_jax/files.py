@@ -22,13 +22,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import safetensors
 import safetensors.numpy
-
-from lattec_jax import safe_read
 
 PARTIAL = ".partial"  # suffix of temporary names
 VISIBLE = 60  # seconds after which a file must be seen on all hosts; NFS remembers absent ones
@@ -271,11 +269,6 @@ def write_whole(path: Path, content: str | bytes) -> None:
     remove_abandoned(path.parent, path.name)
     with partial_file(path) as file:
         file.write(data)
-
-
-def read_json(path: Path, max_bytes: int = safe_read.MAX_JSON_BYTES) -> Any:
-    """What a JSON file holds. Raises ValueError and OSError as `safe_read.read_json` does."""
-    return safe_read.read_json(path, max_bytes)
 
 
 def write_json(path: Path, content: object) -> None:

@@ -16,8 +16,6 @@ MAX_FILE_BYTES = 2**30  # of a file that is read whole: splits, lists, indices o
 MAX_JSON_BYTES = 2**26  # of JSON whose size does not grow with the images
 MAX_LINE_BYTES = 2**20  # of a line in a JSON-lines, CSV or text file
 MAX_DEPTH = 64  # of arrays and objects in JSON
-
-
 _CHUNK = 2**16
 
 

@@ -11,7 +11,7 @@ from typing import TextIO
 
 REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 # Categories Cc, Zl, Zp and Cs: all of them, in every version of Unicode.
-_NOT_VALID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+NOT_VALID = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _SPACES = frozenset("\t\n\v\f\r\x85\u2028\u2029")
 # Line breaks, and what joins and parts letters of Persian and Indic words.
 _SHOWN = frozenset("\n\t\u200c\u200d")
@@ -24,8 +24,8 @@ def valid_text(text: str) -> str:
     A surrogate becomes U+FFFD. Tab and line breaks become a space each, other control characters
     are removed.
     """
-    if _NOT_VALID.search(text):
-        text = _NOT_VALID.sub(_valid, text)
+    if NOT_VALID.search(text):
+        text = NOT_VALID.sub(_valid, text)
     if text.isascii() or unicodedata.is_normalized("NFC", text):
         return text
     return unicodedata.normalize("NFC", text)

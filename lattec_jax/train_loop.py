@@ -33,7 +33,7 @@ from lattec_jax.clock import Clock
 from lattec_jax.config import to_json
 from lattec_jax.data.batches import prefetch, steps_per_epoch
 from lattec_jax.errors import DataError, TrainingError
-from lattec_jax.files import read_json, write_json
+from lattec_jax.files import remove_abandoned, write_json
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method, Survey
 from lattec_jax.models.clip import Params, define
@@ -41,6 +41,7 @@ from lattec_jax.profiling import Profile
 from lattec_jax.report import gather
 from lattec_jax.results import classifiers, examine
 from lattec_jax.run_log import NoLog, RunLog
+from lattec_jax.safe_read import read_json
 from lattec_jax.state import (
     TrainState,
     init_state,
@@ -51,7 +52,7 @@ from lattec_jax.state import (
 )
 from lattec_jax.step import StepSettings, make_train_step
 from lattec_jax.stop import AfterStep
-from lattec_jax.text import printable
+from lattec_jax.text import show
 
 
 def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
@@ -163,7 +164,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         }
         gather.save(directory, outcome.shown)
         write_json(finished, found)
-        print(printable(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}"))
+        show(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
         gather.write_page(directory)
     return found
 
@@ -219,9 +220,9 @@ def show_finished(directory: Path) -> dict[str, Any]:
             f"{path}: expected the results of a finished run, but it is damaged ({error}). Move it "
             "away: the same command then makes it again from the last checkpoint"
         ) from error
-    print(printable(f"{directory} holds a finished run\n{table}"))
+    show(f"{directory} holds a finished run\n{table}")
     if hosts.is_first():
-        workdir.remove_leftovers(directory)
+        remove_abandoned(directory)
         if not (directory / workdir.REPORT).exists():
             gather.write_page(directory)
     return found

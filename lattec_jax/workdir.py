@@ -118,7 +118,7 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         if workdir.resolve() not in _held:
             _held[workdir.resolve()] = _lock(workdir, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
-        remove_leftovers(workdir)
+        remove_abandoned(workdir)
         # The configuration comes last: where it is, the inputs are there as well.
         if not (workdir / INPUTS).exists():
             write_json(workdir / INPUTS, record)
@@ -126,12 +126,6 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
             write_whole(workdir / CONFIG, to_json(config))
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
-
-
-def remove_leftovers(workdir: Path) -> None:
-    """Delete the temporary files that killed processes left. (Those of Orbax below `checkpoints`
-    are deleted where that directory is opened.)"""
-    remove_abandoned(workdir)
 
 
 def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:

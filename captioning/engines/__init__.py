@@ -81,7 +81,7 @@ UNFIT = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupEr
 
 def unfit(error: Exception) -> Failure:
     """The failure of a request that could not be prepared."""
-    return Failure(_line(cut(f"{type(error).__name__}: {error}", MAX_REASON_CHARS)))
+    return Failure(f"{type(error).__name__}: {error}")
 
 
 class Engine(Protocol):

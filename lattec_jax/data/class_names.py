@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lattec_jax.errors import DataError, shortened
+from lattec_jax.text import NOT_VALID
 
-_REFUSED = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories
 Names = Sequence[tuple[str, ...]]  # of each class
 
 
@@ -43,8 +43,8 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
 
 def check_characters(name: str, where: str) -> None:
     """Raise DataError for control characters and lone surrogates, which no class name has."""
-    for character in name:
-        if unicodedata.category(character) in _REFUSED and character != "\t":
+    for character in NOT_VALID.findall(name):
+        if character != "\t":
             raise DataError(
                 f"{where}: expected a class name without control characters, found "
                 f"U+{ord(character):04X} in {shortened(name)}; remove it"

@@ -32,8 +32,8 @@ from lattec_jax.data.dataset import Dataset, Split
 from lattec_jax.data.layout import data_root
 from lattec_jax.data.problems import collect, listing
 from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.files import partial_file, read_json, remove_abandoned, write_json
-from lattec_jax.safe_read import MAX_FILE_BYTES
+from lattec_jax.files import partial_file, remove_abandoned, write_json
+from lattec_jax.safe_read import MAX_FILE_BYTES, read_json
 
 PROTOCOL = "tfds, inductive, last step"
 INDEX = "index.json"  # beside the pictures: the examples' names, which take long to read

@@ -15,7 +15,6 @@ import numpy as np
 from lattec_jax import health, run_log, workdir
 from lattec_jax.config import from_json, leaves, of_run, parse, to_json
 from lattec_jax.data import pseudo_labels
-from lattec_jax.data.coop import PROTOCOL
 from lattec_jax.errors import differences
 from lattec_jax.prediction_files import PredictionFile, header, line
 from lattec_jax.report import page
@@ -24,6 +23,7 @@ from lattec_jax.sweep.cells import read_results
 from lattec_jax.sweep.plan import Sweep, choose_tables
 from tests.fuzz.mutations import Target
 from tests.report.example import example, write_files
+from tests.sweep.conftest import results_of
 
 SOURCE = pseudo_labels.provenance("ab" * 32, [("cat", "tom"), ("dög",)], ["a photo of a {}."])
 INPUTS = {
@@ -37,23 +37,7 @@ INPUTS = {
     "batch_size": 64,
 }
 SETTINGS = {"model_sha256": "ab" * 32, "class_names": ["cat", "dög"]}
-SWEEP_RESULTS = {
-    "adapted": {"top1": 0.5, "top5": 1.0},
-    "dataset": "eurosat",
-    "protocol": PROTOCOL,
-    "preset": "paper",
-    "model": "ViT-B-32",
-    "weights": "weights/ViT-B-32",
-    "weights_sha256": "ab" * 32,
-    "weights_source": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
-    "dtype": "float32",
-    "device": "1 x cpu",
-    "n_train": 18_900,
-    "n_test": 8_100,
-    "class_names": ["a name"] * 10,
-    "unreadable": [],
-    "n_left_out": {"train": 0, "test": 0},
-}
+SWEEP_RESULTS = results_of("eurosat", 0.5)
 
 
 def _json(content: object) -> bytes:

@@ -21,6 +21,27 @@ COUNTS = {
 }
 
 
+def results_of(dataset: str, top1: float | None) -> dict[str, object]:
+    """What `results.json` of a run on a data set of `COUNTS` holds, as tables need it."""
+    return {
+        "adapted": None if top1 is None else {"top1": top1, "top5": 1.0},
+        "dataset": dataset,
+        "protocol": PROTOCOL,
+        "preset": "paper",
+        "model": "ViT-B-32",
+        "weights": "weights/ViT-B-32",
+        "weights_sha256": "ab" * 32,
+        "weights_source": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
+        "dtype": "float32",
+        "device": "1 x cpu",
+        "n_train": COUNTS[dataset][1],
+        "n_test": COUNTS[dataset][2],
+        "class_names": ["a name"] * COUNTS[dataset][0],
+        "unreadable": [],
+        "n_left_out": {"train": 0, "test": 0},
+    }
+
+
 @pytest.fixture
 def sweep(tmp_path) -> Callable[..., Sweep]:
     """Makes a sweep below `tmp_path` of the given tables, data sets and seeds."""
@@ -47,23 +68,7 @@ def write_run(tmp_path) -> Callable[..., Path]:
         overrides: tuple[str, ...] = (),
         **changed: object,
     ) -> Path:
-        found = {
-            "adapted": None if top1 is None else {"top1": top1, "top5": 1.0},
-            "dataset": dataset,
-            "protocol": PROTOCOL,
-            "preset": "paper",
-            "model": "ViT-B-32",
-            "weights": "weights/ViT-B-32",
-            "weights_sha256": "ab" * 32,
-            "weights_source": {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k"},
-            "dtype": "float32",
-            "device": "1 x cpu",
-            "n_train": COUNTS[dataset][1],
-            "n_test": COUNTS[dataset][2],
-            "class_names": ["a name"] * COUNTS[dataset][0],
-            "unreadable": [],
-            "n_left_out": {"train": 0, "test": 0},
-        } | changed
+        found = results_of(dataset, top1) | changed
         path = tmp_path / "sweep" / dataset / f"{row}-s{seed}" / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found), encoding="utf-8")
