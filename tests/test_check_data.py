@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -90,7 +89,6 @@ def test_the_command_ends_with_status_2_and_starts_no_jax(place):
     command = [sys.executable, "-X", "importtime", "-m", "lattec_jax.check_data"]
     found = subprocess.run(
         [*command, "--config=configs/dtd.py"],
-        env={**os.environ, "PYTHONPATH": str(Path(check_data.__file__).parent.parent)},
         capture_output=True,
         text=True,
     )

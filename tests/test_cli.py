@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import re
 import subprocess
 import sys
@@ -66,7 +65,6 @@ def every_help() -> tuple[dict[str, tuple[int, str]], set[str]]:
     """Module and flag -> status and text; and the packages that all of them loaded."""
     done = subprocess.run(
         [sys.executable, "-W", "ignore::RuntimeWarning", "-c", EVERY_HELP, *MODULES, "lattec_jax"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         check=True,

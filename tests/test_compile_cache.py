@@ -43,7 +43,6 @@ def run(cache: Path, program: str, *argv: str) -> tuple[int, int]:
     own = ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "XLA_FLAGS")
     environment = {k: v for k, v in os.environ.items() if k not in own}
     environment |= {"LATTECLIP_CACHE": str(cache)}
-    environment["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
     command = [sys.executable, "-c", COUNTING.format(program=program), *argv]
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stderr

@@ -17,7 +17,6 @@ import pytest
 
 from configs import demo
 
-ROOT = Path(__file__).parents[1]
 COLLAPSED = 0.35  # top-1 below this, from 0.61, is a run that failed
 FLYP = "--config.method.name=flyp"
 
@@ -44,7 +43,7 @@ def place(tmp_path_factory) -> Path:
 def demo_run(place) -> Callable[..., Ended]:
     """Runs the demo with overrides, on one device as its user does; the same run only once."""
     known: dict[tuple[str, ...], Ended] = {}
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XLA_FLAGS": ""}
+    environment = {**os.environ, "XLA_FLAGS": ""}
     del environment["JAX_DISABLE_MOST_OPTIMIZATIONS"]  # as a user's run computes
 
     def run(*overrides: str) -> Ended:

@@ -21,7 +21,6 @@ import pytest
 from lattec_jax.checkpoints import damage
 from tests.runs import arguments, make_inputs
 
-ROOT = Path(__file__).parents[1]
 TIMES = ("train_seconds", "images_per_second")
 SHOWN_TIMES = re.compile(rb"(<dt>(?:seconds of training|images per second)</dt><dd>)[^<]*")
 KILLS = [pytest.param(3, marks=pytest.mark.full), pytest.param(50, marks=pytest.mark.soak)]
@@ -44,7 +43,6 @@ class Killed:
         self._log, self._command = scratch / "operations", command
         self._environment = {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": str(scratch / "compiled"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -17,13 +17,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tests.dummy import dummy_checkpoint
 from tests.runs import EQUAL, arguments, logged, make_pictures
 
-ROOT = Path(__file__).parents[1]
-
 
 def environment() -> dict[str, str]:
     """Of a process with one CPU device, which takes what was compiled before."""
     own = {
-        "PYTHONPATH": str(ROOT),
         "XLA_FLAGS": "",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

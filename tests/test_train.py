@@ -18,7 +18,6 @@ from lattec_jax import evaluate, feed, predict, sharding, train, train_loop
 from lattec_jax.config import parse
 from lattec_jax.errors import ConfigError, DataError, TrainingError
 from lattec_jax.run_log import RunLog
-from tests.processes import ROOT
 from tests.runs import (
     CLASSES,
     EQUAL,
@@ -268,7 +267,7 @@ def test_other_alphabets_in_the_c_locale(tmp_path):
     short = ("--config.train.max_steps=1", "--config.checkpoint_every=1")
     command = arguments("Bilder 猫", "--config.dataset.name=mine", "--workdir=Lauf é", *short)
     command = [argument.replace("=weights", "=Gewichte ü") for argument in command]
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "LC_ALL": "C"}
     environment.pop("PYTHONIOENCODING", None)
 
     def run_in(environment: dict[str, str]) -> subprocess.CompletedProcess:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -30,7 +29,6 @@ from tests.captioning.ruler import (
     write_labels,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
 WIDTHS = [f"width {n + 1}" for n in range(10)]
 
 
@@ -318,7 +316,6 @@ def test_continues_after_a_kill(config, tmp_path):
         [sys.executable, "-c", KILLED, str(tmp_path / "config.json")],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert process.stdout.readline() == b"six\n"
     with pytest.raises(DataError, match=r"written by another process.*--shard"):
@@ -362,7 +359,6 @@ def test_a_file_that_cannot_grow(config, tmp_path):
     process = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / "config.json")],
         capture_output=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=True,
     )
     assert b"cannot write" in process.stdout and b"make room" in process.stdout
@@ -392,7 +388,6 @@ def test_the_command(config, tmp_path, capsys):
 def test_several_workers_by_one_command(config, tmp_path, capsys, monkeypatch):
     write_labels(config)
     write_config_file(config, tmp_path / "mine.py")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     arguments = ["describe", f"--config={tmp_path / 'mine.py'}", "--processes=3"]
     command.main(arguments)
     assert "10 descriptions ->" in capsys.readouterr().out
@@ -408,7 +403,6 @@ def test_several_workers_by_one_command(config, tmp_path, capsys, monkeypatch):
 
 def test_a_worker_that_fails(config, tmp_path, monkeypatch):
     write_config_file(config, tmp_path / "mine.py")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
     path = shard_path(descriptions_path(config, "image"), Shard(1, 2))
     path.parent.mkdir(parents=True)
     path.touch()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -21,14 +20,12 @@ from captioning.shards import Shard, shard_path, shard_paths
 from lattec_jax.data.descriptions import descriptions_path, records
 from tests.captioning.ruler import IDS, Ruler, make_config, write_config_file, write_labels
 
-ROOT = Path(__file__).resolve().parents[2]
 IMAGES, SHARDS, KILLS = 600, 4, 50
 
 
 def start(file: Path, shard: int) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "captioning.describe", f"--config={file}", f"--shard={shard}/4"],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

@@ -319,7 +319,7 @@ def test_works_in_the_c_locale(tmp_path):
         "d = load(Path(sys.argv[1]), class_names='names.txt', held_out=0.0)\n"
         "print(ascii((d.class_names, d.train.ids, d.train.labels.tolist())))"
     )
-    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "LC_ALL": "C"}
     environment.pop("PYTHONIOENCODING", None)
     result = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True

@@ -12,7 +12,6 @@ import pytest
 
 from tests.sweep.test_work import until
 
-ROOT = Path(__file__).parents[2]
 ARGUMENTS = [
     "--tables=5",
     "--datasets=demo",
@@ -24,7 +23,7 @@ ARGUMENTS = [
 
 def start(place: Path) -> subprocess.Popen:
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
-    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    environment |= {"JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-m", "lattec_jax.sweep", *ARGUMENTS]
     return subprocess.Popen(
         command,
