@@ -1,4 +1,4 @@
-"""Errors that the user can mend.
+"""Errors that the user can repair.
 
 Every message says what was expected, what was found, where, and what to do. The commands print them
 without a traceback, as they print errors of the system that name a file; any other exception is a

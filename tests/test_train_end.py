@@ -8,7 +8,7 @@ import stat
 import pytest
 
 from convert import export
-from lattec_jax import train
+from lattec_jax import train, train_loop
 from lattec_jax.files import temporary
 from tests.runs import arguments
 
@@ -19,16 +19,24 @@ def names(directory) -> set[str]:
     return {name for name in found if not name.startswith("tensorboard/")}
 
 
-def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(trained, capsys):
+def repeat_command(directory):
+    train.main(arguments("labelled", f"--workdir={directory.name}", "--config.eval_every=3"))
+
+
+@pytest.mark.parametrize(
+    "again", [train_loop.show_finished, pytest.param(repeat_command, marks=pytest.mark.full)]
+)
+def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(
+    again, trained, capsys
+):
     directory = trained / "first"
     before, page = names(directory), (directory / "report.html").read_bytes()
-    command = arguments("labelled", "--workdir=first", "--config.eval_every=3")
     (directory / "report.html").unlink()
     temporary(directory / "report.html", "0" * 16).write_bytes(b"half")
     scratch = temporary(directory / "model", "1" * 16)
     (scratch / "new").mkdir(parents=True)
     (scratch / "new" / "model.safetensors").write_bytes(b"half")
-    train.main(command)
+    again(directory)
     assert "holds a finished run" in capsys.readouterr().out
     assert names(directory) == before
     assert (directory / "report.html").read_bytes() == page
