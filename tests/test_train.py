@@ -167,7 +167,8 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(trained, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "method", ["flyp", pytest.param("flyp_oracle", marks=pytest.mark.full), "zero_shot"]
+    "method",
+    [*(pytest.param(m, marks=pytest.mark.full) for m in ("flyp", "flyp_oracle")), "zero_shot"],
 )
 def test_other_methods(trained, method):
     found = run("labelled", f"--config.method.name={method}")
