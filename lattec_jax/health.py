@@ -376,8 +376,9 @@ class Watch:
         return {} if vectors is None else prototype_figures(self._reference, np.asarray(vectors))
 
     def see(self, step: int, figures: Mapping[str, float]) -> None:
-        """Look at a line of the log that was just written."""
-        self._lines = [*self._lines, *trained_lines([{**figures, "step": step}])][-WINDOW:]
+        """Look at a line of the log that was just written; its values may be NumPy scalars."""
+        line: Record = {**{name: float(v) for name, v in figures.items()}, "step": step}
+        self._lines = [*self._lines, *trained_lines([line])][-WINDOW:]
         if len(self._lines) < WINDOW or not self._speaks:
             return
         for alarm in window_alarms(self._reference, self._lines):

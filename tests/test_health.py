@@ -74,7 +74,7 @@ def test_what_the_log_sets_off(name, changed, capsys):
     # During training it is printed once, as soon as there are enough lines, and is in the results.
     watch = Watch(start())
     for line in [*records(**changed), *records(**changed)]:
-        watch.see(int(line["step"]), line)
+        watch.see(int(line["step"]), {n: np.asarray(v) for n, v in line.items()})  # as in training
     assert capsys.readouterr().err.count(f"warning: {name}: ") == 1
     found = examine(start(), start().vectors, start().labels, records(**changed))
     assert [a["name"] for a in found["alarms"]] == [name]
