@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (HERE / "lattec_jax/__init__.py").read_text(encoding="utf-8")
+    r'__version__ = "(.+)"', (HERE / "lattec_jax/runtime/version.py").read_text(encoding="utf-8")
 ).group(1)
 
 CORE = [
@@ -88,8 +88,8 @@ setup(
     package_data={
         "captioning": ["browse.html"],
         "lattec_jax.demo": ["tiny_clip/*"],
-        "lattec_jax.report": ["page.html"],
-        "lattec_jax.sweep": ["paper_tables.json"],
+        "lattec_jax.reporting": ["page.html"],
+        "lattec_jax.paper_tables": ["paper_tables.json"],
     },
     install_requires=CORE,
     extras_require={

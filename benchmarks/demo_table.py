@@ -18,8 +18,8 @@ import jax
 import numpy as np
 from absl import flags
 
-from lattec_jax.cli import command, read
-from lattec_jax.config import parse
+from lattec_jax.runtime.cli import command, read
+from lattec_jax.runtime.config import parse
 from lattec_jax.train_loop import train
 
 CONFIG = "configs/demo.py"

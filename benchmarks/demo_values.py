@@ -22,9 +22,9 @@ from absl import flags
 
 from captioning.tasks import labels_file
 from lattec_jax import Classifier
-from lattec_jax.cli import command, read
-from lattec_jax.config import parse
 from lattec_jax.data import datasets, pseudo_labels
+from lattec_jax.runtime.cli import command, read
+from lattec_jax.runtime.config import parse
 from lattec_jax.train_loop import train
 
 CONFIG = "configs/demo.py"

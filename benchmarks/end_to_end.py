@@ -35,8 +35,8 @@ import numpy as np
 from PIL import Image
 
 from lattec_jax.data.descriptions import Record, to_line
-from lattec_jax.safe_read import read_json
-from lattec_jax.workdir import RESULTS
+from lattec_jax.runtime.run_directory import RESULTS
+from lattec_jax.runtime.safe_read import read_json
 
 CLASSES = tuple(f"kind {n}" for n in range(10))
 ROWS = ("start of Python and JAX", "decoding into stores", "pseudo-labels", "descriptions",
@@ -82,8 +82,8 @@ def save_random(directory: Path) -> None:
     import jax
 
     from benchmarks.memory import model_config
-    from lattec_jax.data.preprocess import Preprocess
-    from lattec_jax.data.tokenizer import clip_tokenizer
+    from lattec_jax.data.images.preprocess import Preprocess
+    from lattec_jax.data.text.tokenizer import clip_tokenizer
     from lattec_jax.models.checkpoint import Checkpoint
     from lattec_jax.models.clip import initial_params
 
@@ -151,23 +151,24 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     """One run of training in this process; seconds by row."""
     import jax
 
-    from lattec_jax import results, stages, train, train_loop
-    from lattec_jax.checkpoints import Checkpoints
-    from lattec_jax.report import gather
+    from lattec_jax import train, train_loop
+    from lattec_jax.reporting import report_data, results
+    from lattec_jax.training import prepare
+    from lattec_jax.training.checkpoints import Checkpoints
 
     jax.devices()
     watch = Stopwatch()
     watch.seconds[ROWS[0]] = time.time() - began
-    watch.watch(stages, "open_pictures", ROWS[1])
-    watch.watch(stages, "pseudo_labels", ROWS[2])
-    watch.watch(stages, "descriptions", ROWS[3])
+    watch.watch(prepare, "open_pictures", ROWS[1])
+    watch.watch(prepare, "pseudo_labels", ROWS[2])
+    watch.watch(prepare, "descriptions", ROWS[3])
     for name in ("test_features", "predict_training"):
         watch.watch(results, name, ROWS[7])
     for name in ("restore", "save", "wait"):
         watch.watch(Checkpoints, name, ROWS[8])
     watch.watch(results, "save_adapted", ROWS[9])
     for name in ("collect", "save", "write_page"):
-        watch.watch(gather, name, ROWS[9])
+        watch.watch(report_data, name, ROWS[9])
     make_step, prefetch, last = train_loop.make_train_step, train_loop.prefetch, []
 
     def make_watched(*args: Any) -> Callable:

@@ -15,8 +15,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax.cli import command, read
 from lattec_jax.commands import MODULES
+from lattec_jax.runtime.cli import command, read
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ("--config=configs/demo.py",)

@@ -23,20 +23,20 @@ from jax.sharding import Mesh
 
 from configs.common import get_config
 from convert.sources import built_in_model_cfg
-from lattec_jax import sharding
-from lattec_jax.augment import Augmentation
-from lattec_jax.errors import WeightsError
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params
 from lattec_jax.models.config import CLIPConfig
-from lattec_jax.state import (
+from lattec_jax.runtime import sharding
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.training.augmentation import Augmentation
+from lattec_jax.training.state import (
     TrainState,
     learning_rate_schedule,
     make_optimiser,
     state_shardings,
 )
-from lattec_jax.step import Batch, StepSettings, Tables, make_train_step
+from lattec_jax.training.step import Batch, StepSettings, Tables, make_train_step
 
 IMAGES, CLASSES, LONG_SIDE = 18_900, 10, 64  # EuroSAT
 # Buffers are assigned before code is generated: leaving that quick does not change the figures.

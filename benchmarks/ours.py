@@ -13,15 +13,15 @@ from benchmarks import workload
 from benchmarks.workload import Workload
 from configs.common import get_config
 from convert.names import to_flax
-from lattec_jax import sharding
-from lattec_jax.augment import Augmentation, augment
-from lattec_jax.data.store import Store
-from lattec_jax.feed import device_batches
+from lattec_jax.data.images.image_cache import Store
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.models.clip import bind, define
-from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
-from lattec_jax.step import StepSettings, Tables, make_train_step
+from lattec_jax.runtime import sharding
+from lattec_jax.training.augmentation import Augmentation, augment
+from lattec_jax.training.input_pipeline import device_batches
+from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.training.step import StepSettings, Tables, make_train_step
 
 STEPS = 1800  # of the schedule
 

@@ -3,12 +3,12 @@
     python -m benchmarks.scaling [--sections batch classes images texts flops models devices]
         [--plots=benchmarks] [--rounds=5]
 
-Runs the real step, batches and stores (`lattec_jax.feed`) on random pictures and texts, with a
-small CLIP of one layer in each tower. The sizes of a section take turns and medians of the rounds
-are printed: milliseconds from step to step, and beside them the CPU time of all threads of the
-process, which on a machine that others use too says more. `flops` and `models` run nothing: they
-count by shapes and by XLA's cost analysis. `devices` splits one CPU into virtual devices: it shows
-what splitting costs, not what devices gain. Prints Markdown tables.
+Runs the real step, batches and stores (`lattec_jax.training.input_pipeline`) on random pictures and
+texts, with a small CLIP of one layer in each tower. The sizes of a section take turns and medians
+of the rounds are printed: milliseconds from step to step, and beside them the CPU time of all
+threads of the process, which on a machine that others use too says more. `flops` and `models` run
+nothing: they count by shapes and by XLA's cost analysis. `devices` splits one CPU into virtual
+devices: it shows what splitting costs, not what devices gain. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -30,18 +30,19 @@ import numpy as np
 from benchmarks.memory import CLASSES, TEXTS, arguments, model_config
 from benchmarks.stores import random_store
 from configs.common import get_config
-from lattec_jax import compile_cache, feed, sharding
-from lattec_jax.augment import Augmentation
-from lattec_jax.config import resolve
-from lattec_jax.data.batches import Batches, epoch_order, prefetch
-from lattec_jax.data.store import Store
-from lattec_jax.data.text_plan import BUCKETS, bucket_length
+from lattec_jax.data.images.image_cache import Store
+from lattec_jax.data.text.bucketing import BUCKETS, bucket_length
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
-from lattec_jax.state import TrainState, init_state, learning_rate_schedule, make_optimiser
-from lattec_jax.step import StepSettings, Tables, make_train_step
+from lattec_jax.runtime import compilation_cache, sharding
+from lattec_jax.runtime.config import resolve
+from lattec_jax.training import input_pipeline
+from lattec_jax.training.augmentation import Augmentation
+from lattec_jax.training.batches import Batches, epoch_order, prefetch
+from lattec_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.training.step import StepSettings, Tables, make_train_step
 
 SIDE, STEPS = 32, 10_000  # pixels of a picture; steps of the schedule
 SMALL = CLIPConfig(
@@ -116,7 +117,7 @@ class Run:
         schedule = learning_rate_schedule(config, STEPS)
         definition = define(size.model, mesh=mesh)
         self.step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
-        stream = feed.device_batches(batches, store, self.tables, 0, STEPS, mesh)
+        stream = input_pipeline.device_batches(batches, store, self.tables, 0, STEPS, mesh)
         self.stream = prefetch(stream)
         self.take(3)  # compiles
 
@@ -291,7 +292,7 @@ def main() -> None:
         "--plots", type=Path, help="directory for SVGs of flops, and of classes and texts together"
     )
     values = parser.parse_args()
-    compile_cache.enable()
+    compilation_cache.enable()
     varied = {
         "batch": ("batch", (16, 64, 256)),
         "classes": ("classes", (10, 64, 128, 1000, 10_000)),

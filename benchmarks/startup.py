@@ -27,10 +27,11 @@ from typing import Any
 import numpy as np
 
 from lattec_jax.data import descriptions, pseudo_labels
-from lattec_jax.data.batches import Batches
 from lattec_jax.data.descriptions import Expected, Record
-from lattec_jax.data.tokenizer import clip_tokenizer
-from lattec_jax.models.config import TextConfig, text_lengths
+from lattec_jax.data.text.bucketing import text_lengths
+from lattec_jax.data.text.tokenizer import clip_tokenizer
+from lattec_jax.models.config import TextConfig
+from lattec_jax.training.batches import Batches
 
 SENTENCE = (
     "a photo of dense green forest river bank with brown fields and white houses near the road "

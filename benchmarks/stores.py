@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lattec_jax.data.store import Store
+from lattec_jax.data.images.image_cache import Store
 
 _AT_ONCE = 2**26  # bytes that are written at a time
 

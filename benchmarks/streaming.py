@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.stores import make_cold, make_warm, random_store
-from lattec_jax.data.store import Store
+from lattec_jax.data.images.image_cache import Store
 
 BATCH = 512
 SECONDS = 1.5  # of one measurement

@@ -1,6 +1,6 @@
 """The same step with all that makes it quick in PyTorch.
 
-Each text is encoded once, at the few lengths that ours uses (`lattec_jax.data.text_plan`);
+Each text is encoded once, at the few lengths that ours uses (`lattec_jax.data.text.bucketing`);
 attention is `scaled_dot_product_attention` on one fused projection with the causal flag instead of
 a mask; of the last block only the token that is read out is computed; AdamW is fused; prototypes
 move in one scatter. `compiling` puts both encoders through `torch.compile`.

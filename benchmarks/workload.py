@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from lattec_jax.data.batches import Batches, HostBatch
-from lattec_jax.data.text_plan import bucket_length
-from lattec_jax.models.config import CLIPConfig, text_lengths
+from lattec_jax.data.text.bucketing import bucket_length, text_lengths
+from lattec_jax.models.config import CLIPConfig
+from lattec_jax.training.batches import Batches, HostBatch
 
 KINDS = ("image", "group")  # of generated text
 ALPHA, MOMENTUM = 0.99, 0.99

@@ -28,7 +28,7 @@ import unicodedata
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from lattec_jax.data import class_names
+from lattec_jax.data.datasets import class_names
 
 EXACT, NORMALISED, CLOSEST, UNMATCHED = "exact", "normalised", "closest", "unmatched"
 CUTOFF = 0.6  # the default of `difflib.get_close_matches`

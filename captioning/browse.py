@@ -28,15 +28,15 @@ from captioning.collage import single_picture
 from captioning.engines import ENGINES, UNFIT, engine_module
 from captioning.shards import recorded
 from captioning.tasks import labels_file, make_tasks
-from lattec_jax.cli import command, read_config
-from lattec_jax.config import artifacts_dir
 from lattec_jax.data import datasets, pseudo_labels
-from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, records
-from lattec_jax.data.preprocess import UnreadablePicture, open_picture
-from lattec_jax.errors import ConfigError, DataError, WeightsError
-from lattec_jax.files import write_whole
-from lattec_jax.text import show
+from lattec_jax.data.images.preprocess import UnreadablePicture, open_picture
+from lattec_jax.runtime.cli import command, read_config
+from lattec_jax.runtime.config import artifacts_dir
+from lattec_jax.runtime.errors import ConfigError, DataError, WeightsError
+from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.text import show
 
 THUMBNAIL, COLLAGE = 160, 240  # pixels of the long side
 TEMPLATE = Path(__file__).with_name("browse.html")

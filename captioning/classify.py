@@ -22,22 +22,22 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-import lattec_jax
 from captioning.classify_results import LISTED, predict, report, summarise
 from captioning.engines import Engine, Identity, engine_module
 from captioning.shards import WHOLE, Shard, recorded
 from captioning.tasks import Task
-from captioning.work import Part, Tally, work_through
-from lattec_jax import config as configuration
-from lattec_jax import workdir
-from lattec_jax.cli import command, define_workdir, read_config
+from captioning.worker import Part, Tally, work_through
 from lattec_jax.data import datasets
-from lattec_jax.data.content import content_hashes, content_path
-from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import descriptions_path
-from lattec_jax.errors import DataError
-from lattec_jax.files import write_json, write_whole
-from lattec_jax.text import show
+from lattec_jax.data.images.content_hashes import content_hashes, content_path
+from lattec_jax.runtime import config as configuration
+from lattec_jax.runtime import run_directory
+from lattec_jax.runtime.cli import command, define_workdir, read_config
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.files import write_json, write_whole
+from lattec_jax.runtime.text import show
+from lattec_jax.runtime.version import __version__
 
 # The paper's words (arXiv 2410.08211), with no space after the colon.
 PROMPT = (
@@ -111,7 +111,7 @@ def _head(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str,
         "seed": config.seed,
         "class_names": list(dataset.class_names),
         "names": [list(names) for names in dataset.names],
-        "version": lattec_jax.__version__,
+        "version": __version__,
         "steps": 0,
         **dict.fromkeys(absent.split()),
     }
@@ -138,16 +138,16 @@ def classify(
     identity = engine.identity if engine else engine_module(config).identity(config)
     dataset = datasets.load(config)
     inputs = {"names": dataset.names, "engine": identity}
-    workdir.check(directory, config)
-    workdir.check_inputs(directory, inputs)
+    run_directory.check(directory, config)
+    run_directory.check_inputs(directory, inputs)
     tasks = questions(config, dataset, identity)
     ask(config, tasks, engine)
     predictions = predict(dataset, tasks, recorded(descriptions_path(config, KIND)))
     found = _head(config, dataset, identity) | summarise(dataset, predictions)
-    workdir.claim(directory, config, inputs)
+    run_directory.claim(directory, config, inputs)
     lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
     write_whole(directory / PREDICTIONS, "".join(lines))
-    write_json(directory / workdir.RESULTS, found)
+    write_json(directory / run_directory.RESULTS, found)
     return found
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from captioning.answers import CLOSEST, EXACT, NORMALISED, UNMATCHED, Matcher
 from captioning.tasks import Task
-from lattec_jax import metrics
-from lattec_jax.data.dataset import Dataset
+from lattec_jax.data import metrics
+from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import Record
 
 FAILED = "failed"  # there is no answer

@@ -20,17 +20,17 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from captioning import workers
+from captioning import gpu_processes
 from captioning.engines import Engine, Identity, engine_module
 from captioning.merge import LISTED, Merged, check_replaceable, merge_kind
 from captioning.shards import WHOLE, Shard
 from captioning.tasks import Tasks, check_kinds, make_tasks
-from captioning.work import Part, Tally, work_through
-from lattec_jax.cli import command, read_config
+from captioning.worker import Part, Tally, work_through
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path
-from lattec_jax.errors import ConfigError
-from lattec_jax.text import show
+from lattec_jax.runtime.cli import command, read_config
+from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.runtime.text import show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +117,7 @@ def main(argv: Sequence[str]) -> None:
         plans = _plan(config, kinds, identity, shard).values()
         wanted = sum(len(part.wanted) for _, part in plans)
         if wanted:
-            workers.run([part.path for _, part in plans], argv, shard, processes, wanted)
+            gpu_processes.run([part.path for _, part in plans], argv, shard, processes, wanted)
         if shard == WHOLE:
             for tasks, _ in plans:
                 show(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lattec_jax.errors import DataError
+from lattec_jax.runtime.errors import DataError
 
 
 def sample_groups(

@@ -30,14 +30,15 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from lattec_jax.cli import command, read_config
-from lattec_jax.data import class_names, datasets
-from lattec_jax.data.dataset import Dataset
+from lattec_jax.data import datasets
+from lattec_jax.data.datasets import class_names
+from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
-from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.files import write_whole
-from lattec_jax.safe_read import read_text
-from lattec_jax.text import printable, show, valid_text
+from lattec_jax.runtime.cli import command, read_config
+from lattec_jax.runtime.errors import ConfigError, DataError
+from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.safe_read import read_text
+from lattec_jax.runtime.text import printable, show, valid_text
 
 ENGINE = "released"
 IMAGE, GROUP = "image", "group"

@@ -21,12 +21,12 @@ from ml_collections import ConfigDict
 from captioning.engines import Identity, engine_module
 from captioning.shards import ShardWriter, recorded, shard_paths
 from captioning.tasks import Task, Tasks, check_kinds, make_tasks
-from lattec_jax.cli import command, read_config
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import Record, descriptions_path, records, to_line
-from lattec_jax.errors import DataError
-from lattec_jax.files import write_whole
-from lattec_jax.text import show
+from lattec_jax.runtime.cli import command, read_config
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.text import show
 
 LISTED = 10  # failures that are printed
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Self
 
 from lattec_jax.data.descriptions import Record, lines, records, to_line
-from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.safe_read import NotRegularFile, open_regular
+from lattec_jax.runtime.errors import ConfigError, DataError
+from lattec_jax.runtime.safe_read import NotRegularFile, open_regular
 
 SYNC_SECONDS = 1.0  # between two writes to the disk itself; a power cut loses no more
 

@@ -12,19 +12,19 @@ from ml_collections import ConfigDict
 
 from captioning.engines import Identity
 from captioning.groups import sample_forced_groups, sample_groups
-from lattec_jax.config import did_you_mean
 from lattec_jax.data import pseudo_labels
-from lattec_jax.data.content import UNREADABLE, content_hashes, content_path
-from lattec_jax.data.dataset import Dataset
+from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import (
     CORRECT_LABELS,
     Record,
     description_key,
     is_group,
 )
-from lattec_jax.data.prompts import CLASS, description_prompt
+from lattec_jax.data.images.content_hashes import UNREADABLE, content_hashes, content_path
 from lattec_jax.data.pseudo_labels import PseudoLabels
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.data.text.prompts import CLASS, description_prompt
+from lattec_jax.runtime.config import did_you_mean
+from lattec_jax.runtime.errors import ConfigError, DataError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,11 +18,12 @@ def get_config() -> ConfigDict:
     config.seed = 0  # of training: batch order, crops and what a method draws
     config.artifacts = "artifacts"  # stores, pseudo-labels and descriptions go below this folder
     # A directory written by python -m convert.openclip_to_flax, a .safetensors or .pt file, a tag
-    # (ViT-B-32:laion2b_s34b_b79k) or a repository of the hub (hf:laion/...): lattec_jax/weights.py.
+    # (ViT-B-32:laion2b_s34b_b79k) or a repository of the hub (hf:laion/...):
+    # lattec_jax/runtime/weights.py.
     config.weights = ""
     # Where training starts; "": at config.weights, which stays the frozen reference in any case.
     # The work directory of a finished run, RUN/checkpoints/STEP, or any form of config.weights:
-    # lattec_jax/start.py.
+    # lattec_jax/training/warm_start.py.
     config.init = ""
     # {} stands for the class name. Several templates make an ensemble for all that is computed
     # once: pseudo-labels, initial prototypes, the zero-shot and FLYP's final classifier. A training
@@ -169,7 +170,8 @@ def get_config() -> ConfigDict:
     config.eval_every = 0  # steps; 0: only at the end
     config.checkpoint_every = 500  # steps; a signal to stop brings one at once
     config.keep_checkpoints = 2  # the newest
-    # Directory for a JAX trace of the third to the seventh step: lattec_jax/profiling.py; "": none.
+    # Directory for a JAX trace of the third to the seventh step: lattec_jax/runtime/profiling.py;
+    # "": none.
     config.profile = ""
 
     paper, released = ConfigDict(), ConfigDict()

@@ -29,16 +29,17 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from convert import flax_to_openclip, to_huggingface, use_lines
-from lattec_jax import __version__, adapted
-from lattec_jax.adapted import Classifiers
-from lattec_jax.cli import WORKDIR, command, define_workdir, read
-from lattec_jax.config import of_run
-from lattec_jax.errors import WeightsError
-from lattec_jax.files import partial_directory, remove_abandoned, write_safetensors
+from convert import example_script, flax_to_openclip, to_huggingface
+from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
-from lattec_jax.text import show
-from lattec_jax.workdir import CONFIG
+from lattec_jax.models.run_artifacts import Classifiers
+from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
+from lattec_jax.runtime.config import of_run
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.files import partial_directory, remove_abandoned, write_safetensors
+from lattec_jax.runtime.run_directory import CONFIG
+from lattec_jax.runtime.text import show
+from lattec_jax.runtime.version import __version__
 
 PRETRAINED = "pretrained"  # folder of the second model
 REQUIRED = {**WORKDIR, "to": "openclip", "out": "exported"}
@@ -59,10 +60,10 @@ def export(workdir: Path, to: str, out: Path) -> None:
         raise WeightsError(f"{out} exists and is not an empty folder; choose another --out")
     if out.resolve() == Path.cwd():
         raise WeightsError(f"--out={out} is the working directory; name a folder to be made in it")
-    checkpoint, vectors = adapted.load(workdir)
+    checkpoint, vectors = run_artifacts.load(workdir)
     models = {"": checkpoint}
     if vectors.frozen is not None and to != "prototypes":
-        models[PRETRAINED] = adapted.load_pretrained(of_run(workdir / CONFIG), workdir)
+        models[PRETRAINED] = run_artifacts.load_pretrained(of_run(workdir / CONFIG), workdir)
     if to == "huggingface":
         for model in models.values():
             to_huggingface.refuse_unrepresentable(model)
@@ -81,7 +82,7 @@ def export(workdir: Path, to: str, out: Path) -> None:
         write_classifier(new, checkpoint, vectors)
         if to != "prototypes":
             frozen = PRETRAINED if PRETRAINED in models else None
-            lines = use_lines.script(to, checkpoint.preprocess, frozen)
+            lines = example_script.script(to, checkpoint.preprocess, frozen)
             (new / "use.py").write_text(lines, encoding="utf-8")
         os.replace(new, out)
 

@@ -21,13 +21,13 @@ from absl import flags
 
 from convert import names
 from convert.sources import HUB_CONFIG
-from lattec_jax.cli import command, read
-from lattec_jax.data.tokenizer import HubTokenizer
-from lattec_jax.errors import WeightsError
-from lattec_jax.files import partial_directory, remove_abandoned, write_safetensors
+from lattec_jax.data.text.tokenizer import HubTokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
-from lattec_jax.text import show
+from lattec_jax.runtime.cli import command, read
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.files import partial_directory, remove_abandoned, write_safetensors
+from lattec_jax.runtime.text import show
 
 _CLIP_VOCABULARY = 49408
 REQUIRED = {"checkpoint": "weights/ViT-B-32", "out": "exported/open_clip_model.safetensors"}

@@ -12,9 +12,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lattec_jax.errors import WeightsError
-from lattec_jax.text import cut, printable
-from lattec_jax.validation import shown
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.validation import shown
 
 PREFIXES = ("hf:", "hf-hub:")  # the second is open_clip's
 CONFIG_FILE = "open_clip_config.json"

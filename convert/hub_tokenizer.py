@@ -21,13 +21,13 @@ from annotated_types import Interval, MaxLen
 from typing_extensions import TypedDict
 
 from convert.hub import first_line
-from lattec_jax.data.tokenizer import FILE_NAME, HubTokenizer, largest_token_id
-from lattec_jax.data.tokenizer_rules import check_rules
-from lattec_jax.errors import WeightsError
-from lattec_jax.rust_errors import rust_errors
-from lattec_jax.safe_read import parse_json, read_bytes
-from lattec_jax.text import cut, printable
-from lattec_jax.validation import STRICT, shown, validate
+from lattec_jax.data.text.tokenizer import FILE_NAME, HubTokenizer, largest_token_id
+from lattec_jax.data.text.tokenizer_rules import check_rules
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.rust_errors import rust_errors
+from lattec_jax.runtime.safe_read import parse_json, read_bytes
+from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.validation import STRICT, shown, validate
 
 # What open_clip's own models name, all in `open_clip/model_configs`.
 NAMES = (

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from convert import sources
-from lattec_jax.cli import command, read
-from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import expected_shapes
 from lattec_jax.models.config import CLIPConfig
+from lattec_jax.runtime.cli import command, read
+from lattec_jax.runtime.errors import WeightsError
 
 # Models whose features are compared with open_clip's in their full size (tests/models).
 FULL_SIZE = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-CLIPA")

@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import check_shapes, expected_shapes, shapes_of
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.models.tensor_files import listed, refuse_not_finite
+from lattec_jax.runtime.errors import WeightsError
 
 _PATCHES = "visual/patch_embedding/kernel"
 _TOP_LEVEL = {

@@ -21,10 +21,10 @@ from absl import flags
 
 from convert import hub, names, sources
 from convert.sources import Source
-from lattec_jax.cli import command, read
-from lattec_jax.errors import ConfigError
 from lattec_jax.models.checkpoint import Checkpoint, refuse_other_directory
-from lattec_jax.text import show
+from lattec_jax.runtime.cli import command, read
+from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.runtime.text import show
 
 REQUIRED = {"pretrained": "laion2b_s34b_b79k", "out": "weights/ViT-B-32"}
 

@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 
 from convert import hub, hub_tokenizer, torch_file
-from lattec_jax.config import did_you_mean
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
-from lattec_jax.errors import WeightsError
+from lattec_jax.data.images.preprocess import Preprocess
+from lattec_jax.data.text.tokenizer import Tokenizer, clip_tokenizer
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.models.tensor_files import read_safetensors
-from lattec_jax.safe_read import read_json
-from lattec_jax.validation import STRICT_OPEN, validate
+from lattec_jax.runtime.config import did_you_mean
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.safe_read import read_json
+from lattec_jax.runtime.validation import STRICT_OPEN, validate
 
 HUB_CONFIG = hub.CONFIG_FILE
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")

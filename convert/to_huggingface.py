@@ -22,11 +22,11 @@ import tokenizers
 from tokenizers import Regex, normalizers
 
 from convert import names
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import HubTokenizer, Tokenizer
-from lattec_jax.errors import WeightsError
+from lattec_jax.data.images.preprocess import Preprocess
+from lattec_jax.data.text.tokenizer import HubTokenizer, Tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.runtime.errors import WeightsError
 
 # OpenCLIP's names; those of the text tower have no prefix.
 _TOP_LEVEL = {

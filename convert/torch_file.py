@@ -14,9 +14,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from convert.hub import first_line
-from lattec_jax.errors import WeightsError
 from lattec_jax.models.tensor_files import listed, path_of, refuse_not_finite
-from lattec_jax.safe_read import open_regular
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.safe_read import open_regular
 
 _NUMPY_TYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
 _ZIP_START = b"PK\x03\x04"  # torch takes such a file, and no other, for a zip file

@@ -8,14 +8,15 @@ print(classifier.predict("picture.jpg"))
 
 from typing import Any
 
-__version__ = "0.1.0"
+from lattec_jax.runtime.version import __version__
+
 __all__ = ["Classifier", "Prediction", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """`Classifier` and `Prediction`, imported when they are asked for: JAX comes with them."""
     if name in ("Classifier", "Prediction"):
-        from lattec_jax import classifier
+        from lattec_jax.inference import classifier
 
         return getattr(classifier, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,10 +11,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from lattec_jax.cli import asks_for_help, command
 from lattec_jax.commands import COMMANDS, file_of, summary
-from lattec_jax.config import did_you_mean
-from lattec_jax.errors import ConfigError
+from lattec_jax.runtime.cli import asks_for_help, command
+from lattec_jax.runtime.config import did_you_mean
+from lattec_jax.runtime.errors import ConfigError
 
 
 def listing() -> str:

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax.cli import command, read_config
 from lattec_jax.data import datasets
-from lattec_jax.data.dataset import Dataset, Split, share_count
-from lattec_jax.text import show
+from lattec_jax.data.datasets.dataset import Dataset, Split, share_count
+from lattec_jax.runtime.cli import command, read_config
+from lattec_jax.runtime.text import show
 
 
 def check(config: ConfigDict) -> Dataset:

@@ -14,7 +14,7 @@ MODULES = (
     "lattec_jax.predict",
     "lattec_jax.report",
     "lattec_jax.sweep",
-    "lattec_jax.config_reference",
+    "lattec_jax.runtime.config_reference",
     "lattec_jax.demo.pretrain",
     "captioning.describe",
     "captioning.merge",

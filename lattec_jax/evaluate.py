@@ -13,11 +13,12 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax import workdir
-from lattec_jax.cli import WORKDIR, command, define_distributed, define_workdir, read
-from lattec_jax.config import of_run, to_json
-from lattec_jax.errors import DataError
-from lattec_jax.text import show
+from lattec_jax.inference.feature_extractor import make_encoders
+from lattec_jax.runtime import run_directory
+from lattec_jax.runtime.cli import WORKDIR, command, define_distributed, define_workdir, read
+from lattec_jax.runtime.config import of_run, to_json
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.text import show
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -30,17 +31,20 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     values, _ = read(argv, __doc__, define_flags, WORKDIR)
     # imports JAX, which --help does not need
-    from lattec_jax import adapted, compile_cache, hosts, results, sharding, stages
     from lattec_jax.data import datasets
+    from lattec_jax.models import run_artifacts
+    from lattec_jax.reporting import results
+    from lattec_jax.runtime import compilation_cache, distributed, sharding
+    from lattec_jax.training import prepare
 
     directory = Path(values.workdir)
-    hosts.join(values.distributed)
-    config = of_run(directory / workdir.CONFIG)
-    compile_cache.enable()
-    hosts.check_alike(to_json(config), Path(config.artifacts))
-    with hosts.first_before_others():
-        model, vectors = adapted.load(directory)
-        dataset, weights = datasets.load(config), adapted.load_pretrained(config, directory)
+    distributed.join(values.distributed)
+    config = of_run(directory / run_directory.CONFIG)
+    compilation_cache.enable()
+    distributed.check_alike(to_json(config), Path(config.artifacts))
+    with distributed.first_before_others():
+        model, vectors = run_artifacts.load(directory)
+        dataset, weights = datasets.load(config), run_artifacts.load_pretrained(config, directory)
     trained = model.source["class_names"]
     if list(dataset.class_names) != trained:
         raise DataError(
@@ -48,11 +52,11 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(dataset.class_names)}; restore the class names to evaluate it"
         )
     mesh = sharding.fitting_mesh(config.compute.fsdp)
-    encoders = stages.make_encoders(config, weights, mesh)
+    encoders = make_encoders(config, weights, mesh)
     part = "test" if dataset.test else "train"
-    pictures = stages.open_pictures(config, dataset, part, weights)
+    pictures = prepare.open_pictures(config, dataset, part, weights)
     labels = pictures.labels if dataset.test else None
-    prompts = stages.make_prompts(config, dataset, weights)
+    prompts = prepare.make_prompts(config, dataset, weights)
     params = sharding.put(mesh, weights.params)
     pixels, classes = pictures.evaluation.pixels, len(dataset.class_names)
     frozen = encoders.images(params, pixels, "zero-shot")

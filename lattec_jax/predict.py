@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING
 from absl import flags
 from tqdm import tqdm
 
-from lattec_jax import prediction_files
-from lattec_jax.cli import WORKDIR, command, define_workdir, read
-from lattec_jax.data.folder import find_pictures
-from lattec_jax.errors import ConfigError, DataError
-from lattec_jax.text import cut, printable, show
+from lattec_jax.data.datasets.folder import find_pictures
+from lattec_jax.inference import prediction_files
+from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
+from lattec_jax.runtime.errors import ConfigError, DataError
+from lattec_jax.runtime.text import cut, printable, show
 
 if TYPE_CHECKING:
-    from lattec_jax.classifier import Classifier
+    from lattec_jax.inference.classifier import Classifier
 
 ARGUMENTS = "PICTURE_OR_FOLDER ..."
 
@@ -117,10 +117,10 @@ def main(argv: Sequence[str]) -> None:
     paths += [os.fspath(p) for argument in arguments for p in pictures_at(Path(argument))]
     paths = list(dict.fromkeys(paths))
     # imports JAX, which --help does not need
-    from lattec_jax import compile_cache
-    from lattec_jax.classifier import Classifier
+    from lattec_jax.inference.classifier import Classifier
+    from lattec_jax.runtime import compilation_cache
 
-    compile_cache.enable()
+    compilation_cache.enable()
     classifier = Classifier.load(values.workdir)
     top = min(values.top, len(classifier.class_names))
     if not values.out:

@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax.cli import command, define_distributed, read_config
-from lattec_jax.config import to_json
-from lattec_jax.text import printable, show
+from lattec_jax.inference.feature_extractor import make_encoders
+from lattec_jax.runtime.cli import command, define_distributed, read_config
+from lattec_jax.runtime.config import to_json
+from lattec_jax.runtime.text import printable, show
 
 
 def main(argv: Sequence[str]) -> None:
@@ -22,22 +23,23 @@ def main(argv: Sequence[str]) -> None:
     # imports JAX, which --help does not need
     import numpy as np
 
-    from lattec_jax import compile_cache, hosts, stages
     from lattec_jax.data import datasets
+    from lattec_jax.data.metrics import class_shares
     from lattec_jax.data.pseudo_labels import provenance, pseudo_labels_path
-    from lattec_jax.metrics import class_shares
-    from lattec_jax.sharding import make_mesh
+    from lattec_jax.runtime import compilation_cache, distributed
+    from lattec_jax.runtime.sharding import make_mesh
+    from lattec_jax.training import prepare
 
-    hosts.join(values.distributed)
-    compile_cache.enable()
-    hosts.check_alike(to_json(config), Path(config.artifacts))
-    with hosts.first_before_others():
+    distributed.join(values.distributed)
+    compilation_cache.enable()
+    distributed.check_alike(to_json(config), Path(config.artifacts))
+    with distributed.first_before_others():
         dataset = datasets.load(config)
-    weights, mesh = stages.load_weights(config), make_mesh(config.compute.fsdp)
+    weights, mesh = prepare.load_weights(config), make_mesh(config.compute.fsdp)
     # The training store as well: most methods will ask for it, and each file is decoded once.
-    pictures = stages.open_pictures(config, dataset, "train", weights, training=True)
-    encoders = stages.make_encoders(config, weights, mesh)
-    labels = stages.pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
+    pictures = prepare.open_pictures(config, dataset, "train", weights, training=True)
+    encoders = make_encoders(config, weights, mesh)
+    labels = prepare.pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
 
     shares = class_shares(labels.labels, len(dataset.class_names))
     for name, share in zip(dataset.class_names, shares, strict=True):

@@ -7,7 +7,7 @@ continues it, whatever ended it; after SIGTERM, which saves the step under way, 
 75. Missing stores and pseudo-labels are made; missing descriptions by a language model
 are an error that names the command that makes them.
 
-`--distributed` joins the processes of a job into one run (`lattec_jax/hosts.py`).
+`--distributed` joins the processes of a job into one run (`lattec_jax/runtime/distributed.py`).
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax.cli import (
+from lattec_jax.runtime.cli import (
     command,
     config_arguments,
     define_distributed,
     define_workdir,
     read_config,
 )
-from lattec_jax.config import default_workdir
-from lattec_jax.stop import terminating
+from lattec_jax.runtime.config import default_workdir
+from lattec_jax.runtime.preemption import terminating
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -41,14 +41,11 @@ def main(argv: Sequence[str]) -> None:
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
     arguments = shlex.join(config_arguments(argv[1:]))
     with terminating():
-        from lattec_jax import (  # imports JAX, which --help does not need
-            compile_cache,
-            hosts,
-            train_loop,
-        )
+        from lattec_jax import train_loop
+        from lattec_jax.runtime import compilation_cache, distributed
 
-        hosts.join(values.distributed)
-        compile_cache.enable()
+        distributed.join(values.distributed)
+        compilation_cache.enable()
         train_loop.train(config, directory, arguments)
 
 

@@ -15,34 +15,28 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax import (
-    check_data,
-    feed,
-    health,
-    hosts,
-    results,
-    sharding,
-    stages,
-    wise_ft,
-    workdir,
-)
-from lattec_jax.adapted import Classifiers
-from lattec_jax.augment import Augmentation
-from lattec_jax.checkpoints import Checkpoints
-from lattec_jax.clock import Clock
-from lattec_jax.config import to_json
-from lattec_jax.data.batches import prefetch, steps_per_epoch
-from lattec_jax.errors import DataError, TrainingError
-from lattec_jax.files import remove_abandoned, write_json
+from lattec_jax import check_data
+from lattec_jax.inference.feature_extractor import compute_dtype
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Method, Survey
 from lattec_jax.models.clip import Params, define
-from lattec_jax.profiling import Profile
-from lattec_jax.report import gather
-from lattec_jax.results import classifiers, examine
-from lattec_jax.run_log import NoLog, RunLog
-from lattec_jax.safe_read import read_json
-from lattec_jax.state import (
+from lattec_jax.models.run_artifacts import Classifiers
+from lattec_jax.reporting import health, report_data, results
+from lattec_jax.reporting.results import classifiers, examine
+from lattec_jax.runtime import distributed, run_directory, sharding
+from lattec_jax.runtime.config import to_json
+from lattec_jax.runtime.errors import DataError, TrainingError
+from lattec_jax.runtime.files import remove_abandoned, write_json
+from lattec_jax.runtime.preemption import AfterStep
+from lattec_jax.runtime.profiling import Profile
+from lattec_jax.runtime.safe_read import read_json
+from lattec_jax.runtime.text import show
+from lattec_jax.training import input_pipeline, prepare, wise_ft
+from lattec_jax.training.augmentation import Augmentation
+from lattec_jax.training.batches import prefetch, steps_per_epoch
+from lattec_jax.training.checkpoints import Checkpoints
+from lattec_jax.training.metrics_log import NoLog, RunLog
+from lattec_jax.training.state import (
     TrainState,
     init_state,
     learning_rate_schedule,
@@ -50,9 +44,8 @@ from lattec_jax.state import (
     replace_method,
     replicate,
 )
-from lattec_jax.step import StepSettings, make_train_step
-from lattec_jax.stop import AfterStep
-from lattec_jax.text import show
+from lattec_jax.training.step import StepSettings, make_train_step
+from lattec_jax.training.step_timer import Clock
 
 
 def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
@@ -63,23 +56,25 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         directory: the work directory.
         arguments: the command line's `--config...` arguments, for commands in messages.
     """
-    hosts.check_alike(to_json(config), Path(config.artifacts))
-    with hosts.together():
-        workdir.check(directory, config)
+    distributed.check_alike(to_json(config), Path(config.artifacts))
+    with distributed.together():
+        run_directory.check(directory, config)
         method = make_method(config.method)
         dataset = check_data.check(config)
 
     # ---------------------------------------------------------------- data and the stages before
     mesh = sharding.make_mesh(config.compute.fsdp)
-    inputs = stages.gather(config, dataset, arguments, method, mesh)
-    batch_size = feed.choose_batch_size(config, len(inputs.pictures.ids), mesh)
-    with hosts.together():
-        workdir.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
-    finished = directory / workdir.RESULTS
-    if hosts.first_says(finished.exists):
+    inputs = prepare.gather(config, dataset, arguments, method, mesh)
+    batch_size = input_pipeline.choose_batch_size(config, len(inputs.pictures.ids), mesh)
+    with distributed.together():
+        run_directory.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
+    finished = directory / run_directory.RESULTS
+    if distributed.first_says(finished.exists):
         return show_finished(directory)
     steps = total_steps(config, method, len(inputs.pictures.ids), batch_size)
-    batches, texts, present = feed.make_batches(config, inputs, method, batch_size, steps, mesh)
+    batches, texts, present = input_pipeline.make_batches(
+        config, inputs, method, batch_size, steps, mesh
+    )
 
     # ----------------------------------------------------------------------- model and optimiser
     frozen = encode_frozen(inputs, method, mesh)
@@ -87,31 +82,35 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     params, first = first_state(inputs, method, frozen.classes, mesh)
     state = init_state(params, optimiser, first, mesh, method.trainable, config.seed)
     del params, first  # the devices need not hold the model twice
-    pieces = feed.choose_pieces(config, batch_size, mesh)
+    pieces = input_pipeline.choose_pieces(config, batch_size, mesh)
     step_function = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
     reference = results.health_reference(inputs, frozen.classes, batch_size)
 
     # ------------------------------------------------------------------------------------- train
-    with hosts.first_before_others():
-        (workdir.claim if hosts.is_first() else workdir.follow)(directory, config, record)
-    if hosts.first_says(finished.exists):  # another process was faster
+    with distributed.first_before_others():
+        (run_directory.claim if distributed.is_first() else run_directory.follow)(
+            directory, config, record
+        )
+    if distributed.first_says(finished.exists):  # another process was faster
         return show_finished(directory)
-    with Checkpoints(directory / workdir.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
+    with Checkpoints(directory / run_directory.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
         state, timing = checkpoints.restore(state, mesh)
         start = int(state.step)
         if start:
             print(f"continuing at step {start} of {steps}")
         clock = Clock(batch_size, **timing)
-        tables = feed.make_tables(config, inputs, method, texts, present, frozen.training, mesh)
-        store = feed.training_store(inputs.pictures)
-        stream = feed.device_batches(batches, store, tables, start, steps, mesh)
-        log = (RunLog if hosts.is_first() else NoLog)(directory, start, steps, batch_size)
+        tables = input_pipeline.make_tables(
+            config, inputs, method, texts, present, frozen.training, mesh
+        )
+        store = input_pipeline.training_store(inputs.pictures)
+        stream = input_pipeline.device_batches(batches, store, tables, start, steps, mesh)
+        log = (RunLog if distributed.is_first() else NoLog)(directory, start, steps, batch_size)
         with (
             log as run_log,
-            AfterStep(hosts.Signals()) as signals,
+            AfterStep(distributed.Signals()) as signals,
             Profile(config.profile, start, steps) as profile,
         ):
-            watch = health.Watch(reference, run_log.lines(), speaks=hosts.is_first())
+            watch = health.Watch(reference, run_log.lines(), speaks=distributed.is_first())
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
                     state = begin_epoch(inputs, method, state, frozen.training, mesh)
@@ -147,8 +146,8 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     # The order of the files at the end: model, class vectors and report data, which a run that is
     # killed writes again; then the results, with which it counts as finished; then the page, which
     # `show_finished` makes of them where it is missing.
-    with hosts.first_before_others():
-        if not hosts.is_first():
+    with distributed.first_before_others():
+        if not distributed.is_first():
             return read_json(finished)
         vectors, predictions = outcome.vectors, outcome.predictions
         results.save_adapted(directory, inputs, method, outcome.params, vectors)
@@ -162,10 +161,10 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             "train_seconds": timing["seconds"],
             "images_per_second": clock.rate(),
         }
-        gather.save(directory, outcome.shown)
+        report_data.save(directory, outcome.shown)
         write_json(finished, found)
         show(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
-        gather.write_page(directory)
+        report_data.write_page(directory)
     return found
 
 
@@ -181,7 +180,7 @@ class Outcome(NamedTuple):
 
 def conclude(
     config: ConfigDict,
-    inputs: stages.Inputs,
+    inputs: prepare.Inputs,
     method: Method,
     state: TrainState,
     frozen: Frozen,
@@ -199,8 +198,8 @@ def conclude(
         predictions = results.predict_training(inputs, state.params, vectors, frozen.training)
     template, compared = config.templates[0], (before, after)
     both = (frozen.classes, vectors.adapted)
-    shown = gather.collect(inputs, method, state, template, both, compared, predictions)
-    return Outcome(hosts.fetch(state.params), vectors, compared, predictions, shown)
+    shown = report_data.collect(inputs, method, state, template, both, compared, predictions)
+    return Outcome(distributed.fetch(state.params), vectors, compared, predictions, shown)
 
 
 def show_finished(directory: Path) -> dict[str, Any]:
@@ -211,7 +210,7 @@ def show_finished(directory: Path) -> dict[str, Any]:
     Raises:
         DataError: the results are damaged.
     """
-    path = directory / workdir.RESULTS
+    path = directory / run_directory.RESULTS
     try:
         found = read_json(path)
         table = found["table"]
@@ -221,10 +220,10 @@ def show_finished(directory: Path) -> dict[str, Any]:
             "away: the same command then makes it again from the last checkpoint"
         ) from error
     show(f"{directory} holds a finished run\n{table}")
-    if hosts.is_first():
+    if distributed.is_first():
         remove_abandoned(directory)
-        if not (directory / workdir.REPORT).exists():
-            gather.write_page(directory)
+        if not (directory / run_directory.REPORT).exists():
+            report_data.write_page(directory)
     return found
 
 
@@ -236,18 +235,18 @@ class Frozen(NamedTuple):
     test: Float[np.ndarray, "T D"]  # of the training images where there are no test images
 
 
-def encode_frozen(inputs: stages.Inputs, method: Method, mesh: Mesh) -> Frozen:
+def encode_frozen(inputs: prepare.Inputs, method: Method, mesh: Mesh) -> Frozen:
     """What the pre-trained model, which leaves the devices again, says of a run's inputs."""
     params = sharding.put(mesh, inputs.weights.params)
     return Frozen(
         inputs.encoders.classes(params, inputs.prompts),
-        feed.frozen_features(inputs, method, params),
+        input_pipeline.frozen_features(inputs, method, params),
         results.test_features(inputs, params),
     )
 
 
 def first_state(
-    inputs: stages.Inputs, method: Method, classes: Float[np.ndarray, "C D"], mesh: Mesh
+    inputs: prepare.Inputs, method: Method, classes: Float[np.ndarray, "C D"], mesh: Mesh
 ) -> tuple[Params, Any]:
     """The parameters and the method's state that training starts from: those of the pre-trained
     model, whose class features are `classes`, or those of `config.init`."""
@@ -262,7 +261,7 @@ def first_state(
 
 
 def begin_epoch(
-    inputs: stages.Inputs,
+    inputs: prepare.Inputs,
     method: Method,
     state: TrainState,
     frozen: np.ndarray | None,
@@ -317,7 +316,7 @@ def total_steps(config: ConfigDict, method: Method, images: int, batch_size: int
 
 def compile_step(
     config: ConfigDict,
-    inputs: stages.Inputs,
+    inputs: prepare.Inputs,
     method: Method,
     optimiser: optax.GradientTransformation,
     steps: int,
@@ -335,7 +334,7 @@ def compile_step(
     )
     definition = define(
         inputs.weights.config,
-        dtype=stages.compute_dtype(config),
+        dtype=compute_dtype(config),
         remat=config.compute.remat,
         mesh=mesh,
     )

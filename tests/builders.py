@@ -9,7 +9,7 @@ from typing import ClassVar
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tests.public_sets import SETS, make_tree, rows
+from tests.data.public_sets import SETS, make_tree, rows
 
 
 class SmallBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

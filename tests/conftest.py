@@ -58,7 +58,7 @@ def one_device():
     """By default a mesh takes the first device only: programs for eight cost twice the time."""
     import jax
 
-    from lattec_jax import sharding
+    from lattec_jax.runtime import sharding
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "available_devices", lambda: jax.devices()[:1])
@@ -99,7 +99,7 @@ def all_devices(monkeypatch):
     """Let a mesh take all eight devices, as a run does."""
     import jax
 
-    from lattec_jax import sharding
+    from lattec_jax.runtime import sharding
 
     monkeypatch.setattr(sharding, "available_devices", jax.devices)
 
@@ -107,8 +107,9 @@ def all_devices(monkeypatch):
 @pytest.fixture(scope="session", autouse=True)
 def shared_steps():
     """Let runs of equal settings share one jitted step, as the steps of one run do."""
-    from lattec_jax import sharding, train_loop
-    from lattec_jax.config import to_json
+    from lattec_jax import train_loop
+    from lattec_jax.runtime import sharding
+    from lattec_jax.runtime.config import to_json
 
     made, compile_step = {}, train_loop.compile_step
 

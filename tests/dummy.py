@@ -7,8 +7,8 @@ import functools
 import jax
 import numpy as np
 
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import word_tokenizer
+from lattec_jax.data.images.preprocess import Preprocess
+from lattec_jax.data.text.tokenizer import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import initial_params
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig

@@ -11,7 +11,7 @@ import safetensors.numpy
 from PIL import Image
 
 from lattec_jax import train
-from lattec_jax.config import default_workdir, parse
+from lattec_jax.runtime.config import default_workdir, parse
 from tests.dummy import dummy_checkpoint
 
 CLASSES = ("cat", "dog", "bird")

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lattec_jax import check_data
-from lattec_jax.errors import DataError
-from tests.public_sets import content, make_tree
+from lattec_jax.runtime.errors import DataError
+from tests.data.public_sets import content, make_tree
 
 
 @pytest.fixture

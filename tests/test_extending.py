@@ -27,7 +27,7 @@ python() {
     case "${2-}" in
     lattec_jax.train) command python -c "
 import sys
-from lattec_jax.config import parse
+from lattec_jax.runtime.config import parse
 config, _ = parse(['train', *sys.argv[1:]])
 print('would train', config.dataset.name, config.method.name)
 " "${@:3}" ;;

@@ -109,7 +109,7 @@ def test_what_is_safe_is_not():
 BROAD = {
     "captioning/engines/openai.py",
     "captioning/engines/openai_client.py",
-    "lattec_jax/rust_errors.py",
+    "lattec_jax/runtime/rust_errors.py",
     "convert/torch_file.py",
     "convert/hub_tokenizer.py",
     "tests/fuzz/test_mutations.py",

@@ -9,10 +9,11 @@ import optax
 import pytest
 from jax.sharding import Mesh
 
-from lattec_jax import evaluate, sharding, train
-from lattec_jax.checkpoints import Checkpoints
-from lattec_jax.state import TrainState, init_state, state_shardings
-from lattec_jax.stop import Terminated
+from lattec_jax import evaluate, train
+from lattec_jax.runtime import sharding
+from lattec_jax.runtime.preemption import Terminated
+from lattec_jax.training.checkpoints import Checkpoints
+from lattec_jax.training.state import TrainState, init_state, state_shardings
 from tests.runs import arguments, logged, run
 from tests.test_resume import sigterm_in
 

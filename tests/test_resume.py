@@ -10,10 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from lattec_jax import train, train_loop
-from lattec_jax.report import __main__ as report
-from lattec_jax.run_log import RunLog
-from lattec_jax.stop import Terminated
+from lattec_jax import report, train, train_loop
+from lattec_jax.runtime.preemption import Terminated
+from lattec_jax.training.metrics_log import RunLog
 from tests.runs import arguments, assert_equal, logged, run
 
 

@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lattec_jax import evaluate, feed, predict, sharding, train, train_loop
-from lattec_jax.config import parse
-from lattec_jax.errors import ConfigError, DataError, TrainingError
-from lattec_jax.run_log import RunLog
+from lattec_jax import evaluate, predict, train, train_loop
+from lattec_jax.runtime import sharding
+from lattec_jax.runtime.config import parse
+from lattec_jax.runtime.errors import ConfigError, DataError, TrainingError
+from lattec_jax.training import input_pipeline
+from lattec_jax.training.metrics_log import RunLog
 from tests.runs import (
     CLASSES,
     EQUAL,
@@ -215,7 +217,7 @@ def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(trained, caps
     assert found["batch_size"] == 36
     assert "batch of 36 instead of 512" in capsys.readouterr().out
     config, eight = parse(arguments(*command))[0], sharding.make_mesh(devices=jax.devices())
-    assert feed.choose_batch_size(config, 36, eight) == 32
+    assert input_pipeline.choose_batch_size(config, 36, eight) == 32
 
 
 @pytest.mark.parametrize("method", ["zero_shot", pytest.param("latteclip", marks=pytest.mark.full)])

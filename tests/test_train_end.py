@@ -9,7 +9,7 @@ import pytest
 
 from convert import export
 from lattec_jax import train, train_loop
-from lattec_jax.files import temporary
+from lattec_jax.runtime.files import temporary
 from tests.runs import arguments
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from lattec_jax import evaluate, predict, train
-from lattec_jax.errors import ConfigError, WeightsError
 from lattec_jax.methods import METHODS
 from lattec_jax.methods.base import Method
-from lattec_jax.run_log import RunLog
+from lattec_jax.runtime.errors import ConfigError, WeightsError
+from lattec_jax.training.metrics_log import RunLog
 from tests.runs import arguments, assert_equal, base_model, classifier_of, logged, model_of, run
 
 RECLIP = ("--config.method.name=reclip", "--config.method.reclip.images_per_epoch=0")

@@ -15,9 +15,9 @@ from typing import NamedTuple, Protocol
 from ml_collections import ConfigDict
 from PIL import Image
 
-from lattec_jax.config import did_you_mean
-from lattec_jax.errors import ConfigError
-from lattec_jax.text import cut, valid_text
+from lattec_jax.runtime.config import did_you_mean
+from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.runtime.text import cut, valid_text
 
 MAX_ANSWER_CHARS = 4000  # of a text; CLIP reads about the first 300
 MAX_REASON_CHARS = 1000

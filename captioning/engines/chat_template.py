@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from lattec_jax.errors import EngineError
-from lattec_jax.text import cut, printable
+from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.text import cut, printable
 
 MAX_CHARS = 10_000
 MAX_LOOPS = 2  # nested: over the messages, and over the parts of each

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from captioning.collage import single_picture
 from captioning.engines import UNFIT, Failure, Identity, Request, unfit
 from captioning.engines import llava_loading as loading
-from lattec_jax.errors import EngineError
+from lattec_jax.runtime.errors import EngineError
 
 LARGEST_BATCH = 64  # beyond it a batch waits for its longest description
 SHARE = 0.8  # of the free memory that a batch may take

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from captioning.engines.chat_template import check_chat_template
-from lattec_jax.errors import EngineError
-from lattec_jax.safe_read import read_json
-from lattec_jax.validation import shown
+from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.safe_read import read_json
+from lattec_jax.runtime.validation import shown
 
 # Bytes for a weight of the language model's linear layers, and for every other parameter. Double
 # quantisation: 4 bits, 8 for each block of 64 and 32 for each 256 blocks (QLoRA, Sec. 3).

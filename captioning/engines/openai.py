@@ -23,8 +23,7 @@ from ml_collections import ConfigDict
 from captioning.engines import Failure, Identity, Request, checked
 from captioning.engines.key_filter import KeyFilter
 from captioning.engines.openai_client import make_client, plain_errors
-from captioning.engines.openai_session import Session
-from captioning.engines.openai_wire import (
+from captioning.engines.openai_messages import (
     LONG_SIDE,
     Redirected,
     Refused,
@@ -33,9 +32,10 @@ from captioning.engines.openai_wire import (
     model_names,
     one_line,
 )
-from lattec_jax.config import did_you_mean
-from lattec_jax.errors import ConfigError, EngineError
-from lattec_jax.text import valid_text
+from captioning.engines.openai_session import Session
+from lattec_jax.runtime.config import did_you_mean
+from lattec_jax.runtime.errors import ConfigError, EngineError
+from lattec_jax.runtime.text import valid_text
 
 if TYPE_CHECKING:
     import openai

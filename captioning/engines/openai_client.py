@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from captioning.engines.openai_wire import Redirected, Refused, Retry, StatusError
-from lattec_jax.errors import EngineError
+from captioning.engines.openai_messages import Redirected, Refused, Retry, StatusError
+from lattec_jax.runtime.errors import EngineError
 
 if TYPE_CHECKING:
     import httpx

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from captioning.engines import UNFIT, Failure, Request, unfit
 from captioning.engines.openai_client import plain_errors
-from captioning.engines.openai_wire import (
+from captioning.engines.openai_messages import (
     Redirected,
     Refused,
     Retry,
@@ -18,8 +18,8 @@ from captioning.engines.openai_wire import (
     retry_after,
     text_of,
 )
-from lattec_jax.errors import EngineError
-from lattec_jax.text import printable
+from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.text import printable
 
 if TYPE_CHECKING:
     from captioning.engines.openai import OpenAIEngine

@@ -32,10 +32,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax import safe_read
-from lattec_jax.config import artifacts_dir
-from lattec_jax.errors import DataError
-from lattec_jax.text import valid_text
+from lattec_jax.runtime import safe_read
+from lattec_jax.runtime.config import artifacts_dir
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.text import valid_text
 
 log = logging.getLogger(__name__)
 # The choices of `config.descriptions.group_members`, with what they add to a file's name.

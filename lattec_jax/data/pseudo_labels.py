@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from lattec_jax import safe_read
-from lattec_jax.config import artifacts_dir
-from lattec_jax.errors import DataError, WeightsError, shortened
-from lattec_jax.files import write_json, write_whole
-from lattec_jax.weights import locate
+from lattec_jax.runtime import safe_read
+from lattec_jax.runtime.config import artifacts_dir
+from lattec_jax.runtime.errors import DataError, WeightsError, shortened
+from lattec_jax.runtime.files import write_json, write_whole
+from lattec_jax.runtime.weights import locate
 
 COMMAND = "python -m lattec_jax.pseudo_label --config=..."
 
@@ -147,7 +147,7 @@ def read(
 
 
 def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
-    from lattec_jax import schemas  # imports pydantic, which --help does not need
+    from lattec_jax.runtime import schemas
 
     sidecar = path.with_suffix(".json")
     if not sidecar.exists():

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax.cli import command, read
+from lattec_jax.runtime.cli import command, read
 
 STEPS = 600
 

@@ -16,10 +16,10 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 from tqdm import tqdm
 
-from captioning.engines.pixels import describe_picture
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import Tokenizer, word_tokenizer
-from lattec_jax.demo.digits import CLASS_NAMES
+from lattec_jax.data.datasets.digits import CLASS_NAMES
+from lattec_jax.data.glyphs import describe_picture
+from lattec_jax.data.images.preprocess import Preprocess
+from lattec_jax.data.text.tokenizer import Tokenizer, word_tokenizer
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS, Renderer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params, bind, define, initial_params

@@ -3,7 +3,7 @@
 Every picture is drawn anew: size, place, stroke width, shear, rotation, a smooth warp, blur,
 resolution, contrast and noise are random. Five faces are held out, so that everything about the
 pre-training can be chosen on shapes it did not see. The handwritten digits that the demo adapts to
-(`lattec_jax.demo.digits`) play no part here.
+(`lattec_jax.data.datasets.digits`) play no part here.
 
 matplotlib (extra `demo`) is only asked where its fonts lie; Pillow draws them.
 """
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from lattec_jax.errors import DataError
+from lattec_jax.runtime.errors import DataError
 
 # The faces in which matplotlib's folder of TrueType fonts has lining digits.
 TRAINING_FONTS = (

@@ -1,8 +1,8 @@
 """The methods by name. A new one is a file beside these that defines `METHODS`.
 
 `METHODS` there maps names to functions of the section `config.method` that return a
-`lattec_jax.methods.base.Method`. `lattec_jax.config_schema` checks the values; a method with
-keys of its own raises ConfigError for a value outside their ranges.
+`lattec_jax.methods.base.Method`. `lattec_jax.runtime.config_schema` checks the values; a method
+with keys of its own raises ConfigError for a value outside their ranges.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from importlib import import_module
 
 from ml_collections import ConfigDict
 
-from lattec_jax.config import check_choice
 from lattec_jax.methods.base import Method
+from lattec_jax.runtime.config import check_choice
 
 Maker = Callable[[ConfigDict], Method]
 

@@ -5,8 +5,8 @@ assigned by the current model anew at every step (the preset "paper"), or they a
 the frozen model, on which the authors' repository trains this baseline ("released_code").
 
 Training, the current model's pseudo-labels included, takes the first template only; inference takes
-the adapted text features of the whole ensemble (`lattec_jax.data.prompts`). There are no prototypes
-and no averaging of weights.
+the adapted text features of the whole ensemble (`lattec_jax.data.text.prompts`). There are no
+prototypes and no averaging of weights.
 """
 
 from __future__ import annotations

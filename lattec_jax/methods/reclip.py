@@ -3,8 +3,8 @@
 Copy T trains the text tower's norms and copy V the image tower's, so one set of parameters holds
 both: T classifies the frozen model's image features by the current texts, V the current image
 features by a classifier of its own. Before each epoch every copy propagates the classes over a
-graph of the training images (`lattec_jax.methods.propagation`), and V's classifier becomes the
-centroids of its labels; both are then trained where the two labels of an image agree. The
+graph of the training images (`lattec_jax.methods.label_propagation`), and V's classifier becomes
+the centroids of its labels; both are then trained where the two labels of an image agree. The
 prediction is the mean of both copies.
 
 As in the authors' repository (michiganleon/ReCLIP_WACV, `reclip.py` and `models.py`), but for this:
@@ -28,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from lattec_jax.methods.base import EncodeClasses, Features, Method, Survey, Targets
-from lattec_jax.methods.propagation import centroids, class_directions, propagate
+from lattec_jax.methods.label_propagation import centroids, class_directions, propagate
 from lattec_jax.models.clip import normalise
 
 

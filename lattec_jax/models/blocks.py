@@ -22,8 +22,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from lattec_jax import sharding
 from lattec_jax.models.config import TextConfig, VisionConfig
+from lattec_jax.runtime import sharding
 
 Activation = Callable[[jax.Array], jax.Array]
 Keep = Callable[[jax.Array], jax.Array]

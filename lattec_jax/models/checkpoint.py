@@ -20,24 +20,23 @@ from typing import Any, Literal
 import numpy as np
 import safetensors.numpy
 
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import FILE_NAME as TOKENIZER_FILE
-from lattec_jax.data.tokenizer import Tokenizer
-from lattec_jax.errors import WeightsError
-from lattec_jax.files import (
+from lattec_jax.data.images.preprocess import Preprocess
+from lattec_jax.data.text.tokenizer import FILE_NAME as TOKENIZER_FILE
+from lattec_jax.data.text.tokenizer import Tokenizer
+from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.models.tensor_files import Shapes, read_safetensors
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.files import (
     partial_directory,
     remove_abandoned,
     replace_directory,
     write_safetensors,
 )
-from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
-from lattec_jax.models.tensor_files import Shapes, read_safetensors
-from lattec_jax.safe_read import read_json
-from lattec_jax.text import cut, printable
-from lattec_jax.validation import STRICT, validate
+from lattec_jax.runtime.safe_read import read_json
+from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.validation import STRICT, validate
+from lattec_jax.runtime.weights import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 
-FORMAT = "lattec_jax-clip-1"
-WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 MAX_CONFIG_BYTES = 2**24
 _MAX_PROBLEMS = 50  # tensors that a message lists
 _FILES = {WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE}

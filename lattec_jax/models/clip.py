@@ -207,7 +207,7 @@ class CLIP(nnx.Module):
         """Unit features of token matrices of any length L up to the context length.
 
         A causal model read out at the end-of-text token needs no padding: crop L to the longest
-        text (`lattec_jax.models.config.text_lengths`).
+        text (`lattec_jax.data.text.bucketing.text_lengths`).
         """
         return self.encode_texts([tokens])[0]
 

@@ -1,7 +1,7 @@
 """The architecture of a CLIP, as the weights' own configuration states it. Imports no JAX.
 
-The annotations of the dataclasses are checked by `lattec_jax.validation` where a configuration is
-read from a file.
+The annotations of the dataclasses are checked by `lattec_jax.runtime.validation` where a
+configuration is read from a file.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-import numpy as np
 from annotated_types import Interval
 
-from lattec_jax.errors import WeightsError
-from lattec_jax.text import cut, printable
-from lattec_jax.validation import STRICT, STRICT_OPEN, shown, validate
+from lattec_jax.data.text.tokenizer_rules import MAX_TOKEN_IDS, ContextLength, TokenId
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.validation import STRICT, STRICT_OPEN, shown, validate
 
 # Settings of open_clip's towers that this project does not implement, each with the value that
 # leaves it off. A configuration that sets one of them is refused rather than half understood.
@@ -58,12 +58,9 @@ _TOP_KNOWN |= {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "
 
 # Ranges of what configurations state. The largest CLIP of open_clip has widths up to 1,664, 48
 # layers and 901,629 token ids; what is checked against these is also checked against the tensors.
-MAX_TOKEN_IDS = 2**24
 Width = Annotated[int, Interval(ge=1, le=2**16)]
 Layers = Annotated[int, Interval(ge=1, le=1024)]
 ImageSide = Annotated[int, Interval(ge=1, le=2**14)]
-ContextLength = Annotated[int, Interval(ge=2, le=2**14)]
-TokenId = Annotated[int, Interval(ge=0, lt=MAX_TOKEN_IDS)]
 VocabSize = Annotated[int, Interval(ge=1, le=MAX_TOKEN_IDS)]
 Ratio = Annotated[float, Interval(gt=0, le=64)]
 Epsilon = Annotated[float, Interval(gt=0, le=0.1)]  # of layer norms
@@ -311,23 +308,3 @@ def _refuse_unknown(section: str, found: Mapping[str, Any], known: set[str]) -> 
             "to the model is not known here. Choose one of open_clip's plain ViT models "
             "(docs/models.md lists them)"
         )
-
-
-def text_lengths(tokens: np.ndarray, config: TextConfig) -> np.ndarray:
-    """How many leading tokens of each text its feature depends on.
-
-    With a causal tower read out at the end-of-text token, nothing after that token matters,
-    whatever the padding: the token that is looked for is the first of its kind. Other towers need
-    all of them: without a causal mask every token sees the padding, and "last" reads it.
-
-    Args:
-        tokens: `[N, L]` token ids.
-
-    Returns:
-        `[N]` int32 lengths between 1 and L.
-    """
-    if config.causal and config.pool == "argmax":
-        return (np.argmax(tokens, axis=1) + 1).astype(np.int32)
-    if config.causal and config.pool == "eos":
-        return (np.argmax(tokens == config.eos_id, axis=1) + 1).astype(np.int32)
-    return np.full(tokens.shape[0], tokens.shape[1], np.int32)

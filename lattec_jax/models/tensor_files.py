@@ -15,11 +15,11 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from lattec_jax.errors import WeightsError
-from lattec_jax.rust_errors import rust_errors
-from lattec_jax.safe_read import open_regular
-from lattec_jax.text import cut, printable
-from lattec_jax.validation import shown
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.rust_errors import rust_errors
+from lattec_jax.runtime.safe_read import open_regular
+from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.validation import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
 # What NumPy and ml_dtypes hold; the library has more: float8, float4, complex numbers.

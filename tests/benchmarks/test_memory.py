@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import memory
-from lattec_jax import sharding
+from lattec_jax.runtime import sharding
 
 DEVICES = 8
 

@@ -16,7 +16,7 @@ from benchmarks import train_step, workload
 from benchmarks.ours import Ours
 from benchmarks.torch_best import Best
 from benchmarks.torch_release import Release
-from lattec_jax.models.config import text_lengths
+from lattec_jax.data.text.bucketing import text_lengths
 from tests.openclip_models import shrunken
 
 

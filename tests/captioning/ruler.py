@@ -12,9 +12,9 @@ from PIL import Image
 
 from captioning.engines import Failure, Identity, Request
 from configs import common
-from lattec_jax.config import resolve
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import descriptions_path, read
+from lattec_jax.runtime.config import resolve
 
 CLASSES = ("cat", "dog")
 IDS = [f"{i:02d}.png" for i in range(10)]

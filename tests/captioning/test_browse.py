@@ -23,8 +23,8 @@ from captioning.groups import sample_groups
 from captioning.shards import Shard
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
-from lattec_jax.data.preprocess import open_picture
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.data.images.preprocess import open_picture
+from lattec_jax.runtime.errors import ConfigError, DataError
 from tests.captioning.hostile_page import hostile_data
 from tests.captioning.ruler import IDS, LABELS, Ruler, write_config_file, write_labels
 

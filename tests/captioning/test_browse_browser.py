@@ -6,7 +6,7 @@ import pytest
 
 from captioning import browse
 from tests.captioning.hostile_page import TEXTS, hostile_data
-from tests.report.browser import CHROMIUM, Browser
+from tests.reporting.browser import CHROMIUM, Browser
 
 pytestmark = [
     pytest.mark.full,

@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("jinja2")
 
 from captioning.engines.chat_template import check_chat_template
-from lattec_jax.errors import EngineError
+from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
 
 # The start of llava-hf/llava-v1.6-vicuna-7b-hf's, with transformers' own tags.

@@ -16,7 +16,7 @@ from captioning.shards import Shard, shard_paths
 from lattec_jax import train
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.runtime.errors import ConfigError, DataError
 from tests.captioning.ruler import make_config, write_config_file
 from tests.dummy import dummy_checkpoint
 from tests.runs import arguments, make_pictures

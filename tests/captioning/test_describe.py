@@ -18,7 +18,7 @@ from captioning.describe import describe
 from captioning.groups import sample_groups
 from captioning.shards import Shard, shard_path, shard_paths
 from lattec_jax.data.descriptions import descriptions_path
-from lattec_jax.errors import ConfigError, DataError, EngineError
+from lattec_jax.runtime.errors import ConfigError, DataError, EngineError
 from tests.captioning.ruler import (
     IDS,
     LABELS,
@@ -297,7 +297,7 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from captioning.describe import describe
-from lattec_jax.config import from_json
+from lattec_jax.runtime.config import from_json
 from tests.captioning.ruler import Ruler
 class Slow(Ruler):
     def describe(self, requests):
@@ -336,8 +336,8 @@ FULL = """
 import resource, signal, sys
 from pathlib import Path
 from captioning.describe import describe
-from lattec_jax.config import from_json
-from lattec_jax.errors import DataError
+from lattec_jax.runtime.config import from_json
+from lattec_jax.runtime.errors import DataError
 from tests.captioning.ruler import Ruler
 class Fills(Ruler):
     def describe(self, requests):

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from captioning.engines import ENGINES, engine_module, pixels
 from configs import common
-from lattec_jax.errors import ConfigError
+from lattec_jax.runtime.errors import ConfigError
 
 
 def test_an_engine_is_found_by_its_name():

@@ -9,8 +9,8 @@ import numpy as np
 
 from captioning.describe import describe
 from captioning.groups import sample_groups
-from lattec_jax.config import parse
 from lattec_jax.data.descriptions import descriptions_path
+from lattec_jax.runtime.config import parse
 from tests.captioning.ruler import IDS, LABELS, Ruler, texts, write_labels
 
 MANY = [f"train/{i:04d}.png" for i in range(300)]

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from captioning.groups import sample_forced_groups, sample_groups
-from lattec_jax.errors import DataError
+from lattec_jax.runtime.errors import DataError
 
 IDS = [f"train/{i:04d}.png" for i in range(300)]
 LABELS = np.random.default_rng(0).integers(0, 5, 300).astype(np.int32)

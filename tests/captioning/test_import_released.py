@@ -12,11 +12,12 @@ from PIL import Image
 from captioning import import_released as command
 from captioning.import_released import import_released
 from configs import common
-from lattec_jax import stages, train
-from lattec_jax.config import parse, resolve
+from lattec_jax import train
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.runtime.config import parse, resolve
+from lattec_jax.runtime.errors import ConfigError, DataError
+from lattec_jax.training import prepare
 from tests.dummy import dummy_checkpoint
 from tests.runs import arguments, make_pictures
 
@@ -231,7 +232,7 @@ def test_training_reads_what_was_imported(command_line):
     dataset = datasets.load(config)
     pictures = SimpleNamespace(ids=dataset.train.ids)
     labels = SimpleNamespace(labels=dataset.train.labels)
-    read = stages.descriptions(config, "", dataset, pictures, labels, ("image", "group"))
+    read = prepare.descriptions(config, "", dataset, pictures, labels, ("image", "group"))
     assert {kind: counts["found"] for kind, counts in read.counts.items()} == {
         "image": 36,
         "group": 36,

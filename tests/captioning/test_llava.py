@@ -13,7 +13,7 @@ from PIL import Image
 from captioning.collage import collage
 from captioning.engines import Failure, Request, llava, llava_loading
 from configs import common
-from lattec_jax.errors import EngineError
+from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
 
 PROMPT = "Describe the object in the photo concisely, using less than 20 words."

@@ -11,22 +11,23 @@ from captioning import merge
 from captioning.describe import describe
 from captioning.engines import engine_module
 from captioning.shards import Shard, shard_paths
-from lattec_jax import pseudo_label, stages, train
-from lattec_jax.config import parse
+from lattec_jax import pseudo_label, train
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records
-from lattec_jax.errors import DataError
 from lattec_jax.methods import make_method
-from lattec_jax.sharding import make_mesh
+from lattec_jax.runtime.config import parse
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.sharding import make_mesh
+from lattec_jax.training import prepare
 from tests import tiny_llava
 from tests.dummy import dummy_checkpoint
 from tests.runs import arguments, make_pictures
 
 
-def gather(config: ConfigDict) -> stages.Inputs:
+def gather(config: ConfigDict) -> prepare.Inputs:
     """All that a run would start from."""
     mesh = make_mesh(config.compute.fsdp)
-    return stages.gather(config, datasets.load(config), "", make_method(config.method), mesh)
+    return prepare.gather(config, datasets.load(config), "", make_method(config.method), mesh)
 
 
 @pytest.mark.parametrize("until", ["inputs", pytest.param("results", marks=pytest.mark.full)])

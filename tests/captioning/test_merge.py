@@ -11,7 +11,7 @@ from captioning.describe import describe
 from captioning.merge import merge
 from captioning.shards import Shard
 from lattec_jax.data.descriptions import Record, descriptions_path, records, to_line
-from lattec_jax.errors import ConfigError, DataError
+from lattec_jax.runtime.errors import ConfigError, DataError
 from tests.captioning.ruler import IDS, Ruler, texts, write_config_file, write_labels
 
 

@@ -28,11 +28,11 @@ from captioning.engines import openai as engine
 from captioning.engines.key_filter import KeyFilter
 from captioning.shards import ShardWriter
 from captioning.tasks import Task
-from captioning.work import work
+from captioning.worker import work
 from configs import common
-from lattec_jax.config import resolve
 from lattec_jax.data.descriptions import records
-from lattec_jax.errors import EngineError
+from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.errors import EngineError
 from tests.captioning.misbehaving_server import (
     CHAT,
     GOOD,

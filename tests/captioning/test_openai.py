@@ -16,10 +16,10 @@ from PIL import Image
 from captioning.collage import single_picture
 from captioning.engines import Failure, Identity, Request, engine_module
 from captioning.engines import openai as engine
-from captioning.engines.openai_wire import data_uri, retry_after
+from captioning.engines.openai_messages import data_uri, retry_after
 from configs import common
-from lattec_jax.config import resolve
-from lattec_jax.errors import ConfigError, EngineError
+from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.errors import ConfigError, EngineError
 from tests.captioning.chat_server import MODEL, body, listing, says, status
 
 pytest.importorskip("openai")

@@ -17,8 +17,8 @@ from captioning.engines import Failure, Request
 from captioning.engines.openai import OpenAIEngine
 from captioning.engines.openai_session import log
 from configs import common
-from lattec_jax.config import resolve
-from lattec_jax.errors import DataError, EngineError
+from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.errors import DataError, EngineError
 from tests.captioning.chat_server import (
     MODEL,
     ChatServer,

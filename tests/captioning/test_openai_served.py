@@ -17,10 +17,10 @@ from PIL import Image
 
 from captioning.engines import Request, checked, engine_module
 from configs import common
-from lattec_jax.config import resolve
-from lattec_jax.errors import EngineError
+from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
-from tests.hub_tokenizers import transformers
+from tests.data.hub_tokenizers import transformers
 
 for _package in ("openai", "torch", "fastapi", "uvicorn", "accelerate"):
     pytest.importorskip(_package)

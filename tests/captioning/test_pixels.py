@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from PIL import Image, ImageDraw, ImageOps
 
 from captioning.engines import Failure, Request
-from captioning.engines.pixels import attributes, describe_picture, load
-from lattec_jax.data.preprocess import open_picture
-from lattec_jax.demo.digits import CLASS_NAMES
+from captioning.engines.pixels import load
+from lattec_jax.data.datasets.digits import CLASS_NAMES
+from lattec_jax.data.glyphs import attributes, describe_picture
+from lattec_jax.data.images.preprocess import open_picture
 
 
 def drawing(*strokes: tuple[str, tuple[int, ...]], side: int = 60) -> Image.Image:

@@ -18,7 +18,7 @@ from captioning.shards import (
     shard_paths,
 )
 from lattec_jax.data.descriptions import Record, records, to_line
-from lattec_jax.errors import DataError
+from lattec_jax.runtime.errors import DataError
 
 
 def record(image: str, text: str = "a text", key: str = "", error: str = "") -> Record:

@@ -12,11 +12,11 @@ import pytest
 import safetensors.numpy
 
 from convert import flax_to_openclip, names, sources
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import word_tokenizer
-from lattec_jax.errors import WeightsError
+from lattec_jax.data.images.preprocess import Preprocess
+from lattec_jax.data.text.tokenizer import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.runtime.errors import WeightsError
 from tests.convert.conftest import FLAGS, PREPROCESS_CFG, random_tensors, to_flax
 from tests.openclip_models import model_cfg, random_open_clip, shrunken, state_dict
 from tests.torch_fix import define_missing_torchvision_operators

@@ -19,11 +19,11 @@ from PIL import Image
 
 from convert import export, sources, to_huggingface
 from lattec_jax import Classifier
-from lattec_jax.config import parse, to_json
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import Tokenizer, clip_tokenizer
-from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.data.images.preprocess import Preprocess
+from lattec_jax.data.text.tokenizer import Tokenizer, clip_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.runtime.config import parse, to_json
+from lattec_jax.runtime.errors import ConfigError, WeightsError
 from tests.no_room import no_room
 from tests.openclip_models import ARCHITECTURES, flat_params, random_open_clip, shrunken
 from tests.torch_fix import define_missing_torchvision_operators

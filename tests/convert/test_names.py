@@ -5,9 +5,9 @@ import pytest
 
 from convert.flax_to_openclip import open_clip_model_cfg
 from convert.names import open_clip_name, to_flax, to_open_clip
-from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import expected_shapes
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.runtime.errors import WeightsError
 from tests.openclip_models import (
     ARCHITECTURES,
     flat_params,

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from convert import hub, hub_tokenizer, sources
-from lattec_jax.errors import WeightsError
-from tests import hub_tokenizers
+from lattec_jax.runtime.errors import WeightsError
+from tests.data import hub_tokenizers
 
 ROOT = Path(__file__).parents[2]
 

@@ -14,9 +14,9 @@ import pytest
 import safetensors.numpy
 
 from convert import openclip_to_flax, sources, torch_file
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.errors import ConfigError, WeightsError
+from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.runtime.errors import ConfigError, WeightsError
 from tests.convert.conftest import FLAGS, to_flax
 from tests.openclip_models import use_shrunken_models
 from tests.torch_fix import define_missing_torchvision_operators

@@ -22,7 +22,7 @@ from lattec_jax.data.descriptions import (
     shuffled,
     to_line,
 )
-from lattec_jax.errors import DataError
+from lattec_jax.runtime.errors import DataError
 
 
 def record(image: str, text: str = "a text", kind: str = "image", **changes) -> Record:

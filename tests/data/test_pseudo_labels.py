@@ -10,7 +10,7 @@ import pytest
 
 from configs import common
 from lattec_jax.data import pseudo_labels
-from lattec_jax.errors import DataError, WeightsError
+from lattec_jax.runtime.errors import DataError, WeightsError
 
 SOURCE = pseudo_labels.provenance("ab" * 32, [("cat", "tom"), ("dög",)], ["a photo of a {}."])
 IDS = ["x/1.jpg", "ü.jpg", "z.jpg"]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import configs.demo
-from captioning.engines.pixels import describe_picture
+from lattec_jax.data.glyphs import describe_picture
 from lattec_jax.demo import pretrain, pretrain_loop
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS
 from lattec_jax.models.checkpoint import Checkpoint

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS, Renderer
-from lattec_jax.errors import DataError
+from lattec_jax.runtime.errors import DataError
 
 
 def test_same_seed_same_pictures() -> None:

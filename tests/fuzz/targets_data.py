@@ -19,15 +19,17 @@ import optax
 from PIL import Image
 
 from captioning.shards import Shard, ShardWriter, recorded, shard_path
-from lattec_jax import sharding
-from lattec_jax.checkpoints import SUMS, Checkpoints, _sums, damage, read
-from lattec_jax.config import parse
-from lattec_jax.data import coop, datasets, descriptions, store, tfds
-from lattec_jax.data.content import content_hashes
-from lattec_jax.data.dataset import Dataset
-from lattec_jax.data.preprocess import Preprocess, open_picture, picture_errors, picture_size
-from lattec_jax.data.prompts import description_prompt
-from lattec_jax.state import init_state
+from lattec_jax.data import datasets, descriptions
+from lattec_jax.data.datasets import coop, tfds
+from lattec_jax.data.datasets.dataset import Dataset
+from lattec_jax.data.images import image_cache
+from lattec_jax.data.images.content_hashes import content_hashes
+from lattec_jax.data.images.preprocess import Preprocess, open_picture, picture_errors, picture_size
+from lattec_jax.data.text.prompts import description_prompt
+from lattec_jax.runtime import sharding
+from lattec_jax.runtime.config import parse
+from lattec_jax.training.checkpoints import SUMS, Checkpoints, _sums, damage, read
+from lattec_jax.training.state import init_state
 from tests.fuzz.mutations import Target
 
 PREPROCESS = Preprocess((8, 8), (0.5,) * 3, (0.5,) * 3)
@@ -214,8 +216,8 @@ def _image_cache(directory: Path) -> dict[str, Target]:
         "--config.dataset.held_out=0",
     ).train
 
-    def make() -> store.StorePaths:
-        return store.make_stores(split, directory / "made", PREPROCESS, 8, max_unreadable=0.5)
+    def make() -> image_cache.StorePaths:
+        return image_cache.make_stores(split, directory / "made", PREPROCESS, 8, max_unreadable=0.5)
 
     paths = make()
 
@@ -223,7 +225,7 @@ def _image_cache(directory: Path) -> dict[str, Target]:
         def read_store(path: Path) -> None:
             with _in_place_of(file, path):
                 made = make()
-                for opened in map(store.open_store, (made.evaluation, made.training)):
+                for opened in map(image_cache.open_store, (made.evaluation, made.training)):
                     assert opened.read(np.arange(len(opened.ids))).shape[3:] == (3,)
 
         return read_store

@@ -12,18 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from lattec_jax import health, run_log, workdir
-from lattec_jax.config import from_json, leaves, of_run, parse, to_json
 from lattec_jax.data import pseudo_labels
-from lattec_jax.errors import differences
-from lattec_jax.prediction_files import PredictionFile, header, line
-from lattec_jax.report import page
-from lattec_jax.sweep.__main__ import write_tables
-from lattec_jax.sweep.cells import read_results
-from lattec_jax.sweep.plan import Sweep, choose_tables
+from lattec_jax.inference.prediction_files import PredictionFile, header, line
+from lattec_jax.paper_tables.cells import read_results
+from lattec_jax.paper_tables.plan import Sweep, choose_tables
+from lattec_jax.reporting import health, page
+from lattec_jax.runtime import run_directory
+from lattec_jax.runtime.config import from_json, leaves, of_run, parse, to_json
+from lattec_jax.runtime.errors import differences
+from lattec_jax.sweep import write_tables
+from lattec_jax.training import metrics_log
 from tests.fuzz.mutations import Target
-from tests.report.example import example, write_files
-from tests.sweep.conftest import results_of
+from tests.paper_tables.conftest import results_of
+from tests.reporting.example import example, write_files
 
 SOURCE = pseudo_labels.provenance("ab" * 32, [("cat", "tom"), ("dög",)], ["a photo of a {}."])
 INPUTS = {
@@ -54,12 +55,14 @@ def targets(tmp_path: Path) -> dict[str, Target]:
     config, _ = parse(["train", "--config=configs/eurosat.py"])
     return {
         "config.json": Target(to_json(config).encode(), ".json", _read_config),
-        "inputs.json": Target(_json(INPUTS), ".json", _in_run(tmp_path / "i", workdir.INPUTS)),
+        "inputs.json": Target(
+            _json(INPUTS), ".json", _in_run(tmp_path / "i", run_directory.INPUTS)
+        ),
         **_of_report(tmp_path / "report"),
         "metrics.jsonl, log": Target(
             b"".join(_json(own) + b"\n" for own in example().log),
             ".jsonl",
-            _in_run(tmp_path / "log", workdir.METRICS),
+            _in_run(tmp_path / "log", run_directory.METRICS),
         ),
         **_of_pseudo_labels(tmp_path / "labels"),
         **_of_predictions(tmp_path / "predictions"),
@@ -78,13 +81,13 @@ def _in_run(directory: Path, name: str) -> Callable[[Path], None]:
 
     def read(path: Path) -> None:
         (directory / name).write_bytes(path.read_bytes())
-        if name == workdir.INPUTS:
-            found = workdir.read_inputs(directory)
+        if name == run_directory.INPUTS:
+            found = run_directory.read_inputs(directory)
             differences(found, INPUTS)
             list(found.get("class_names") or ())
             return
-        run_log._drop_after(directory / name, 100)
-        lines = run_log.read_log(directory)
+        metrics_log._drop_after(directory / name, 100)
+        lines = metrics_log.read_log(directory)
         vectors = np.eye(3, dtype=np.float32)
         labels = np.arange(30) % 3
         reference = health.Reference(["a", "b", "c"], vectors, labels, 8, {"image": 1.0})
@@ -110,7 +113,12 @@ def _of_report(directory: Path) -> dict[str, Target]:
 
         return replaced
 
-    names = (workdir.CONFIG, workdir.RESULTS, workdir.REPORT_DATA, workdir.METRICS)
+    names = (
+        run_directory.CONFIG,
+        run_directory.RESULTS,
+        run_directory.REPORT_DATA,
+        run_directory.METRICS,
+    )
     return {
         f"{name}, page": Target(
             (directory / name).read_bytes(), Path(name).suffix, read(name)
@@ -177,7 +185,7 @@ def _of_sweep(directory: Path, config: bytes) -> dict[str, Target]:
     row = next(row for row in plan.rows if row.name == "latteclip")
     run = plan.workdir("eurosat", row, 0)
     run.mkdir(parents=True)
-    valid = {run / workdir.RESULTS: _json(SWEEP_RESULTS), run / workdir.CONFIG: config}
+    valid = {run / run_directory.RESULTS: _json(SWEEP_RESULTS), run / run_directory.CONFIG: config}
 
     def read(changed: Path) -> Callable[[Path], None]:
         def replaced(path: Path) -> None:

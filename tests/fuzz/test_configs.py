@@ -9,10 +9,10 @@ from hypothesis import event, example
 from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
-from lattec_jax.augment import Augmentation
-from lattec_jax.config import from_json, leaves, parse, to_json
-from lattec_jax.errors import ConfigError
 from lattec_jax.methods import make_method
+from lattec_jax.runtime.config import from_json, leaves, parse, to_json
+from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.training.augmentation import Augmentation
 from tests.fuzz.tiers import inputs
 
 

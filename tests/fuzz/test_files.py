@@ -17,11 +17,16 @@ from hypothesis import assume, event
 from hypothesis import strategies as st
 from PIL import Image
 
-from lattec_jax.config import parse
 from lattec_jax.data import datasets, descriptions
-from lattec_jax.data.preprocess import Preprocess, UnreadablePicture, open_picture, picture_errors
-from lattec_jax.errors import DataError
-from lattec_jax.text import valid_text
+from lattec_jax.data.images.preprocess import (
+    Preprocess,
+    UnreadablePicture,
+    open_picture,
+    picture_errors,
+)
+from lattec_jax.runtime.config import parse
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.text import valid_text
 from tests.fuzz.tiers import inputs
 
 JSON = st.recursive(

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, seed, settings
 
-from lattec_jax.errors import UserError
+from lattec_jax.runtime.errors import UserError
 from tests.fuzz.mutations import Limits, Target, mutations
 from tests.fuzz.tiers import FRACTIONS, TIERS
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from scipy.special import logsumexp, softmax
 
-from lattec_jax import sharding
 from lattec_jax.methods.contrastive import info_nce
+from lattec_jax.runtime import sharding
 
 LARGE, DIMENSION = 32_768, 512
 QUICK = ((2, 1), (7, 20), (12, 60), (12, 2**25))  # a row at a time, an odd rest, blocks, the whole

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattec_jax.config import parse
-from lattec_jax.errors import ConfigError
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.flyp import FLYP
+from lattec_jax.runtime.config import parse
+from lattec_jax.runtime.errors import ConfigError
 
 
 def flyp(*overrides: str, name: str = "flyp") -> FLYP:

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from convert.names import to_open_clip
-from lattec_jax import sharding
+from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.flyp import FLYP
 from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.methods.reclip import Copies, ReCLIP
-from lattec_jax.micro_batches import Encoder
 from lattec_jax.models.clip import define
-from lattec_jax.models.config import text_lengths
-from lattec_jax.step import Batch, Tables, gather_features
+from lattec_jax.runtime import sharding
+from lattec_jax.training.microbatches import Encoder
+from lattec_jax.training.step import Batch, Tables, gather_features
 from tests.methods.reference import unit
 from tests.openclip_models import flat_params, random_open_clip, shrunken
 

@@ -10,19 +10,19 @@ import numpy as np
 import pytest
 
 from configs.common import get_config
-from lattec_jax import sharding
-from lattec_jax.config import parse, resolve
-from lattec_jax.errors import ConfigError
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Survey
 from lattec_jax.methods.reclip import Copies, ReCLIP
 from lattec_jax.models.clip import define
-from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
-from lattec_jax.step import StepSettings, make_train_step
+from lattec_jax.runtime import sharding
+from lattec_jax.runtime.config import parse, resolve
+from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.train_loop import total_steps
+from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.training.step import StepSettings, make_train_step
 from tests.methods.reference import unit
-from tests.methods.test_propagation import clusters, dense_graph
-from tests.test_step import N, World, on_device
+from tests.methods.test_label_propagation import clusters, dense_graph
+from tests.training.test_step import N, World, on_device
 
 
 def configuration(*overrides: str):

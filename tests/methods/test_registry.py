@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from lattec_jax.config import parse
-from lattec_jax.errors import ConfigError
 from lattec_jax.methods import METHODS, collect, make_method
 from lattec_jax.methods.flyp import FLYP
 from lattec_jax.methods.latteclip import LatteCLIP
+from lattec_jax.runtime.config import parse
+from lattec_jax.runtime.errors import ConfigError
 
 
 def method(*overrides: str):

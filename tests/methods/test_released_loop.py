@@ -15,15 +15,15 @@ import numpy as np
 import pytest
 
 from convert.names import to_open_clip
-from lattec_jax import sharding
-from lattec_jax.config import parse
-from lattec_jax.data.batches import Batches
+from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.methods import make_method
 from lattec_jax.methods.base import Targets
 from lattec_jax.models.clip import define
-from lattec_jax.models.config import text_lengths
-from lattec_jax.state import init_state, learning_rate_schedule, make_optimiser
-from lattec_jax.step import Batch, StepSettings, Tables, make_train_step
+from lattec_jax.runtime import sharding
+from lattec_jax.runtime.config import parse
+from lattec_jax.training.batches import Batches
+from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.training.step import Batch, StepSettings, Tables, make_train_step
 from tests.openclip_models import flat_params, random_open_clip, shrunken
 
 torch = pytest.importorskip("torch")

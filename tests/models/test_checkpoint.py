@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lattec_jax.data.preprocess import Preprocess
-from lattec_jax.data.tokenizer import word_tokenizer
-from lattec_jax.errors import WeightsError
+from lattec_jax.data.images.preprocess import Preprocess
+from lattec_jax.data.text.tokenizer import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint, expected_shapes
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.runtime.errors import WeightsError
 from tests.no_room import no_room
 
 CONFIG = CLIPConfig(
@@ -207,7 +207,7 @@ def test_shapes_follow_the_flags():
 
 def test_imports_neither_jax_nor_torch():
     code = (
-        "import sys, lattec_jax.models.checkpoint, lattec_jax.data.tokenizer;"
+        "import sys, lattec_jax.models.checkpoint, lattec_jax.data.text.tokenizer;"
         "sys.exit(bool({'jax', 'torch', 'open_clip'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lattec_jax import sharding
+from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.models.checkpoint import expected_shapes
 from lattec_jax.models.clip import bind, define, initial_params
-from lattec_jax.models.config import CLIPConfig, text_lengths
+from lattec_jax.models.config import CLIPConfig
+from lattec_jax.runtime import sharding
 from tests.dummy import dummy_checkpoint
 from tests.openclip_models import (
     ARCHITECTURES,

@@ -11,7 +11,8 @@ import pytest
 from convert.flax_to_openclip import open_clip_model_cfg
 from convert.list_models import FULL_SIZE, parameters, plain_models
 from convert.names import to_open_clip
-from lattec_jax.models.config import CLIPConfig, text_lengths
+from lattec_jax.data.text.bucketing import text_lengths
+from lattec_jax.models.config import CLIPConfig
 from tests.models.test_clip import compare, encoders, random_tokens
 from tests.openclip_models import flat_params, miniature, model_cfg, random_open_clip, state_dict
 

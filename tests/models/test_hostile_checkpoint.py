@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lattec_jax.errors import WeightsError
 from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.runtime.errors import WeightsError
 from tests.models.test_checkpoint import make_checkpoint
 
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lattec_jax import adapted
-from lattec_jax.errors import WeightsError
-from lattec_jax.models import tensor_files
+from lattec_jax.models import run_artifacts, tensor_files
 from lattec_jax.models.tensor_files import read_safetensors, refuse_not_finite
-from lattec_jax.safe_read import open_regular
+from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.safe_read import open_regular
 
 
 def write(path: Path, kind: str, shape: list[int], data: bytes) -> Path:
@@ -120,7 +119,7 @@ def test_declared_sizes_without_data_are_refused(tmp_path):
 def read_as_classifier(path: Path) -> None:
     """Read the file in the place of a run's classifier."""
     path.rename(path.parent / "classifier.safetensors")
-    adapted.load(path.parent)
+    run_artifacts.load(path.parent)
 
 
 @pytest.mark.parametrize("read", [read_safetensors, read_as_classifier])

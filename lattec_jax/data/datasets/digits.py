@@ -1,0 +1,103 @@
+"""The demo's target domain: the handwritten digits that scikit-learn carries, as PNG files.
+
+1,797 pictures of 8 × 8 pixels in 17 grey levels, light ink on a dark ground: the test part of
+"Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning
+Repository, 1998, CC BY 4.0), `sklearn.datasets.load_digits`.
+
+The split is fixed: of each class, the first 100 of a permutation by NumPy's `default_rng(0)` are
+the training part (1,000 pictures) and the others the test part (797). So the training images are
+balanced with the help of their labels. scikit-learn does not say who wrote which digit, so both
+parts show the same hands.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from lattec_jax.data.datasets.dataset import Dataset, Split
+from lattec_jax.runtime.config import set_dir
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.files import partial_directory, remove_abandoned
+
+CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+PROTOCOL = "100 of each of scikit-learn's digits, inductive, last step"
+
+_SPLIT_SEED = 0
+_TRAINING_PER_CLASS = 100
+
+
+def read_digits(config: ConfigDict) -> Dataset:
+    """The demo's data set, whose files are written once below `set_dir(config) / "images"`.
+
+    Labels of the training part serve the oracle and analysis only.
+
+    Raises:
+        DataError: scikit-learn is not installed.
+    """
+    pictures, labels = _sklearn_digits()
+    folder = set_dir(config) / "images"
+    parts = dict(zip(("train", "test"), split_indices(labels), strict=True))
+    splits = {}
+    for part, indices in parts.items():
+        ids = tuple(f"{part}/{index:04d}.png" for index in indices)
+        paths = tuple(folder / name for name in ids)
+        splits[part] = Split(ids=ids, paths=paths, labels=labels[indices])
+    return Dataset(
+        name=config.dataset.name,
+        class_names=CLASS_NAMES,
+        protocol=PROTOCOL,
+        places=(("pictures, written at first use", folder),),
+        write_pictures=functools.partial(_write, folder, pictures, parts),
+        **splits,
+    )
+
+
+def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted indices of the training and of the test part, from the `[N]` labels of all."""
+    rng = np.random.default_rng(_SPLIT_SEED)
+    train: list[int] = []
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        train.extend(members[:_TRAINING_PER_CLASS])
+    chosen = np.zeros(len(labels), bool)
+    chosen[train] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
+
+
+def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
+    """`[N, 8, 8]` uint8 pictures and `[N]` int32 labels."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "expected scikit-learn, which carries the demo's handwritten digits, found none; "
+            "pip install scikit-learn"
+        ) from error
+    digits = load_digits()
+    # 17 grey levels, 0 to 16, spread over 0 to 255.
+    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int32)
+
+
+def _write(folder: Path, pictures: np.ndarray, parts: dict[str, np.ndarray]) -> None:
+    """Write the PNG files, once; `folder` appears, by one rename, only when all are there."""
+    remove_abandoned(folder.parent, folder.name)
+    if folder.is_dir():
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with partial_directory(folder) as unfinished:
+        new = unfinished / "new"
+        for part, indices in parts.items():
+            (new / part).mkdir(parents=True)
+            for index in indices:
+                Image.fromarray(pictures[index]).save(new / part / f"{index:04d}.png")
+        try:
+            os.replace(new, folder)
+        except OSError:  # another process was faster: its files are the same
+            if not folder.is_dir():
+                raise

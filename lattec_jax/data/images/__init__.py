@@ -1,0 +1,1 @@
+"""Images on disk: preprocessing, and the caches of decoded pixels."""

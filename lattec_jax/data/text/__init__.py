@@ -1,0 +1,1 @@
+"""Texts as tokens: tokenizers, prompts, and the lengths at which texts are encoded."""

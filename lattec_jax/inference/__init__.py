@@ -1,0 +1,1 @@
+"""What uses a trained model: feature extraction, the classifier and prediction files."""

@@ -1,0 +1,101 @@
+"""What a finished run left to classify with: the adapted model and the class vectors.
+
+Imports no JAX, so that exports need none.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from ml_collections import ConfigDict
+
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.tensor_files import read_safetensors
+from lattec_jax.runtime.errors import ConfigError, WeightsError, shortened
+from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL, read_inputs
+from lattec_jax.runtime.weights import locate
+
+
+class Classifiers(NamedTuple):
+    """What a run classifies by: unit vectors for the features of the adapted model, and for some
+    methods as many for those of the frozen one."""
+
+    adapted: Float[np.ndarray, "C D"]
+    frozen: Float[np.ndarray, "C D"] | None = None
+
+    def cosines(
+        self, adapted: Float[np.ndarray, "N D"], frozen: Float[np.ndarray, "N D"] | None
+    ) -> Float[np.ndarray, "N C"]:
+        """Cosines of images and classes; of two classifiers the mean.
+
+        Args:
+            adapted: image features of the adapted model.
+            frozen: of the pre-trained one; only read where there is a classifier for them.
+        """
+        found = adapted @ self.adapted.T
+        return found if self.frozen is None else 0.5 * (found + frozen @ self.frozen.T)
+
+
+def load(workdir: Path) -> tuple[Checkpoint, Classifiers]:
+    """Read what `results.save_adapted` wrote.
+
+    Raises:
+        ConfigError: there is no such directory.
+        WeightsError: the run has not finished, or a file of it is missing or damaged.
+    """
+    if not workdir.is_dir():
+        raise ConfigError(
+            f"no directory {workdir}; expected the work directory of a finished run of "
+            "python -m lattec_jax.train"
+        )
+    path = workdir / CLASSIFIER
+    if not path.exists():
+        raise WeightsError(
+            f"no {CLASSIFIER} in {workdir}: the run there has not finished; repeat its command of "
+            "python -m lattec_jax.train to continue it"
+        )
+    arrays = read_safetensors(path)
+    checkpoint = Checkpoint.load(workdir / MODEL)
+    names = checkpoint.source.get("class_names", [])
+    if not isinstance(names, list):
+        raise WeightsError(
+            f"{workdir / MODEL}: expected a list of class names, found {shortened(names)}; restore "
+            "the run's own files"
+        )
+    expected = (len(names), checkpoint.config.embed_dim)
+    found = {name: array.shape for name, array in arrays.items()}
+    if "classifier" not in found or set(found.values()) != {expected}:
+        raise WeightsError(
+            f"{path}: expected class vectors of the shape {expected}, as many as {workdir / MODEL} "
+            f"names classes, found {found}; restore the run's own files"
+        )
+    other = [name for name, array in arrays.items() if array.dtype != np.float32]
+    if other:
+        raise WeightsError(
+            f"{path}: expected finite numbers in float32, found another type in "
+            f"{', '.join(other[:5])}; restore the run's own files"
+        )
+    return checkpoint, Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
+
+
+def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
+    """The pre-trained model that a run began with.
+
+    Raises:
+        WeightsError: it is not there any more, or is another one.
+    """
+    needed = f"the pre-trained model of the run in {workdir} is needed here"
+    try:
+        weights = Checkpoint.load(locate(config.weights))
+    except WeightsError as error:
+        raise WeightsError(f"{needed}; restore its weights. {error}") from error
+    expected = read_inputs(workdir).get("weights_sha256")
+    if weights.sha256 != expected:
+        raise WeightsError(
+            f"{needed}: expected weights with the SHA-256 {expected}, found {weights.sha256} at "
+            f"{config.weights}; restore the weights that the run began with"
+        )
+    return weights

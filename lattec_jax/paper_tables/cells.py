@@ -1,0 +1,255 @@
+"""What the runs of a sweep found, as the cells of its tables. Accuracies are in per cent."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lattec_jax.paper_tables.comparable import why_not
+from lattec_jax.paper_tables.plan import Sweep, column
+from lattec_jax.paper_tables.tables import Row, Table, paper_datasets
+from lattec_jax.runtime import run_directory
+from lattec_jax.runtime.config import from_json, leaves
+from lattec_jax.runtime.errors import ConfigError, DataError
+
+Results = Mapping[str, Any]  # of one run, `results.json`
+BEST, SECOND = 1, 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The results that are there.
+
+    Attributes:
+        runs: by data set, row and seed.
+        damaged: what is wrong with a `results.json` that cannot be used; it counts as missing.
+        reasons: by data set and row, why its runs are not compared with the paper's.
+    """
+
+    runs: Mapping[tuple[str, str], Mapping[int, Results]]
+    damaged: tuple[str, ...]
+    reasons: Mapping[tuple[str, str], str]
+
+    def of(self, dataset: str, row: str) -> Mapping[int, Results]:
+        """The runs of a row by seed."""
+        return self.runs.get((dataset, row), {})
+
+    def top1(self, dataset: str, row: str) -> dict[int, float]:
+        """The accuracies in per cent by seed, of runs that had labels to measure with."""
+        return {
+            seed: 100 * run["adapted"]["top1"]
+            for seed, run in self.of(dataset, row).items()
+            if run["adapted"] is not None
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A row's accuracy on a data set; no values where runs are missing.
+
+    Attributes:
+        values: of the runs, or their changes in points.
+        wanted: how many runs there should be.
+        paper: what the paper prints, None where it does not or where it cannot be compared.
+        rank: BEST, SECOND or 0 in its column.
+        change: whether the values are differences between two accuracies.
+    """
+
+    values: tuple[float, ...]
+    wanted: int
+    paper: float | None = None
+    rank: int = 0
+    change: bool = False
+
+    @property
+    def mean(self) -> float | None:
+        """Over the seeds."""
+        return statistics.fmean(self.values) if self.values else None
+
+    @property
+    def deviation(self) -> float | None:
+        """Sample standard deviation over the seeds; None of fewer than two."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's, in points."""
+        return None if self.mean is None or self.paper is None else self.mean - self.paper
+
+
+@dataclasses.dataclass(frozen=True)
+class Sheet:
+    """One table, ready to be written: `cells[r][c]` is row r in column c."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[str, ...]
+    cells: tuple[tuple[Cell, ...], ...]
+    note: str
+
+
+def read_results(sweep: Sweep) -> Found:
+    """The results of the runs that have ended."""
+    runs: dict[tuple[str, str], dict[int, Results]] = {}
+    damaged: list[str] = []
+    for dataset in sweep.datasets:
+        for row in sweep.rows:
+            for seed in sweep.row_seeds(row):
+                path = sweep.workdir(dataset, row, seed) / run_directory.RESULTS
+                if not path.exists():
+                    continue
+                try:
+                    runs.setdefault((dataset, row.name), {})[seed] = read_run(path)
+                except DataError as error:
+                    damaged.append(str(error))
+    reasons = {}
+    for dataset in sweep.datasets:
+        for row in sweep.rows:
+            for seed, run in runs.get((dataset, row.name), {}).items():
+                reason = why_not(dataset, row, sweep.workdir(dataset, row, seed), run)
+                if reason is not None:
+                    reasons.setdefault((dataset, row.name), reason)
+    return Found(runs, tuple(damaged), reasons)
+
+
+def read_run(path: Path) -> Results:
+    """The results of one run, as far as the tables need them.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    from lattec_jax.runtime import schemas
+
+    advice = "remove that work directory and run the sweep again"
+    run = schemas.read(path, schemas.SweepResults, DataError, advice)
+    run["n_left_out"] = run.get("n_left_out") or {"train": 0, "test": 0}
+    return run
+
+
+def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:
+    """One table with the columns of its data sets and, of several, their average; of Figure 6 the
+    average change."""
+    names = [column(dataset) for dataset in sweep.datasets]
+    columns = [[_cell(sweep, table, row, d, found) for row in table.rows] for d in sweep.datasets]
+    if any(row.all_data for row in table.rows):
+        columns.append([_change(sweep, table, row, found) for row in table.rows])
+        names.append("change" if len(sweep.datasets) == 1 else "average change")
+    else:
+        if len(sweep.datasets) > 1:
+            columns.append([_average(sweep, table, row, found) for row in table.rows])
+            names.append("average")
+        ranked = [row.ranked for row in table.rows]
+        columns = [_rank(cells, ranked) for cells in columns]
+    labels = tuple(row.label for row in table.rows)
+    cells = tuple(zip(*columns, strict=True))
+    return Sheet(table.title, tuple(names), labels, cells, _note(sweep, table, found))
+
+
+def _readings(sweep: Sweep, table: Table, found: Found) -> list[str]:
+    """The values that the runs of a table record for its reading; without any, the configured."""
+    values = []
+    for dataset in sweep.datasets:
+        for row in table.rows:
+            for seed in found.of(dataset, row.name):
+                # `why_not` gives a configuration that cannot be read as a reason.
+                with contextlib.suppress(ConfigError):
+                    config = from_json(sweep.workdir(dataset, row, seed) / run_directory.CONFIG)
+                    values.append(dict(leaves(config)).get(table.reading))
+    recorded = [value for value in values if value is not None]
+    configured = [dict(leaves(sweep.config(name)))[table.reading] for name in sweep.datasets]
+    return list(dict.fromkeys(map(str, recorded or configured)))
+
+
+def _note(sweep: Sweep, table: Table, found: Found) -> str:
+    """The table's note, the values of its reading, and what was compared and what not, and why."""
+    parts = [table.note] if table.note else []
+    if table.reading:
+        parts.append(f"Here: config.{table.reading}={', '.join(_readings(sweep, table, found))}.")
+    compared: list[Results] = []
+    refused: dict[str, list[str]] = {}
+    for dataset in sweep.datasets:
+        rows = [row for row in table.rows if found.of(dataset, row.name)]
+        reasons = {row.label: found.reasons.get((dataset, row.name)) for row in rows}
+        for row in rows:
+            if reasons[row.label] is None and table.printed(row, column(dataset)) is not None:
+                compared += found.of(dataset, row.name).values()
+        for reason in dict.fromkeys(filter(None, reasons.values())):
+            labels = [label for label, own in reasons.items() if own == reason]
+            every = len(labels) == len(rows)
+            which = column(dataset) + ("" if every else f" ({', '.join(labels)})")
+            refused.setdefault(reason, []).append(which)
+    if compared:
+        presets, dtypes = listed(compared, "preset"), listed(compared, "dtype")
+        parts.append(f"Compared with the paper: runs of the preset {presets}, dtype {dtypes}.")
+    parts += [
+        f"Not compared with the paper: {', '.join(which)}: {reason}."
+        for reason, which in refused.items()
+    ]
+    return " ".join(parts)
+
+
+def listed(runs: Iterable[Results], key: str) -> str:
+    """All values of a key in the runs, most frequent first."""
+    found = [str(run[key]) for run in runs if run.get(key) is not None]
+    return " | ".join(sorted(set(found), key=lambda v: (-found.count(v), v))) or "none"
+
+
+def _cell(sweep: Sweep, table: Table, row: Row, dataset: str, found: Found) -> Cell:
+    values = tuple(found.top1(dataset, row.name).values())
+    printed = table.printed(row, column(dataset))
+    paper = None if (dataset, row.name) in found.reasons else printed
+    return Cell(values, len(sweep.row_seeds(row)), paper)
+
+
+def _by_seed(sweep: Sweep, name: str, found: Found) -> dict[int, float]:
+    """The average over the data sets for the seeds that all of them have."""
+    accuracies = [found.top1(dataset, name) for dataset in sweep.datasets]
+    seeds = set.intersection(*(set(values) for values in accuracies))
+    return {seed: statistics.fmean(values[seed] for values in accuracies) for seed in sorted(seeds)}
+
+
+def _all_ten(sweep: Sweep, found: Found, *rows: str) -> bool:
+    """Whether the columns are the paper's and all runs of the rows can be compared."""
+    refused = any((dataset, row) in found.reasons for dataset in sweep.datasets for row in rows)
+    return {*map(column, sweep.datasets)} == {*paper_datasets()} and not refused
+
+
+def _average(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
+    """Over all data sets. The paper's number is the one that it prints, of all ten; of fewer it is
+    the mean of its numbers for the same ones."""
+    printed = [_cell(sweep, table, row, dataset, found).paper for dataset in sweep.datasets]
+    paper = None if None in printed else statistics.fmean(printed)
+    if _all_ten(sweep, found, row.name):
+        paper = table.printed(row, "average")
+    values = tuple(_by_seed(sweep, row.name, found).values())
+    return Cell(values, len(sweep.row_seeds(row)), paper)
+
+
+def _change(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
+    """The average change against all the training images, for the seeds that both have."""
+    wanted = len(sweep.row_seeds(row))
+    if row.all_data is None:
+        return Cell((), wanted, change=True)
+    ours = _by_seed(sweep, row.name, found)
+    whole = _by_seed(sweep, row.all_data, found)
+    values = tuple(ours[seed] - whole[seed] for seed in ours if seed in whole)
+    known = _all_ten(sweep, found, row.name, row.all_data)
+    paper = table.printed_change(row) if known else None
+    return Cell(values, wanted, paper, change=True)
+
+
+def _rank(cells: Sequence[Cell], ranked: Sequence[bool]) -> list[Cell]:
+    """Mark the best and the second best of at least two complete cells; equal means share one."""
+    takes_part = [r and len(c.values) == c.wanted for c, r in zip(cells, ranked, strict=True)]
+    means = {cell.mean for cell, part in zip(cells, takes_part, strict=True) if part}
+    marks = dict(zip(sorted(means, reverse=True), (BEST, SECOND), strict=False))
+    if sum(takes_part) < 2:
+        marks = {}
+    return [
+        dataclasses.replace(cell, rank=marks.get(cell.mean, 0)) if part else cell
+        for cell, part in zip(cells, takes_part, strict=True)
+    ]

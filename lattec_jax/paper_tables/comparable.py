@@ -1,0 +1,172 @@
+"""Whether the paper's numbers belong beside a run: what the paper fixes must be equal.
+
+A run's `config.json` is compared, key by key, with what the packaged configuration of its data set
+resolves to under the run's preset and the overrides of its row. Every key counts but `EXEMPT`. A
+run of either preset can be compared: which of the two gave the printed numbers is not known, so the
+note below a table names the preset. Weights, protocol and the counts of classes and images are
+compared as `results.json` records them.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from lattec_jax.data.datasets.coop import PROTOCOL
+from lattec_jax.data.datasets.dataset import share_count, share_protocol
+from lattec_jax.paper_tables.plan import column, resolved_config
+from lattec_jax.paper_tables.tables import (
+    CLASSIFY,
+    MODEL,
+    PRETRAINED,
+    REPOSITORY,
+    Row,
+    paper_datasets,
+)
+from lattec_jax.runtime.config import PACKAGED_CONFIGS, from_json, leaves, to_json
+from lattec_jax.runtime.errors import ConfigError, shortened
+from lattec_jax.runtime.run_directory import COMPUTED, CONFIG
+
+# Keys (`*`: any) that are not compared: how a run is computed and logged, where its
+# files are, seeds, what is compared by `results.json` instead (weights, protocol, counts), and the
+# reading of Table 4, which the paper does not decide and the table's note states.
+EXEMPT = (
+    *sorted(COMPUTED),
+    "artifacts",
+    "checkpoint_every",
+    "compute.*",  # the note states the dtype
+    "dataset.expected.*",
+    "dataset.images",
+    "dataset.kind",
+    "dataset.root",
+    "dataset.source",
+    "dataset.split",
+    "dataset.split_seed",
+    "dataset.tfds.*",
+    "descriptions.correct_label",
+    "descriptions.llava.batch_size",
+    "descriptions.llava.device",
+    "descriptions.llava.revision",
+    "descriptions.openai.*",  # the engine itself counts
+    "descriptions.seed",
+    "eval_every",
+    "keep_checkpoints",
+    "log_every",
+    "seed",
+    "weights",
+)
+# What a row's command does not read.
+_NO_DESCRIPTIONS = ("descriptions.*",)
+_NO_CLIP = ("augment.*", "init", "method.*", "store.*", "templates", "train.*", "wise_ft")
+# SHA-256 of `model.safetensors` of the paper's weights, converted. While none is known here, the
+# source that the conversion recorded decides.
+WEIGHTS_SHA256: frozenset[str] = frozenset()
+_LISTED = 3  # keys that differ, in one reason
+_ABSENT = "(absent)"
+
+
+def why_not(dataset: str, row: Row, directory: Path, run: Mapping[str, Any]) -> str | None:
+    """Why the paper's number does not belong beside a run; None where it does.
+
+    Args:
+        dataset: as `--datasets` names it.
+        row: of the tables.
+        directory: the run's work directory.
+        run: its `results.json`.
+    """
+    if run["dataset"] not in paper_datasets() or run["dataset"] != column(dataset):
+        return f"the data set is {run['dataset']}"
+    try:
+        config = from_json(directory / CONFIG)
+        expected = _expected(run, row)
+    except ConfigError as error:
+        return str(error).rstrip(".")
+    found = (
+        _protocol(run, expected),
+        _counts(run, row, expected),
+        None if row.module == CLASSIFY else _weights(run),
+        _configuration(config, expected, row),
+    )
+    return "; ".join(filter(None, found)) or None
+
+
+def _expected(run: Mapping[str, Any], row: Row) -> ConfigDict:
+    """What the run's configuration has to be."""
+    file = PACKAGED_CONFIGS / f"{run['dataset']}.py"
+    preset = f"--config.preset={run['preset']}"
+    return resolved_config((f"--config={file}", preset, *row.overrides))
+
+
+def _protocol(run: Mapping[str, Any], expected: ConfigDict) -> str | None:
+    images, share = expected.dataset.expected.train, expected.dataset.share
+    wanted = PROTOCOL
+    if share != 1:
+        wanted = share_protocol(PROTOCOL, share_count(images, share), images)
+    if run["protocol"] == wanted:
+        return None
+    return f"the protocol is {run['protocol']!r} instead of {wanted!r}"
+
+
+def _counts(run: Mapping[str, Any], row: Row, expected: ConfigDict) -> str | None:
+    """Classes, training and test images; unreadable images count, as the split names them."""
+    wanted = expected.dataset.expected
+    unreadable = run["n_left_out"]
+    found = [
+        ("classes", len(run["class_names"]), wanted.classes),
+        ("test images", run["n_test"] + unreadable["test"], wanted.test),
+    ]
+    if row.module != CLASSIFY:  # which looks at no training image
+        train = share_count(wanted.train, expected.dataset.share)
+        found.append(("training images", run["n_train"] + unreadable["train"], train))
+    wrong = [f"{n:,} {what} instead of {right:,}" for what, n, right in found if n != right]
+    return f"there are {', '.join(wrong)}" if wrong else None
+
+
+def _weights(run: Mapping[str, Any]) -> str | None:
+    """By their SHA-256 where that of the paper's weights is known, by their source otherwise."""
+    if WEIGHTS_SHA256:
+        if run.get("weights_sha256") in WEIGHTS_SHA256:
+            return None
+        return f"the weights' SHA-256 is {run.get('weights_sha256')}, not that of {PRETRAINED}"
+    source = run.get("weights_source")
+    if source is None:
+        return "results.json does not say where the weights come from"
+    if "adapted_with" in source:
+        return f"the weights were adapted with {source['adapted_with']}"
+    by_tag = (source.get("model"), source.get("pretrained")) == (MODEL, PRETRAINED)
+    if by_tag or str(source.get("hub")).partition("@")[0] == REPOSITORY:
+        return None
+    names = [source[key] for key in ("model", "pretrained", "hub") if source.get(key)]
+    named = " ".join(map(str, names)) or "of an unknown source"
+    return f"the weights are {named}, not {MODEL} {PRETRAINED}"
+
+
+def _configuration(config: ConfigDict, expected: ConfigDict, row: Row) -> str | None:
+    """The keys that differ."""
+    exempt = EXEMPT
+    if row.module == CLASSIFY:
+        exempt += _NO_CLIP
+    elif not row.describes:
+        exempt += _NO_DESCRIPTIONS
+    found, wanted = _plain(config), _plain(expected)
+    differing = [
+        f"config.{key} is {shortened(found.get(key, _ABSENT))} instead of "
+        f"{shortened(wanted.get(key, _ABSENT))}"
+        for key in sorted(found.keys() | wanted.keys())
+        if found.get(key, _ABSENT) != wanted.get(key, _ABSENT)
+        and not any(fnmatch.fnmatchcase(key, pattern) for pattern in exempt)
+    ]
+    more = len(differing) - _LISTED
+    listed = ", ".join(differing[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return listed or None
+
+
+def _plain(config: ConfigDict) -> dict[str, Any]:
+    """Dotted names and values as JSON keeps them."""
+    content = json.loads(to_json(config))
+    return dict(leaves(ConfigDict(content, convert_dict=True)))

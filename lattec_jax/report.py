@@ -1,0 +1,26 @@
+"""Write the report of a run again.
+
+    python -m lattec_jax.report --workdir=runs/digits-latteclip-s0
+
+Reads what training left in the work directory and writes `report.html` there; needs neither JAX
+nor the weights nor the pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lattec_jax.reporting import page
+from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
+from lattec_jax.runtime.text import show
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    values, _ = read(argv, __doc__, define_workdir, WORKDIR)
+    show(f"report in {page.write(Path(values.workdir))}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,13 @@
+"""Text from files, as HTML."""
+
+from __future__ import annotations
+
+import html
+
+from lattec_jax.runtime.text import valid_text
+
+
+def escape(text: str) -> str:
+    """Return text for element content and quoted attributes: escaped, without control characters
+    and lone surrogates."""
+    return html.escape(valid_text(text), quote=True)

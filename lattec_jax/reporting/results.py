@@ -1,0 +1,267 @@
+"""What a run found: `results.json`, the adapted model, and the table at the end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from lattec_jax.data import metrics
+from lattec_jax.methods.base import Method
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.clip import Params
+from lattec_jax.models.run_artifacts import Classifiers
+from lattec_jax.reporting import health
+from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL
+from lattec_jax.runtime.version import __version__
+from lattec_jax.training.prepare import Inputs
+from lattec_jax.training.state import TrainState
+
+
+def classifiers(inputs: Inputs, method: Method, state: TrainState) -> Classifiers:
+    """The unit vectors of the classes, as the method has them at this state."""
+    encoders, prompts = inputs.encoders, inputs.prompts
+    adapted = method.classifier(state.method, lambda: encoders.classes(state.params, prompts))
+    frozen = method.frozen_classifier(
+        state.method, lambda: encoders.texts(state.params, prompts.first)
+    )
+    return Classifiers(np.asarray(adapted), None if frozen is None else np.asarray(frozen))
+
+
+def test_features(inputs: Inputs, params: Params) -> Float[np.ndarray, "T D"]:
+    """Features of the test images; without test images of the training images."""
+    pixels = (inputs.test or inputs.pictures).evaluation.pixels
+    return inputs.encoders.images(params, pixels, "evaluation")
+
+
+def examine(
+    inputs: Inputs,
+    params: Params,
+    vectors: Classifiers,
+    frozen: Float[np.ndarray, "T D"],
+) -> dict[str, Any]:
+    """Classify what `test_features` encodes. See `evaluate_scores` for what comes back.
+
+    Args:
+        inputs: of the run.
+        params: of the model at this point.
+        vectors: of the classes.
+        frozen: `test_features` of the pre-trained model.
+    """
+    return score(inputs, vectors.cosines(test_features(inputs, params), frozen))
+
+
+def score(inputs: Inputs, cosines: Float[np.ndarray, "T C"]) -> dict[str, Any]:
+    """`evaluate_scores` of the test images; labels of training images are not read."""
+    labels = inputs.test.labels if inputs.test else None
+    return evaluate_scores(cosines, labels, cosines.shape[1])
+
+
+def evaluate_scores(
+    scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"] | None, classes: int
+) -> dict[str, Any]:
+    """Accuracies where there are labels, and how the predictions spread over the classes."""
+    predictions = scores.argmax(axis=1)
+    shares = metrics.class_shares(predictions, classes)
+    per_class = None
+    if labels is not None:
+        per_class = metrics.per_class_accuracy(predictions, labels, classes)
+    return {
+        "predictions": predictions,
+        "accuracy": metrics.accuracies(scores, labels),
+        "per_class": per_class,
+        "class_shares": shares,
+        "class_entropy": metrics.entropy(shares),
+    }
+
+
+def table(class_names: Sequence[str], before: Mapping, after: Mapping, images: int) -> str:
+    """Zero-shot against adapted, in all and per class; shares of predictions without labels."""
+    width = max(len("class"), *map(len, class_names)) + 2
+    if before["accuracy"] is None:
+        title = f"share of {images} images per predicted class (there are no labels)"
+        rows = list(zip(class_names, before["class_shares"], after["class_shares"], strict=True))
+    else:
+        title = f"accuracy on {images} test images"
+        rows = list(zip(class_names, before["per_class"], after["per_class"], strict=True))
+        for key in ("top5", "top1"):
+            rows.insert(0, (key, before["accuracy"][key], after["accuracy"][key]))
+    lines = [title, f"{'':{width}}{'zero-shot':>10}{'adapted':>10}{'change':>9}"]
+    for name, first, second in rows:
+        if first is None or second is None:
+            lines.append(f"{name:{width}}{'no images':>10}")
+        else:
+            change = 100 * (second - first)
+            lines.append(f"{name:{width}}{first:10.1%}{second:10.1%}{change:+9.1f}")
+    return "\n".join(lines)
+
+
+def test_figures(inputs: Inputs, found: Mapping[str, Any]) -> dict[str, float]:
+    """What an evaluation during training logs: top-1, top-5 and each class, with labels."""
+    figures = {"class_entropy": found["class_entropy"]}
+    if found["accuracy"]:
+        figures |= {f"test_{name}": value for name, value in found["accuracy"].items()}
+        for name, value in zip(inputs.dataset.class_names, found["per_class"], strict=True):
+            if value is not None:
+                figures[f"test_class/{name}"] = value
+    return figures
+
+
+def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str, Any]:
+    """What was run, and on what: the head of `results.json`."""
+    weights, texts = inputs.weights, inputs.texts
+    return {
+        "method": method.name,
+        "preset": config.preset,
+        "dataset": inputs.dataset.name,
+        "protocol": inputs.dataset.protocol,
+        "model": weights.source.get("model", "unknown"),
+        "weights": config.weights,
+        "weights_sha256": weights.sha256,
+        "weights_source": weights.source,
+        "init": config.init or None,
+        "init_sha256": inputs.start.sha256 if inputs.start else None,
+        "init_prototypes": bool(inputs.start and inputs.start.prototypes is not None),
+        "descriptions_sha256": texts.sha256 if texts else None,
+        "descriptions_shuffled": config.descriptions.shuffle if texts else None,
+        "descriptions": texts.counts if texts else None,
+        "descriptions_notes": list(texts.notes) if texts else None,
+        "seed": config.seed,
+        "alpha": None,
+        "momentum": None,
+        **method.settings(),
+        "wise_ft": config.wise_ft,
+        "learning_rate": config.train.learning_rate if method.trains else None,
+        "class_names": list(inputs.dataset.class_names),
+        "names": [list(names) for names in inputs.dataset.names],
+        "template": config.templates[0],
+        "templates": list(config.templates),
+        "dtype": config.compute.dtype,
+        "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "version": __version__,
+    }
+
+
+def record_inputs(inputs: Inputs, batch_size: int) -> dict[str, Any]:
+    """What a run is made of, so that it is not continued with anything else."""
+    labels = np.ascontiguousarray(inputs.zero_shot.labels)
+    return {
+        "weights_sha256": inputs.weights.sha256,
+        "init_sha256": inputs.start.sha256 if inputs.start else None,
+        "class_names": list(inputs.dataset.class_names),
+        "training_images": inputs.pictures.fingerprint,
+        "test_images": inputs.test.fingerprint if inputs.test else None,
+        "pseudo_labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
+        "descriptions_sha256": inputs.texts.sha256 if inputs.texts else None,
+        "batch_size": batch_size,
+    }
+
+
+def compare(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
+    """Accuracies before and after, null without labels, and the table that is printed."""
+    pictures = inputs.test or inputs.pictures
+    unreadable = {
+        "train": inputs.pictures.unreadable,
+        "test": inputs.test.unreadable if inputs.test else [],
+    }
+    return {
+        "n_train": len(inputs.pictures.ids),
+        "n_test": len(inputs.test.ids) if inputs.test else 0,
+        "unreadable": [*unreadable["train"], *unreadable["test"]],
+        "n_left_out": {part: len(images) for part, images in unreadable.items()},
+        "zero_shot": before["accuracy"],
+        "adapted": after["accuracy"],
+        "per_class": {"zero_shot": before["per_class"], "adapted": after["per_class"]},
+        "table": table(inputs.dataset.class_names, before, after, len(pictures.ids)),
+    }
+
+
+def predict_training(
+    inputs: Inputs,
+    params: Params,
+    vectors: Classifiers,
+    frozen: Float[np.ndarray, "N D"] | None,
+) -> Int[np.ndarray, " N"]:
+    """The classes of the training images.
+
+    Args:
+        inputs: of the run.
+        params: of the model.
+        vectors: of the classes.
+        frozen: features by the pre-trained model, where `vectors` needs them.
+    """
+    pixels = inputs.pictures.evaluation.pixels
+    features = inputs.encoders.images(params, pixels, "training images")
+    return vectors.cosines(features, frozen).argmax(axis=1)
+
+
+def health_reference(
+    inputs: Inputs, class_features: Float[np.ndarray, "C D"], batch_size: int
+) -> health.Reference:
+    """What `lattec_jax.reporting.health` compares a run with."""
+    counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.pictures.ids)
+    return health.Reference(
+        inputs.dataset.class_names,
+        class_features,
+        inputs.zero_shot.labels,
+        batch_size,
+        {kind: counted["found"] / images for kind, counted in counts.items()},
+    )
+
+
+def label_free(
+    inputs: Inputs,
+    predictions: Int[np.ndarray, " N"],
+    before: Float[np.ndarray, "C D"],
+    after: Classifiers,
+) -> dict[str, Any]:
+    """Figures on the training images that no label is needed for.
+
+    Args:
+        inputs: of the run.
+        predictions: of the adapted model for the training images.
+        before: class vectors of the pre-trained model.
+        after: of the adapted one.
+    """
+    shares = metrics.class_shares(predictions, len(after.adapted))
+    return {
+        "label_agreement": float(np.mean(predictions == inputs.zero_shot.labels)),
+        "class_shares": shares,
+        "class_entropy": metrics.entropy(shares),
+        "prototype_drift": metrics.drift(before, after.adapted),
+    }
+
+
+def save_adapted(
+    workdir: Path,
+    inputs: Inputs,
+    method: Method,
+    params: Mapping[str, np.ndarray],
+    vectors: Classifiers,
+) -> None:
+    """Write the adapted CLIP (a checkpoint directory) and the vectors of the classes."""
+    weights = inputs.weights
+    source = {
+        **weights.source,
+        "adapted_with": method.name,
+        "class_names": list(inputs.dataset.class_names),
+    }
+    params = {name: np.asarray(params[name], np.float32) for name in weights.params}
+    Checkpoint(weights.config, params, weights.tokenizer, weights.preprocess, source).save(
+        workdir / MODEL
+    )
+    arrays = {"classifier": vectors.adapted, "frozen_classifier": vectors.frozen}
+    arrays = {
+        name: np.ascontiguousarray(array, np.float32)
+        for name, array in arrays.items()
+        if array is not None
+    }
+    write_whole(workdir / CLASSIFIER, safetensors.numpy.save(arrays))

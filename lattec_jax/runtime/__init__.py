@@ -1,0 +1,1 @@
+"""What every command needs around its work: configuration, files, errors, processes and devices."""

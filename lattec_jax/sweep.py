@@ -1,0 +1,116 @@
+"""Run the paper's tables and write ours beside them.
+
+    python -m lattec_jax.sweep --tables=1,2,3,4,5,figure6 --datasets=eurosat,dtd --seeds=0,1,2 \\
+        --config.weights=weights/ViT-B-32
+
+runs what is missing, one by one, and writes `tables.md` and `tables.html` to --out. The same
+command goes on after an interruption, and several at once share the work. --config.key=value goes
+to all runs. Other modes run nothing:
+
+    --mode=pseudo_labels  print the commands that make pseudo-labels, one a line
+    --mode=descriptions   print those that make descriptions, to follow these
+    --mode=runs           print those of the runs, to follow these
+    --mode=tables         write the tables from what is there
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from lattec_jax.paper_tables.cells import Found, make_sheet, read_results
+from lattec_jax.paper_tables.plan import (
+    DESCRIBE,
+    PSEUDO_LABEL,
+    Sweep,
+    choose_tables,
+    commands,
+    make_jobs,
+)
+from lattec_jax.paper_tables.runner import report, work
+from lattec_jax.paper_tables.tables import TABLES, paper_datasets
+from lattec_jax.paper_tables.write import facts, markdown, page
+from lattec_jax.runtime.cli import command, read
+from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.preemption import terminating
+from lattec_jax.runtime.text import show
+
+PRINTED = {"pseudo_labels": PSEUDO_LABEL, "descriptions": DESCRIBE, "runs": None}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """The flags of the command."""
+    keys, names = ",".join(TABLES), ",".join(paper_datasets())
+    flags.DEFINE_list("tables", keys, "Which tables.", flag_values=values)
+    flags.DEFINE_list("datasets", names, "Configurations: names or files.", flag_values=values)
+    flags.DEFINE_list("seeds", "0,1,2", "Seeds of the runs.", flag_values=values)
+    flags.DEFINE_string("out", "runs/sweep", "Where runs and tables go.", flag_values=values)
+    flags.DEFINE_enum("mode", "run", ["run", *PRINTED, "tables"], "What to do.", flag_values=values)
+
+
+def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
+    """The sweep that the command line asks for, and its mode.
+
+    Raises:
+        ConfigError: an unknown flag or table, or seeds that are no numbers.
+    """
+    overrides = [a for a in argv[1:] if a.startswith(("--config.", "-config."))]
+    values, _ = read([a for a in argv if a not in overrides], __doc__, define_flags)
+    if incomplete := [a for a in overrides if "=" not in a]:
+        raise ConfigError(f"{incomplete[0]}: expected --config.key=value")
+    for seed in values.seeds:
+        if not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
+            raise ConfigError(f"--seeds: expected whole numbers from 0 to 2^32 - 1, found {seed!r}")
+    if not (values.tables and values.datasets and values.seeds):
+        raise ConfigError("--tables, --datasets and --seeds: expected at least one each")
+    sweep = Sweep(
+        choose_tables(values.tables),
+        tuple(dict.fromkeys(values.datasets)),
+        tuple(dict.fromkeys(map(int, values.seeds))),
+        Path(values.out),
+        tuple(overrides),
+    )
+    return sweep, values.mode
+
+
+def write_tables(sweep: Sweep, found: Found) -> str:
+    """Write `tables.md` and `tables.html` from what is there and return the Markdown."""
+    sheets = [make_sheet(sweep, table, found) for table in sweep.tables]
+    known = facts(sweep, found)
+    text = markdown(sheets, known)
+    try:
+        sweep.out.mkdir(parents=True, exist_ok=True)
+        write_whole(sweep.out / "tables.md", text)
+        write_whole(sweep.out / "tables.html", page(sheets, known))
+    except OSError as error:
+        raise ConfigError(f"--out: cannot write {sweep.out}: {error.strerror}") from error
+    return text
+
+
+def main(argv: Sequence[str]) -> None:
+    """The command."""
+    sweep, mode = parse_sweep(argv)
+    jobs = make_jobs(sweep)
+    if mode in PRINTED:
+        for line in commands(jobs, PRINTED[mode]):
+            print(line)
+        return
+    outcome = None
+    if mode == "run":
+        with terminating():
+            outcome = work(jobs, sweep.out)
+    found = read_results(sweep)
+    print(write_tables(sweep, found))
+    show(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)
+    if outcome is not None:
+        show(report(outcome), file=sys.stderr)
+    if found.damaged or (outcome is not None and outcome.failed):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    command(main)

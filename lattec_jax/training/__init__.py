@@ -1,0 +1,1 @@
+"""The train state, the jitted step, and what feeds and records it."""

@@ -1,0 +1,189 @@
+"""What a run feeds its step: tables that stay on the devices, and batches that point into them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from lattec_jax.data.images.image_cache import Store
+from lattec_jax.data.text.bucketing import text_lengths
+from lattec_jax.methods.base import Method, Targets
+from lattec_jax.models.clip import Params
+from lattec_jax.runtime import distributed, sharding
+from lattec_jax.runtime.errors import ConfigError, DataError
+from lattec_jax.training.batches import Batches, HostBatch
+from lattec_jax.training.prepare import Inputs, Pictures
+from lattec_jax.training.step import Batch, Tables
+
+DEVICE_SHARE = 0.4  # of the device's memory that a training store may take
+
+
+def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
+    """The configured batch size; a set smaller than the batch makes the batch its own size.
+
+    Raises:
+        ConfigError: the batch does not divide over the devices.
+    """
+    wanted = config.train.batch_size
+    if images >= wanted:
+        sharding.check_batch(wanted, mesh)
+        return wanted
+    size = images // mesh.size * mesh.size
+    if size < 2:
+        raise DataError(
+            f"expected at least {max(2, mesh.size)} training images, found {images}; add images"
+        )
+    print(f"batch of {size} instead of {wanted}: there are only {images} training images")
+    return size
+
+
+def choose_pieces(config: ConfigDict, batch_size: int, mesh: Mesh) -> int:
+    """How many pieces a batch is encoded in (`lattec_jax.training.microbatches`).
+
+    A batch that was made smaller because there are few images need not divide: the last piece is
+    filled up.
+
+    Raises:
+        ConfigError: the pieces do not divide the configured batch, or the devices a piece.
+    """
+    piece, whole = config.train.micro_batch, config.train.batch_size
+    if piece == 0:
+        return 1
+    if whole % piece or piece % mesh.size:
+        fitting = [n for n in range(mesh.size, whole + 1, mesh.size) if whole % n == 0]
+        raise ConfigError(
+            "config.train.micro_batch: expected 0 (the whole batch) or a divisor of "
+            f"config.train.batch_size={whole} that is a multiple of the {mesh.size} devices, found "
+            f"{piece}; {', '.join(map(str, fitting)) or 'with this batch none'} would do"
+        )
+    return -(-batch_size // piece)
+
+
+def make_batches(
+    config: ConfigDict, inputs: Inputs, method: Method, batch_size: int, steps: int, mesh: Mesh
+) -> tuple[Batches, np.ndarray, np.ndarray]:
+    """The batches of a run, and the texts that they point to.
+
+    Returns:
+        The batches; `[N · K, L]` tokens, row n · K + k being the k-th text of image n; `[N, K]`
+        False where that text is missing.
+    """
+    text_config = inputs.weights.config.text
+    count = len(inputs.pictures.ids)
+    kinds = method.description_kinds if inputs.texts else ()
+    ordered = [inputs.texts.texts[kind][n] for n in range(count) for kind in kinds]
+    tokens = inputs.weights.tokenizer([text or "" for text in ordered])
+    lengths = text_lengths(tokens, text_config)
+    redraw = ()
+    if config.method.group_text == "redrawn":
+        redraw = tuple(i for i, kind in enumerate(kinds) if kind.startswith("group"))
+    batches = Batches(
+        count=count,
+        batch_size=batch_size,
+        seed=config.seed,
+        steps=steps,
+        lengths=lengths.reshape(count, len(kinds)),
+        context_length=text_config.context_length,
+        multiple=mesh.size,
+        redraw=redraw,
+        groups=inputs.zero_shot.labels,
+        epoch_batch_multiple=config.train.epoch_batch_multiple,
+    )
+    present = np.array([text is not None for text in ordered], bool).reshape(count, len(kinds))
+    return batches, tokens, present
+
+
+def make_tables(
+    config: ConfigDict,
+    inputs: Inputs,
+    method: Method,
+    description_tokens: np.ndarray,
+    present: np.ndarray,
+    frozen: np.ndarray | None,
+    mesh: Mesh,
+) -> Tables:
+    """Put on every device what stays there for the whole run."""
+    pictures = inputs.pictures
+    store = training_store(pictures)
+    here = method.trains and store_on_device(config, store)
+    # True labels go to the device only for a method that declares that it needs them.
+    true = pictures.labels if "labels" in method.requires else None
+    everywhere = sharding.replicated(mesh)
+
+    def put(array: np.ndarray | None) -> jax.Array | None:
+        return None if array is None else sharding.place(np.asarray(array), everywhere)
+
+    return Tables(
+        class_tokens=put(inputs.prompts.first),
+        description_tokens=put(description_tokens),
+        present=put(present),
+        targets=Targets(put(inputs.zero_shot.labels), put(true)),
+        pixels=put(store.pixels) if here else None,
+        sizes=put(store.sizes) if here else None,
+        frozen=put(frozen),
+    )
+
+
+def frozen_features(inputs: Inputs, method: Method, params: Params) -> np.ndarray | None:
+    """`[N, D]` of the training images by the pre-trained model, for a method that requires them."""
+    if "frozen_features" not in method.requires:
+        return None
+    pixels = inputs.pictures.evaluation.pixels
+    return inputs.encoders.images(params, pixels, "features of the frozen model")
+
+
+def training_store(pictures: Pictures) -> Store:
+    """The pixels that are trained on: whole pictures where they are augmented."""
+    return pictures.training or pictures.evaluation
+
+
+def store_on_device(config: ConfigDict, store: Store) -> bool:
+    """Whether the training store stays in device memory or is streamed from its memory map; the
+    same on all processes."""
+    placement = config.store.placement
+    if placement != "auto":
+        return placement == "device"
+    device = jax.local_devices()[0]
+    memory = (device.memory_stats() or {}).get("bytes_limit")
+    if memory is None:  # the CPU backend computes in the host's memory, one copy per device
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
+    return distributed.all_say(store.pixels.nbytes <= DEVICE_SHARE * memory)
+
+
+def device_batches(
+    batches: Batches,
+    store: Store,
+    tables: Tables,
+    start: int,
+    stop: int,
+    mesh: Mesh,
+) -> Iterator[tuple[HostBatch, Batch]]:
+    """Batches from `start` to `stop` on the devices, with pixels where these are streamed: each
+    process reads those of its own devices."""
+    split, everywhere = sharding.over_batch(mesh), sharding.replicated(mesh)
+    count = batches.batch_size
+    own = sharding.own_rows(mesh, count)
+    for host in batches.iterate(start, stop):
+        pixels = sizes = None
+        if tables.pixels is None:
+            mine = host.images[own]
+            pixels = sharding.place_rows(mesh, count, store.read(mine))
+            if store.sizes is not None:
+                sizes = sharding.place_rows(mesh, count, store.sizes[mine])
+        yield (
+            host,
+            Batch(
+                images=sharding.place(host.images, split),
+                text_rows=tuple(sharding.place(rows, split) for rows in host.text_rows),
+                text_places=sharding.place(host.text_places, split),
+                text_images=sharding.place(host.text_images, split),
+                ends_epoch=sharding.place(np.asarray(host.ends_epoch), everywhere),
+                pixels=pixels,
+                sizes=sizes,
+            ),
+        )

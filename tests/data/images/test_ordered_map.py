@@ -1,0 +1,81 @@
+"""`in_order`: order, errors, few results held, threads as many as gain something."""
+
+import itertools
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from lattec_jax.data.images import ordered_map
+from lattec_jax.data.images.ordered_map import FEWEST, in_order
+
+
+def test_the_order_is_that_of_the_items_whichever_is_done_first():
+    delays = [0.004, 0.001, 0.003, 0.002] * 20
+    found = list(in_order(lambda item: (time.sleep(item[1]), item)[1], enumerate(delays)))
+    assert found == list(enumerate(delays))
+    assert list(in_order(str, [])) == []
+    assert list(in_order(str, [7])) == ["7"]
+
+
+def test_few_results_are_held_at_once(monkeypatch):
+    """The reader never runs far ahead of the writer, so sets may be larger than memory."""
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    lock, ahead, most = threading.Lock(), 0, 0
+
+    def produce(item):
+        nonlocal ahead, most
+        with lock:
+            ahead += 1
+            most = max(most, ahead)
+        return item
+
+    for expected, item in enumerate(in_order(produce, range(500))):
+        assert item == expected
+        with lock:
+            ahead -= 1
+    assert most <= 10
+
+
+def test_quick_items_get_few_threads_and_slow_ones_many(monkeypatch):
+    now, pools = 0.0, []
+
+    class Pool(ThreadPoolExecutor):
+        def __init__(self, threads: int, **options) -> None:
+            pools.append(threads)
+            super().__init__(threads, **options)
+
+    def threads_of(seconds: float) -> int:
+        """How many threads there are for items of such a duration, by a clock of our own."""
+
+        def work(item: int) -> None:
+            nonlocal now
+            now += seconds
+
+        assert len(list(in_order(work, range(50)))) == 50
+        return pools.pop()
+
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(ordered_map, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(ordered_map.time, "perf_counter", lambda: now)
+    assert threads_of(0.0) == FEWEST
+    assert threads_of(0.0014) == 6
+    assert threads_of(0.005) == 8
+
+
+def test_an_error_comes_in_its_turn_and_what_waits_is_given_up(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    begun = []
+
+    def fails(item):
+        begun.append(item)
+        if item == 30:
+            raise ValueError("thirty")
+        return item
+
+    results = in_order(fails, itertools.count())
+    assert list(itertools.islice(results, 30)) == list(range(30))
+    with pytest.raises(ValueError, match="thirty"):
+        next(results)
+    assert max(begun) < 60

@@ -1,0 +1,210 @@
+"""What stands on the page, and what of a run's words cannot break it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import pytest
+
+from lattec_jax.report import main
+from lattec_jax.reporting import page
+from lattec_jax.reporting.charts import curves, heat_map, number
+from lattec_jax.runtime import schemas
+from lattec_jax.runtime.errors import ConfigError, DataError
+from tests.reporting.example import HOSTILE, LONG, NASTY, RTL, example, hostile, write_files
+
+DRAWN = ("polyline", "path", "rect", "circle", "text")
+VOID = {"meta", "link", "img", "br", "input", "hr"}
+
+
+class Outline(HTMLParser):
+    """Checks that elements close in order; collects elements, attributes and text."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.text.append(data)
+
+
+def outline(html: str) -> Outline:
+    parser = Outline()
+    parser.feed(html)
+    assert parser.open == []
+    return parser
+
+
+@pytest.mark.parametrize(
+    ("classes", "labelled"), [(10, True), (10, False), (100, True), (397, True), (2, False)]
+)
+def test_the_page_is_well_formed_small_and_harmless(classes, labelled):
+    html = page.render(example(classes, labelled, images=20_000))
+    assert len(html.encode()) < 10e6
+    found = outline(html)
+    names = {tag for tag, _ in found.tags}
+    assert not names & {"script", "iframe", "object", "embed", "form", "base"}
+    for tag, attributes in found.tags:
+        assert not [name for name in attributes if name.startswith("on")], tag
+        for name in ("src", "href"):
+            assert attributes.get(name, "#")[:5] in ("#", "data:") or attributes[name][0] == "#"
+    assert any(NASTY in text for text in found.text)  # shown as it is written
+    drawn = [a["aria-label"] for t, a in found.tags if t == "svg" and "aria-label" in a]
+    maps = [label for label in drawn if "true class down" in label]
+    assert len(maps) == (2 if labelled and classes <= 100 else 0)
+    text = " ".join(found.text)
+    assert ("Accuracy on" in text) == labelled
+    assert ("most confused pairs" in text) == labelled
+    assert ("Share of the training images per predicted class" in text) == (not labelled)
+
+
+def test_hostile_text_stays_text(tmp_path):
+    """The report has no script at all, so none may appear, whatever the files of the run say."""
+    write_files(hostile(), tmp_path / "run")
+    html = page.write(tmp_path / "run").read_text(encoding="utf-8")
+    found = outline(html)
+    plain = outline(page.render(example()))
+    assert {tag for tag, _ in found.tags} <= {tag for tag, _ in plain.tags} | {"circle"}
+    allowed = {name for _, attributes in plain.tags for name in attributes}
+    found_names = {name for _, attributes in found.tags for name in attributes}
+    assert found_names <= allowed | {"cx", "cy", "r"}
+    policies = [a["content"] for t, a in found.tags if a.get("http-equiv")]
+    assert policies == ["default-src 'none'; img-src data:; style-src 'unsafe-inline'"]
+    assert html.index("Content-Security-Policy") < html.index("<title>")
+    text = "".join(found.text)
+    assert "</script><script>alert(1)</script>" in text and "<!-- --!>" in text
+    assert "$title ${content} $$" in text and LONG in text and RTL in text
+    assert "nul esc[2J del" in text and "half \N{REPLACEMENT CHARACTER}" in text
+    assert not {c for c in html if not c.isprintable()} - {"\n", "\u202e"}
+    drawn = " ".join(v or "" for t, a in found.tags if t in DRAWN for v in a.values())
+    assert "nan" not in drawn and "inf" not in drawn
+
+
+def test_values_that_are_not_finite_are_drawn_as_unknown():
+    run = hostile()
+    found = outline(page.render(run))  # also of a run that does not come from files
+    drawn = " ".join(v or "" for t, a in found.tags if t in DRAWN for v in a.values())
+    assert "nan" not in drawn and "inf" not in drawn
+    assert number(float("nan")) == number(None) == number(float("inf")) == "–"
+
+
+def test_what_a_run_writes_is_valid_json_and_reads_back(tmp_path):
+    from lattec_jax.reporting import report_data
+
+    data = hostile().data
+    report_data.save(tmp_path, data)
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    text = (tmp_path / "report_data.json").read_text(encoding="utf-8")
+    again = json.loads(text, parse_constant=refuse)
+    assert again == schemas.cleaned(data)
+    assert again["prototypes"]["cosines"][0][1] is None
+    texts = [text["text"] for entry in again["examples"] for text in entry["texts"]]
+    assert set(texts) == {schemas.cleaned(text) for text in HOSTILE}
+
+
+def test_the_verdict_comes_first_and_every_alarm_is_there():
+    run = example()
+    text = [part.strip() for part in outline(page.render(run)).text if part.strip()]
+    assert text.index("Health") < text.index(run.results["health"]["verdict"].split("\n")[0])
+    headings = [h for h in ("Before and after", "Classes", "Confusion", "Training")]
+    places = [len(text) - 1 - text[::-1].index(heading) for heading in headings]
+    assert places == sorted(places)
+    for alarm in run.results["health"]["alarms"]:
+        assert alarm["message"] in text and f"Alarm: {alarm['name']}" in text
+    assert run.results["health"]["alarms"]
+
+
+def test_a_run_without_report_data_has_a_page_without_pictures():
+    found = outline(page.render(example()._replace(data=None)))
+    assert "img" not in {tag for tag, _ in found.tags}
+    assert "Health" in found.text and "Training" in found.text
+
+
+def test_the_command_needs_neither_jax_nor_weights(tmp_path, capsys):
+    write_files(example(), tmp_path / "run")
+    main(["report", f"--workdir={tmp_path / 'run'}"])
+    written = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    assert written == page.render(example())
+    assert "report.html" in capsys.readouterr().out
+    code = "import sys, lattec_jax.report; print('jax' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_what_is_missing_or_damaged_is_said(tmp_path):
+    with pytest.raises(ConfigError, match="--workdir is missing"):
+        main(["report"])
+    with pytest.raises(ConfigError, match=r"no results\.json in .*of a finished run"):
+        main(["report", f"--workdir={tmp_path}"])
+    write_files(example(), tmp_path / "run")
+    (tmp_path / "run/report_data.json").write_text("{")
+    with pytest.raises(DataError, match=r"report_data\.json is not JSON"):
+        main(["report", f"--workdir={tmp_path / 'run'}"])
+    with pytest.raises(DataError, match=r"repeat the run's command of python -m lattec_jax\.train"):
+        main(["report", f"--workdir={tmp_path / 'run'}"])
+    for name, content, message in (
+        (
+            "report_data.json",
+            "{}",
+            r"report_data\.json: prototypes is missing; confusion is missing",
+        ),
+        ("report_data.json", "[]", r"report_data\.json: expected a JSON object, found \[\]"),
+        (
+            "metrics.jsonl",
+            "[1]\n",
+            r"metrics\.jsonl, line 1: content: expected an object, found \[1\]",
+        ),
+        ("results.json", "{}", r"results\.json: method is missing; dataset is missing"),
+    ):
+        (tmp_path / "run" / name).write_text(content)
+        with pytest.raises(DataError, match=message):
+            main(["report", f"--workdir={tmp_path / 'run'}"])
+        shutil.rmtree(tmp_path / "run")
+        write_files(example(), tmp_path / "run")
+    (tmp_path / "run/config.json").unlink()
+    with pytest.raises(DataError, match=r"config\.json cannot be read"):
+        main(["report", f"--workdir={tmp_path / 'run'}"])
+
+
+def test_curves_place_their_points():
+    drawn = curves("t", {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b": [], "c": [(20, 1.0)]})
+    assert 'points="56.0,174.0 194.0,10.0 332.0,92.0"' in drawn
+    assert "a: 1.00 → 2.00" in drawn and "b:" not in drawn
+    assert drawn.count("<circle") == 1 and drawn.count("<polyline") == 2
+    outline(curves("flat", {"<a>": [(5, 0.0)]}))
+
+
+def test_heat_maps_darken_by_share_and_write_the_figure():
+    drawn = heat_map("t", {(0, 1): (0.9, "9"), (1, 1): (0.1, "1")}, ["a", "<b>"], ("rows", "cols"))
+    assert 'fill-opacity="0.90"><title>a → &lt;b&gt;: 9</title>' in drawn
+    assert 'class="in dark">9<' in drawn and 'class="in pale">1<' in drawn
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(0, "0"), (0.1234, "0.123"), (12.34, "12.3"), (1234.5, "1,234"), (8.5e-07, "8.5e-07"),
+     (-0.5, "-0.500"), (2e9, "2e+09")],
+)  # fmt: skip
+def test_numbers_keep_three_digits(value, expected):
+    assert number(value) == expected

@@ -1,0 +1,183 @@
+"""Who may use a work directory."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.common import get_config
+from lattec_jax.runtime import run_directory
+from lattec_jax.runtime.config import leaves
+from lattec_jax.runtime.errors import ConfigError
+
+RECORD = {"weights_sha256": "ab", "class_names": ["cat", "dog"], "batch_size": 8}
+
+
+def config(**changes) -> ConfigDict:
+    values = {"seed": 0, "template": "a photo of a {}.", "method": {"texts": ("class", "image")}}
+    return ConfigDict({**values, **changes})
+
+
+def test_the_same_configuration_goes_on(tmp_path):
+    place = tmp_path / "runs" / "one"
+    run_directory.claim(place, config(), RECORD)
+    assert json.loads((place / "config.json").read_text())["method"]["texts"] == ["class", "image"]
+    run_directory.claim(place, config(), RECORD)
+
+
+def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
+    run_directory.claim(tmp_path, config(), RECORD)
+    before = (tmp_path / "config.json").read_bytes()
+    other = config(seed=1, method={"texts": ("class",)}, extra=3)
+    with pytest.raises(ConfigError) as refused:
+        run_directory.claim(tmp_path, other, RECORD)
+    message = str(refused.value)
+    assert "seed: there 0, here 1" in message
+    assert "method.texts: there ['class', 'image'], here ['class']" in message
+    assert "extra: there '(absent)', here 3" in message
+    assert "template" not in message
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_how_a_run_is_computed_may_change(tmp_path):
+    assert {key for key, _ in leaves(get_config())} >= run_directory.COMPUTED
+    run_directory.claim(tmp_path, config(compute={"fsdp": 1}), RECORD)
+    before = (tmp_path / "config.json").read_bytes()
+    run_directory.claim(tmp_path, config(compute={"fsdp": 8, "remat": True}), RECORD)
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(ConfigError, match="not empty and no work directory"):
+        run_directory.check(tmp_path, config())
+    with pytest.raises(ConfigError, match="not empty and no work directory"):
+        run_directory.claim(tmp_path, config(), RECORD)
+    assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_checking_writes_nothing(tmp_path):
+    run_directory.check(tmp_path / "new", config())
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_a_killed_claim_left_is_no_obstacle(tmp_path):
+    (tmp_path / "config.partial").write_text("{")
+    run_directory.claim(tmp_path, config(), RECORD)
+    assert (tmp_path / "config.json").exists()
+
+
+def test_a_place_that_cannot_be_written_is_said(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"not empty and no work directory"):
+        run_directory.claim(tmp_path / "file", config(), RECORD)
+    with pytest.raises(ConfigError, match="cannot write the work directory"):
+        run_directory.claim(tmp_path / "file" / "below", config(), RECORD)
+
+
+def test_a_damaged_config_is_said(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
+        run_directory.check(tmp_path, config())
+
+
+def test_other_inputs_are_refused_with_what_differs(tmp_path):
+    run_directory.claim(tmp_path, config(), RECORD)
+    run_directory.check_inputs(tmp_path, RECORD)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(ConfigError) as refused:
+        run_directory.claim(tmp_path, config(), {**RECORD, "class_names": ["dog", "cat"]})
+    assert "class_names: there ['cat', 'dog'], here ['dog', 'cat']" in str(refused.value)
+    assert "weights_sha256" not in str(refused.value)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    run_directory.check_inputs(tmp_path / "new", RECORD)  # nothing there, nothing to refuse
+
+
+def locked(path) -> int:
+    """A descriptor that locks a file as another process does: each opening has its own lock."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return descriptor
+
+
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
+    run_directory.write_json(tmp_path / "inputs.json", RECORD)
+    other = locked(tmp_path / run_directory.LOCK)
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    for attempt in (
+        lambda: run_directory.check(tmp_path, config()),
+        lambda: run_directory.claim(tmp_path, config(), RECORD),
+    ):
+        with pytest.raises(ConfigError, match="another process works in"):
+            attempt()
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    os.close(other)  # as its end does, also by SIGKILL; the file stays
+    run_directory.claim(tmp_path, config(), RECORD)
+    with pytest.raises(BlockingIOError):
+        locked(tmp_path / run_directory.LOCK)
+    run_directory.claim(tmp_path, config(), RECORD)  # the process that has it goes on
+
+
+def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(descriptor: int, kind: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    run_directory.claim(tmp_path, config(), RECORD)
+    assert (tmp_path / "config.json").exists()
+    assert caplog.text.count("has no locks (Function not implemented)") == 1
+
+
+@pytest.mark.parametrize("content", ["[1]", "{", "3"])
+def test_damaged_inputs_are_said(tmp_path, content):
+    run_directory.claim(tmp_path, config(), RECORD)
+    (tmp_path / "inputs.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"inputs\.json.*restore the run's own file"):
+        run_directory.check_inputs(tmp_path, RECORD)
+
+
+def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from ml_collections import ConfigDict\n"
+        "from lattec_jax.runtime import run_directory\n"
+        "run_directory.claim(Path(sys.argv[1]), ConfigDict({'seed': 0}), {})\n"
+        "print('claimed', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"claimed\n"
+        with pytest.raises(ConfigError, match="another process works in"):
+            run_directory.check(tmp_path, ConfigDict({"seed": 0}))
+        process.kill()
+    run_directory.check(tmp_path, ConfigDict({"seed": 0}))
+    run_directory.claim(tmp_path, ConfigDict({"seed": 0}), {})
+
+
+def test_another_process_of_the_run_follows_with_the_same_inputs_only(tmp_path):
+    run_directory.claim(tmp_path, config(), RECORD)
+    run_directory.follow(tmp_path, config(), RECORD)
+    with pytest.raises(ConfigError, match=r"(?s)same weights and pictures.*seed: there 0, here 1"):
+        run_directory.follow(tmp_path, config(seed=1), RECORD)
+    with pytest.raises(ConfigError, match="weights_sha256: there 'ab', here 'cd'"):
+        run_directory.follow(tmp_path, config(), {**RECORD, "weights_sha256": "cd"})
+
+
+def test_a_fifo_in_the_place_of_the_lock_does_not_block(tmp_path):
+    place = tmp_path / "run"
+    run_directory.claim(place, config(), RECORD)
+    script = (
+        "import os, sys, pathlib; from lattec_jax.runtime import run_directory; "
+        "from lattec_jax.runtime.config import "
+        "from_json\n"
+        "place = pathlib.Path(sys.argv[1]); (place / 'lock').unlink(); os.mkfifo(place / 'lock')\n"
+        "run_directory.check(place, from_json(place / 'config.json'))"
+    )
+    subprocess.run([sys.executable, "-c", script, place], check=True, timeout=60)

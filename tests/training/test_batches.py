@@ -1,0 +1,124 @@
+"""Batches as a function of seed and step."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import threading
+
+import numpy as np
+import pytest
+
+from lattec_jax.data.text import bucketing
+from lattec_jax.training.batches import Batches, prefetch
+
+N, B, K = 53, 8, 2
+
+
+@pytest.fixture
+def batches() -> Batches:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(3, 40, (N, K)).astype(np.int32)
+    return Batches(N, B, 7, 40, lengths, 40, groups=rng.integers(0, 4, N).astype(np.int32))
+
+
+def test_an_epoch_is_a_permutation_without_its_incomplete_last_batch(batches):
+    assert batches.steps_per_epoch == 6
+    for epoch in range(3):
+        steps = [batches.at(epoch * 6 + place) for place in range(6)]
+        seen = np.concatenate([host.images for host in steps])
+        assert len(set(seen.tolist())) == 48 and seen.min() >= 0 and seen.max() < N
+        assert [host.ends_epoch for host in steps] == [False] * 5 + [True]
+    first = np.concatenate([batches.at(s).images for s in range(6)])
+    second = np.concatenate([batches.at(s).images for s in range(6, 12)])
+    assert not np.array_equal(first, second)
+
+
+def test_any_step_can_be_rebuilt_on_its_own(batches):
+    walked = list(batches.iterate(0, 20))
+    again = dataclasses.replace(batches).at(17)
+    for field in dataclasses.fields(again):
+        one, other = getattr(walked[17], field.name), getattr(again, field.name)
+        np.testing.assert_equal(one, other)
+    assert not np.array_equal(walked[0].images, dataclasses.replace(batches, seed=8).at(0).images)
+
+
+def test_text_rows_and_places_lead_back_to_each_images_texts(batches):
+    for host in batches.iterate(0, 12):
+        rows = np.concatenate(host.text_rows)[host.text_places].reshape(B, K)
+        np.testing.assert_array_equal(rows, host.images[:, None] * K + np.arange(K))
+        for group, room in zip(host.text_rows, host.text_lengths, strict=True):
+            assert batches.lengths.reshape(-1)[group].max(initial=0) <= room
+
+
+@pytest.mark.parametrize("redraw", [(), (1,)])
+@pytest.mark.parametrize("seed", range(4))
+def test_one_plan_holds_all_batches_of_a_run_however_rare_long_texts_are(
+    batches, seed, redraw, monkeypatch
+):
+    """Another plan would be another program, compiled in the middle of the run."""
+    monkeypatch.setattr(bucketing, "DEVIATIONS", 0.0)  # nothing but counting makes room
+    lengths = np.full((N, K), 10, np.int32)
+    lengths[[3, 30], [0, 1]] = 40  # one in a batch on average, two in some
+    lengths[7] = 20
+    run = dataclasses.replace(batches, lengths=lengths, seed=seed, steps=600, redraw=redraw)
+    shapes, longest = set(), 0
+    for host in run.iterate(0, 600):
+        shapes.add((host.text_lengths, tuple(map(len, host.text_rows))))
+        longest = max(longest, int((lengths[host.text_images, np.arange(K)] == 40).sum()))
+    assert shapes == {(run.plan.lengths, run.plan.sizes)}
+    assert longest > 1 and run.plan.sizes[0] == longest
+    uncounted = dataclasses.replace(run, steps=0)
+    with pytest.raises(ValueError, match="the plan is of other batches"):
+        list(uncounted.iterate(0, 600))
+
+
+def test_redrawn_groups_share_the_label_and_change_with_the_step(batches):
+    redrawn = dataclasses.replace(batches, redraw=(1,))
+    others = 0
+    for host in redrawn.iterate(0, 12):
+        np.testing.assert_array_equal(host.text_images[:, 0], host.images)
+        np.testing.assert_array_equal(
+            redrawn.groups[host.text_images[:, 1]], redrawn.groups[host.images]
+        )
+        rows = np.concatenate(host.text_rows)[host.text_places].reshape(B, K)
+        np.testing.assert_array_equal(rows, host.text_images * K + np.arange(K))
+        others += int((host.text_images[:, 1] != host.images).sum())
+    assert others > 60  # of 96, drawn among some 13 with the same label
+    drawn = {s: redrawn.at(s).text_images[:, 1].tolist() for s in (0, 6)}
+    assert drawn[0] != drawn[6]
+    assert redrawn.at(6).text_images.tolist() == redrawn.at(6).text_images.tolist()
+    # With a single label the draw depends on nothing but seed and step.
+    single = dataclasses.replace(redrawn, groups=np.zeros(N, np.int32))
+    drawn = [single.at(step).text_images[:, 1].tolist() for step in range(4)]
+    assert all(one != other for one, other in itertools.combinations(drawn, 2))
+
+
+def test_prefetch_keeps_order_and_passes_exceptions():
+    assert list(prefetch(iter(range(50)))) == list(range(50))
+
+    def broken():
+        yield 1
+        yield 2
+        raise OSError("the disk is gone")
+
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for item in prefetch(broken()):
+            seen.append(item)
+    assert seen == [1, 2]
+
+
+def test_prefetch_runs_only_a_little_ahead():
+    drawn = []
+
+    def counted():
+        for n in range(100):
+            drawn.append(n)
+            yield n
+
+    stream = prefetch(counted(), ahead=2)
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    stream.close()
+    assert len(drawn) <= 6
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]

@@ -1,0 +1,40 @@
+"""What a run leaves out because it has it already, or needs it not."""
+
+from __future__ import annotations
+
+from lattec_jax import pseudo_label
+from lattec_jax.inference.feature_extractor import Encoders
+from tests.runs import arguments, run
+
+ZERO_SHOT = ("labelled", "--config.method.name=zero_shot")
+
+
+def test_training_images_are_encoded_once_where_they_are_tested_too(place, monkeypatch):
+    encoded = []
+    images = Encoders.images
+
+    def counting(self, params, pixels, progress=None):
+        encoded.append((progress, len(pixels)))
+        return images(self, params, pixels, progress)
+
+    monkeypatch.setattr(Encoders, "images", counting)
+    alone = ("--config.dataset.test=", "--config.dataset.held_out=0", "--workdir=alone")
+    found = run(*ZERO_SHOT, *alone)
+    assert encoded == [("pseudo-labels", 36), ("evaluation", 36), ("evaluation", 36)]
+    encoded.clear()
+    with_test = run(*ZERO_SHOT, "--workdir=tested")
+    assert [entry for entry in encoded if entry[0] != "pseudo-labels"] == [
+        ("evaluation", 36),
+        ("evaluation", 36),
+        ("training images", 36),
+    ]
+    assert found["n_test"] == 0 and with_test["n_test"] == 36
+    assert found["label_free"] == with_test["label_free"]
+
+
+def test_only_what_augments_makes_a_training_store(place):
+    run(*ZERO_SHOT)
+    stores = place / "artifacts/labelled/stores"
+    assert {path.name.split("-")[0] for path in stores.iterdir()} == {"evaluation"}
+    pseudo_label.main(["pseudo_label", *arguments("labelled")[1:]])
+    assert {path.name.split("-")[0] for path in stores.iterdir()} == {"evaluation", "training"}

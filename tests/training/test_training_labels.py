@@ -1,0 +1,117 @@
+"""Labels of the training images change nothing of what an unsupervised method trains on.
+
+A step is a function of its state, the tables and the batch; an epoch begins with the training set's
+features. So it is enough that all of these are equal whatever the labels are. `test_train.py` has
+whole runs of LatteCLIP with and without labels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from lattec_jax import check_data
+from lattec_jax.methods import METHODS, make_method
+from lattec_jax.runtime import sharding
+from lattec_jax.runtime.config import parse
+from lattec_jax.training import input_pipeline, prepare
+from tests.dummy import dummy_checkpoint
+from tests.runs import CLASSES, arguments, make_pictures
+
+UNSUPERVISED = [name for name in METHODS if name != "flyp_oracle"]
+LABELS = ("absent", "true", "permuted")
+
+
+class Prepared(NamedTuple):
+    """A configuration with the inputs that the stages before training made of it."""
+
+    config: ConfigDict
+    inputs: prepare.Inputs
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return sharding.make_mesh(1, jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory, mesh) -> dict[str, Prepared]:
+    """The same pictures with the labels of `LABELS`, each with artifacts of its own."""
+    folder = tmp_path_factory.mktemp("labels")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        make_pictures(folder / "unlabelled", 6, labelled=False)
+        dummy_checkpoint().save(folder / "weights")
+        train = sorted((folder / "unlabelled" / "train").iterdir())
+        test = sorted((folder / "unlabelled" / "test").iterdir())
+        true = {path: next(c for c in CLASSES if c[0] == path.name[0]) for path in train + test}
+        permuted = true | dict(zip(train, [true[p] for p in train[5:] + train[:5]], strict=True))
+        found = {}
+        for name, labels in zip(LABELS, ({}, true, permuted), strict=True):
+            chosen = "none"
+            if labels:
+                chosen = f"{name}.csv"
+                rows = (
+                    f"{path.relative_to(folder / 'unlabelled').as_posix()},{label}\n"
+                    for path, label in labels.items()
+                )
+                (folder / chosen).write_text("image,label\n" + "".join(rows), encoding="utf-8")
+            own = (f"--config.artifacts={name}", f"--config.dataset.labels={chosen}")
+            config, _ = parse(arguments("unlabelled", *own))
+            dataset = check_data.check(config)
+            method = make_method(config.method)
+            found[name] = Prepared(config, prepare.gather(config, dataset, "", method, mesh))
+    return found
+
+
+def trained_on(prepared: Prepared, mesh, *overrides: str) -> list[np.ndarray]:
+    """All arrays that a method's steps and epochs begin with."""
+    name = prepared.config.dataset.labels
+    own = (f"--config.artifacts={prepared.config.artifacts}", f"--config.dataset.labels={name}")
+    config, _ = parse(arguments("unlabelled", *own, *overrides))
+    inputs, method = prepared.inputs, make_method(config.method)
+    batches, texts, present = input_pipeline.make_batches(config, inputs, method, 16, 4, mesh)
+    params = sharding.put(mesh, inputs.weights.params)
+    frozen = input_pipeline.frozen_features(inputs, method, params)
+    tables = input_pipeline.make_tables(config, inputs, method, texts, present, frozen, mesh)
+    stream = input_pipeline.device_batches(
+        batches, input_pipeline.training_store(inputs.pictures), tables, 0, 4, mesh
+    )
+    classes = inputs.encoders.classes(params, inputs.prompts)
+    pixels = inputs.pictures.evaluation.pixels  # of which an epoch may ask features
+    leaves = jax.tree.leaves((tables, [batch for _, batch in stream], classes, pixels))
+    return [np.asarray(leaf) for leaf in leaves]
+
+
+def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
+    pairs = zip(one, other, strict=True)
+    return len(one) == len(other) and all(np.array_equal(a, b) for a, b in pairs)
+
+
+def test_the_labels_are_there_and_differ(prepared):
+    absent, true, permuted = (prepared[name].inputs.pictures.labels for name in LABELS)
+    assert absent is None
+    assert 0 < np.mean(true == permuted) < 1
+
+
+@pytest.mark.parametrize("preset", ["paper", "released_code"])
+@pytest.mark.parametrize("name", UNSUPERVISED)
+def test_labels_change_nothing(prepared, mesh, name, preset):
+    overrides = (
+        f"--config.method.name={name}",
+        f"--config.preset={preset}",
+        "--config.train.batch_size=16",
+    )
+    absent, true, permuted = (trained_on(prepared[labels], mesh, *overrides) for labels in LABELS)
+    assert len(absent) > 10
+    assert same(absent, true) and same(absent, permuted)
+
+
+def test_the_comparison_notices_labels_that_are_used(prepared, mesh):
+    oracle = "--config.method.name=flyp_oracle"
+    true, permuted = (trained_on(prepared[labels], mesh, oracle) for labels in LABELS[1:])
+    assert len(true) == len(permuted) and not same(true, permuted)
