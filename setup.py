@@ -77,7 +77,7 @@ TEST_WITHOUT_TORCH = [
 setup(
     name="lattec_jax",
     version=VERSION,
-    description="LatteCLIP in JAX: adapt CLIP to a domain from unlabelled images",
+    description="LatteCLIP in JAX: adapt CLIP to a domain from unlabeled images",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

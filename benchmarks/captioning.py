@@ -4,7 +4,7 @@
 
 On a GPU the architecture of llava-v1.6-mistral-7b-hf, on the CPU a small one of the same classes,
 both with random weights: every description has exactly 25 new tokens. The whole path of the engine
-is timed: preparing pictures, chat template, generation, decoding. Both rates of a row are taken in
+is timed: preparing images, chat template, generation, decoding. Both rates of a row are taken in
 one process, one after the other, after a warm-up. Prints a Markdown table.
 """
 
@@ -22,8 +22,8 @@ from PIL import Image
 from captioning.engines import Identity, Request
 from captioning.engines.llava import LARGEST_BATCH, SHARE, LlavaEngine
 from captioning.engines.llava_loading import (
-    UNQUANTISED,
-    check_quantised,
+    UNQUANTIZED,
+    check_quantized,
     free_memory,
     memory,
     prepare_for_batches,
@@ -42,7 +42,7 @@ def architecture(device: str) -> Any:
 
 
 def random_model(config: Any, precision: str, device: str) -> Any:
-    """Random weights made where they are used, and quantised there layer by layer."""
+    """Random weights made where they are used, and quantized there layer by layer."""
     module = tiny_llava.transformers()
     dtype = torch.bfloat16
     before = torch.get_default_dtype()
@@ -53,17 +53,17 @@ def random_model(config: Any, precision: str, device: str) -> Any:
     finally:
         torch.set_default_dtype(before)
     if precision == "nf4":
-        quantise(model, device, dtype)
-        check_quantised(model)
+        quantize(model, device, dtype)
+        check_quantized(model)
     return model
 
 
-def quantise(model: Any, device: str, dtype: torch.dtype) -> None:
+def quantize(model: Any, device: str, dtype: torch.dtype) -> None:
     """Replace the language model's linear layers by bitsandbytes' 4-bit layers."""
     import bitsandbytes
 
     for name, layer in list(model.named_modules()):
-        if not isinstance(layer, torch.nn.Linear) or name.startswith(UNQUANTISED):
+        if not isinstance(layer, torch.nn.Linear) or name.startswith(UNQUANTIZED):
             continue
         packed = bitsandbytes.nn.Linear4bit(
             layer.in_features,
@@ -101,7 +101,7 @@ def rate(engine: LlavaEngine, requests: list[Request], batch: int, device: str) 
 
 def measure(precision: str, device: str, descriptions: int, batch: int) -> str:
     """One row of the table."""
-    gc.collect()  # quantised weights and their layers refer to each other: the last row's remain
+    gc.collect()  # quantized weights and their layers refer to each other: the last row's remain
     config = architecture(device)
     model = random_model(config, precision, device)
     processor = tiny_llava.processor(config)

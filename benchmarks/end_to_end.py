@@ -4,8 +4,8 @@
     python -m benchmarks.end_to_end --eurosat       # ViT-B-32, 18,900 of 64 x 64; for a GPU
 
 Makes JPEG files of noise and descriptions of random words, then runs `python -m lattec_jax.train`
-in the ways of --ways: with the store on the device, streamed, and once more on the device with what
-the first run left (stores, pseudo-labels and compiled programs). Then `python -m
+in the ways of --ways: with the image cache on the device, streamed, and once more on the device
+with what the first run left (image caches, pseudo-labels and compiled programs). Then `python -m
 lattec_jax.predict` on --predict files (0: none), in two sizes, and once more with nothing left to
 do. With ViT-B-32 the weights are random too (open_clip_torch brings the vocabulary). Losses and
 accuracies mean nothing here.
@@ -39,11 +39,11 @@ from lattec_jax.runtime.run_directory import RESULTS
 from lattec_jax.runtime.safe_read import read_json
 
 CLASSES = tuple(f"kind {n}" for n in range(10))
-ROWS = ("start of Python and JAX", "decoding into stores", "pseudo-labels", "descriptions",
+ROWS = ("start of Python and JAX", "decoding into image caches", "pseudo-labels", "descriptions",
         "first step (compilation)", "other steps", "waiting for batches", "evaluation",
         "checkpoints", "results and report", "everything else", "end of the process")  # fmt: skip
 LOOP = "loop"  # seconds from the first step's end to the last's, without checkpoints: no row
-WAYS = {  # name of the column, folder of artifacts, placement of the store
+WAYS = {  # name of the column, folder of artifacts, placement of the image cache
     "device": ("on the device", "first", "device"),
     "streamed": ("streamed", "second", "host"),
     "again": ("again", "first", "device"),
@@ -53,15 +53,15 @@ BPE = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def make_inputs(root: Path, values: argparse.Namespace) -> None:
-    """Pictures, class names, descriptions and, for ViT-B-32, weights."""
+    """Images, class names, descriptions and, for ViT-B-32, weights."""
     rng = np.random.default_rng(0)
     for part, count in (("train", values.images), ("test", values.images // 4)):
         (root / part).mkdir()
         coarse = rng.integers(0, 256, (count, 8, 8, 3), np.uint8)
 
         def write(n: int, part: str = part, coarse: np.ndarray = coarse) -> None:
-            picture = Image.fromarray(coarse[n]).resize((values.side, values.side))
-            picture.save(root / part / f"{n:06}.jpg", quality=90)
+            image = Image.fromarray(coarse[n]).resize((values.side, values.side))
+            image.save(root / part / f"{n:06}.jpg", quality=90)
 
         with ThreadPoolExecutor() as pool:
             list(pool.map(write, range(count)))
@@ -109,7 +109,7 @@ def train_arguments(root: Path, values: argparse.Namespace, name: str, placement
         "weights": weights,
         "artifacts": root / name,
         "descriptions.engine": "made",
-        "store.placement": placement,
+        "image_cache.placement": placement,
         "compute.dtype": values.dtype,
         "train.batch_size": values.batch,
         "train.max_steps": values.steps,
@@ -159,7 +159,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     jax.devices()
     watch = Stopwatch()
     watch.seconds[ROWS[0]] = time.time() - began
-    watch.watch(prepare, "open_pictures", ROWS[1])
+    watch.watch(prepare, "open_images", ROWS[1])
     watch.watch(prepare, "pseudo_labels", ROWS[2])
     watch.watch(prepare, "descriptions", ROWS[3])
     for name in ("test_features", "predict_training"):
@@ -238,12 +238,12 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
 def predict(root: Path, values: argparse.Namespace) -> list[tuple[str, float, float]]:
     """What was classified, its seconds and peak memory in GB."""
     files, workdir = values.predict, root / "runs" / values.ways[0]
-    pictures = sorted((root / "train").iterdir())
+    images = sorted((root / "train").iterdir())
     folder = root / "many"
     folder.mkdir()
     names = [folder / f"{n:07}.jpg" for n in range(files)]
     for n, path in enumerate(names):
-        os.link(pictures[n % len(pictures)], path)
+        os.link(images[n % len(images)], path)
     found = []
     for count in (files // 10, files, files):
         (root / "list.txt").write_text("\n".join(map(str, names[:count])), encoding="utf-8")
@@ -285,7 +285,7 @@ def main() -> None:
         root = Path(scratch)
         make_inputs(root, values)
         found = adapt(root, values)
-        print(f"{values.model}, {values.images:,} pictures of {values.side} x {values.side}, batch "
+        print(f"{values.model}, {values.images:,} images of {values.side} x {values.side}, batch "
               f"{values.batch}, {values.steps} steps, {values.dtype}; seconds\n")  # fmt: skip
         print(f"| | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
         for row in (*ROWS, "whole"):
@@ -302,7 +302,7 @@ def main() -> None:
         for label, seconds, memory in predicted:
             print(f"| {label} | {seconds:.1f} | {memory:.2f} |")
         rate = 0.9 * values.predict / (predicted[1][1] - predicted[0][1])
-        print(f"\n{rate:,.0f} pictures/s, the start apart")
+        print(f"\n{rate:,.0f} images/s, the start apart")
     print(json.dumps({"settings": vars(values), "runs": found, "prediction": predicted}))
 
 

@@ -1,11 +1,11 @@
-"""Memory of a training step on each device, from JAX's own figures.
+"""Memory of a training step on each device, from JAX's own metrics.
 
     python -m benchmarks.memory [--batch=512] [--micro 0 128 64 32] [--remat]
     python -m benchmarks.memory --model=ViT-bigG-14 --devices=8 --fsdp 1 8 --micro 64 --remat
 
 The step is lowered with shapes only and compiled for the CPU: nothing is allocated or run.
 Prints a Markdown table of what `compiled.memory_analysis()` says of one device: the temporary
-buffers of the step, beside its arguments (parameters, optimiser state, pictures and tokens), and
+buffers of the step, beside its arguments (parameters, optimizer state, images and tokens), and
 how the state's share compares with an even part of the whole.
 """
 
@@ -33,13 +33,13 @@ from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.state import (
     TrainState,
     learning_rate_schedule,
-    make_optimiser,
+    make_optimizer,
     state_shardings,
 )
-from lattec_jax.training.step import Batch, StepSettings, Tables, make_train_step
+from lattec_jax.training.step import Batch, DeviceData, StepSettings, make_train_step
 
 IMAGES, CLASSES, LONG_SIDE = 18_900, 10, 64  # EuroSAT
-# Buffers are assigned before code is generated: leaving that quick does not change the figures.
+# Buffers are assigned before code is generated: leaving that quick does not change the metrics.
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 TEXTS = ((32, 0.9), (48, 0.1))  # tokens of a group, and its share of the descriptions
 
@@ -68,8 +68,8 @@ def model_config(name: str) -> CLIPConfig:
 
 
 def arguments(
-    model: CLIPConfig, batch_size: int, method: LatteCLIP, optimiser: Any, mesh: Mesh
-) -> tuple[TrainState, Tables, Batch]:
+    model: CLIPConfig, batch_size: int, method: LatteCLIP, optimizer: Any, mesh: Mesh
+) -> tuple[TrainState, DeviceData, Batch]:
     """Shapes of what a step takes, and where they lie."""
     params = jax.eval_shape(lambda: initial_params(model, 0))
     prototypes = shape(CLASSES, model.embed_dim, dtype=np.float32)
@@ -77,11 +77,11 @@ def arguments(
         step=shape(),
         seed=shape(dtype=np.uint32),
         params=params,
-        optimiser=jax.eval_shape(optimiser.init, params),
+        optimizer=jax.eval_shape(optimizer.init, params),
         method=Prototypes(prototypes, prototypes),
     )
     kinds = len(method.description_kinds)
-    tables = Tables(
+    device_data = DeviceData(
         class_tokens=shape(CLASSES, 16),
         description_tokens=shape(IMAGES * kinds, model.text.context_length),
         present=shape(IMAGES, kinds, dtype=bool),
@@ -90,12 +90,12 @@ def arguments(
         sizes=shape(IMAGES, 2),
     )
     rest = batch_size * kinds
-    sizes = [round(rest * share / mesh.size) * mesh.size for _, share in TEXTS]
+    sizes = [round(rest * fraction / mesh.size) * mesh.size for _, fraction in TEXTS]
     sizes[0] += rest - sum(sizes)
     batch = Batch(
         images=shape(batch_size),
-        text_rows=tuple(shape(n) for n in sizes),
-        text_places=shape(rest),
+        text_indices=tuple(shape(n) for n in sizes),
+        text_positions=shape(rest),
         text_images=shape(batch_size, kinds),
         ends_epoch=shape(dtype=bool),
     )
@@ -107,10 +107,10 @@ def arguments(
 
     everywhere, split = sharding.replicated(mesh), sharding.over_batch(mesh)
     places = (
-        jax.tree.map(lambda _: everywhere, tables),
+        jax.tree.map(lambda _: everywhere, device_data),
         jax.tree.map(lambda x: split if x.shape else everywhere, batch),
     )
-    return lie(state, state_shardings(state, mesh)), *lie((tables, batch), places)
+    return lie(state, state_shardings(state, mesh)), *lie((device_data, batch), places)
 
 
 def measure(
@@ -120,32 +120,32 @@ def measure(
     config = get_config().train
     config.learning_rate, config.warmup_steps, config.weight_decay = 1e-7, 40, 0.2
     config.schedule, config.optimizer = "cosine", "adamw"
-    optimiser, method = make_optimiser(config, 1800), LatteCLIP(0.99, 0.99)
+    optimizer, method = make_optimizer(config, 1800), LatteCLIP(0.99, 0.99)
     settings = StepSettings(
         model.vision.image_size,
         (0.5,) * 3,
         (0.25,) * 3,
         Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
-        pieces=batch_size // micro,  # `main` refuses what does not divide
+        num_microbatches=batch_size // micro,  # `main` refuses what does not divide
     )
     step = make_train_step(
         define(model, dtype=dtype, remat=remat, mesh=mesh),
         method,
-        optimiser,
+        optimizer,
         learning_rate_schedule(config, 1800),
         settings,
         mesh,
     )
-    given = arguments(model, batch_size, method, optimiser, mesh)
+    given = arguments(model, batch_size, method, optimizer, mesh)
     start = time.perf_counter()
     lengths = tuple(length for length, _ in TEXTS)
     found = step.lower(*given, lengths).compile(QUICK).memory_analysis()
     seconds = time.perf_counter() - start
-    state = jax.tree.leaves((given[0].params, given[0].optimiser))
-    shares = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state]
+    state = jax.tree.leaves((given[0].params, given[0].optimizer))
+    fractions = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state]
     whole = sum(x.size * x.dtype.itemsize for x in state)
     return Memory(
-        found.temp_size_in_bytes, found.argument_size_in_bytes, sum(shares), whole, seconds
+        found.temp_size_in_bytes, found.argument_size_in_bytes, sum(fractions), whole, seconds
     )
 
 
@@ -171,7 +171,7 @@ def main() -> None:
     model = model_config(values.model)
     print(f"{values.model}, batch {values.batch}, {values.dtype}, remat {values.remat}, "
           f"{values.devices} devices, JAX {jax.__version__}\n")  # fmt: skip
-    print("| fsdp | micro_batch | temporary buffers (GiB) | arguments (GiB) | "
+    print("| fsdp | microbatch_size | temporary buffers (GiB) | arguments (GiB) | "
           "state (GiB) | of it all | compilation (s) |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
     for fsdp in values.fsdp:

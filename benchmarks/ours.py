@@ -1,4 +1,4 @@
-"""Our step, as `lattec_jax.train` makes it: `make_train_step` with a resident store."""
+"""Our step, as `lattec_jax.train` makes it: `make_train_step` with a resident image cache."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from benchmarks import workload
 from benchmarks.workload import Workload
 from configs.common import get_config
 from convert.names import to_flax
-from lattec_jax.data.images.image_cache import Store
+from lattec_jax.data.images.image_cache import ImageCache
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.models.clip import bind, define
 from lattec_jax.runtime import sharding
 from lattec_jax.training.augmentation import Augmentation, augment
 from lattec_jax.training.input_pipeline import device_batches
-from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimiser
-from lattec_jax.training.step import StepSettings, Tables, make_train_step
+from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimizer
+from lattec_jax.training.step import DeviceData, StepSettings, make_train_step
 
 STEPS = 1800  # of the schedule
 
@@ -46,27 +46,27 @@ class Ours:
             Augmentation.from_config(config.augment),
         )
         method = LatteCLIP(workload.ALPHA, workload.MOMENTUM)
-        optimiser = make_optimiser(section, STEPS)
+        optimizer = make_optimizer(section, STEPS)
         # Of the frozen model in float32: the programs in PyTorch start from the same ones.
         first = define(work.config)
         encode = jax.jit(lambda params, tokens: bind(first, params).encode_text(tokens))
         self.prototypes = np.asarray(encode(self.params, work.cropped_classes()))
         method_state = method.init(jnp.asarray(self.prototypes), len(work.pixels))
         params = sharding.put(self.mesh, self.params)
-        self.state = init_state(params, optimiser, method_state, self.mesh)
+        self.state = init_state(params, optimizer, method_state, self.mesh)
         del params
         schedule = learning_rate_schedule(section, STEPS)
         self.jitted = make_train_step(
-            self.definition, method, optimiser, schedule, self.settings, self.mesh
+            self.definition, method, optimizer, schedule, self.settings, self.mesh
         )
-        self.tables = self._tables()
+        self.device_data = self._tables()
         self.compiled = None
 
-    def _tables(self) -> Tables:
+    def _tables(self) -> DeviceData:
         work, count = self.work, len(self.work.pixels)
         sizes = np.full((count, 2), workload.SIDE, np.int32)
-        self.store = Store(tuple(map(str, range(count))), work.pixels, sizes, ())
-        tables = Tables(
+        self.cache = ImageCache(tuple(map(str, range(count))), work.pixels, sizes, ())
+        device_data = DeviceData(
             class_tokens=work.cropped_classes(),
             description_tokens=work.description_tokens,
             present=np.ones((count, len(workload.KINDS)), bool),
@@ -74,41 +74,45 @@ class Ours:
             pixels=work.pixels,
             sizes=sizes,
         )
-        return jax.device_put(tables, sharding.replicated(self.mesh))
+        return jax.device_put(device_data, sharding.replicated(self.mesh))
 
     def crops(self, step: int) -> np.ndarray:
-        """`[B, H, W, 3]` as the step draws them for a batch, normalised."""
+        """`[B, H, W, 3]` as the step draws them for a batch, normalized."""
         images = self.work.batches.at(step).images
         key = jax.random.fold_in(jax.random.key(self.state.seed), step)
         size = self.settings.image_size
         crop = jax.jit(lambda *arrays: augment(*arrays, size, self.settings.augmentation))
-        crops = crop(key, self.tables.pixels[images], self.tables.sizes[images])
+        crops = crop(key, self.device_data.pixels[images], self.device_data.sizes[images])
         return np.asarray((crops - jnp.array(workload.MEAN)) / jnp.array(workload.STD), np.float32)
 
     def load(self, step: int) -> None:
         """Place a batch on the device."""
-        feed = device_batches(self.work.batches, self.store, self.tables, step, step + 1, self.mesh)
+        feed = device_batches(
+            self.work.batches, self.cache, self.device_data, step, step + 1, self.mesh
+        )
         self.host, self.batch = next(feed)
         self.state = self.state.replace(step=jnp.asarray(step, jnp.int32))
 
     def compile(self) -> float:
         """Seconds that it takes; nothing is read from a cache of compiled programs."""
         start = time.perf_counter()
-        lowered = self.jitted.lower(self.state, self.tables, self.batch, self.host.text_lengths)
+        lowered = self.jitted.lower(
+            self.state, self.device_data, self.batch, self.host.text_lengths
+        )
         self.compiled = lowered.compile()
         return time.perf_counter() - start
 
     def step(self) -> float:
         """Train on the loaded batch; returns the loss."""
-        self.state, figures = self.compiled(self.state, self.tables, self.batch)
+        self.state, metrics = self.compiled(self.state, self.device_data, self.batch)
         jax.block_until_ready(self.state)
-        return float(figures["loss"])
+        return float(metrics["loss"])
 
     def first(self) -> dict[str, np.ndarray]:
         """One step: the loss, gradients, prototypes. AdamW's first moment after its first step is
         the gradient times 1 − β₁, so that this is the gradient of the very step that is timed."""
         loss = self.step()
-        moments = optax.tree.get(self.state.optimiser, "mu")
+        moments = optax.tree.get(self.state.optimizer, "mu")
         found = {
             f"gradient/{name}": np.asarray(value) / (1 - workload.BETA1)
             for name, value in moments.items()

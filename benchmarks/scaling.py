@@ -3,11 +3,11 @@
     python -m benchmarks.scaling [--sections batch classes images texts flops models devices]
         [--plots=benchmarks] [--rounds=5]
 
-Runs the real step, batches and stores (`lattec_jax.training.input_pipeline`) on random pictures and
-texts, with a small CLIP of one layer in each tower. The sizes of a section take turns and medians
-of the rounds are printed: milliseconds from step to step, and beside them the CPU time of all
-threads of the process, which on a machine that others use too says more. `flops` and `models` run
-nothing: they count by shapes and by XLA's cost analysis. `devices` splits one CPU into virtual
+Runs the real step, batches and image caches (`lattec_jax.training.input_pipeline`) on random images
+and texts, with a small CLIP of one layer in each tower. The sizes of a section take turns and
+medians of the rounds are printed: milliseconds from step to step, and beside them the CPU time of
+all threads of the process, which on a machine that others use too says more. `flops` and `models`
+run nothing: they count by shapes and by XLA's cost analysis. `devices` splits one CPU into virtual
 devices: it shows what splitting costs, not what devices gain. Prints Markdown tables.
 """
 
@@ -27,10 +27,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from benchmarks.image_caches import random_cache
 from benchmarks.memory import CLASSES, TEXTS, arguments, model_config
-from benchmarks.stores import random_store
 from configs.common import get_config
-from lattec_jax.data.images.image_cache import Store
+from lattec_jax.data.images.image_cache import ImageCache
 from lattec_jax.data.text.bucketing import BUCKETS, bucket_length
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
@@ -41,10 +41,10 @@ from lattec_jax.runtime.config import resolve
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.batches import Batches, epoch_order, prefetch
-from lattec_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimiser
-from lattec_jax.training.step import StepSettings, Tables, make_train_step
+from lattec_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer
+from lattec_jax.training.step import DeviceData, StepSettings, make_train_step
 
-SIDE, STEPS = 32, 10_000  # pixels of a picture; steps of the schedule
+SIDE, STEPS = 32, 10_000  # pixels of an image; steps of the schedule
 SMALL = CLIPConfig(
     embed_dim=128,
     vision=VisionConfig(192, 1, 3, 8, (SIDE, SIDE)),
@@ -75,7 +75,7 @@ class Size(NamedTuple):
 class Run:
     """A run of a given size on random inputs, which goes on wherever it was left."""
 
-    def __init__(self, size: Size, store: Store) -> None:
+    def __init__(self, size: Size, cache: ImageCache) -> None:
         rng, kinds = np.random.default_rng(0), 2
         mesh = sharding.make_mesh(1, jax.devices()[: size.devices])
         everywhere = sharding.replicated(mesh)
@@ -92,32 +92,32 @@ class Run:
         def put(array: np.ndarray) -> jax.Array:
             return jax.device_put(array, everywhere)
 
-        self.tables = Tables(
+        self.device_data = DeviceData(
             class_tokens=put(classes),
             description_tokens=put(tokens),
             present=put(np.ones((size.images, kinds), bool)),
             targets=Targets(put(labels)),
-            pixels=put(store.pixels[: size.images]) if size.resident else None,
-            sizes=put(store.sizes[: size.images]) if size.resident else None,
+            pixels=put(cache.pixels[: size.images]) if size.resident else None,
+            sizes=put(cache.sizes[: size.images]) if size.resident else None,
         )
         batches = Batches(
             size.images, size.batch, 0, STEPS, lengths, text.context_length, size.devices
         )
         config = resolve(get_config()).train
-        optimiser, method = make_optimiser(config, STEPS), LatteCLIP(0.99, 0.99)
+        optimizer, method = make_optimizer(config, STEPS), LatteCLIP(0.99, 0.99)
         prototypes = rng.normal(size=(size.classes, size.model.embed_dim)).astype(np.float32)
         prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
         params = sharding.put(mesh, initial_params(size.model, 0))
         first = method.init(prototypes, size.images)
-        self.state = init_state(params, optimiser, first, mesh, method.trainable)
+        self.state = init_state(params, optimizer, first, mesh, method.trainable)
         settings = StepSettings(
             (SIDE, SIDE), (0.5,) * 3, (0.25,) * 3,
             Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
         )  # fmt: skip
         schedule = learning_rate_schedule(config, STEPS)
         definition = define(size.model, mesh=mesh)
-        self.step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
-        stream = input_pipeline.device_batches(batches, store, self.tables, 0, STEPS, mesh)
+        self.step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
+        stream = input_pipeline.device_batches(batches, cache, self.device_data, 0, STEPS, mesh)
         self.stream = prefetch(stream)
         self.take(3)  # compiles
 
@@ -126,7 +126,7 @@ class Run:
         start, used = time.perf_counter(), time.process_time()
         for _ in range(steps):
             host, batch = next(self.stream)
-            self.state, _ = self.step(self.state, self.tables, batch, host.text_lengths)
+            self.state, _ = self.step(self.state, self.device_data, batch, host.text_lengths)
         jax.block_until_ready(self.state)
         return (
             1e3 * (time.perf_counter() - start) / steps,
@@ -155,24 +155,24 @@ def vary(
     field: str, values: Sequence[int], directory: Path, rounds: int
 ) -> dict[int, tuple[float, float]]:
     """Change one number of the common size."""
-    with random_store(directory, Size().images, SIDE) as store:
-        runs = {value: Run(Size(**{field: value}), store) for value in values}
+    with random_cache(directory, Size().images, SIDE) as cache:
+        runs = {value: Run(Size(**{field: value}), cache) for value in values}
         return in_turns(runs, rounds, 8)
 
 
 def vary_images(directory: Path, rounds: int) -> None:
-    """From 1,000 to 1,000,000 pictures, with the smallest model: the least that hides the host."""
+    """From 1,000 to 1,000,000 images, with the smallest model: the least that hides the host."""
     counts = (1000, 30_000, 1_000_000)
     with ExitStack() as stack:
-        store = stack.enter_context(random_store(directory, counts[-1], SIDE))
+        cache = stack.enter_context(random_cache(directory, counts[-1], SIDE))
         runs = {
             f"{count:,}, {'resident' if resident else 'streamed'}": Run(
-                Size(images=count, resident=resident, model=TINY), store
+                Size(images=count, resident=resident, model=TINY), cache
             )
             for count in counts
             for resident in (True, False)
         }
-        table("images, store", in_turns(runs, rounds, 60), lambda _: Size().batch)
+        table("images, image cache", in_turns(runs, rounds, 60), lambda _: Size().batch)
     start = time.perf_counter()
     epoch_order(counts[-1], 1, 0, counts[-1])
     seconds = time.perf_counter() - start
@@ -189,15 +189,15 @@ def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[f
         tokens: of every description; 0: nine in ten of up to 32, one of up to 48.
     """
     config, batch_size, kinds = resolve(get_config()).train, 64, 2
-    optimiser, method = make_optimiser(config, STEPS), LatteCLIP(0.99, 0.99)
+    optimizer, method = make_optimizer(config, STEPS), LatteCLIP(0.99, 0.99)
     settings = StepSettings((224, 224), (0.5,) * 3, (0.25,) * 3, None)
     mesh = sharding.make_mesh(1, jax.devices()[:1])
     definition, schedule = define(model, mesh=mesh), learning_rate_schedule(config, STEPS)
-    step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
-    state, tables, batch = arguments(model, batch_size, method, optimiser, mesh)
+    step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
+    state, device_data, batch = arguments(model, batch_size, method, optimizer, mesh)
     prototypes = jax.ShapeDtypeStruct((classes, model.embed_dim), np.float32)
     state = state.replace(method=Prototypes(prototypes, prototypes))
-    tables = tables._replace(
+    device_data = device_data._replace(
         class_tokens=jax.ShapeDtypeStruct((classes, 16), np.int32),
         pixels=jax.ShapeDtypeStruct((64, 224, 224, 3), np.uint8),
         sizes=None,
@@ -206,8 +206,8 @@ def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[f
     if tokens:
         lengths = (bucket_length(tokens, 77),)
         rows = jax.ShapeDtypeStruct((batch_size * kinds,), np.int32)
-        batch = batch._replace(text_rows=(rows,))
-    lowered = step.lower(state, tables, batch, lengths)
+        batch = batch._replace(text_indices=(rows,))
+    lowered = step.lower(state, device_data, batch, lengths)
     return lowered.cost_analysis()["flops"] / batch_size, state
 
 
@@ -220,7 +220,7 @@ def count_models() -> None:
         parameters = sum(np.prod(p.shape, dtype=float) for p in jax.tree.leaves(state.params))
         size = sum(
             np.prod(p.shape, dtype=float) * p.dtype.itemsize
-            for p in jax.tree.leaves((state.params, state.optimiser))
+            for p in jax.tree.leaves((state.params, state.optimizer))
         )
         print(f"| {name} | {parameters / 1e6:.0f} | {size / 1e9:.2f} | {flops / 1e9:.1f} |",
               flush=True)  # fmt: skip
@@ -253,13 +253,13 @@ def draw(
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.2), sharey=True)
     left.plot(list(classes), list(classes.values()), marker="o")
-    left.axvline(128, linestyle=":", color="grey")
-    left.text(140, 0.04 * max(classes.values()), "2 × batch", color="grey")
+    left.axvline(128, linestyle=":", color="gray")
+    left.text(140, 0.04 * max(classes.values()), "2 × batch", color="gray")
     most = max(*classes.values(), *texts.values())
     left.set(xscale="log", xlabel="classes", ylabel=unit, ylim=(0, 1.06 * most))
     right.plot(list(texts), list(texts.values()), marker="o")
     for bound in BUCKETS:
-        right.axvline(bound, linestyle=":", color="grey")
+        right.axvline(bound, linestyle=":", color="gray")
     right.set(xlabel="tokens of every description")
     figure.suptitle(title)
     figure.tight_layout()

@@ -4,7 +4,7 @@
 
 For each number of images a process of its own writes pseudo-labels and two descriptions per image,
 and reads them as training does: the labels, the texts joined by id and checked against the content
-of the files, the tokens, the plan of their lengths. Pictures are not touched. Descriptions have 22
+of the files, the tokens, the plan of their lengths. Images are not touched. Descriptions have 22
 tokens on average with a tail to 77. CPU seconds are of all threads: tokens are made on all cores.
 Prints a Markdown table; a JSON line for each row on standard error. Needs open_clip_torch for
 CLIP's vocabulary.

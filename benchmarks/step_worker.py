@@ -194,7 +194,7 @@ class TorchWorker:
     def rest(self, variant: str) -> dict[str, Any]:
         """Give memory back that another program may need."""
         if self.program is not None:
-            self.program.optimiser.zero_grad(set_to_none=True)
+            self.program.optimizer.zero_grad(set_to_none=True)
         give_back()
         if self.device == "cuda":
             self.torch.cuda.empty_cache()

@@ -3,7 +3,7 @@
 Each text is encoded once, at the few lengths that ours uses (`lattec_jax.data.text.bucketing`);
 attention is `scaled_dot_product_attention` on one fused projection with the causal flag instead of
 a mask; of the last block only the token that is read out is computed; AdamW is fused; prototypes
-move in one scatter. `compiling` puts both encoders through `torch.compile`.
+move in one scatter. `compiling` puts both extractor through `torch.compile`.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Best(Program):
     encode_text = staticmethod(encode_text)
 
     def compiling(self, enable: bool) -> None:
-        """Use encoders that are compiled, each length of text by itself, when they are called."""
+        """Use extractor that are compiled, each length of text by itself, when they are called."""
         self.encode_image, self.encode_text = COMPILED if enable else (encode_image, encode_text)
 
     def load_texts(self, host: HostBatch) -> None:
@@ -92,9 +92,9 @@ class Best(Program):
         tokens = self.work.description_tokens
         self.groups = [
             self._put(tokens[rows, :length])
-            for rows, length in zip(host.text_rows, host.text_lengths, strict=True)
+            for rows, length in zip(host.text_indices, host.text_lengths, strict=True)
         ]
-        self.places = self._put(host.text_places)
+        self.places = self._put(host.text_positions)
         self.class_tokens = self._put(self.work.cropped_classes())
 
     def features(self) -> tuple:

@@ -28,7 +28,7 @@ class Program:
         prototypes: `[C, D]`.
     """
 
-    fused = False  # one kernel for the whole optimiser
+    fused = False  # one kernel for the whole optimizer
 
     def __init__(self, work: Workload, dtype: str, device: str, prototypes: np.ndarray):
         self.work, self.device, self.dtype = work, device, getattr(torch, dtype)
@@ -38,7 +38,7 @@ class Program:
         self.model = self.model.to(device).train()
         self.prototypes = torch.from_numpy(prototypes.copy()).to(device)
         named = list(self.model.named_parameters())
-        self.optimiser = torch.optim.AdamW(
+        self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
                 {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": workload.DECAY},
@@ -54,11 +54,11 @@ class Program:
 
         Args:
             step: which batch.
-            crops: `[B, H, W, 3]` float32, normalised.
+            crops: `[B, H, W, 3]` float32, normalized.
         """
         host = self.work.batches.at(step)
-        pictures = torch.from_numpy(crops.transpose(0, 3, 1, 2).copy())
-        self.crops = pictures.to(self.device)
+        images = torch.from_numpy(crops.transpose(0, 3, 1, 2).copy())
+        self.crops = images.to(self.device)
         self.zero_shot = self._put(self.work.zero_shot[host.images].astype(np.int64))
         self.load_texts(host)
 
@@ -103,10 +103,10 @@ class Program:
 
     def step(self) -> float:
         """Train on the loaded batch; returns the loss."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         loss, mixed, labels = self.loss()
         loss.backward()
-        self.optimiser.step()
+        self.optimizer.step()
         with torch.no_grad():
             self.model.logit_scale.clamp_(0, math.log(100))
             for t_bar, label in zip(mixed, labels, strict=True):

@@ -7,7 +7,7 @@ checkpointing and without (`torch_release.py`); and the quickest that we could m
 with `torch.compile` and without (`torch_best.py`). Each lives in a process of its own. Before
 anything is timed, each must give our loss, gradients and prototypes in float32, on at most 64
 images. Then they take turns, one step on the same batch each (ten on a GPU), and medians are taken.
-Ours cuts and resizes its pictures within the timed step; the others are given the finished crops on
+Ours cuts and resizes its images within the timed step; the others are given the finished crops on
 the device. Prints Markdown and a line of JSON.
 """
 
@@ -212,7 +212,7 @@ def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
     1% of the release-like program's work, less of the others'."""
     config = work.config
     context = config.text.context_length
-    plan = np.repeat(batch.text_lengths, [len(rows) for rows in batch.text_rows])
+    plan = np.repeat(batch.text_lengths, [len(rows) for rows in batch.text_indices])
     classes = work.cropped_classes()[: 2 * work.batch]
     own = np.concatenate([np.full(len(classes), classes.shape[1]), plan])
     four = np.full(4 * work.batch, context)
@@ -225,7 +225,7 @@ def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
     }
 
 
-def summarise(
+def summarize(
     work: Workload, turns: dict[str, Any], built: dict[str, Any], rate: float
 ) -> list[dict[str, Any]]:
     """A row for each program."""
@@ -243,7 +243,7 @@ def summarise(
             "computed_flop": cost.training + again,
             "computed_flop_per_second": (cost.training + again) / seconds,
             "computed_share_of_peak": (cost.training + again) / seconds / rate,
-            "utilisation": counted["needed"].training / seconds / rate,
+            "utilization": counted["needed"].training / seconds / rate,
             "peak_bytes": max(found["peak"]),
             "planned_bytes": built[variant].get("planned"),
             "compiling_seconds": built[variant]["compiling"],
@@ -265,7 +265,7 @@ def print_table(rows: list[dict[str, Any]], needed: float, rate: float) -> None:
               f"| {row['milliseconds']:.0f} ({row['least']:.0f} to {row['most']:.0f}) "
               f"| {row['computed_flop'] / 1e12:.2f} "
               f"| {row['computed_flop_per_second'] / 1e12:.3f} "
-              f"| {row['computed_share_of_peak']:.0%} | {row['utilisation']:.0%} | {memory} "
+              f"| {row['computed_share_of_peak']:.0%} | {row['utilization']:.0%} | {memory} "
               f"| {row['compiling_seconds']:.0f} s |")  # fmt: skip
     print(
         f"\nNeeded by the method: {needed / 1e12:.2f} TFLOP a step; measured peak of matrix "
@@ -308,7 +308,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
             worker.close()
     lengths = work.batches.lengths
     rate = max(rates.values())
-    rows = summarise(work, turns, built, rate)
+    rows = summarize(work, turns, built, rate)
     needed = costs(work, work.batches.at(0))["needed"].training
     print(f"\n{arguments.model}, batch {arguments.batch}, {arguments.dtype}, {arguments.classes} "
           f"classes, descriptions of {lengths.mean():.1f} tokens on average ({lengths.max()} at "

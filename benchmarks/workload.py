@@ -1,7 +1,7 @@
-"""What every program of `benchmarks.train_step` is given: one model, pictures, texts and batches.
+"""What every program of `benchmarks.train_step` is given: one model, images, texts and batches.
 
-Nothing is downloaded. Weights are open_clip's initial ones for a fixed seed; pictures are random
-colour fields; a text is a start token, random words and an end token, and its length follows a
+Nothing is downloaded. Weights are open_clip's initial ones for a fixed seed; images are random
+color fields; a text is a start token, random words and an end token, and its length follows a
 log-normal distribution (median 20.5, deviation 0.4 of the logarithm: mean 22 tokens) cut to 7 and
 the context length. Class-descriptions have 7 to 10 tokens. NumPy only: the programs in PyTorch use
 this without JAX.
@@ -25,7 +25,7 @@ KINDS = ("image", "group")  # of generated text
 ALPHA, MOMENTUM = 0.99, 0.99
 LEARNING_RATE, BETA1, BETA2, EPSILON, DECAY = 1e-7, 0.9, 0.98, 1e-6, 0.2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SIDE = 256  # pixels of the stored pictures, of which 0.9 to 1 is cropped and resized
+SIDE = 256  # pixels of the stored images, of which 0.9 to 1 is cropped and resized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,7 +158,7 @@ def cost(
 
     A causal tower needs half of the products between tokens. Of the last block only the token that
     is read out is needed, and the keys and values of the others. Norms, activations, softmax,
-    cropping and the optimiser are left out, as usual.
+    cropping and the optimizer are left out, as usual.
 
     Args:
         config: the architecture, whose towers are read out at one token.
@@ -195,5 +195,5 @@ def needed_lengths(work: Workload, batch: HostBatch) -> np.ndarray:
     descriptions of the classes that the frozen model names, no token behind its end."""
     named = np.unique(work.zero_shot[batch.images])
     classes = text_lengths(work.class_tokens[named], work.config.text)
-    rows = np.concatenate(batch.text_rows)
+    rows = np.concatenate(batch.text_indices)
     return np.concatenate([classes, text_lengths(work.description_tokens[rows], work.config.text)])

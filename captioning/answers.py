@@ -4,12 +4,12 @@ The paper does not say how it reads an answer. Here, all names of a class count,
 that finds a class decides:
 
 1. exact: the answer, stripped, is a class name.
-2. normalised: the same without regard to case, with "_" as a space; or else exactly one class is
+2. normalized: the same without regard to case, with "_" as a space; or else exactly one class is
    named in the answer by whole words. Words are runs of letters and digits in lower case: all
    punctuation, "_" and "-" are spaces, apostrophes are dropped, and so are the articles a, an and
    the, and the final "s" of words of more than three letters (not of "ss"). A name inside of a
    longer name does not count: the longest wins, so that "a wild cat" is no "cat".
-3. closest: the one class whose normalised name has the greatest `difflib` ratio to the normalised
+3. closest: the one class whose normalized name has the greatest `difflib` ratio to the normalized
    answer, of at least 0.6 (`CUTOFF`).
 4. unmatched: none of these, which counts as wrong. Where two classes tie, in any step, the answer
    is unmatched, and no later step is tried.
@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 from lattec_jax.data.datasets import class_names
 
-EXACT, NORMALISED, CLOSEST, UNMATCHED = "exact", "normalised", "closest", "unmatched"
+EXACT, NORMALIZED, CLOSEST, UNMATCHED = "exact", "normalized", "closest", "unmatched"
 CUTOFF = 0.6  # the default of `difflib.get_close_matches`
 MAX_CHARS, MAX_CLOSEST_CHARS = 4000, 1000
 _ARTICLES = {"a", "an", "the"}
@@ -60,7 +60,7 @@ class Matcher:
                 if found := words(name):
                     self._words.setdefault(found, set()).add(label)
         self._lengths = sorted(set(map(len, self._words)), reverse=True)
-        self._known: dict[str, Match] = {}  # a set has many pictures and few different answers
+        self._known: dict[str, Match] = {}  # a set has many images and few different answers
 
     def __call__(self, answer: str) -> Match:
         """The class, by the rule at the top."""
@@ -81,9 +81,9 @@ class Matcher:
     def _steps(self, answer: str) -> Iterator[tuple[str, set[int]]]:
         """The classes that each step finds; the costly last one only where it is wanted."""
         yield EXACT, self._exact.get(answer.strip(), set())
-        yield NORMALISED, self._keys.get(class_names.key(answer), set())
+        yield NORMALIZED, self._keys.get(class_names.key(answer), set())
         said = words(answer)
-        yield NORMALISED, self._named(said)
+        yield NORMALIZED, self._named(said)
         yield CLOSEST, self._closest(said)
 
     def _named(self, said: Words) -> set[int]:
@@ -121,7 +121,7 @@ class Matcher:
 
 
 def words(text: str) -> Words:
-    """Normalised words; the articles stay where there is nothing else, as in a class "A"."""
+    """Normalized words; the articles stay where there is nothing else, as in a class "A"."""
     folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
     folded = folded.replace("'", "").replace("’", "")
     # Letters, the marks that many scripts write vowels with, and numbers.

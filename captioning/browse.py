@@ -1,4 +1,4 @@
-"""Look at pictures, collages, descriptions and pseudo-labels: one self-contained HTML page.
+"""Look at images, collages, descriptions and pseudo-labels: one self-contained HTML page.
 
     python -m captioning.browse --config=configs/eurosat.py [--out=browse.html] [--limit=500]
 
@@ -24,14 +24,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
-from captioning.collage import single_picture
+from captioning.collage import single_image
 from captioning.engines import ENGINES, UNFIT, engine_module
 from captioning.shards import recorded
 from captioning.tasks import labels_file, make_tasks
 from lattec_jax.data import datasets, pseudo_labels
 from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, records
-from lattec_jax.data.images.preprocess import UnreadablePicture, open_picture
+from lattec_jax.data.images.preprocess import UnreadableImage, open_image
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.errors import ConfigError, DataError, WeightsError
@@ -86,7 +86,7 @@ def render(data: dict[str, Any]) -> str:
 
 
 def _answers(config: ConfigDict, kind: str, dataset: Dataset) -> dict[str, Record]:
-    """Image -> text or failure for the present pictures, prompts and engine, merged or not.
+    """Image -> text or failure for the present images, prompts and engine, merged or not.
 
     A file of another captioner, without keys, is taken as it is.
     """
@@ -139,7 +139,7 @@ def _card(
     label, score, margin = labels.get(image, (None, None, None))
     return {
         "id": image,
-        "picture": _thumbnail([train.paths[row]], THUMBNAIL),
+        "thumbnail": _thumbnail([train.paths[row]], THUMBNAIL),
         "collage": _thumbnail(shown, COLLAGE) if shown else None,
         "members": list(members),
         "texts": [{"kind": r.kind, "text": r.text, "error": r.error} for r in found],
@@ -151,15 +151,15 @@ def _card(
 
 
 def _thumbnail(paths: Sequence[Path], side: int) -> str | None:
-    """A JPEG data URI of a picture, or of the collage of several; None: unreadable."""
+    """A JPEG data URI of an image, or of the collage of several; None: unreadable."""
     try:
-        picture = single_picture([open_picture(path) for path in paths])
-        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    except (UnreadablePicture, *UNFIT):
+        image = single_image([open_image(path) for path in paths])
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    except (UnreadableImage, *UNFIT):
         return None
-    picture.info.clear()
+    image.info.clear()
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=80)
+    image.save(file, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""LLaVA zero-shot, the paper's baseline: ask a language model for the class of each test picture.
+"""LLaVA zero-shot, the paper's baseline: ask a language model for the class of each test image.
 
     python -m captioning.classify --config=configs/eurosat.py [--workdir=DIR] [--shard=0/8]
 
@@ -6,9 +6,9 @@ The engine is the one of `config.descriptions`; no CLIP takes part. Answers are 
 are, in `<artifacts>/<dataset>/descriptions/shards/<engine>-category.*.jsonl`: each is on disk at
 once and the same command continues. `captioning/answers.py` states how an answer becomes a class.
 What is found goes to the work directory, by default `runs/<dataset>-llava_zero_shot-s<seed>`:
-`results.json` and `predictions.jsonl`. A picture without an answer counts as wrong.
+`results.json` and `predictions.jsonl`. An image without an answer counts as wrong.
 
-On a cluster `--shard=i/n` asks for every n-th picture and writes answers only; the command without
+On a cluster `--shard=i/n` asks for every n-th image and writes answers only; the command without
 it, when all are done, writes the results.
 """
 
@@ -22,11 +22,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from captioning.classify_results import LISTED, predict, report, summarise
+from captioning.classify_results import LISTED, predict, report, summarize
 from captioning.engines import Engine, Identity, engine_module
 from captioning.shards import WHOLE, Shard, recorded
 from captioning.tasks import Task
-from captioning.worker import Part, Tally, work_through
+from captioning.worker import ShardPlan, WorkerStats, work_through
 from lattec_jax.data import datasets
 from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import descriptions_path
@@ -50,16 +50,16 @@ PREDICTIONS = "predictions.jsonl"
 
 
 def questions(config: ConfigDict, dataset: Dataset, identity: Identity) -> list[Task]:
-    """One task for each test picture.
+    """One task for each test image.
 
     Raises:
-        DataError: there are no test pictures.
+        DataError: there are no test images.
     """
     test = dataset.test
     if test is None:
         raise DataError(
-            f"{dataset.name} has no test pictures to classify; set config.dataset.test, or "
-            "config.dataset.held_out to a share"
+            f"{dataset.name} has no test images to classify; set config.dataset.test, or "
+            "config.dataset.held_out_fraction to a share"
         )
     prompt = PROMPT.replace("[options]", ", ".join(dataset.class_names))
     hashes = content_hashes(test.paths, content_path(config))
@@ -74,24 +74,24 @@ def ask(
     tasks: Sequence[Task],
     engine: Engine | None = None,
     shard: Shard = WHOLE,
-) -> Tally:
+) -> WorkerStats:
     """Get the answers of a shard that are missing.
 
     Args:
         config: a resolved configuration.
-        tasks: of all test pictures.
+        tasks: of all test images.
         engine: in the place of the one that the configuration names.
-        shard: the part of the pictures.
+        shard: the part of the images.
 
     Raises:
         EngineError: the engine cannot be loaded or does not work.
-        DataError: no picture can be read, or nothing can be written.
+        DataError: no image can be read, or nothing can be written.
     """
-    part = Part.of(descriptions_path(config, KIND), tasks, shard)
+    part = ShardPlan.of(descriptions_path(config, KIND), tasks, shard)
     if not part.wanted:
-        return Tally()
+        return WorkerStats()
     engine = engine or engine_module(config).load(config)
-    return work_through(part, engine, KIND, "test pictures could be classified")
+    return work_through(part, engine, KIND, "test images could be classified")
 
 
 def _head(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def classify(
     tasks = questions(config, dataset, identity)
     ask(config, tasks, engine)
     predictions = predict(dataset, tasks, recorded(descriptions_path(config, KIND)))
-    found = _head(config, dataset, identity) | summarise(dataset, predictions)
+    found = _head(config, dataset, identity) | summarize(dataset, predictions)
     run_directory.claim(directory, config, inputs)
     lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
     write_whole(directory / PREDICTIONS, "".join(lines))

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from captioning.answers import CLOSEST, EXACT, NORMALISED, UNMATCHED, Matcher
+from captioning.answers import CLOSEST, EXACT, NORMALIZED, UNMATCHED, Matcher
 from captioning.tasks import Task
-from lattec_jax.data import metrics
+from lattec_jax.data import evaluation_metrics
 from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import Record
 
@@ -22,7 +22,7 @@ _NO_CLASS = -1
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was made of one picture's answer."""
+    """What was made of one image's answer."""
 
     image: str
     answer: str | None  # None where it failed
@@ -44,7 +44,7 @@ class Prediction:
 def predict(
     dataset: Dataset, tasks: Sequence[Task], found: Mapping[str, Record]
 ) -> list[Prediction]:
-    """The classes of all pictures, from the records of their keys."""
+    """The classes of all images, from the records of their keys."""
     match = Matcher(dataset.names)
     predictions = []
     for task in tasks:
@@ -56,7 +56,7 @@ def predict(
     return predictions
 
 
-def summarise(dataset: Dataset, predictions: Sequence[Prediction]) -> dict[str, Any]:
+def summarize(dataset: Dataset, predictions: Sequence[Prediction]) -> dict[str, Any]:
     """What `results.json` says of the predictions, in the form of `lattec_jax.train`.
 
     The accuracy is that of the "adapted" model, in that it is what the method ends with: no CLIP
@@ -64,11 +64,11 @@ def summarise(dataset: Dataset, predictions: Sequence[Prediction]) -> dict[str, 
     """
     classes = len(dataset.class_names)
     labels = np.array([_NO_CLASS if p.label is None else p.label for p in predictions])
-    shares = metrics.class_shares(labels[labels != _NO_CLASS], classes)
+    fractions = evaluation_metrics.class_fractions(labels[labels != _NO_CLASS], classes)
     adapted = per_class = None
     if dataset.test.labels is not None:
         adapted = {"top1": float(np.mean(labels == dataset.test.labels)), "top5": None}
-        per_class = metrics.per_class_accuracy(labels, dataset.test.labels, classes)
+        per_class = evaluation_metrics.per_class_accuracy(labels, dataset.test.labels, classes)
     failed = {p.image: p.error for p in predictions if p.how == FAILED}
     return {
         "n_train": 0,  # none is looked at
@@ -80,11 +80,11 @@ def summarise(dataset: Dataset, predictions: Sequence[Prediction]) -> dict[str, 
         "per_class": {"zero_shot": None, "adapted": per_class},
         "answers": _answers(predictions),
         "failed": failed,
-        "table": table(dataset.class_names, adapted, per_class, shares, len(predictions)),
+        "table": table(dataset.class_names, adapted, per_class, fractions, len(predictions)),
         "label_free": {
             "label_agreement": None,
-            "class_shares": shares,  # among the answers that name a class
-            "class_entropy": metrics.entropy(shares),
+            "class_fractions": fractions,  # among the answers that name a class
+            "class_entropy": evaluation_metrics.entropy(fractions),
             "prototype_drift": None,
         },
         "train_seconds": None,
@@ -96,7 +96,7 @@ def _answers(predictions: Sequence[Prediction]) -> dict[str, Any]:
     """How many answers each step of the rule matched, and the first that none did."""
     counts = Counter(p.how for p in predictions)
     unmatched = [{"image": p.image, "answer": p.answer} for p in predictions if p.how == UNMATCHED]
-    steps = (EXACT, NORMALISED, CLOSEST, UNMATCHED, FAILED)
+    steps = (EXACT, NORMALIZED, CLOSEST, UNMATCHED, FAILED)
     return {how: counts[how] for how in steps} | {"first_unmatched": unmatched[:LISTED]}
 
 
@@ -104,19 +104,19 @@ def table(
     class_names: Sequence[str],
     accuracy: Mapping[str, float] | None,
     per_class: Sequence[float | None] | None,
-    shares: Sequence[float],
+    fractions: Sequence[float],
     images: int,
 ) -> str:
     """Accuracy in all and per class; without labels the share of each class."""
     width = max(len("top1"), *map(len, class_names)) + 2
     if accuracy is None:
         title = f"share of the answers per class, {images} images (there are no labels)"
-        rows = list(zip(class_names, shares, strict=True))
+        rows = list(zip(class_names, fractions, strict=True))
     else:
         title = f"accuracy on {images} test images"
         rows = [("top1", accuracy["top1"]), *zip(class_names, per_class, strict=True)]
-    figures = (f"{n:{width}}{'no images' if v is None else f'{v:.1%}':>10}" for n, v in rows)
-    return "\n".join([title, *figures])
+    metrics = (f"{n:{width}}{'no images' if v is None else f'{v:.1%}':>10}" for n, v in rows)
+    return "\n".join([title, *metrics])
 
 
 def report(found: Mapping[str, Any]) -> str:

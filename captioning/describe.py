@@ -4,7 +4,7 @@
         [--processes=4]
 
 Every answer is on disk at once, and the same command continues where it stopped: what was answered
-before for the same pictures, prompt, engine, model and decoding is kept. A kind whose name begins
+before for the same images, prompt, engine, model and decoding is kept. A kind whose name begins
 with "group" describes several images with the same pseudo-label; every other kind a single image.
 
 One process works on each GPU of this host (`--processes`, by default as many as the engine can
@@ -25,7 +25,7 @@ from captioning.engines import Engine, Identity, engine_module
 from captioning.merge import LISTED, Merged, check_replaceable, merge_kind
 from captioning.shards import WHOLE, Shard
 from captioning.tasks import Tasks, check_kinds, make_tasks
-from captioning.worker import Part, Tally, work_through
+from captioning.worker import ShardPlan, WorkerStats, work_through
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.runtime.cli import command, read_config
@@ -59,7 +59,7 @@ def describe(
 
     Raises:
         ConfigError: no such kind or engine.
-        DataError: groups are wanted and there are no pseudo-labels, no picture can be read, or
+        DataError: groups are wanted and there are no pseudo-labels, no image can be read, or
             nothing can be written.
         EngineError: the engine cannot be loaded or does not work.
     """
@@ -67,7 +67,7 @@ def describe(
     identity = engine.identity if engine else engine_module(config).identity(config)
     outcomes = {}
     for kind, (tasks, part) in _plan(config, kinds, identity, shard).items():
-        tally = Tally()
+        tally = WorkerStats()
         if part.wanted:
             engine = engine or engine_module(config).load(config)
             what = f"{kind} descriptions could be made"
@@ -79,13 +79,13 @@ def describe(
 
 def _plan(
     config: ConfigDict, kinds: Sequence[str], identity: Identity, shard: Shard
-) -> dict[str, tuple[Tasks, Part]]:
+) -> dict[str, tuple[Tasks, ShardPlan]]:
     """All that can be missing is looked for here, before the first, perhaps long, kind begins."""
     found = {}
     for kind, tasks in make_tasks(config, kinds, datasets.load(config), identity).items():
         path = descriptions_path(config, kind)
         check_replaceable(path)
-        found[kind] = tasks, Part.of(path, tasks.tasks, shard)
+        found[kind] = tasks, ShardPlan.of(path, tasks.tasks, shard)
     return found
 
 
@@ -112,7 +112,7 @@ def main(argv: Sequence[str]) -> None:
     if processes < 1:
         raise ConfigError(f"--processes: expected 1 or more, found {processes}")
     if processes > 1:
-        # Planned once here: mistakes show at once, and the workers find the pictures hashed.
+        # Planned once here: mistakes show at once, and the workers find the images hashed.
         identity = engine_module(config).identity(config)
         plans = _plan(config, kinds, identity, shard).values()
         wanted = sum(len(part.wanted) for _, part in plans)

@@ -9,14 +9,14 @@ writes one `.txt` per training image into `train_<prompt>_77_<model>_4bit/`, and
 "4images_"; a folder that was renamed for them is known by "describe_common" in its prompt's name,
 or by --kind=group.
 
-A text file bears its image's id: the picture's base name up to the first dot, or, where base names
+A text file bears its image's id: the image's base name up to the first dot, or, where base names
 repeat (Caltech101), `<class name>_<base name>` (in class names case and "_" do not count; the name
-of the picture's folder will do as well). This command writes
+of the image's folder will do as well). This command writes
 `<artifacts>/<dataset>/descriptions/released-<kind>.jsonl`, which training takes with
 --config.descriptions.engine=released. All members of the release's groups are drawn, so groups need
 --config.descriptions.group_members=drawn here and in training (the preset released_code has it).
 The files say neither which images were a group nor the wording of the prompt: "prompt" is its name,
-and changed pictures go unnoticed.
+and changed images go unnoticed.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 `captioning.describe` does this by itself where it describes the whole set; after a cluster's
 workers it is a command of its own. Only what answers the present configuration is taken: the same
-pictures, prompts, engine, model and decoding. Nothing is deleted.
+images, prompts, engine, model and decoding. Nothing is deleted.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Merged:
     path: Path
     texts: tuple[str, ...]
     failed: dict[str, str]  # image -> reason
-    left_out: tuple[str, ...]  # no pseudo-label, because the picture was unreadable
+    left_out: tuple[str, ...]  # no pseudo-label, because the image was unreadable
     note: str
 
     def report(self) -> str:
@@ -95,7 +95,7 @@ def merge_kind(config: ConfigDict, tasks: Tasks, identity: Identity) -> Merged:
     taken = {task: found[task.key] for task in tasks.tasks}
     _keep_earlier(path, {task.key for task in taken})
     good = {task: record for task, record in taken.items() if not record.error}
-    # Two ids may lie on the same picture: a record carries the id of the one it was made for.
+    # Two ids may lie on the same image: a record carries the id of the one it was made for.
     lines = [to_line(task.record(identity, text=record.text)) for task, record in good.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, b"".join(lines))

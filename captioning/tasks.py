@@ -1,4 +1,4 @@
-"""What is to be described: for each image and kind, which pictures, which prompt, and the key."""
+"""What is to be described: for each image and kind, which images, which prompt, and the key."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Task:
     image: str
     kind: str
     prompt: str
-    paths: tuple[Path, ...]  # of the pictures to show, in order
+    paths: tuple[Path, ...]  # of the images to show, in order
     members: tuple[str, ...]  # their ids, of a group
     note: str
     key: str
@@ -50,7 +50,7 @@ class Task:
         members: tuple[str, ...] = (),
         note: str = "",
     ) -> Task:
-        """A task with its key; `shown`: path and content hash of each picture, in order."""
+        """A task with its key; `shown`: path and content hash of each image, in order."""
         # Unreadable images have no content that tells them apart.
         contents = [
             f"unreadable {name}" if content == UNREADABLE else content
@@ -104,11 +104,11 @@ def make_tasks(
     """
     train = dataset.train
     hashes = content_hashes(train.paths, content_path(config))
-    pictures = dict(zip(train.ids, zip(train.paths, hashes, strict=True), strict=True))
+    images = dict(zip(train.ids, zip(train.paths, hashes, strict=True), strict=True))
     prompts = {kind: config.descriptions.prompts[kind] for kind in kinds}
-    labelled = {kind for kind in kinds if is_group(kind) or CLASS in prompts[kind]}
+    labeled = {kind for kind in kinds if is_group(kind) or CLASS in prompts[kind]}
     names: dict[str, str] = {}
-    if labelled:
+    if labeled:
         labels = _read_labels(config, dataset)
         classes = (dataset.class_names[label] for label in labels.labels.tolist())
         names = dict(zip(labels.ids, classes, strict=True))
@@ -117,12 +117,12 @@ def make_tasks(
         groups, note = _groups(config, dataset, labels) if is_group(kind) else ({}, "")
         tasks, left_out = [], []
         for image in train.ids:
-            if kind in labelled and image not in names:
+            if kind in labeled and image not in names:
                 left_out.append(image)
                 continue
             prompt = description_prompt(prompts[kind], names.get(image, ""))
             members = groups.get(image, ())
-            shown = [pictures[member] for member in members or (image,)]
+            shown = [images[member] for member in members or (image,)]
             tasks.append(Task.make(image, kind, prompt, identity, shown, members, note))
         found[kind] = Tasks(kind, tuple(tasks), tuple(left_out))
     return found

@@ -1,4 +1,4 @@
-"""One worker: open pictures ahead of the engine, ask it, and write what it says."""
+"""One worker: open images ahead of the engine, ask it, and write what it says."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tqdm import tqdm
 from captioning.engines import Engine, Failure, Request, checked
 from captioning.shards import Shard, ShardWriter, answered, recorded, shard_path
 from captioning.tasks import Task
-from lattec_jax.data.images.preprocess import UnreadablePicture, open_picture
+from lattec_jax.data.images.preprocess import UnreadableImage, open_image
 from lattec_jax.runtime.errors import DataError, EngineError
 
 READERS = 4  # threads that decode
-AHEAD = 16  # requests whose pictures are open before the engine wants them
+AHEAD = 16  # requests whose images are open before the engine wants them
 HOPELESS = 20  # failures of the engine without one success after which the worker gives up
 
 
 @dataclasses.dataclass
-class Tally:
+class WorkerStats:
     """What a worker did, in images."""
 
     written: int = 0
@@ -33,7 +33,7 @@ class Tally:
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ShardPlan:
     """A worker's part of one kind."""
 
     path: Path  # of the file that all parts are merged into
@@ -42,7 +42,7 @@ class Part:
     wanted: tuple[Task, ...]  # those of them that have no answer
 
     @classmethod
-    def of(cls, path: Path, tasks: Sequence[Task], shard: Shard) -> Part:
+    def of(cls, path: Path, tasks: Sequence[Task], shard: Shard) -> ShardPlan:
         """Of all tasks of a kind, those of a shard; what anyone has answered is not wanted."""
         done = answered(recorded(path))
         mine = tuple(tasks[shard.index :: shard.count])
@@ -54,7 +54,7 @@ class Part:
         return len(self.tasks) - len(self.wanted)
 
 
-def work_through(part: Part, engine: Engine, title: str, what: str) -> Tally:
+def work_through(part: ShardPlan, engine: Engine, title: str, what: str) -> WorkerStats:
     """Get the answers that a part wants.
 
     Args:
@@ -80,17 +80,17 @@ def work_through(part: Part, engine: Engine, title: str, what: str) -> Tally:
     return tally
 
 
-def work(engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: tqdm) -> Tally:
+def work(engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: tqdm) -> WorkerStats:
     """Describe every task, in whatever order the engine answers. Each answer is on disk at once.
 
-    A picture that cannot be read, and whatever else fails for one image alone, is recorded with its
+    An image that cannot be read, and whatever else fails for one image alone, is recorded with its
     reason; the rest goes on, and the next run takes what failed again.
 
     Raises:
         EngineError: nothing works, or the engine says so.
         DataError: the file cannot be written.
     """
-    tally = Tally()
+    tally = WorkerStats()
     waiting: dict[tuple[str, str], Task] = {}
     turn = threading.Lock()  # an engine may pull requests in a thread of its own
 
@@ -106,12 +106,12 @@ def work(engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: t
 
     def requests() -> Iterator[Request]:
         with closing(_opened(tasks)) as opened:
-            for task, pictures in opened:
-                if isinstance(pictures, Failure):
-                    record(task, checked(pictures))
+            for task, images in opened:
+                if isinstance(images, Failure):
+                    record(task, checked(images))
                     continue
                 waiting[task.image, task.kind] = task
-                yield Request(task.image, task.kind, task.prompt, pictures)
+                yield Request(task.image, task.kind, task.prompt, images)
 
     engine_failures = 0
     with closing(requests()) as wanted, closing(engine.describe(wanted)) as answers:
@@ -132,30 +132,30 @@ def work(engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: t
     return tally
 
 
-Pictures = tuple[Image.Image, ...]
+Images = tuple[Image.Image, ...]
 
 
-def _opened(tasks: Sequence[Task]) -> Iterator[tuple[Task, Pictures | Failure]]:
-    """The tasks in order, with their pictures open, or why they cannot be."""
+def _opened(tasks: Sequence[Task]) -> Iterator[tuple[Task, Images | Failure]]:
+    """The tasks in order, with their images open, or why they cannot be."""
     pool = ThreadPoolExecutor(READERS)
-    ahead: deque[tuple[Task, Future[Pictures | Failure]]] = deque()
+    ahead: deque[tuple[Task, Future[Images | Failure]]] = deque()
     try:
         for task in tasks:
             ahead.append((task, pool.submit(_open, task)))
             if len(ahead) > AHEAD:
-                first, pictures = ahead.popleft()
-                yield first, pictures.result()
-        for first, pictures in ahead:
-            yield first, pictures.result()
+                first, images = ahead.popleft()
+                yield first, images.result()
+        for first, images in ahead:
+            yield first, images.result()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _open(task: Task) -> Pictures | Failure:
+def _open(task: Task) -> Images | Failure:
     single = len(task.paths) == 1
     try:
-        return tuple(open_picture(path) for path in task.paths)
-    except UnreadablePicture as error:
+        return tuple(open_image(path) for path in task.paths)
+    except UnreadableImage as error:
         # A single image is named beside its failure. Damaged files may be alike, and then have one
         # record: it must not name the other file.
-        return Failure(f"cannot read the picture: {error.reason}" if single else str(error))
+        return Failure(f"cannot read the image: {error.reason}" if single else str(error))

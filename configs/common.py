@@ -16,7 +16,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.preset = "paper"  # or "released_code"
     config.seed = 0  # of training: batch order, crops and what a method draws
-    config.artifacts = "artifacts"  # stores, pseudo-labels and descriptions go below this folder
+    config.artifacts = (
+        "artifacts"  # image caches, pseudo-labels and descriptions go below this folder
+    )
     # A directory written by python -m convert.openclip_to_flax, a .safetensors or .pt file, a tag
     # (ViT-B-32:laion2b_s34b_b79k) or a repository of the hub (hf:laion/...):
     # lattec_jax/runtime/weights.py.
@@ -36,9 +38,9 @@ def get_config() -> ConfigDict:
     config.dataset.root = ""  # folder of the files; public sets: below $LATTECLIP_DATA_DIR
     config.dataset.train = "train"  # folder below root or .txt list of paths; "": root itself
     config.dataset.test = "test"  # the same; "": a share of the training images is held out
-    config.dataset.held_out = 0.2  # that share; 0: no test images
+    config.dataset.held_out_fraction = 0.2  # that share; 0: no test images
     # Share of the training images that is used (Figure 6); a smaller one lies inside a larger one.
-    config.dataset.share = 1.0
+    config.dataset.train_fraction = 1.0
     config.dataset.split_seed = 0  # draws what is held out and the share
     config.dataset.class_names = (
         ""  # text file, "name | another name" a line; "": names of sub-folders
@@ -59,19 +61,23 @@ def get_config() -> ConfigDict:
     config.dataset.tfds.train = "train"  # of the builder's own splits, also train[:80%] or a+b
     config.dataset.tfds.test = "test"  # the same, of the test images
 
-    config.store = ConfigDict()
-    # Bound on the long side of training pictures in pixels; 0: none; None: 1.5 times the model's
-    # input, so that pictures up to 3:2 keep at least the model's resolution in both directions.
-    config.store.long_side = placeholder(int)
-    config.store.max_unreadable = 0.01  # share of unreadable pictures above which a run stops
-    config.store.placement = "auto"  # training store: "device", "host" (streamed) or "auto"
+    config.image_cache = ConfigDict()
+    # Bound on the long side of training images in pixels; 0: none; None: 1.5 times the model's
+    # input, so that images up to 3:2 keep at least the model's resolution in both directions.
+    config.image_cache.max_side = placeholder(int)
+    config.image_cache.max_unreadable_fraction = (
+        0.01  # share of unreadable images above which a run stops
+    )
+    config.image_cache.placement = (
+        "auto"  # training image cache: "device", "host" (streamed) or "auto"
+    )
 
     config.descriptions = ConfigDict()
     config.descriptions.engine = "llava"  # "llava", "openai", "pixels", or "released" (imported)
     config.descriptions.prompts = ConfigDict()  # one for each kind of description
     config.descriptions.prompts.image = ""
     config.descriptions.prompts.group = ""
-    config.descriptions.group_size = 4  # pictures in a collage
+    config.descriptions.group_size = 4  # images in a collage
     # "with_image": the image and others with its pseudo-label. "drawn": all are drawn from the
     # images with this label, so that the image itself may be missing. Not with correct_per_group.
     config.descriptions.group_members = placeholder(str)
@@ -83,7 +89,9 @@ def get_config() -> ConfigDict:
     config.descriptions.correct_label = "pseudo"
     config.descriptions.max_new_tokens = 77  # of a description
     config.descriptions.seed = 0  # draws the members of the groups
-    config.descriptions.max_missing = 0.05  # share of images without one above which a run stops
+    config.descriptions.max_missing_fraction = (
+        0.05  # share of images without one above which a run stops
+    )
     config.descriptions.shuffle = False  # control experiment: descriptions of other images
     config.descriptions.llava = ConfigDict()
     # A LLaVA-NeXT checkpoint of the hub, or a directory.
@@ -110,16 +118,20 @@ def get_config() -> ConfigDict:
     config.method.mixer = True  # False: all weights 1; Table 3
     # "sequential": label by label; "joint": one mean over both
     config.method.prototype_update = placeholder(str)
-    config.method.weigh_by = placeholder(str)  # prototypes "current" or of the "epoch_start"
+    config.method.mixer_prototypes = placeholder(
+        str
+    )  # prototypes "current" or of the "epoch_start"
     config.method.group_text = placeholder(str)  # "own" or "redrawn" among the same zero-shot label
-    config.method.loss = placeholder(str)  # "sum" or "mean" of the two directions of InfoNCE
+    config.method.loss_reduction = placeholder(
+        str
+    )  # "sum" or "mean" of the two directions of InfoNCE
     config.method.flyp = ConfigDict()
     # Pseudo-labels of flyp: those that the "current" model assigns at every step, or the fixed
     # "zero_shot" ones of the frozen model.
     config.method.flyp.pseudo_labels = placeholder(str)
     config.method.reclip = ConfigDict()
-    config.method.reclip.neighbours = 20  # in the graph that labels are propagated over
-    config.method.reclip.diffusion = 0.99  # what a node takes from its neighbours, below 1
+    config.method.reclip.neighbors = 20  # in the graph that labels are propagated over
+    config.method.reclip.diffusion = 0.99  # what a node takes from its neighbors, below 1
     config.method.reclip.iterations = 20  # of the conjugate gradients
     config.method.reclip.tolerance = 1e-6  # at which they stop, relative
     config.method.reclip.cut_dim = 768  # singular directions of the classes that are kept
@@ -128,7 +140,9 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()  # what is None is set by the method or the preset
     config.train.batch_size = placeholder(int)  # images in a step, over all devices
-    config.train.micro_batch = 0  # images encoded at a time, a divisor of the batch; 0: all of it
+    config.train.microbatch_size = (
+        0  # images encoded at a time, a divisor of the batch; 0: all of it
+    )
     config.train.max_steps = placeholder(int)  # training ends here, or earlier after the epochs
     config.train.epochs = placeholder(int)  # passes over the training images
     # 0: an epoch drops its incomplete last batch (the paper names no rule). n: an epoch has enough
@@ -153,12 +167,12 @@ def get_config() -> ConfigDict:
     config.wise_ft = placeholder(float)
 
     config.augment = ConfigDict()
-    config.augment.scale = (0.9, 1.0)  # share of the picture's area that a crop covers
+    config.augment.scale = (0.9, 1.0)  # share of the image's area that a crop covers
     config.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
     config.augment.flip_probability = 0.0  # left to right; neither the paper nor its code flips
     config.augment.color_jitter = placeholder(tuple)  # brightness, contrast, saturation, hue
     config.augment.color_jitter_probability = placeholder(float)  # of an image
-    config.augment.greyscale_probability = placeholder(float)  # of an image
+    config.augment.grayscale_probability = placeholder(float)  # of an image
 
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # or "bfloat16"; parameters and losses stay float32
@@ -169,7 +183,7 @@ def get_config() -> ConfigDict:
     config.log_every = 10  # steps
     config.eval_every = 0  # steps; 0: only at the end
     config.checkpoint_every = 500  # steps; a signal to stop brings one at once
-    config.keep_checkpoints = 2  # the newest
+    config.max_checkpoints = 2  # the newest
     # Directory for a JAX trace of the third to the seventh step: lattec_jax/runtime/profiling.py;
     # "": none.
     config.profile = ""
@@ -180,9 +194,9 @@ def get_config() -> ConfigDict:
         {
             "momentum": 0.99,
             "prototype_update": "sequential",
-            "weigh_by": "current",
+            "mixer_prototypes": "current",
             "group_text": "own",
-            "loss": "sum",
+            "loss_reduction": "sum",
             "flyp": {"pseudo_labels": "current"},
         }
     )
@@ -190,9 +204,9 @@ def get_config() -> ConfigDict:
         {
             "momentum": 0.0,
             "prototype_update": "joint",
-            "weigh_by": "epoch_start",
+            "mixer_prototypes": "epoch_start",
             "group_text": "redrawn",
-            "loss": "mean",
+            "loss_reduction": "mean",
             "flyp": {"pseudo_labels": "zero_shot"},
         }
     )
@@ -229,14 +243,14 @@ def get_config() -> ConfigDict:
         {
             "color_jitter": (0.0, 0.0, 0.0, 0.0),
             "color_jitter_probability": 0.0,
-            "greyscale_probability": 0.0,
+            "grayscale_probability": 0.0,
         }
     )
     released.augment = ConfigDict(
         {
             "color_jitter": (0.5, 0.5, 0.5, 0.1),
             "color_jitter_probability": 0.8,
-            "greyscale_probability": 0.2,
+            "grayscale_probability": 0.2,
         }
     )
     config.presets = ConfigDict({"paper": paper, "released_code": released})

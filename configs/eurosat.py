@@ -9,7 +9,7 @@ TensorFlow Datasets: `--config.dataset.kind=tfds`.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
 Expect: 1,800 steps of 512 images (585 with --config.preset=released_code). Accuracy not yet
-measured here (the paper: 80.27 against 42.95 zero-shot); time not yet measured on these pictures
+measured here (the paper: 80.27 against 42.95 zero-shot); time not yet measured on these images
 (noise of their size, bfloat16, one H200: 3 minutes 22 seconds with a compilation of 21 s that no
 longer occurs).
 """
@@ -33,7 +33,7 @@ def get_config() -> ConfigDict:
         tfds=("eurosat/rgb", "{label}/{filename}"),
     )
     config.dataset.tfds.train, config.dataset.tfds.test = "train[:70%]", "train[70%:]"
-    config.store.long_side = 0  # the pictures are 64 x 64
+    config.image_cache.max_side = 0  # the images are 64 x 64
     common.set_prompts(
         config,
         domain="land use",

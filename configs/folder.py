@@ -1,11 +1,11 @@
-"""Your own images: a folder of pictures and a list of class names. No labels are needed.
+"""Your own images: a folder of images and a list of class names. No labels are needed.
 
     python -m lattec_jax.train --config=configs/folder.py --config.dataset.name=birds \
-        --config.dataset.root=pictures --config.dataset.class_names=pictures/classes.txt \
+        --config.dataset.root=images --config.dataset.class_names=images/classes.txt \
         --config.weights=weights/ViT-B-32
 
-`pictures` holds `train/` and, if there is one, `test/` (JPEG, PNG, WebP, BMP, GIF, TIFF, in any
-sub-folders); without `test/`, 20% of the pictures are held out. Sub-folders that bear class names
+`images` holds `train/` and, if there is one, `test/` (JPEG, PNG, WebP, BMP, GIF, TIFF, in any
+sub-folders); without `test/`, 20% of the images are held out. Sub-folders that bear class names
 are labels, which are used to measure and never to train. The README, "Your own images", says more.
 
 Expect: not yet measured on a set of yours. The paper's length is min(2000 steps, 50 epochs): 4,000
@@ -18,7 +18,7 @@ from configs import common
 
 
 def get_config() -> ConfigDict:
-    """The paper's settings for pictures of anything."""
+    """The paper's settings for images of anything."""
     config = common.get_config()
     config.dataset.kind = "folder"
     prompts = config.descriptions.prompts

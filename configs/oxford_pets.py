@@ -5,7 +5,7 @@
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/oxford_pets/images/` and
 `split_zhou_OxfordPets.json` beside it.
 `python -m lattec_jax.check_data --config=configs/oxford_pets.py` says what is missing.
-TensorFlow Datasets: `--config.dataset.kind=tfds`; it compresses 12 pictures again, so results name
+TensorFlow Datasets: `--config.dataset.kind=tfds`; it compresses 12 images again, so results name
 it as their protocol and have no number of the paper beside them.
 The README, "A real run", has the commands before this one (weights, descriptions).
 

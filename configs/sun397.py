@@ -5,7 +5,7 @@
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/sun397/SUN397/` and
 `split_zhou_SUN397.json` beside it.
 `python -m lattec_jax.check_data --config=configs/sun397.py` says what is missing.
-TensorFlow Datasets: `--config.dataset.kind=tfds`; it has the pictures at 120,000 pixels at most,
+TensorFlow Datasets: `--config.dataset.kind=tfds`; it has the images at 120,000 pixels at most,
 compressed again, so results name it as their protocol and have no number of the paper beside them.
 The README, "A real run", has the commands before this one (weights, descriptions).
 

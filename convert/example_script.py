@@ -1,4 +1,4 @@
-"""The lines of PyTorch that classify pictures with an exported run: `use.py` in its directory."""
+"""The lines of PyTorch that classify images with an exported run: `use.py` in its directory."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def features(model, image):
 }
 # As open_clip's: resized in its own mode, RGB only then.
 _PIXELS = """\
-def pixels(picture):
+def pixels(image):
     size, resample = {size}, Image.Resampling.{resample}
 {resize}
-    array = np.asarray(picture.convert("RGB"), np.float32) / 255
+    array = np.asarray(image.convert("RGB"), np.float32) / 255
     array = (array - np.float32({mean})) / np.float32({std})
     return torch.from_numpy(array).permute(2, 0, 1)
 """
-_SQUASH = "    picture = picture.resize((size, size), resample)"
+_SQUASH = "    image = image.resize((size, size), resample)"
 _SHORTEST = """\
-    width, height = picture.size
+    width, height = image.size
     side = min(width, height)
-    picture = picture.resize((int(size * width / side), int(size * height / side)), resample)
-    left, top = round((picture.width - size) / 2), round((picture.height - size) / 2)
-    picture = picture.crop((left, top, left + size, top + size))"""
+    image = image.resize((int(size * width / side), int(size * height / side)), resample)
+    left, top = round((image.width - size) / 2), round((image.height - size) / 2)
+    image = image.crop((left, top, left + size, top + size))"""
 _SCRIPT = '''\
-"""Classify pictures: python use.py PICTURE ...    (pip install {needs} safetensors)"""
+"""Classify images: python use.py IMAGE ...    (pip install {needs} safetensors)"""
 
 import json
 import sys

@@ -10,7 +10,7 @@ Every directory holds
     classes.json              class names, scale of the cosines, preprocessing, where it comes from
 
 openclip and huggingface add the model in the files of that library and `use.py`, which classifies
-pictures with them: `python DIR/use.py PICTURE ...`. prototypes is for a system that has the adapted
+images with them: `python DIR/use.py IMAGE ...`. prototypes is for a system that has the adapted
 image tower already. Where a run classifies by two models (ReCLIP), `prototypes.safetensors` has
 `frozen_prototypes` too and the pre-trained model goes to DIR/pretrained.
 
@@ -32,7 +32,7 @@ from absl import flags
 from convert import example_script, flax_to_openclip, to_huggingface
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
-from lattec_jax.models.run_artifacts import Classifiers
+from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.runtime.config import of_run
 from lattec_jax.runtime.errors import WeightsError
@@ -87,7 +87,7 @@ def export(workdir: Path, to: str, out: Path) -> None:
         os.replace(new, out)
 
 
-def write_classifier(folder: Path, checkpoint: Checkpoint, vectors: Classifiers) -> None:
+def write_classifier(folder: Path, checkpoint: Checkpoint, vectors: ClassWeights) -> None:
     """Write the class vectors and what they mean."""
     arrays = {"prototypes": vectors.adapted, "frozen_prototypes": vectors.frozen}
     arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}
@@ -137,7 +137,7 @@ def main(argv: Sequence[str]) -> None:
     show(f"wrote {out}")
     script = out / "use.py"
     if script.exists():
-        show(f"\n{script.read_text(encoding='utf-8')}\npython {script} PICTURE ...")
+        show(f"\n{script.read_text(encoding='utf-8')}\npython {script} IMAGE ...")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def define_flags(values: flags.FlagValues) -> None:
     for name in ("mean", "std"):
         words = f"{name} of the colors, {what}".capitalize()
         flags.DEFINE(_Triple(), name, None, words, flag_values=values)
-    choice("interpolation", ["bicubic", "bilinear"], f"How pictures are resized, {what}")
+    choice("interpolation", ["bicubic", "bilinear"], f"How images are resized, {what}")
     choice(
         "resize-mode",
         ["shortest", "longest", "squash"],

@@ -4,10 +4,10 @@
     preprocessor_config.json             CLIPImageProcessor, for pipelines: see below
     tokenizer.json, tokenizer_config.json   AutoTokenizer
 
-`CLIPModel` is one architecture: class token, square pictures, layer norm before the blocks, a
+`CLIPModel` is one architecture: class token, square images, layer norm before the blocks, a
 causal text tower read out at its end token, no layer scale. What differs is refused.
 
-transformers' image processor turns a picture into RGB before it resizes it and, depending on its
+transformers' image processor turns an image into RGB before it resizes it and, depending on its
 backend, resamples or crops a little differently; `use.py` preprocesses with Pillow as open_clip
 does. Its tokenizer does not mend broken encodings and HTML entities; other texts have the same ids.
 """
@@ -61,7 +61,7 @@ def refuse_unrepresentable(checkpoint: Checkpoint) -> None:
         f"image pooling {vision.pool!r} instead of the class token": vision.pool != "tok",
         "no layer norm before the image blocks": not vision.pre_norm,
         "layer scale": vision.layer_scale is not None or text.layer_scale is not None,
-        f"pictures of {vision.image_size} that are not square": len(set(vision.image_size)) > 1,
+        f"images of {vision.image_size} that are not square": len(set(vision.image_size)) > 1,
         "a text tower without a causal mask": not text.causal,
         f"text pooling {text.pool!r} instead of the end token": text.pool not in ("argmax", "eos"),
         # transformers reads 2 as "the largest id", whatever the configuration means by it.

@@ -1,9 +1,9 @@
-"""LatteCLIP (arXiv 2410.08211) in JAX: adapt CLIP to a domain from unlabelled images.
+"""LatteCLIP (arXiv 2410.08211) in JAX: adapt CLIP to a domain from unlabeled images.
 
 from lattec_jax import Classifier
 
 classifier = Classifier.load("runs/mine-latteclip-s0")
-print(classifier.predict("picture.jpg"))
+print(classifier.predict("image.jpg"))
 """
 
 from typing import Any

@@ -2,7 +2,7 @@
 
     python -m lattec_jax.check_data --config=configs/eurosat.py
 
-Prints where the files lie and how many pictures there are of each class, beside the counts that are
+Prints where the files lie and how many images there are of each class, beside the counts that are
 expected. What is missing or lies elsewhere is named all at once, with exit status 2. `train` makes
 the same check before it does anything else.
 """
@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets.dataset import Dataset, Split, share_count
+from lattec_jax.data.datasets.dataset import Dataset, Split, fraction_count
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.text import show
 
@@ -54,7 +54,7 @@ def unexpected(config: ConfigDict, dataset: Dataset) -> list[str]:
 def _expected(config: ConfigDict) -> dict[str, int]:
     """The counts of the whole set, as the configured share makes them; 0: not known."""
     expected = config.dataset.expected
-    train = expected.train and share_count(expected.train, config.dataset.share)
+    train = expected.train and fraction_count(expected.train, config.dataset.train_fraction)
     return {
         "classes": expected.classes,
         "training images": train,
@@ -63,7 +63,7 @@ def _expected(config: ConfigDict) -> dict[str, int]:
 
 
 def report(config: ConfigDict, dataset: Dataset) -> str:
-    """What lies where, and how many pictures of each class there are."""
+    """What lies where, and how many images of each class there are."""
     lines = [f"{dataset.name}, kind {config.dataset.kind}; protocol: {dataset.protocol}"]
     lines += [f"  {what}: {path}" for what, path in dataset.places]
     if config.dataset.source:
@@ -92,7 +92,7 @@ def report(config: ConfigDict, dataset: Dataset) -> str:
 
 
 def _of_each_class(split: Split | None, classes: int) -> list[str]:
-    """How many pictures of each class a split has; "-" where labels are not known."""
+    """How many images of each class a split has; "-" where labels are not known."""
     if split is None or split.labels is None:
         return ["-"] * classes
     return [f"{count:,}" for count in np.bincount(split.labels, minlength=classes)]

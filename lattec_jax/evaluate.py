@@ -13,7 +13,6 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax.inference.feature_extractor import make_encoders
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.cli import WORKDIR, command, define_distributed, define_workdir, read
 from lattec_jax.runtime.config import of_run, to_json
@@ -32,6 +31,7 @@ def main(argv: Sequence[str]) -> None:
     values, _ = read(argv, __doc__, define_flags, WORKDIR)
     # imports JAX, which --help does not need
     from lattec_jax.data import datasets
+    from lattec_jax.inference.feature_extractor import make_feature_extractor
     from lattec_jax.models import run_artifacts
     from lattec_jax.reporting import results
     from lattec_jax.runtime import compilation_cache, distributed, sharding
@@ -41,8 +41,8 @@ def main(argv: Sequence[str]) -> None:
     distributed.join(values.distributed)
     config = of_run(directory / run_directory.CONFIG)
     compilation_cache.enable()
-    distributed.check_alike(to_json(config), Path(config.artifacts))
-    with distributed.first_before_others():
+    distributed.check_same_on_all(to_json(config), Path(config.artifacts))
+    with distributed.main_process_first():
         model, vectors = run_artifacts.load(directory)
         dataset, weights = datasets.load(config), run_artifacts.load_pretrained(config, directory)
     trained = model.source["class_names"]
@@ -52,22 +52,22 @@ def main(argv: Sequence[str]) -> None:
             f"{', '.join(dataset.class_names)}; restore the class names to evaluate it"
         )
     mesh = sharding.fitting_mesh(config.compute.fsdp)
-    encoders = make_encoders(config, weights, mesh)
+    extractor = make_feature_extractor(config, weights, mesh)
     part = "test" if dataset.test else "train"
-    pictures = prepare.open_pictures(config, dataset, part, weights)
-    labels = pictures.labels if dataset.test else None
+    images = prepare.open_images(config, dataset, part, weights)
+    labels = images.labels if dataset.test else None
     prompts = prepare.make_prompts(config, dataset, weights)
     params = sharding.put(mesh, weights.params)
-    pixels, classes = pictures.evaluation.pixels, len(dataset.class_names)
-    frozen = encoders.images(params, pixels, "zero-shot")
-    before = frozen @ encoders.classes(params, prompts).T
+    pixels, classes = images.evaluation.pixels, len(dataset.class_names)
+    frozen = extractor.images(params, pixels, "zero-shot")
+    before = frozen @ extractor.classes(params, prompts).T
     params = sharding.put(mesh, model.params)
-    after = vectors.cosines(encoders.images(params, pixels, "adapted"), frozen)
+    after = vectors.cosines(extractor.images(params, pixels, "adapted"), frozen)
     table = results.table(
         dataset.class_names,
         results.evaluate_scores(before, labels, classes),
         results.evaluate_scores(after, labels, classes),
-        len(pictures.ids),
+        len(images.ids),
     )
     show(table)
 

@@ -1,13 +1,13 @@
-"""Classify pictures with the model of a finished run.
+"""Classify images with the model of a finished run.
 
-    python -m lattec_jax.predict --workdir=runs/digits-latteclip-s0 pictures/*.jpg
-    python -m lattec_jax.predict --workdir=... --top=3 --format=jsonl pictures/ > predictions.jsonl
+    python -m lattec_jax.predict --workdir=runs/digits-latteclip-s0 images/*.jpg
+    python -m lattec_jax.predict --workdir=... --top=3 --format=jsonl images/ > predictions.jsonl
     python -m lattec_jax.predict --workdir=... --list=paths.txt --out=predictions.csv
 
-Arguments are pictures or folders of pictures; `--list` names a file with a path a line (or
-NUL-separated, as `find -print0` writes them). A picture named twice is classified once. With
+Arguments are images or folders of images; `--list` names a file with a path a line (or
+NUL-separated, as `find -print0` writes them). An image named twice is classified once. With
 `--out`, which is JSON lines or, by its name or `--format`, CSV, the same command continues a file
-that is not complete. A picture that cannot be read is named on standard error and has a line with
+that is not complete. An image that cannot be read is named on standard error and has a line with
 an `error` (a table has none); the exit status is then 1.
 """
 
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from tqdm import tqdm
 
-from lattec_jax.data.datasets.folder import find_pictures
+from lattec_jax.data.datasets.folder import find_images
 from lattec_jax.inference import prediction_files
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.runtime.errors import ConfigError, DataError
@@ -31,20 +31,20 @@ from lattec_jax.runtime.text import cut, printable, show
 if TYPE_CHECKING:
     from lattec_jax.inference.classifier import Classifier
 
-ARGUMENTS = "PICTURE_OR_FOLDER ..."
+ARGUMENTS = "IMAGE_OR_FOLDER ..."
 
 
-def pictures_at(path: Path) -> list[Path]:
-    """The picture at `path`, or all below it.
+def images_at(path: Path) -> list[Path]:
+    """The image at `path`, or all below it.
 
     Raises:
         DataError: there are none.
     """
     if not os.path.exists(path):  # False also for a name that is too long
-        raise DataError(f"no picture or folder {path}")
-    paths = sorted(find_pictures(path)) if path.is_dir() else [path]
+        raise DataError(f"no image or folder {path}")
+    paths = sorted(find_images(path)) if path.is_dir() else [path]
     if not paths:
-        raise DataError(f"no pictures below {path}")
+        raise DataError(f"no images below {path}")
     return paths
 
 
@@ -56,7 +56,7 @@ def classify(
     write: Callable[[bytes], object],
     progress: bool,
 ) -> int:
-    """Write a line for each picture, in order; return how many could not be read."""
+    """Write a line for each image, in order; return how many could not be read."""
     width = max(map(len, classifier.class_names))
     failed = 0
     with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
@@ -90,7 +90,7 @@ def to_standard_output(line: bytes) -> None:
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of the command."""
     define_workdir(values)
-    flags.DEFINE_integer("top", 1, "Classes to show per picture.", 1, flag_values=values)
+    flags.DEFINE_integer("top", 1, "Classes to show per image.", 1, flag_values=values)
     flags.DEFINE_enum(
         "format",
         None,
@@ -99,7 +99,7 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_string("out", "", "File to write or to continue.", flag_values=values)
-    flags.DEFINE_string("list", "", "File that lists pictures.", flag_values=values)
+    flags.DEFINE_string("list", "", "File that lists images.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -107,14 +107,14 @@ def main(argv: Sequence[str]) -> None:
     values, arguments = read(argv, __doc__, define_flags, WORKDIR, ARGUMENTS)
     if not (arguments or values.list):
         raise ConfigError(
-            "no pictures to classify; expected pictures or folders after the flags, or "
+            "no images to classify; expected images or folders after the flags, or "
             f"--list=FILE: python -m lattec_jax.predict --workdir={values.workdir} {ARGUMENTS}"
         )
     kind = values.format or ("table" if not values.out else _format_of(values.out))
     if values.out and kind == "table":
         raise ConfigError("--out takes --format=jsonl or csv: a table cannot be continued")
     paths = prediction_files.read_list(Path(values.list)) if values.list else []
-    paths += [os.fspath(p) for argument in arguments for p in pictures_at(Path(argument))]
+    paths += [os.fspath(p) for argument in arguments for p in images_at(Path(argument))]
     paths = list(dict.fromkeys(paths))
     # imports JAX, which --help does not need
     from lattec_jax.inference.classifier import Classifier
@@ -133,10 +133,10 @@ def main(argv: Sequence[str]) -> None:
         ) as out:
             left = [path for path in paths if path not in out.done]
             if len(left) < len(paths):
-                show(f"{len(paths) - len(left)} of {len(paths)} pictures are in {values.out}")
+                show(f"{len(paths) - len(left)} of {len(paths)} images are in {values.out}")
             failed = out.failed + classify(classifier, left, kind, top, out.append, True)
     if failed:
-        print(f"{failed} pictures could not be read", file=sys.stderr)
+        print(f"{failed} images could not be read", file=sys.stderr)
         sys.exit(1)
 
 

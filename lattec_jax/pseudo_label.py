@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax.inference.feature_extractor import make_encoders
 from lattec_jax.runtime.cli import command, define_distributed, read_config
 from lattec_jax.runtime.config import to_json
 from lattec_jax.runtime.text import printable, show
@@ -24,26 +23,27 @@ def main(argv: Sequence[str]) -> None:
     import numpy as np
 
     from lattec_jax.data import datasets
-    from lattec_jax.data.metrics import class_shares
+    from lattec_jax.data.evaluation_metrics import class_fractions
     from lattec_jax.data.pseudo_labels import provenance, pseudo_labels_path
+    from lattec_jax.inference.feature_extractor import make_feature_extractor
     from lattec_jax.runtime import compilation_cache, distributed
     from lattec_jax.runtime.sharding import make_mesh
     from lattec_jax.training import prepare
 
     distributed.join(values.distributed)
     compilation_cache.enable()
-    distributed.check_alike(to_json(config), Path(config.artifacts))
-    with distributed.first_before_others():
+    distributed.check_same_on_all(to_json(config), Path(config.artifacts))
+    with distributed.main_process_first():
         dataset = datasets.load(config)
     weights, mesh = prepare.load_weights(config), make_mesh(config.compute.fsdp)
-    # The training store as well: most methods will ask for it, and each file is decoded once.
-    pictures = prepare.open_pictures(config, dataset, "train", weights, training=True)
-    encoders = make_encoders(config, weights, mesh)
-    labels = prepare.pseudo_labels(config, dataset, weights, pictures, encoders, mesh)
+    # The training image cache as well: most methods will ask for it, and each file is decoded once.
+    images = prepare.open_images(config, dataset, "train", weights, training=True)
+    extractor = make_feature_extractor(config, weights, mesh)
+    labels = prepare.pseudo_labels(config, dataset, weights, images, extractor, mesh)
 
-    shares = class_shares(labels.labels, len(dataset.class_names))
-    for name, share in zip(dataset.class_names, shares, strict=True):
-        print(f"{share:7.1%}  {printable(name)}")
+    fractions = class_fractions(labels.labels, len(dataset.class_names))
+    for name, fraction in zip(dataset.class_names, fractions, strict=True):
+        print(f"{fraction:7.1%}  {printable(name)}")
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
     source = provenance(weights.sha256, dataset.names, config.templates)
     show(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")

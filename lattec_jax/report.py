@@ -3,7 +3,7 @@
     python -m lattec_jax.report --workdir=runs/digits-latteclip-s0
 
 Reads what training left in the work directory and writes `report.html` there; needs neither JAX
-nor the weights nor the pictures.
+nor the weights nor the images.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@
 
 The work directory (default `runs/<dataset>-<method>-s<seed>`) belongs to one run: the same command
 continues it, whatever ended it; after SIGTERM, which saves the step under way, the exit status is
-75. Missing stores and pseudo-labels are made; missing descriptions by a language model
+75. Missing image caches and pseudo-labels are made; missing descriptions by a language model
 are an error that names the command that makes them.
 
 `--distributed` joins the processes of a job into one run (`lattec_jax/runtime/distributed.py`).

@@ -18,16 +18,16 @@ from ml_collections import ConfigDict
 from lattec_jax import check_data
 from lattec_jax.inference.feature_extractor import compute_dtype
 from lattec_jax.methods import make_method
-from lattec_jax.methods.base import Method, Survey
+from lattec_jax.methods.base import Method, TrainingSetFeatures
 from lattec_jax.models.clip import Params, define
-from lattec_jax.models.run_artifacts import Classifiers
+from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.reporting import health, report_data, results
-from lattec_jax.reporting.results import classifiers, examine
+from lattec_jax.reporting.results import class_weights, examine
 from lattec_jax.runtime import distributed, run_directory, sharding
 from lattec_jax.runtime.config import to_json
 from lattec_jax.runtime.errors import DataError, TrainingError
 from lattec_jax.runtime.files import remove_abandoned, write_json
-from lattec_jax.runtime.preemption import AfterStep
+from lattec_jax.runtime.preemption import PreemptionHandler
 from lattec_jax.runtime.profiling import Profile
 from lattec_jax.runtime.safe_read import read_json
 from lattec_jax.runtime.text import show
@@ -40,12 +40,12 @@ from lattec_jax.training.state import (
     TrainState,
     init_state,
     learning_rate_schedule,
-    make_optimiser,
+    make_optimizer,
     replace_method,
     replicate,
 )
 from lattec_jax.training.step import StepSettings, make_train_step
-from lattec_jax.training.step_timer import Clock
+from lattec_jax.training.step_timer import StepTimer
 
 
 def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
@@ -56,98 +56,100 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         directory: the work directory.
         arguments: the command line's `--config...` arguments, for commands in messages.
     """
-    distributed.check_alike(to_json(config), Path(config.artifacts))
-    with distributed.together():
+    distributed.check_same_on_all(to_json(config), Path(config.artifacts))
+    with distributed.raise_on_all():
         run_directory.check(directory, config)
         method = make_method(config.method)
         dataset = check_data.check(config)
 
     # ---------------------------------------------------------------- data and the stages before
     mesh = sharding.make_mesh(config.compute.fsdp)
-    inputs = prepare.gather(config, dataset, arguments, method, mesh)
-    batch_size = input_pipeline.choose_batch_size(config, len(inputs.pictures.ids), mesh)
-    with distributed.together():
+    inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh)
+    batch_size = input_pipeline.choose_batch_size(config, len(inputs.images.ids), mesh)
+    with distributed.raise_on_all():
         run_directory.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
     finished = directory / run_directory.RESULTS
-    if distributed.first_says(finished.exists):
+    if distributed.broadcast_from_main(finished.exists):
         return show_finished(directory)
-    steps = total_steps(config, method, len(inputs.pictures.ids), batch_size)
+    steps = total_steps(config, method, len(inputs.images.ids), batch_size)
     batches, texts, present = input_pipeline.make_batches(
         config, inputs, method, batch_size, steps, mesh
     )
 
-    # ----------------------------------------------------------------------- model and optimiser
+    # ----------------------------------------------------------------------- model and optimizer
     frozen = encode_frozen(inputs, method, mesh)
-    optimiser = make_optimiser(config.train, steps)
+    optimizer = make_optimizer(config.train, steps)
     params, first = first_state(inputs, method, frozen.classes, mesh)
-    state = init_state(params, optimiser, first, mesh, method.trainable, config.seed)
+    state = init_state(params, optimizer, first, mesh, method.trainable, config.seed)
     del params, first  # the devices need not hold the model twice
-    pieces = input_pipeline.choose_pieces(config, batch_size, mesh)
-    step_function = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
+    num_microbatches = input_pipeline.choose_num_microbatches(config, batch_size, mesh)
+    step_function = compile_step(config, inputs, method, optimizer, steps, num_microbatches, mesh)
     reference = results.health_reference(inputs, frozen.classes, batch_size)
 
     # ------------------------------------------------------------------------------------- train
-    with distributed.first_before_others():
-        (run_directory.claim if distributed.is_first() else run_directory.follow)(
+    with distributed.main_process_first():
+        (run_directory.claim if distributed.is_main_process() else run_directory.follow)(
             directory, config, record
         )
-    if distributed.first_says(finished.exists):  # another process was faster
+    if distributed.broadcast_from_main(finished.exists):  # another process was faster
         return show_finished(directory)
-    with Checkpoints(directory / run_directory.CHECKPOINTS, config.keep_checkpoints) as checkpoints:
+    with Checkpoints(directory / run_directory.CHECKPOINTS, config.max_checkpoints) as checkpoints:
         state, timing = checkpoints.restore(state, mesh)
         start = int(state.step)
         if start:
             print(f"continuing at step {start} of {steps}")
-        clock = Clock(batch_size, **timing)
-        tables = input_pipeline.make_tables(
+        timer = StepTimer(batch_size, **timing)
+        device_data = input_pipeline.make_device_data(
             config, inputs, method, texts, present, frozen.training, mesh
         )
-        store = input_pipeline.training_store(inputs.pictures)
-        stream = input_pipeline.device_batches(batches, store, tables, start, steps, mesh)
-        log = (RunLog if distributed.is_first() else NoLog)(directory, start, steps, batch_size)
+        cache = input_pipeline.training_cache(inputs.images)
+        stream = input_pipeline.device_batches(batches, cache, device_data, start, steps, mesh)
+        log = (RunLog if distributed.is_main_process() else NoLog)(
+            directory, start, steps, batch_size
+        )
         with (
             log as run_log,
-            AfterStep(distributed.Signals()) as signals,
+            PreemptionHandler(distributed.SignalAgreement()) as signals,
             Profile(config.profile, start, steps) as profile,
         ):
-            watch = health.Watch(reference, run_log.lines(), speaks=distributed.is_first())
+            watch = health.Watch(reference, run_log.lines(), speaks=distributed.is_main_process())
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
                     state = begin_epoch(inputs, method, state, frozen.training, mesh)
-                state, figures = step_function(state, tables, batch, host.text_lengths)
-                clock.step(state)
+                state, metrics = step_function(state, device_data, batch, host.text_lengths)
+                timer.step(state)
                 profile.step(done, state)
                 run_log.advance()
-                ending = signals.asked()
+                ending = signals.requested()
                 due = done % config.checkpoint_every == 0 or done == steps
                 logged = {}
                 if done % config.log_every == 0 or due or ending:
-                    computed = jax.device_get(figures)
+                    computed = jax.device_get(metrics)
                     last = (watch.last_finite, checkpoints.latest)
                     stop_unless_finite(computed, done, *last)
                     if done % config.log_every == 0 or due:  # whenever a signal came
                         logged |= computed | watch.prototypes(method.prototypes(state.method))
                 if config.eval_every and done % config.eval_every == 0:
-                    vectors = classifiers(inputs, method, state)
+                    vectors = class_weights(inputs, method, state)
                     found = examine(inputs, state.params, vectors, frozen.test)
-                    logged |= results.test_figures(inputs, found)
+                    logged |= results.test_metrics(inputs, found)
                 if logged:
                     run_log.write(done, logged)
                     watch.see(done, logged)
                 if due or ending:
                     # A checkpoint's steps are on disk before it is complete.
-                    checkpoints.save(state, done, clock.record(), before=run_log.flush)
+                    checkpoints.save(state, done, timer.record(), before=run_log.flush)
                 if ending:
                     break
-            timing = clock.record()
+            timing = timer.record()
 
         # ------------------------------------- results, while the last checkpoint is written
         outcome = conclude(config, inputs, method, state, frozen, mesh)
     # The order of the files at the end: model, class vectors and report data, which a run that is
     # killed writes again; then the results, with which it counts as finished; then the page, which
     # `show_finished` makes of them where it is missing.
-    with distributed.first_before_others():
-        if not distributed.is_first():
+    with distributed.main_process_first():
+        if not distributed.is_main_process():
             return read_json(finished)
         vectors, predictions = outcome.vectors, outcome.predictions
         results.save_adapted(directory, inputs, method, outcome.params, vectors)
@@ -159,7 +161,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             "label_free": results.label_free(inputs, predictions, frozen.classes, vectors),
             "health": health.examine(reference, vectors.adapted, predictions, run_log.lines()),
             "train_seconds": timing["seconds"],
-            "images_per_second": clock.rate(),
+            "images_per_second": timer.rate(),
         }
         report_data.save(directory, outcome.shown)
         write_json(finished, found)
@@ -172,7 +174,7 @@ class Outcome(NamedTuple):
     """The adapted model and what it says of a run's inputs, on the host."""
 
     params: Mapping[str, np.ndarray]
-    vectors: Classifiers
+    vectors: ClassWeights
     compared: tuple[dict[str, Any], dict[str, Any]]  # the frozen model's scores, and its own
     predictions: Int[np.ndarray, " N"]  # for the training images
     shown: dict[str, Any]  # by the report
@@ -190,7 +192,7 @@ def conclude(
     if config.wise_ft not in (None, 1):
         params, first = first_state(inputs, method, frozen.classes, mesh)
         state = wise_ft.average(method, params, first, state, config.wise_ft)
-    vectors = classifiers(inputs, method, state)
+    vectors = class_weights(inputs, method, state)
     before = results.score(inputs, frozen.test @ frozen.classes.T)
     after = examine(inputs, state.params, vectors, frozen.test)
     predictions = after["predictions"]  # of the training images, where there are no others
@@ -220,7 +222,7 @@ def show_finished(directory: Path) -> dict[str, Any]:
             "away: the same command then makes it again from the last checkpoint"
         ) from error
     show(f"{directory} holds a finished run\n{table}")
-    if distributed.is_first():
+    if distributed.is_main_process():
         remove_abandoned(directory)
         if not (directory / run_directory.REPORT).exists():
             report_data.write_page(directory)
@@ -239,7 +241,7 @@ def encode_frozen(inputs: prepare.Inputs, method: Method, mesh: Mesh) -> Frozen:
     """What the pre-trained model, which leaves the devices again, says of a run's inputs."""
     params = sharding.put(mesh, inputs.weights.params)
     return Frozen(
-        inputs.encoders.classes(params, inputs.prompts),
+        inputs.extractor.classes(params, inputs.prompts),
         input_pipeline.frozen_features(inputs, method, params),
         results.test_features(inputs, params),
     )
@@ -250,10 +252,10 @@ def first_state(
 ) -> tuple[Params, Any]:
     """The parameters and the method's state that training starts from: those of the pre-trained
     model, whose class features are `classes`, or those of `config.init`."""
-    start, count = inputs.start, len(inputs.pictures.ids)
+    start, count = inputs.warm_start, len(inputs.images.ids)
     params = sharding.put(mesh, inputs.weights.params if start is None else start.params)
     if start is not None:
-        classes = inputs.encoders.classes(params, inputs.prompts)
+        classes = inputs.extractor.classes(params, inputs.prompts)
     first = method.init(jnp.asarray(classes), count)
     if start is not None and start.prototypes is not None:
         first = method.start_from(first, jnp.asarray(start.prototypes))
@@ -268,10 +270,10 @@ def begin_epoch(
     mesh: Mesh,
 ) -> TrainState:
     """Let the method look at all training images; most methods do not."""
-    params, encoders = state.params, inputs.encoders
-    survey = Survey(
-        images=lambda: encoders.images(params, inputs.pictures.evaluation.pixels, "epoch"),
-        classes=lambda: encoders.classes(params, inputs.prompts),
+    params, extractor = state.params, inputs.extractor
+    survey = TrainingSetFeatures(
+        images=lambda: extractor.images(params, inputs.images.evaluation.pixels, "epoch"),
+        classes=lambda: extractor.classes(params, inputs.prompts),
         frozen=frozen,
     )
     new = method.begin_epoch(state.method, survey)
@@ -279,19 +281,19 @@ def begin_epoch(
 
 
 def stop_unless_finite(
-    figures: Mapping[str, float], step: int, last: int, saved: int | None
+    metrics: Mapping[str, float], step: int, last: int, saved: int | None
 ) -> None:
     """Raise TrainingError for a loss or gradient that is not finite, before anything of it is
     saved. (Such a gradient may have a finite loss: that of the parameters before it.)
 
     Args:
-        figures: of the step.
+        metrics: of the step.
         step: that they are of.
         last: the last step whose loss was seen to be finite; 0: none.
         saved: the newest checkpoint.
     """
     for name in ("loss", "gradient_norm"):
-        value = figures[name]
+        value = metrics[name]
         if math.isfinite(value):
             continue
         seen = f"the loss of step {last} was finite" if last else "no finite loss was seen before"
@@ -307,7 +309,7 @@ def total_steps(config: ConfigDict, method: Method, images: int, batch_size: int
     """min(max_steps, epochs); none for a method that does not train."""
     if not method.trains:
         return 0
-    epochs, bound = config.train.epochs, method.most_epochs(images)
+    epochs, bound = config.train.epochs, method.max_epochs(images)
     if bound is not None:
         epochs = min(epochs, bound)
     per_epoch = steps_per_epoch(images, batch_size, config.train.epoch_batch_multiple)
@@ -318,9 +320,9 @@ def compile_step(
     config: ConfigDict,
     inputs: prepare.Inputs,
     method: Method,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     steps: int,
-    pieces: int,
+    num_microbatches: int,
     mesh: Mesh,
 ) -> Callable:
     """The train step for this configuration, compiled at its first call."""
@@ -330,7 +332,7 @@ def compile_step(
         mean=preprocess.mean,
         std=preprocess.std,
         augmentation=Augmentation.from_config(config.augment) if method.augments else None,
-        pieces=pieces,
+        num_microbatches=num_microbatches,
     )
     definition = define(
         inputs.weights.config,
@@ -339,4 +341,4 @@ def compile_step(
         mesh=mesh,
     )
     schedule = learning_rate_schedule(config.train, steps)
-    return make_train_step(definition, method, optimiser, schedule, settings, mesh)
+    return make_train_step(definition, method, optimizer, schedule, settings, mesh)

@@ -113,13 +113,22 @@ def shared_steps():
 
     made, compile_step = {}, train_loop.compile_step
 
-    def shared(config, inputs, method, optimiser, steps, pieces, mesh):
+    def shared(config, inputs, method, optimizer, steps, num_microbatches, mesh):
         sections = tuple(map(to_json, (config.train, config.augment, config.compute)))
         model = (inputs.weights.config, repr(inputs.weights.preprocess))
-        rest = (method, steps, pieces, mesh, sharding.SMALLEST_SPLIT, train_loop.make_train_step)
+        rest = (
+            method,
+            steps,
+            num_microbatches,
+            mesh,
+            sharding.SMALLEST_SPLIT,
+            train_loop.make_train_step,
+        )
         key = (*sections, *model, *rest)
         if key not in made:
-            made[key] = compile_step(config, inputs, method, optimiser, steps, pieces, mesh)
+            made[key] = compile_step(
+                config, inputs, method, optimizer, steps, num_microbatches, mesh
+            )
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
@@ -139,7 +148,7 @@ def run_inputs(tmp_path_factory):
 
 @pytest.fixture
 def place(run_inputs, tmp_path):
-    """The working directory, with labelled and unlabelled images and a checkpoint."""
+    """The working directory, with labeled and unlabeled images and a checkpoint."""
     return shutil.copytree(run_inputs, tmp_path, dirs_exist_ok=True)
 
 
@@ -151,13 +160,13 @@ def finished(run_inputs, tmp_path_factory):
     directory = shutil.copytree(run_inputs, tmp_path_factory.mktemp("finished"), dirs_exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        run("labelled", "--workdir=first", "--config.eval_every=3")
+        run("labeled", "--workdir=first", "--config.eval_every=3")
     return directory
 
 
 @pytest.fixture
 def trained(finished, tmp_path):
-    """As `place`, with the finished run `first` on the labelled images."""
+    """As `place`, with the finished run `first` on the labeled images."""
     return shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
 
 

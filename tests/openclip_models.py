@@ -1,4 +1,4 @@
-"""Randomised open_clip models of any architecture, whole or shrunken, for comparisons."""
+"""Randomized open_clip models of any architecture, whole or shrunken, for comparisons."""
 
 from __future__ import annotations
 

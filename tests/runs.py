@@ -23,13 +23,13 @@ EQUAL = ("model/model.safetensors", "classifier.safetensors", "metrics.jsonl")
 base_model = functools.partial(dummy_checkpoint, layers=1)
 
 
-def make_pictures(root: Path, per_class: int, labelled: bool) -> None:
+def make_images(root: Path, per_class: int, labeled: bool) -> None:
     """Noisy colored images of mixed sizes as JPEG, PNG and WebP."""
     rng = np.random.default_rng(0)
     for part in ("train", "test"):
         for c, name in enumerate(CLASSES):
             for n in range(per_class):
-                folder = root / part / (name if labelled else "")
+                folder = root / part / (name if labeled else "")
                 folder.mkdir(parents=True, exist_ok=True)
                 height, width = rng.integers(12, 40, 2)
                 noise = rng.integers(-40, 40, (height, width, 3))
@@ -40,9 +40,9 @@ def make_pictures(root: Path, per_class: int, labelled: bool) -> None:
 
 
 def make_inputs(directory: Path) -> None:
-    """Labelled and unlabelled images, and a checkpoint."""
-    make_pictures(directory / "labelled", 12, labelled=True)
-    make_pictures(directory / "unlabelled", 12, labelled=False)
+    """Labeled and unlabeled images, and a checkpoint."""
+    make_images(directory / "labeled", 12, labeled=True)
+    make_images(directory / "unlabeled", 12, labeled=False)
     base_model().save(directory / "weights")
 
 
@@ -62,7 +62,7 @@ def arguments(root: str, *extra: str) -> list[str]:
         "--config.train.warmup_steps=2",
         "--config.checkpoint_every=2",
         "--config.log_every=1",
-        "--config.store.long_side=24",
+        "--config.image_cache.max_side=24",
         *extra,
     ]
 

@@ -53,7 +53,7 @@ def test_counts_beside_those_expected(place, capsys):
 
 def test_expected_counts_follow_the_share(place, capsys):
     make_tree(place / "data", "eurosat")
-    extra = ["--config.dataset.share=0.5", "--config.dataset.expected.train=12"]
+    extra = ["--config.dataset.train_fraction=0.5", "--config.dataset.expected.train=12"]
     lines = shown(place, capsys, "eurosat", *extra)
     assert "all 3 classes 6 6" in [" ".join(line.split()) for line in lines]
     assert not any("training images, found" in line for line in lines)
@@ -62,12 +62,12 @@ def test_expected_counts_follow_the_share(place, capsys):
 def test_folders_with_and_without_labels(place, capsys):
     for n in range(8):
         for name in ("cat", "dog"):
-            path = place / "pictures/train" / name / f"{n}.jpg"
+            path = place / "images/train" / name / f"{n}.jpg"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-    extra = ["--config.dataset.name=mine", "--config.dataset.root=pictures"]
+    extra = ["--config.dataset.name=mine", "--config.dataset.root=images"]
     lines = shown(place, capsys, "folder", *extra)
-    assert "  pictures: pictures" in lines
+    assert "  images: images" in lines
     assert any(line.split()[:3] == ["all", "2", "classes"] for line in lines)
     assert not any("expected" in line or "warning" in line for line in lines)
     lines = shown(place, capsys, "folder", *extra, "--config.dataset.labels=none")
@@ -79,7 +79,7 @@ def test_folders_with_and_without_labels(place, capsys):
 def test_digits_are_counted_before_they_are_written(place, capsys):
     lines = shown(place, capsys, "demo")
     assert "all 10 classes 1,000 797" in [" ".join(line.split()) for line in lines]
-    assert "  pictures, written at first use: artifacts/digits/images" in lines
+    assert "  images, written at first use: artifacts/digits/images" in lines
     assert list(place.iterdir()) == []
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.dummy import dummy_checkpoint
-from tests.runs import EQUAL, arguments, make_pictures
+from tests.runs import EQUAL, arguments, make_images
 from tests.test_resume_killed import environment
 
 # A file system of its own, seen by these processes only. $1: its size; $2: how it is mounted anew
@@ -40,7 +40,7 @@ needs_mount = pytest.mark.skipif(not may_mount(), reason="no mount namespaces fo
 
 def command(*extra: str) -> list[str]:
     """A run of six steps with a checkpoint after every second, in `work/run`."""
-    given = arguments("labelled", "--workdir=work/run", *extra)
+    given = arguments("labeled", "--workdir=work/run", *extra)
     return [sys.executable, "-m", "lattec_jax.train", *given[1:]]
 
 
@@ -52,9 +52,9 @@ def content(directory: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A directory with pictures, a CLIP, the stages before training, and an undisturbed run."""
+    """A directory with images, a CLIP, the stages before training, and an undisturbed run."""
     directory = tmp_path_factory.mktemp("faults")
-    make_pictures(directory / "labelled", 12, labelled=True)
+    make_images(directory / "labeled", 12, labeled=True)
     dummy_checkpoint().save(directory / "weights")
     subprocess.run(command(), cwd=directory, env=environment(), check=True, capture_output=True)
     (directory / "work").rename(directory / "whole")
@@ -62,8 +62,9 @@ def place(tmp_path_factory) -> Path:
 
 
 def copy_inputs(place: Path, new: Path) -> None:
-    """Pictures, weights and the stages before training, with their times: stores depend on them."""
-    for name in ("labelled", "weights", "artifacts"):
+    """Images, weights and the stages before training, with their times: image caches depend on
+    them."""
+    for name in ("labeled", "weights", "artifacts"):
         shutil.copytree(place / name, new / name, copy_function=shutil.copy2)
 
 
@@ -84,10 +85,10 @@ def newest(directory: Path) -> int:
 
 @needs_mount
 @pytest.mark.soak
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97])
-def test_a_disk_that_fills_up_at_any_moment_loses_nothing(place, tmp_path, share):
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.97])
+def test_a_disk_that_fills_up_at_any_moment_loses_nothing(place, tmp_path, fraction):
     whole = place / "whole/run"
-    size = int(share * sum(len(data) for data in content(whole).values())) // 4096 * 4096
+    size = int(fraction * sum(len(data) for data in content(whole).values())) // 4096 * 4096
     (first, said), (second, then) = twice(place, tmp_path, max(size, 4096), "size=1g")
     print(
         f"{size} bytes: status {first}, checkpoint {newest(tmp_path / 'first/run')}\n{said[-700:]}"

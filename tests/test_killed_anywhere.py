@@ -24,9 +24,7 @@ from tests.runs import arguments, make_inputs
 TIMES = ("train_seconds", "images_per_second")
 SHOWN_TIMES = re.compile(rb"(<dt>(?:seconds of training|images per second)</dt><dd>)[^<]*")
 KILLS = [pytest.param(3, marks=pytest.mark.full), pytest.param(50, marks=pytest.mark.soak)]
-ARGUMENTS = arguments(
-    "labelled", "--config.compute.eval_batch_size=8", "--config.keep_checkpoints=1"
-)
+ARGUMENTS = arguments("labeled", "--config.compute.eval_batch_size=8", "--config.max_checkpoints=1")
 
 
 class Killed:
@@ -125,7 +123,8 @@ def test_training_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kills):
     train = ["lattec_jax.train", *options(), "--workdir=run"]
     killed = Killed(tmp_path, lambda self: make_inputs(self.place), train)
     reached = " ".join(killed.operations)
-    for part in ("labelled/train", "stores", "pseudo_labels", "descriptions", "run/checkpoints/6"):
+    parts = ("labeled/train", "image_caches", "pseudo_labels", "descriptions", "run/checkpoints/6")
+    for part in parts:
         assert part in reached
     assert killed.kill_and_repeat(kills) >= 0.8 * kills
 
@@ -147,5 +146,5 @@ def test_predicting_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kind, k
         make_inputs(self.place)
         self.run(0, "lattec_jax.train", *options(), "--workdir=run")
 
-    predict = ["lattec_jax.predict", "--workdir=run", f"--out=out.{kind}", "labelled"]
+    predict = ["lattec_jax.predict", "--workdir=run", f"--out=out.{kind}", "labeled"]
     assert Killed(tmp_path, prepare, predict).kill_and_repeat(kills) >= 0.8 * kills

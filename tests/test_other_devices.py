@@ -73,11 +73,11 @@ def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
     monkeypatch,
     capsys,
 ):
-    whole = run("labelled", "--workdir=whole")
+    whole = run("labeled", "--workdir=whole")
     monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
     with sigterm_in(monkeypatch, 3), pytest.raises(Terminated):
-        train.main(arguments("labelled", "--workdir=moved"))
-    found = run("labelled", "--workdir=moved", "--config.compute.fsdp=4")
+        train.main(arguments("labeled", "--workdir=moved"))
+    found = run("labeled", "--workdir=moved", "--config.compute.fsdp=4")
     assert "continuing at step 3 of 6" in capsys.readouterr().out
     for one, other in zip(logged(trained / "whole"), logged(trained / "moved"), strict=True):
         np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-4)

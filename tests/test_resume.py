@@ -40,7 +40,7 @@ def test_a_signal_saves_the_step_under_way_and_a_damaged_checkpoint_costs_nothin
     monkeypatch,
     caplog,
 ):
-    command = ("labelled", "--config.log_every=2")
+    command = ("labeled", "--config.log_every=2")
     run(*command, "--workdir=whole")
     with (
         sigterm_in(monkeypatch, 5),
@@ -91,7 +91,7 @@ def test_a_run_that_is_killed_before_its_results_lacks_nothing_of_its_report(
 
     monkeypatch.setattr(train_loop, "write_json", killed)
     with pytest.raises(Terminated):
-        train.main(arguments("labelled", "--workdir=killed"))
+        train.main(arguments("labeled", "--workdir=killed"))
     directory = trained / "killed"
     assert not (directory / "report.html").exists()
     report.main(["report", "--workdir=killed"])

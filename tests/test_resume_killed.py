@@ -15,7 +15,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.dummy import dummy_checkpoint
-from tests.runs import EQUAL, arguments, logged, make_pictures
+from tests.runs import EQUAL, arguments, logged, make_images
 
 
 def environment() -> dict[str, str]:
@@ -30,7 +30,7 @@ def environment() -> dict[str, str]:
 def start(place: Path, workdir: str, steps: int) -> subprocess.Popen:
     """A run as a process, on one CPU device; its output goes to a file."""
     command = arguments(
-        "labelled",
+        "labeled",
         f"--config.train.max_steps={steps}",
         f"--config.train.epochs={steps}",
         "--config.checkpoint_every=1",
@@ -96,7 +96,7 @@ def test_kills_change_nothing(tmp_path, kills, steps):
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
     print(f"KILL_SEED={seed}")
     draw = random.Random(seed)
-    make_pictures(tmp_path / "labelled", 12, labelled=True)
+    make_images(tmp_path / "labeled", 12, labeled=True)
     dummy_checkpoint().save(tmp_path / "weights")
     whole = finish(tmp_path, "whole", steps)
     half_written = 0

@@ -27,15 +27,15 @@ from tests.runs import (
     assert_equal,
     base_model,
     logged,
-    make_pictures,
+    make_images,
     model_of,
     run,
 )
 
-AS_FIRST = ("labelled", "--config.eval_every=3")  # as the finished run `first` of `trained`
+AS_FIRST = ("labeled", "--config.eval_every=3")  # as the finished run `first` of `trained`
 
 
-def test_a_labelled_folder_from_pictures_to_predictions(trained, capsys):
+def test_a_labeled_folder_from_images_to_predictions(trained, capsys):
     directory = trained / "first"
     found = json.loads((directory / "results.json").read_text(encoding="utf-8"))
     contract = (
@@ -57,22 +57,20 @@ def test_a_labelled_folder_from_pictures_to_predictions(trained, capsys):
     evaluate.main(["evaluate", f"--workdir={directory}"])
     assert capsys.readouterr().out.strip() == found["table"]
 
-    predict.main(
-        ["predict", f"--workdir={directory}", "--format=jsonl", "--top=2", "labelled/test"]
-    )
+    predict.main(["predict", f"--workdir={directory}", "--format=jsonl", "--top=2", "labeled/test"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert len(lines) == 36
     right = np.mean([Path(line["image"]).parent.name == line["class"] for line in lines])
     assert right == pytest.approx(found["adapted"]["top1"])
     assert all(len(line["top"]) == 2 and line["score"] == line["top"][0]["score"] for line in lines)
 
-    (trained / "labelled/test/torn.jpg").write_bytes(b"no picture")
+    (trained / "labeled/test/torn.jpg").write_bytes(b"no image")
     with pytest.raises(SystemExit) as ended:
-        predict.main(["predict", f"--workdir={directory}", "labelled/test"])
+        predict.main(["predict", f"--workdir={directory}", "labeled/test"])
     shown = capsys.readouterr()
     assert ended.value.code == 1 and "torn.jpg" in shown.err
     assert len(shown.out.splitlines()) == 36
-    (trained / "labelled/test/torn.jpg").unlink()
+    (trained / "labeled/test/torn.jpg").unlink()
 
     # The same command again shows the finished run; another configuration is refused.
     assert run(*AS_FIRST, "--workdir=first") == found
@@ -89,13 +87,13 @@ def test_a_labelled_folder_from_pictures_to_predictions(trained, capsys):
 
 
 def test_a_folder_without_labels(place):
-    found = run("unlabelled", "--config.dataset.labels=none")
+    found = run("unlabeled", "--config.dataset.labels=none")
     assert found["zero_shot"] is None and found["adapted"] is None
-    figures = found["label_free"]
-    assert 0 <= figures["label_agreement"] <= 1
-    assert sum(figures["class_shares"]) == pytest.approx(1)
-    assert len(figures["prototype_drift"]) == len(CLASSES)
-    assert max(figures["prototype_drift"]) > 0
+    metrics = found["label_free"]
+    assert 0 <= metrics["label_agreement"] <= 1
+    assert sum(metrics["class_fractions"]) == pytest.approx(1)
+    assert len(metrics["prototype_drift"]) == len(CLASSES)
+    assert max(metrics["prototype_drift"]) > 0
 
 
 @pytest.mark.full
@@ -104,27 +102,27 @@ def test_labels_of_the_training_images_change_nothing(place):
     (place / "labels.csv").write_text(
         "image,label\n"
         + "".join(
-            f"{p.relative_to(place / 'unlabelled').as_posix()},{CLASSES[i % 3]}\n"
-            for i, p in enumerate(sorted((place / "unlabelled").rglob("*.*")))
+            f"{p.relative_to(place / 'unlabeled').as_posix()},{CLASSES[i % 3]}\n"
+            for i, p in enumerate(sorted((place / "unlabeled").rglob("*.*")))
             if p.suffix != ".txt"
         ),
         encoding="utf-8",
     )
-    run("unlabelled", "--workdir=without")
-    run("unlabelled", "--workdir=with", "--config.dataset.labels=labels.csv")
+    run("unlabeled", "--workdir=without")
+    run("unlabeled", "--workdir=with", "--config.dataset.labels=labels.csv")
     for file in EQUAL:
         assert (place / "without" / file).read_bytes() == (place / "with" / file).read_bytes()
 
 
 def test_a_run_is_not_continued_with_other_data(trained):
     command = (*AS_FIRST, "--workdir=first")
-    (trained / "labelled/classes.txt").write_text("dog\ncat\nbird\n", encoding="utf-8")
+    (trained / "labeled/classes.txt").write_text("dog\ncat\nbird\n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*class_names: there"):
         run(*command)
     with pytest.raises(DataError, match="was trained on the classes cat, dog, bird"):
         evaluate.main(["evaluate", "--workdir=first"])
-    (trained / "labelled/classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
-    Image.new("RGB", (20, 20)).save(trained / "labelled/train/cat/c001.png")
+    (trained / "labeled/classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+    Image.new("RGB", (20, 20)).save(trained / "labeled/train/cat/c001.png")
     with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*training_images"):
         run(*command)
 
@@ -132,21 +130,21 @@ def test_a_run_is_not_continued_with_other_data(trained):
 @pytest.mark.full
 def test_a_run_that_diverges_stops_and_saves_nothing_of_it(place):
     with pytest.raises(TrainingError, match=r"the loss is \S+ at step \d.*Lower --config\.train"):
-        run("labelled", "--config.train.learning_rate=1e30")
-    directory = place / "runs/labelled-latteclip-s0"
+        run("labeled", "--config.train.learning_rate=1e30")
+    directory = place / "runs/labeled-latteclip-s0"
     assert not (directory / "results.json").exists()
     saved = [int(p.name) for p in (directory / "checkpoints").iterdir() if p.name.isdigit()]
     assert all(step <= 2 for step in saved)
 
 
 def test_descriptions_of_a_part_of_the_images_are_refused(trained):
-    path = next((trained / "artifacts/labelled/descriptions").glob("pixels-image.jsonl"))
+    path = next((trained / "artifacts/labeled/descriptions").glob("pixels-image.jsonl"))
     half = path.read_text(encoding="utf-8").splitlines(keepends=True)[:18]
     (path.parent / "mine-image.jsonl").write_text("".join(half), encoding="utf-8")
     with pytest.raises(DataError, match=r"18 of 36 images have no image description.*50\.0%"):
         train.main(
             arguments(
-                "labelled", "--config.descriptions.engine=mine", "--config.method.texts=('image',)"
+                "labeled", "--config.descriptions.engine=mine", "--config.method.texts=('image',)"
             )
         )
 
@@ -154,8 +152,8 @@ def test_descriptions_of_a_part_of_the_images_are_refused(trained):
 def test_an_interrupted_run_continues_as_if_nothing_had_been(trained, monkeypatch):
     written = RunLog.write
 
-    def interrupt(self, step, figures):
-        written(self, step, figures)
+    def interrupt(self, step, metrics):
+        written(self, step, metrics)
         if step == 5:
             raise KeyboardInterrupt
 
@@ -173,10 +171,10 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(trained, monkeypatc
     [*(pytest.param(m, marks=pytest.mark.full) for m in ("flyp", "flyp_oracle")), "zero_shot"],
 )
 def test_other_methods(trained, method):
-    found = run("labelled", f"--config.method.name={method}")
+    found = run("labeled", f"--config.method.name={method}")
     assert found["method"] == method
     assert found["steps"] == (0 if method == "zero_shot" else 6)
-    base, adapted = base_model().params, model_of(trained / f"runs/labelled-{method}-s0")
+    base, adapted = base_model().params, model_of(trained / f"runs/labeled-{method}-s0")
     still = {name for name in base if np.array_equal(base[name], adapted[name])}
     assert still == (base.keys() if method == "zero_shot" else set())
     if method == "zero_shot":
@@ -185,7 +183,7 @@ def test_other_methods(trained, method):
 
 @pytest.mark.full
 def test_the_released_preset_and_a_streamed_store(place):
-    found = run("labelled", "--config.preset=released_code", "--config.store.placement=host")
+    found = run("labeled", "--config.preset=released_code", "--config.image_cache.placement=host")
     assert (found["preset"], found["momentum"], found["steps"]) == ("released_code", 0.0, 6)
 
 
@@ -193,26 +191,26 @@ def test_what_is_missing_is_said(trained, all_devices):
     with pytest.raises(
         DataError, match=r"python -m captioning\.describe --config=configs/folder\.py --config\.d"
     ):
-        train.main(arguments("labelled", "--config.descriptions.engine=llava"))
+        train.main(arguments("labeled", "--config.descriptions.engine=llava"))
     assert not (trained / "runs").exists()  # nothing was claimed for a run that cannot start
     with pytest.raises(DataError, match="flyp_oracle trains with true labels"):
-        train.main(arguments("unlabelled", "--config.method.name=flyp_oracle"))
+        train.main(arguments("unlabeled", "--config.method.name=flyp_oracle"))
     with pytest.raises(ConfigError, match=r"config\.weights: expected a converted directory"):
-        train.main(arguments("labelled", "--config.weights="))
+        train.main(arguments("labeled", "--config.weights="))
     with pytest.raises(ConfigError, match="multiple of the 8 devices"):
-        train.main(arguments("labelled", "--config.train.batch_size=20"))
+        train.main(arguments("labeled", "--config.train.batch_size=20"))
     with pytest.raises(ConfigError, match=r"config\.log_every: expected .* from 1 .*, found 0"):
-        train.main(arguments("labelled", "--config.log_every=0"))
+        train.main(arguments("labeled", "--config.log_every=0"))
     with pytest.raises(ConfigError, match=r"config\.seed: .* from 0 to 4294967295, found -1"):
-        train.main(arguments("labelled", "--config.seed=-1"))
+        train.main(arguments("labeled", "--config.seed=-1"))
     with pytest.raises(ConfigError, match=r"config\.augment\.flip_probability: expected"):
-        train.main(arguments("labelled", "--config.augment.flip_probability=2"))
+        train.main(arguments("labeled", "--config.augment.flip_probability=2"))
     with pytest.raises(ConfigError, match="Did you mean 'latteclip'"):
-        train.main(arguments("labelled", "--config.method.name=lateclip"))
+        train.main(arguments("labeled", "--config.method.name=lateclip"))
 
 
 def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(trained, capsys):
-    command = ("labelled", "--config.train.batch_size=512", "--config.method.name=zero_shot")
+    command = ("labeled", "--config.train.batch_size=512", "--config.method.name=zero_shot")
     found = run(*command)
     assert found["batch_size"] == 36
     assert "batch of 36 instead of 512" in capsys.readouterr().out
@@ -221,14 +219,14 @@ def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(trained, caps
 
 
 @pytest.mark.parametrize("method", ["zero_shot", pytest.param("latteclip", marks=pytest.mark.full)])
-def test_a_class_without_pictures_is_trained_with_and_reported(place, method):
-    names = place / "labelled" / "classes.txt"
+def test_a_class_without_images_is_trained_with_and_reported(place, method):
+    names = place / "labeled" / "classes.txt"
     names.write_text(names.read_text() + "fish\n")
-    found = run("labelled", f"--config.method.name={method}")
+    found = run("labeled", f"--config.method.name={method}")
     assert found["class_names"][3] == "fish"
     assert found["per_class"]["adapted"][3] is None and found["per_class"]["adapted"][0] is not None
     assert "no images" in found["table"]
-    assert len(found["label_free"]["class_shares"]) == 4
+    assert len(found["label_free"]["class_fractions"]) == 4
 
 
 @pytest.mark.full
@@ -252,7 +250,7 @@ def test_one_program_trains_the_model_which_the_devices_hold_once(trained, monke
     gc.collect()
     before = alive()
     monkeypatch.setattr(train_loop, "make_train_step", make_counting)
-    run("labelled", "--config.wise_ft=0.5", "--config.checkpoint_every=10")
+    run("labeled", "--config.wise_ft=0.5", "--config.checkpoint_every=10")
     assert found == [3] * 6
     (step,) = steps
     assert step._cache_size() == 1  # of the first state and of what a step made
@@ -262,7 +260,7 @@ def test_one_program_trains_the_model_which_the_devices_hold_once(trained, monke
 def test_other_alphabets_in_the_c_locale(tmp_path):
     """The whole command in an environment that knows ASCII only."""
     root = tmp_path / "Bilder 猫"
-    make_pictures(root, 8, labelled=False)
+    make_images(root, 8, labeled=False)
     for number, path in enumerate(sorted((root / "train").iterdir())):
         path.rename(path.with_name(f"été {number} кот{path.suffix}"))
     (root / "classes.txt").write_text("猫\nсобака\noiseau\n", encoding="utf-8")

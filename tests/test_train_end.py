@@ -20,7 +20,7 @@ def names(directory) -> set[str]:
 
 
 def repeat_command(directory):
-    train.main(arguments("labelled", f"--workdir={directory.name}", "--config.eval_every=3"))
+    train.main(arguments("labeled", f"--workdir={directory.name}", "--config.eval_every=3"))
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(
 def test_all_that_a_run_writes_has_the_permissions_of_the_umask(place):
     before = os.umask(0o027)
     try:
-        train.main(arguments("labelled", "--workdir=run", "--config.artifacts=made"))
+        train.main(arguments("labeled", "--workdir=run", "--config.artifacts=made"))
     finally:
         os.umask(before)
     others = [
@@ -59,14 +59,15 @@ def test_all_that_a_run_writes_has_the_permissions_of_the_umask(place):
 
 
 def test_a_run_sweeps_its_artifacts_and_an_export_its_own_name(trained):
-    made = trained / "artifacts" / "labelled"
+    made = trained / "artifacts" / "labeled"
     assert made.is_dir()
     before = names(trained / "artifacts")
-    places = (made / "content.json", made / "stores/training-0", made / "pseudo_labels/0.jsonl",
+    places = (made / "content.json", made / "image_caches/training-0",
+              made / "pseudo_labels/0.jsonl",
               made / "descriptions/0.jsonl", made / "descriptions/shards/0.jsonl")  # fmt: skip
     for place in places:
         temporary(place, "0" * 16).write_bytes(b"half")
-    train.main(arguments("labelled", "--workdir=second", "--config.train.max_steps=0"))
+    train.main(arguments("labeled", "--workdir=second", "--config.train.max_steps=0"))
     assert names(trained / "artifacts") == before
     for name in ("out", "other"):
         (temporary(trained / name, "0" * 16) / "new").mkdir(parents=True)

@@ -19,7 +19,7 @@ from lattec_jax.training.metrics_log import RunLog
 from tests.runs import arguments, assert_equal, base_model, classifier_of, logged, model_of, run
 
 RECLIP = ("--config.method.name=reclip", "--config.method.reclip.images_per_epoch=0")
-AS_RECLIP = ("labelled", *RECLIP, "--config.eval_every=3", "--config.checkpoint_every=3")
+AS_RECLIP = ("labeled", *RECLIP, "--config.eval_every=3", "--config.checkpoint_every=3")
 
 
 @pytest.fixture(scope="module")
@@ -38,12 +38,12 @@ def reclip(finished_reclip, tmp_path) -> Path:
     return shutil.copytree(finished_reclip, tmp_path, dirs_exist_ok=True)
 
 
-def test_reclip_from_pictures_to_predictions(reclip, capsys):
+def test_reclip_from_images_to_predictions(reclip, capsys):
     directory = reclip / "reclip"
     found = json.loads((directory / "results.json").read_text(encoding="utf-8"))
-    assert (found["method"], found["steps"], found["reclip"]["neighbours"]) == ("reclip", 6, 20)
+    assert (found["method"], found["steps"], found["reclip"]["neighbors"]) == ("reclip", 6, 20)
     assert found["alpha"] is None and found["descriptions"] is None
-    assert {"classifier", "frozen_classifier"} == set(classifier_of(directory))
+    assert {"classifier", "frozen_class_weights"} == set(classifier_of(directory))
     lines = logged(directory)
     assert {"loss_t", "loss_v", "label_agreement"} <= lines[0].keys()
     assert lines[-1]["test_top1"] == found["adapted"]["top1"]
@@ -55,12 +55,12 @@ def test_reclip_from_pictures_to_predictions(reclip, capsys):
     capsys.readouterr()
     evaluate.main(["evaluate", f"--workdir={directory}"])
     assert capsys.readouterr().out.strip() == found["table"]
-    predict.main(["predict", f"--workdir={directory}", "--format=jsonl", "labelled/test"])
+    predict.main(["predict", f"--workdir={directory}", "--format=jsonl", "labeled/test"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     right = np.mean([Path(line["image"]).parent.name == line["class"] for line in lines])
     assert right == pytest.approx(found["adapted"]["top1"])
 
-    command = ["predict", f"--workdir={directory}", "labelled/test"]
+    command = ["predict", f"--workdir={directory}", "labeled/test"]
     shutil.move(reclip / "weights", reclip / "elsewhere")
     with pytest.raises(WeightsError, match=r"pre-trained model of the run in .* is needed here"):
         predict.main(command)
@@ -73,8 +73,8 @@ def test_reclip_killed_inside_of_an_epoch_continues_as_if_nothing_had_been(recli
     """Two steps an epoch and a checkpoint after three: the labels of step 4 come from it."""
     written = RunLog.write
 
-    def interrupt(self, step, figures):
-        written(self, step, figures)
+    def interrupt(self, step, metrics):
+        written(self, step, metrics)
         if step == 4:
             raise KeyboardInterrupt
 
@@ -90,25 +90,27 @@ def test_reclip_killed_inside_of_an_epoch_continues_as_if_nothing_had_been(recli
 @pytest.mark.full
 def test_reclip_with_a_streamed_store_and_pieces_is_the_same(reclip):
     whole = json.loads((reclip / "reclip/results.json").read_text(encoding="utf-8"))
-    streamed = ("--config.store.placement=host", "--config.train.micro_batch=8")
-    pieces = run("labelled", "--workdir=pieces", *RECLIP, *streamed)
-    assert whole["adapted"] == pieces["adapted"]
+    streamed = ("--config.image_cache.placement=host", "--config.train.microbatch_size=8")
+    num_microbatches = run("labeled", "--workdir=pieces", *RECLIP, *streamed)
+    assert whole["adapted"] == num_microbatches["adapted"]
     one, other = model_of(reclip / "reclip"), model_of(reclip / "pieces")
     for name, value in one.items():
         np.testing.assert_allclose(value, other[name], atol=1e-5, err_msg=name)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize(("method", "shares"), [("latteclip", (0, 1, 0.5)), ("reclip", (0, 0.5))])
-def test_wise_ft_averages_the_model_before_and_after(reclip, method, shares):
+@pytest.mark.parametrize(
+    ("method", "fractions"), [("latteclip", (0, 1, 0.5)), ("reclip", (0, 0.5))]
+)
+def test_wise_ft_averages_the_model_before_and_after(reclip, method, fractions):
     chosen, plain_dir = (
         (RECLIP, reclip / "reclip") if method == "reclip" else ((), reclip / "first")
     )
     plain = json.loads((plain_dir / "results.json").read_text(encoding="utf-8"))
     assert plain["wise_ft"] is None
-    for share in shares:
-        found = run("labelled", f"--workdir=a{share}", f"--config.wise_ft={share}", *chosen)
-        assert found["wise_ft"] == share
+    for fraction in fractions:
+        found = run("labeled", f"--workdir=a{fraction}", f"--config.wise_ft={fraction}", *chosen)
+        assert found["wise_ft"] == fraction
     base, adapted = base_model().params, model_of(plain_dir)
     assert any(not np.array_equal(base[name], adapted[name]) for name in base)
 
@@ -117,7 +119,7 @@ def test_wise_ft_averages_the_model_before_and_after(reclip, method, shares):
     assert none["per_class"]["adapted"] == none["per_class"]["zero_shot"]
     for name, value in model_of(reclip / "a0").items():
         np.testing.assert_array_equal(value, base[name])
-    if 1 in shares:
+    if 1 in fractions:
         for file in ("model/model.safetensors", "classifier.safetensors"):
             assert (reclip / "a1" / file).read_bytes() == (plain_dir / file).read_bytes()
     for name, value in model_of(reclip / "a0.5").items():
@@ -134,12 +136,12 @@ def test_wise_ft_averages_the_model_before_and_after(reclip, method, shares):
 
 
 def test_a_share_that_is_none_is_refused():
-    for share in ("1.5", "-0.1"):
+    for fraction in ("1.5", "-0.1"):
         with pytest.raises(
             ConfigError,
-            match=rf"config\.wise_ft: .* from 0 to 1, found {share}",
+            match=rf"config\.wise_ft: .* from 0 to 1, found {fraction}",
         ):
-            train.main(arguments("labelled", f"--config.wise_ft={share}"))
+            train.main(arguments("labeled", f"--config.wise_ft={fraction}"))
 
 
 @pytest.mark.full
@@ -157,9 +159,9 @@ def test_a_share_that_is_none_is_refused():
     ],
 )
 def test_the_ablations_of_table_3_run_from_the_command_line(trained, ablations):
-    found = run("labelled", *[f"--config.{value}" for value in ablations])
+    found = run("labeled", *[f"--config.{value}" for value in ablations])
     assert found["steps"] == 6
-    directory = trained / "runs/labelled-latteclip-s0"
+    directory = trained / "runs/labeled-latteclip-s0"
     vectors = classifier_of(directory)["classifier"]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     kept = "loss_zero_shot" if "paper" in ablations[0] else "loss_current"
@@ -183,6 +185,6 @@ class Entropy(Method):
 @pytest.mark.full
 def test_a_method_of_two_functions_is_a_whole_run(trained, monkeypatch):
     monkeypatch.setitem(METHODS, "entropy", lambda config: Entropy())
-    found = run("labelled", "--config.method.name=entropy", "--config.train.batch_size=32")
-    losses = [line["loss"] for line in logged(trained / "runs/labelled-entropy-s0")]
+    found = run("labeled", "--config.method.name=entropy", "--config.train.batch_size=32")
+    losses = [line["loss"] for line in logged(trained / "runs/labeled-entropy-s0")]
     assert losses[-1] < losses[0] and found["method"] == "entropy"

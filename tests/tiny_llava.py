@@ -1,6 +1,6 @@
 """A LLaVA-NeXT of the true classes with a few thousand random weights, written to disk in a moment.
 
-Its pictures are cut into tiles of 28 pixels where the 7B's tiles have 336, and a tile gives 16
+Its images are cut into tiles of 28 pixels where the 7B's tiles have 336, and a tile gives 16
 tokens where the 7B's gives 576; grid, layers, chat template and tokenizer are of the same kinds.
 """
 
@@ -38,7 +38,7 @@ def transformers() -> Any:
 
 
 def configuration(hidden: int = 64, layers: int = 2, tile: int = 28, patch: int = 7) -> Any:
-    """A `LlavaNextConfig`: `hidden` units in `layers` Mistral layers, pictures in tiles of `tile`.
+    """A `LlavaNextConfig`: `hidden` units in `layers` Mistral layers, images in tiles of `tile`.
 
     Args:
         hidden: a multiple of 64.
@@ -142,7 +142,7 @@ def processor(config: Any) -> Any:
 
 
 def model(config: Any, seed: int = 0) -> Any:
-    """Random weights that are large enough for what the model says to depend on the picture."""
+    """Random weights that are large enough for what the model says to depend on the image."""
     import torch
 
     torch.manual_seed(seed)

@@ -35,7 +35,7 @@ class Identity(NamedTuple):
 
     engine: str
     model: str
-    decoding: str  # precision, sampling, length, and how pictures are prepared; "" for none
+    decoding: str  # precision, sampling, length, and how images are prepared; "" for none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Request:
     image_id: str
     kind: str
     prompt: str
-    pictures: tuple[Image.Image, ...]  # one, or the members of a group; in the files' own modes
+    images: tuple[Image.Image, ...]  # one, or the members of a group; in the files' own modes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Engine(Protocol):
     def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
         """Answer every request once, in any order, as soon as its answer is there.
 
-        Requests are pulled when the engine wants them; their pictures are open. A text may be empty
+        Requests are pulled when the engine wants them; their images are open. A text may be empty
         where there is nothing to say. What fails for one request alone is a `Failure`.
 
         Raises:

@@ -1,7 +1,7 @@
 """LLaVA-NeXT through transformers, on one GPU: the paper's describer (LLaVA 1.6 Mistral 7B, 4-bit).
 
 Greedy decoding of whole batches; the next batch is prepared while one is generated. Linear layers
-of the language model are quantised by bitsandbytes, the vision tower and the projector never.
+of the language model are quantized by bitsandbytes, the vision tower and the projector never.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from captioning.collage import single_picture
+from captioning.collage import single_image
 from captioning.engines import UNFIT, Failure, Identity, Request, unfit
 from captioning.engines import llava_loading as loading
 from lattec_jax.runtime.errors import EngineError
@@ -89,7 +89,7 @@ class _Batch:
 
 
 class LlavaEngine:
-    """Describes pictures, and groups as collages."""
+    """Describes images, and groups as collages."""
 
     def __init__(
         self, identity: Identity, model: Any, processor: Any, batch_size: int, new_tokens: int
@@ -117,7 +117,7 @@ class LlavaEngine:
                     yield from self._answer(ahead.popleft().result())
 
     def prompt(self, text: str) -> str:
-        """The text as the model sees it: the checkpoint's chat template with one picture."""
+        """The text as the model sees it: the checkpoint's chat template with one image."""
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         return self._processor.apply_chat_template([turn], add_generation_prompt=True)
 
@@ -130,13 +130,13 @@ class LlavaEngine:
 
     def _inputs(self, requests: Sequence[Request]) -> Any:
         """Token ids `[B, L]`, padded on the left, and tiles `[B, T, 3, S, S]`."""
-        pictures = [single_picture(request.pictures) for request in requests]
+        images = [single_image(request.images) for request in requests]
         texts = [self.prompt(request.prompt) for request in requests]
         start = self._processor.tokenizer.bos_token
         # Some templates write the beginning of the text themselves.
         written = start is not None and texts[0].startswith(start)
         return self._processor(
-            images=pictures,
+            images=images,
             text=texts,
             padding=True,
             add_special_tokens=not written,
@@ -183,7 +183,7 @@ class LlavaEngine:
         limit = self._model.config.text_config.max_position_embeddings
         if length + self._new_tokens > limit:
             raise ValueError(
-                f"picture and prompt take {length} tokens; with {self._new_tokens} new ones that "
+                f"image and prompt take {length} tokens; with {self._new_tokens} new ones that "
                 f"is more than the {limit} that the model can see"
             )
         inputs = inputs.to(self._model.device)

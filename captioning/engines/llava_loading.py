@@ -1,4 +1,4 @@
-"""Load a LLaVA-NeXT checkpoint so that it fits, with the vision tower and projector unquantised.
+"""Load a LLaVA-NeXT checkpoint so that it fits, with the vision tower and projector unquantized.
 
 Bytes of llava-hf/llava-v1.6-mistral-7b-hf, computed from its configuration (GiB):
 
@@ -26,15 +26,15 @@ from lattec_jax.runtime.safe_read import read_json
 from lattec_jax.runtime.validation import shown
 
 # Bytes for a weight of the language model's linear layers, and for every other parameter. Double
-# quantisation: 4 bits, 8 for each block of 64 and 32 for each 256 blocks (QLoRA, Sec. 3).
+# quantization: 4 bits, 8 for each block of 64 and 32 for each 256 blocks (QLoRA, Sec. 3).
 PRECISIONS = {
     "nf4": (0.5 + 1 / 64 + 4 / (64 * 256), 2),
     "int8": (1, 2),
     "bfloat16": (2, 2),
     "float32": (4, 4),
 }
-# As transformers 5 names them; without "model." everything is quantised.
-UNQUANTISED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
+# As transformers 5 names them; without "model." everything is quantized.
+UNQUANTIZED = ("model.vision_tower", "model.multi_modal_projector", "lm_head")
 LARGE = 1e9  # parameters of a model that is not run on a CPU unless it is asked for
 RESERVE = 2**30  # bytes left for the CUDA context and the allocator
 _MAX_INDEX_BYTES = 2**24
@@ -63,9 +63,9 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
     Raises:
         EngineError: a package, the checkpoint, a GPU or memory is missing.
     """
-    quantised = settings.precision in ("nf4", "int8")
+    quantized = settings.precision in ("nf4", "int8")
     check_path(settings.model)
-    _check_packages(quantised)
+    _check_packages(quantized)
     import torch
     import transformers
     from safetensors import SafetensorError
@@ -80,8 +80,8 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
     dtype = torch.float32 if bytes_of_others(settings.precision, device) == 4 else torch.bfloat16
     options: dict[str, Any] = {"dtype": dtype, "device_map": device, **where}
     options["ignore_mismatched_sizes"] = True  # they are refused below
-    if quantised:
-        options["quantization_config"] = _quantisation(settings.precision, dtype)
+    if quantized:
+        options["quantization_config"] = _quantization(settings.precision, dtype)
         # It warns at each call that it casts to half precision.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
@@ -98,8 +98,8 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
     except (*_UNREADABLE, SafetensorError) as error:
         raise EngineError(_unloadable(settings.model, error)) from error
     _check_complete(settings.model, report, processor)
-    if quantised:
-        check_quantised(model)
+    if quantized:
+        check_quantized(model)
     prepare_for_batches(model, processor)
     return model.eval(), processor, need
 
@@ -137,7 +137,7 @@ def prepare_for_batches(model: Any, processor: Any) -> None:
         processor.vision_feature_select_strategy or config.vision_feature_select_strategy
     )
     ends = model.generation_config.eos_token_id
-    # A fresh one: the checkpoint's may also penalise repetition or set a least length.
+    # A fresh one: the checkpoint's may also penalize repetition or set a least length.
     model.generation_config = transformers.GenerationConfig(
         do_sample=False,
         num_beams=1,
@@ -146,9 +146,9 @@ def prepare_for_batches(model: Any, processor: Any) -> None:
     )
 
 
-def _check_packages(quantised: bool) -> None:
+def _check_packages(quantized: bool) -> None:
     wanted = ["torch", "torchvision", "transformers", "accelerate"]
-    wanted += ["bitsandbytes"] if quantised else []
+    wanted += ["bitsandbytes"] if quantized else []
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
         raise EngineError(f"engine llava needs {', '.join(missing)}; install: {INSTALL}")
@@ -223,8 +223,8 @@ def _configuration(name: str, where: dict[str, Any]) -> Any:
             )
     if getattr(config, "quantization_config", None):
         raise EngineError(
-            f"config.descriptions.llava.model: expected unquantised weights, which "
-            f"config.descriptions.llava.precision then quantises; {name} is quantised already"
+            f"config.descriptions.llava.model: expected unquantized weights, which "
+            f"config.descriptions.llava.precision then quantizes; {name} is quantized already"
         )
     return config
 
@@ -245,27 +245,27 @@ def _unloadable(name: str, error: Exception) -> str:
     )
 
 
-def _quantisation(precision: str, dtype: Any) -> Any:
+def _quantization(precision: str, dtype: Any) -> Any:
     import transformers
 
     if precision == "int8":
         return transformers.BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_skip_modules=list(UNQUANTISED)
+            load_in_8bit=True, llm_int8_skip_modules=list(UNQUANTIZED)
         )
     return transformers.BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=list(UNQUANTISED),
+        llm_int8_skip_modules=list(UNQUANTIZED),
     )
 
 
-def check_quantised(model: Any) -> None:
-    """All linear layers of the language model and no others are quantised.
+def check_quantized(model: Any) -> None:
+    """All linear layers of the language model and no others are quantized.
 
     Raises:
-        EngineError: names of modules have changed, and with them what is quantised.
+        EngineError: names of modules have changed, and with them what is quantized.
     """
     import torch
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
@@ -273,12 +273,12 @@ def check_quantised(model: Any) -> None:
     wrong = []
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear):
-            quantised = isinstance(module, (Linear4bit, Linear8bitLt))
-            if quantised == name.startswith(UNQUANTISED):
+            quantized = isinstance(module, (Linear4bit, Linear8bitLt))
+            if quantized == name.startswith(UNQUANTIZED):
                 wrong.append(name)
     if wrong:
         raise EngineError(
-            f"{len(wrong)} linear layers, the first {wrong[0]}, are quantised where they should "
+            f"{len(wrong)} linear layers, the first {wrong[0]}, are quantized where they should "
             "not be, or the reverse; this version of transformers names modules differently. "
             f"Install the versions that were tested ({INSTALL}) or choose the precision bfloat16"
         )
@@ -308,7 +308,7 @@ def choose_device(settings: ConfigDict, config: Any) -> str:
 
 
 def count_parameters(config: Any) -> tuple[int, int]:
-    """Parameters of the linear layers that can be quantised, and all others."""
+    """Parameters of the linear layers that can be quantized, and all others."""
     import torch
     import transformers
 
@@ -317,13 +317,13 @@ def count_parameters(config: Any) -> tuple[int, int]:
     linear = sum(
         module.weight.numel()
         for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear) and not name.startswith(UNQUANTISED)
+        if isinstance(module, torch.nn.Linear) and not name.startswith(UNQUANTIZED)
     )
     return linear, sum(weight.numel() for weight in model.parameters()) - linear
 
 
 def longest_image(config: Any) -> int:
-    """Tokens of the picture that takes the most: all tiles of the largest grid."""
+    """Tokens of the image that takes the most: all tiles of the largest grid."""
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
     grids = [
@@ -334,9 +334,9 @@ def longest_image(config: Any) -> int:
 
 
 def bytes_of_others(precision: str, device: str) -> int:
-    """Bytes of an activation, and of a parameter that is not quantised.
+    """Bytes of an activation, and of a parameter that is not quantized.
 
-    On the CPU what is quantised computes in float32.
+    On the CPU what is quantized computes in float32.
     """
     return 4 if device == "cpu" and precision in ("nf4", "int8") else PRECISIONS[precision][1]
 

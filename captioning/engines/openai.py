@@ -155,7 +155,7 @@ class OpenAIEngine:
         from anyio.from_thread import start_blocking_portal
 
         pending: dict[Future[str | Failure], Request] = {}
-        # The event loop has a thread of its own, so that answers are taken in and pictures are
+        # The event loop has a thread of its own, so that answers are taken in and images are
         # encoded while the caller writes and reads files.
         with start_blocking_portal() as portal:
             session = Session(self)

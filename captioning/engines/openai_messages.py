@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from captioning.collage import single_picture
+from captioning.collage import single_image
 from lattec_jax.runtime.safe_read import parse_json
 
 SHOWN = 4096  # characters of what a server says that are looked at for a message
@@ -42,13 +42,13 @@ class Redirected(Exception):
         self.target = target
 
 
-def data_uri(pictures: Sequence[Image.Image]) -> str:
-    """A picture, or the collage of several, as a PNG in a data URI; bounded to `LONG_SIDE`."""
-    picture = single_picture(pictures)
-    picture.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS, reducing_gap=None)
-    picture.info.clear()  # colour profiles and the like, which not every server reads alike
+def data_uri(images: Sequence[Image.Image]) -> str:
+    """An image, or the collage of several, as a PNG in a data URI; bounded to `LONG_SIDE`."""
+    image = single_image(images)
+    image.thumbnail((LONG_SIDE, LONG_SIDE), Image.Resampling.LANCZOS, reducing_gap=None)
+    image.info.clear()  # color profiles and the like, which not every server reads alike
     file = io.BytesIO()
-    picture.save(file, "PNG", compress_level=1)  # three times as fast as 6, and 15 % larger
+    image.save(file, "PNG", compress_level=1)  # three times as fast as 6, and 15 % larger
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 

@@ -51,7 +51,7 @@ class Session:
 
         engine, problem = self._engine, ""
         try:
-            picture = await anyio.to_thread.run_sync(data_uri, request.pictures)
+            image = await anyio.to_thread.run_sync(data_uri, request.images)
         except UNFIT as error:
             return unfit(error)
         for attempt in range(engine.attempts):
@@ -60,7 +60,7 @@ class Session:
             while (pause := self._resume - time.monotonic()) > 0:
                 await anyio.sleep(pause)
             try:
-                text = await self._attempt(request.prompt, picture)
+                text = await self._attempt(request.prompt, image)
             except Retry as error:
                 problem = str(error)
             except Refused as error:
@@ -71,7 +71,7 @@ class Session:
                 return text
         self._lost += 1
         reason = engine.line(f"{_count(engine.attempts)}: {problem}")
-        # Without this, a server that has gone would be asked for every picture that is left.
+        # Without this, a server that has gone would be asked for every image that is left.
         if self._lost >= max(_LEAST_LOST, 2 * engine.concurrency):
             raise EngineError(
                 f"the server at {engine.base_url} did not answer the last {self._lost} requests, "
@@ -84,7 +84,7 @@ class Session:
         longest = min(_LONGEST_BACKOFF, self._engine.backoff * 2.0 ** (attempt - 1))
         return longest * random.uniform(0.75, 1.0)
 
-    async def _attempt(self, prompt: str, picture: str) -> str:
+    async def _attempt(self, prompt: str, image: str) -> str:
         """Send one request.
 
         Raises:
@@ -95,8 +95,8 @@ class Session:
 
         engine = self._engine
         content = [
-            # The picture first, as LLaVA was trained.
-            {"type": "image_url", "image_url": {"url": picture}},
+            # The image first, as LLaVA was trained.
+            {"type": "image_url", "image_url": {"url": image}},
             {"type": "text", "text": prompt},
         ]
         try:

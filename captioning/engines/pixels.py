@@ -16,7 +16,7 @@ from lattec_jax.data.glyphs import Attributes, attributes, say
 
 
 def identity(config: ConfigDict) -> Identity:
-    """Raise the number when the same picture would get other words."""
+    """Raise the number when the same image would get other words."""
     return Identity("pixels", "strokes-1", "")
 
 
@@ -31,28 +31,28 @@ def load(config: ConfigDict) -> PixelsEngine:
 
 
 class PixelsEngine:
-    """Describes pictures of single glyphs. Deterministic; takes a few milliseconds per picture."""
+    """Describes images of single glyphs. Deterministic; takes a few milliseconds per image."""
 
     def __init__(self, identity: Identity) -> None:
         self.identity = identity
-        # A picture is measured once, however many groups it is a member of.
+        # An image is measured once, however many groups it is a member of.
         self._measured: dict[bytes, Attributes] = {}
 
     def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
-        """Say of each request's picture what it is like, or what most of its pictures share.
+        """Say of each request's image what it is like, or what most of its images share.
 
         The prompt is not read: this engine has nothing to be asked.
         """
         for request in requests:
             try:
-                answer = say([self._attributes(picture) for picture in request.pictures])
+                answer = say([self._attributes(image) for image in request.images])
             except UNFIT as error:
                 answer = unfit(error)
             yield request, answer
 
-    def _attributes(self, picture: Image.Image) -> Attributes:
-        header = f"{picture.mode} {picture.size} ".encode()
-        key = hashlib.sha256(header + picture.tobytes()).digest()
+    def _attributes(self, image: Image.Image) -> Attributes:
+        header = f"{image.mode} {image.size} ".encode()
+        key = hashlib.sha256(header + image.tobytes()).digest()
         if key not in self._measured:
-            self._measured[key] = attributes(picture)
+            self._measured[key] = attributes(image)
         return self._measured[key]

@@ -5,11 +5,11 @@
 
 Only the first three are needed, so that any captioner can write the file. "members" is of groups
 only, "note" of an analysis, "error" says why there is no text. "key" (`description_key`) covers all
-that the text depends on, the pictures' content included; the captioning stage writes it.
+that the text depends on, the images' content included; the captioning stage writes it.
 
 The rule for reading: of several records of one image and kind the last wins; a missing text takes
 no part in its image's mix (its weight is 0). An empty text counts as missing, and so does one whose
-key says that its pictures have changed or whose prompt is no longer the configured one. Records of
+key says that its images have changed or whose prompt is no longer the configured one. Records of
 unknown images are counted and ignored; texts of different engines, models or decoding are never
 mixed; a kind without any text for the given images is an error; so is a malformed line, except that
 a last line which was cut off while being written is dropped.
@@ -72,7 +72,7 @@ class Descriptions:
     kinds: tuple[str, ...]
     texts: dict[str, list[str | None]]  # kind -> N texts, None where there is none
     # kind -> {"found": images with a text, "missing": without, and of these "empty": with an empty
-    # text, "changed": whose pictures changed, "other_prompt": with a text for another prompt;
+    # text, "changed": whose images changed, "other_prompt": with a text for another prompt;
     # "duplicate": records that a later one replaces, "unknown_image": records}
     counts: dict[str, dict[str, int]]
     sha256: str  # of the files' contents, one after the other
@@ -114,14 +114,14 @@ def description_key(
         engine: that answers.
         model: of the engine.
         decoding: of the engine.
-        contents: SHA-256 of each picture's file, in order.
+        contents: SHA-256 of each image's file, in order.
     """
     text = json.dumps([kind, prompt, engine, model, decoding, *contents])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def key_of(record: Record, contents: Sequence[str]) -> str:
-    """The key that a record has if it is of pictures with these contents."""
+    """The key that a record has if it is of images with these contents."""
     source = (record.prompt, record.engine, record.model, record.decoding)
     return description_key(record.kind, *source, contents)
 
@@ -271,7 +271,7 @@ def _check_kind(
         raise DataError(
             f"no {kind!r} description for any of the {counts['missing']} images in {where} "
             f"({counts['unknown_image']} are of other images, {counts['empty']} empty, "
-            f"{counts['changed']} of pictures that have changed, {counts['other_prompt']} for "
+            f"{counts['changed']} of images that have changed, {counts['other_prompt']} for "
             f"another prompt); make them with {command}"
         )
     sources = Counter((r.engine, r.model, r.decoding) for r in found)

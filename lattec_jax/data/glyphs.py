@@ -6,7 +6,7 @@ the upper and of the lower half lie, width, symmetry and where the ink is. It kn
 rule made for a class, and its words contain no number word and no digit.
 
 Each attribute is measured at several thresholds. Where they disagree the attribute is uncertain and
-is left out. The description of a group states what most of its pictures share.
+is left out. The description of a group states what most of its images share.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _MAX_WORDS = 25
 _DIRECTIONS = {"top": (0, True), "bottom": (0, False), "left": (1, True), "right": (1, False)}
 
 
-def describe_picture(picture: Image.Image) -> str:
-    """What the engine says of a single picture, in at most 25 words."""
-    return say([attributes(picture)])
+def describe_image(image: Image.Image) -> str:
+    """What the engine says of a single image, in at most 25 words."""
+    return say([attributes(image)])
 
 
 def say(certain: Sequence[Attributes]) -> str:
-    """What more than half of the pictures share, in at most 25 words."""
+    """What more than half of the images share, in at most 25 words."""
     phrases, words = [], 0
     for phrase in _shared(certain, 0.5 * len(certain)).values():
         length = len(phrase.split())
@@ -44,9 +44,9 @@ def say(certain: Sequence[Attributes]) -> str:
     return ", ".join(phrases) if phrases else "a faint mark"
 
 
-def attributes(picture: Image.Image) -> Attributes:
-    """The attributes of one picture that most thresholds agree on."""
-    ink = _ink(picture)
+def attributes(image: Image.Image) -> Attributes:
+    """The attributes of one image that most thresholds agree on."""
+    ink = _ink(image)
     measured = [_measure(ink >= threshold) for threshold in _THRESHOLDS]
     return _shared(measured, _AGREE * len(measured) - 0.5)
 
@@ -63,31 +63,31 @@ def _shared(measured: Sequence[Attributes], more_than: float) -> Attributes:
     return shared
 
 
-def _ink(picture: Image.Image) -> np.ndarray:
+def _ink(image: Image.Image) -> np.ndarray:
     """Ink from 0 (ground) to 1, at the measuring size with an empty margin, `[H, W]`.
 
-    The ground is what most of the picture's edge shows.
+    The ground is what most of the image's edge shows.
     """
-    scale = _SIDE / max(picture.size)
-    size = tuple(max(4, round(length * scale)) for length in picture.size)
-    grey = np.asarray(_grey(picture).resize(size, Image.Resampling.BICUBIC), np.float32)
-    edge = np.concatenate([grey[0], grey[-1], grey[:, 0], grey[:, -1]])
-    ink = np.abs(grey - np.median(edge))
-    # Nothing is drawn where the picture is all but uniform.
+    scale = _SIDE / max(image.size)
+    size = tuple(max(4, round(length * scale)) for length in image.size)
+    gray = np.asarray(_gray(image).resize(size, Image.Resampling.BICUBIC), np.float32)
+    edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
+    ink = np.abs(gray - np.median(edge))
+    # Nothing is drawn where the image is all but uniform.
     ink = np.clip(ink / max(float(np.percentile(ink, 98)), 16.0), 0.0, 1.0)
     return np.pad(ink, 3)
 
 
-def _grey(picture: Image.Image) -> Image.Image:
+def _gray(image: Image.Image) -> Image.Image:
     """In mode L. Some modes, such as LAB, convert to RGB only."""
     try:
-        return picture.convert("L")
+        return image.convert("L")
     except ValueError:
-        return picture.convert("RGB").convert("L")
+        return image.convert("RGB").convert("L")
 
 
 def _measure(mask: np.ndarray) -> Attributes:
-    """All attributes of a binary picture, `[H, W]` bool, in the order in which they are said."""
+    """All attributes of a binary image, `[H, W]` bool, in the order in which they are said."""
     pieces, count = ndimage.label(mask, np.ones((3, 3)))
     if not count:
         return {}
@@ -158,7 +158,7 @@ def _sides(glyph: np.ndarray) -> Attributes:
     # A run of ink starts where a row steps up: [H, W] -> runs per row [H]
     runs = np.count_nonzero(np.diff(np.pad(glyph, ((0, 0), (1, 0))).astype(np.int8)) == 1, axis=1)
     # Centre of mass of each row, 0 left to 1 right, [H]; rows without ink stand in the middle.
-    centres = glyph @ (np.arange(width) + 0.5) / np.maximum(glyph.sum(1), 1) / width
+    centers = glyph @ (np.arange(width) + 0.5) / np.maximum(glyph.sum(1), 1) / width
     found = {}
     for name, start, stop in (("upper", 0.2, 0.42), ("lower", 0.58, 0.8)):
         band = slice(int(start * height), max(int(stop * height), int(start * height) + 1))
@@ -166,8 +166,9 @@ def _sides(glyph: np.ndarray) -> Attributes:
         if several >= 0.6:
             found[name] = f"{name} strokes on both sides"
         elif several <= 0.4 and runs[band].any():
-            centre = np.mean(centres[band][runs[band] > 0])
-            side = "left" if centre < 0.4 else "right" if centre > 0.6 else "centre"
+            center = np.mean(centers[band][runs[band] > 0])
+            # The demo's tokenizer knows "centre", not "center".
+            side = "left" if center < 0.4 else "right" if center > 0.6 else "centre"
             found[name] = f"{name} stroke {side}"
     return found
 
@@ -197,7 +198,7 @@ def _longest_runs(glyph: np.ndarray) -> np.ndarray:
 
 
 def _proportions(glyph: np.ndarray) -> Attributes:
-    """Width against height, and where the ink's centre of mass lies in the glyph's frame."""
+    """Width against height, and where the ink's center of mass lies in the glyph's frame."""
     height, width = glyph.shape
     ratio = width / height
     area = np.count_nonzero(glyph)

@@ -75,7 +75,7 @@ def provenance(
 
 
 def pseudo_labels_path(config: ConfigDict, source: Mapping[str, Any]) -> Path:
-    """Where the pseudo-labels of this provenance lie, below the artefacts of the data set."""
+    """Where the pseudo-labels of this provenance lie, below the artifacts of the data set."""
     text = json.dumps([source["names"], source["templates"]])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{source['weights_sha256'][:8]}-{digest}.jsonl"

@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lattec_jax.data.datasets.digits import CLASS_NAMES
-from lattec_jax.data.glyphs import describe_picture
+from lattec_jax.data.glyphs import describe_image
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.data.text.tokenizer import Tokenizer, word_tokenizer
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS, Renderer
@@ -29,7 +29,7 @@ IMAGE_SIZE, CONTEXT_LENGTH = 32, 32
 TEMPLATE = "a photo of a {}."
 MEAN = STD = (0.5, 0.5, 0.5)
 
-PICTURES, HELD_OUT_PICTURES = 20_000, 2_000
+IMAGES, HELD_OUT_IMAGES = 20_000, 2_000
 BATCH_SIZE, WARMUP_STEPS = 128, 100
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
 # A stroke is left out of a caption with this chance: the description of a group says less too.
@@ -37,25 +37,25 @@ DROP = 0.3
 
 
 class Rendered(NamedTuple):
-    """N rendered pictures. `captions` are of the three kinds, in that order."""
+    """N rendered images. `captions` are of the three kinds, in that order."""
 
-    pictures: UInt8[np.ndarray, "N S S"]
+    images: UInt8[np.ndarray, "N S S"]
     labels: Int[np.ndarray, " N"]
     captions: list[tuple[str, str, str]]
 
 
 def render(fonts: tuple[str, ...], count: int, seed: int, drop: float) -> Rendered:
-    """Draw pictures and write their captions."""
-    pictures, labels = Renderer(fonts, IMAGE_SIZE).pictures(count, seed)
+    """Draw images and write their captions."""
+    images, labels = Renderer(fonts, IMAGE_SIZE).images(count, seed)
     rng = np.random.default_rng((seed, 1))
     captions = []
-    for picture, label in zip(tqdm(pictures, desc="captions", unit="picture"), labels, strict=True):
-        phrases = describe_picture(Image.fromarray(picture)).split(", ")
+    for image, label in zip(tqdm(images, desc="captions", unit="image"), labels, strict=True):
+        phrases = describe_image(Image.fromarray(image)).split(", ")
         kept = [phrase for phrase in phrases if rng.random() >= drop]
         strokes = ", ".join(kept or phrases[:1])
         name = TEMPLATE.format(CLASS_NAMES[label])
         captions.append((name, f"{name.removesuffix('.')}, {strokes}", strokes))
-    return Rendered(pictures, labels, captions)
+    return Rendered(images, labels, captions)
 
 
 def make_tokenizer(rendered: Rendered) -> Tokenizer:
@@ -84,7 +84,7 @@ def contrastive_loss(
     tokens: Int[Array, "B L"],
     scale: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """CLIP's symmetric loss, in which equal captions are positives of each other's pictures."""
+    """CLIP's symmetric loss, in which equal captions are positives of each other's images."""
     logits = scale * images @ texts.T
     equal = jnp.all(tokens[:, None] == tokens[None], axis=-1)  # [B, B]
     target = equal / equal.sum(axis=1, keepdims=True)
@@ -92,10 +92,10 @@ def contrastive_loss(
     return -(target * likely).sum(axis=1).mean() / 2
 
 
-def normalised(pictures: UInt8[Array, "B S S"]) -> Float[Array, "B S S 3"]:
-    """Grey pictures as the image tower takes them."""
-    images = (pictures.astype(jnp.float32) / 255 - MEAN[0]) / STD[0]
-    return jnp.repeat(images[..., None], 3, axis=-1)
+def normalized(images: UInt8[Array, "B S S"]) -> Float[Array, "B S S 3"]:
+    """Gray images as the image tower takes them."""
+    gray = (images.astype(jnp.float32) / 255 - MEAN[0]) / STD[0]
+    return jnp.repeat(gray[..., None], 3, axis=-1)
 
 
 def batches(
@@ -123,7 +123,7 @@ def pretrain(
     # [kinds, N, L]
     tokens = np.stack([tokenizer(texts) for texts in zip(*rendered.captions, strict=True)])
     warmup = min(WARMUP_STEPS, steps // 2)
-    optimiser = optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
             optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup, steps),
@@ -135,26 +135,28 @@ def pretrain(
 
     @jax.jit
     def step(
-        params: Params, state: optax.OptState, pictures: jax.Array, tokens: jax.Array
+        params: Params, state: optax.OptState, images: jax.Array, tokens: jax.Array
     ) -> tuple[Params, optax.OptState, jax.Array]:
         def loss(params: Params) -> jax.Array:
             model = bind(definition, params)
-            images = model.encode_image(normalised(pictures))
-            texts = model.encode_text(tokens)
-            return contrastive_loss(images, texts, tokens, jnp.exp(model.logit_scale[...]))
+            image_features = model.encode_image(normalized(images))
+            text_features = model.encode_text(tokens)
+            return contrastive_loss(
+                image_features, text_features, tokens, jnp.exp(model.logit_scale[...])
+            )
 
         value, gradient = jax.value_and_grad(loss)(params)
-        updates, state = optimiser.update(gradient, state, params)
+        updates, state = optimizer.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         # CLIP's bound on the inverse temperature
         params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
         return params, state, value
 
-    rng, state, losses = np.random.default_rng((seed, 2)), optimiser.init(params), []
+    rng, state, losses = np.random.default_rng((seed, 2)), optimizer.init(params), []
     count = len(rendered.labels)
     for chosen in tqdm(batches(count, batch_size, steps, rng), total=steps, desc="pre-training"):
         kind = rng.integers(len(tokens), size=batch_size)
-        params, state, value = step(params, state, rendered.pictures[chosen], tokens[kind, chosen])
+        params, state, value = step(params, state, rendered.images[chosen], tokens[kind, chosen])
         losses.append(value)
     return params, [float(value) for value in losses]
 
@@ -162,7 +164,7 @@ def pretrain(
 def measure(
     definition: nnx.GraphDef, params: Params, tokenizer: Tokenizer, rendered: Rendered
 ) -> dict[str, float]:
-    """Zero-shot accuracy of the pictures, and of their stroke descriptions as texts."""
+    """Zero-shot accuracy of the images, and of their stroke descriptions as texts."""
     classes = tokenizer([TEMPLATE.format(name) for name in CLASS_NAMES])
     strokes = tokenizer([caption[-1] for caption in rendered.captions])
 
@@ -170,10 +172,10 @@ def measure(
     def similarities(params: Params) -> tuple[jax.Array, jax.Array]:
         model = bind(definition, params)
         classifier = model.encode_text(classes)
-        images = model.encode_image(normalised(jnp.asarray(rendered.pictures)))
+        images = model.encode_image(normalized(jnp.asarray(rendered.images)))
         return images @ classifier.T, model.encode_text(strokes) @ classifier.T
 
-    names = ("pictures", "descriptions")
+    names = ("images", "descriptions")
     return {
         name: float(np.mean(np.argmax(scores, axis=1) == rendered.labels))
         for name, scores in zip(names, map(np.asarray, similarities(params)), strict=True)
@@ -183,8 +185,8 @@ def measure(
 def make(out: Path, seed: int, steps: int) -> None:
     """Render, train, measure on held-out faces and write the checkpoint directory."""
     start = time.perf_counter()
-    rendered = render(TRAINING_FONTS, PICTURES, seed, DROP)
-    held_out = render(HELD_OUT_FONTS, HELD_OUT_PICTURES, seed + 1, 0.0)
+    rendered = render(TRAINING_FONTS, IMAGES, seed, DROP)
+    held_out = render(HELD_OUT_FONTS, HELD_OUT_IMAGES, seed + 1, 0.0)
     tokenizer = make_tokenizer(rendered)
     config = model_config(tokenizer.vocab_size)
     params, losses = pretrain(rendered, tokenizer, config, steps, BATCH_SIZE, seed)
@@ -203,7 +205,7 @@ def make(out: Path, seed: int, steps: int) -> None:
     ).save(out)
     print(
         f"{sum(value.size for value in params.values()):,} parameters; last loss {losses[-1]:.3f}; "
-        f"held-out faces: {accuracy['pictures']:.1%} of the pictures and "
+        f"held-out faces: {accuracy['images']:.1%} of the images and "
         f"{accuracy['descriptions']:.1%} of the descriptions find their class; "
         f"{time.perf_counter() - start:.0f} s"
     )

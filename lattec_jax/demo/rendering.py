@@ -1,6 +1,6 @@
 """Digits rendered from the fonts that matplotlib carries, for pre-training the demo's tiny CLIP.
 
-Every picture is drawn anew: size, place, stroke width, shear, rotation, a smooth warp, blur,
+Every image is drawn anew: size, place, stroke width, shear, rotation, a smooth warp, blur,
 resolution, contrast and noise are random. Five faces are held out, so that everything about the
 pre-training can be chosen on shapes it did not see. The handwritten digits that the demo adapts to
 (`lattec_jax.data.datasets.digits`) play no part here.
@@ -43,11 +43,11 @@ _CANVAS = 64  # pixels a side while a digit is drawn and bent, before it is made
 
 
 class Renderer:
-    """Draws random pictures of digits in a set of faces.
+    """Draws random images of digits in a set of faces.
 
     Args:
         fonts: names of faces in matplotlib's folder, without `.ttf`.
-        size: pixels a side of the pictures.
+        size: pixels a side of the images.
 
     Raises:
         DataError: matplotlib is not installed, or lacks one of the faces.
@@ -65,22 +65,22 @@ class Renderer:
         self._paths = [str(folder / f"{name}.ttf") for name in fonts]
         self._cache: dict[tuple[int, int], ImageFont.FreeTypeFont] = {}
 
-    def pictures(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw `count` pictures, light ink on a dark ground, the ten digits equally often.
+    def images(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+        """Draw `count` images, light ink on a dark ground, the ten digits equally often.
 
         Returns:
-            `[N, S, S]` uint8 pictures and `[N]` int32 digits. The same `seed` draws the same.
+            `[N, S, S]` uint8 images and `[N]` int32 digits. The same `seed` draws the same.
         """
-        pictures = np.empty((count, self.size, self.size), np.uint8)
+        images = np.empty((count, self.size, self.size), np.uint8)
         labels = np.random.default_rng(seed).permutation(np.arange(count) % 10).astype(np.int32)
         for index, label in enumerate(labels):
-            # One generator per picture: the first n of a longer set are the shorter set's strokes.
+            # One generator per image: the first n of a longer set are the shorter set's strokes.
             rng = np.random.default_rng((seed, index))
-            pictures[index] = self._picture(rng, int(label))
-        return pictures, labels
+            images[index] = self._image(rng, int(label))
+        return images, labels
 
-    def _picture(self, rng: np.random.Generator, digit: int) -> np.ndarray:
-        """One picture, `[S, S]` uint8."""
+    def _image(self, rng: np.random.Generator, digit: int) -> np.ndarray:
+        """One image, `[S, S]` uint8."""
         drawn = self._glyph(rng, digit)
         bent = _warp(drawn, _matrix(rng), rng.uniform(0.0, 2.5), rng)
         bent = _frame(bent, rng)
@@ -125,24 +125,24 @@ def _matrix(rng: np.random.Generator) -> np.ndarray:
 
 
 def _warp(
-    picture: np.ndarray, matrix: np.ndarray, amplitude: float, rng: np.random.Generator
+    image: np.ndarray, matrix: np.ndarray, amplitude: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Apply `matrix` about the centre and a smooth random displacement of some pixels."""
+    """Apply `matrix` about the center and a smooth random displacement of some pixels."""
     rows, columns = np.mgrid[:_CANVAS, :_CANVAS].astype(np.float32)
-    centre = (_CANVAS - 1) / 2
-    grid = np.stack([rows - centre, columns - centre])  # [2, 64, 64]
-    where = np.tensordot(matrix.astype(np.float32), grid, 1) + centre
+    center = (_CANVAS - 1) / 2
+    grid = np.stack([rows - center, columns - center])  # [2, 64, 64]
+    where = np.tensordot(matrix.astype(np.float32), grid, 1) + center
     coarse = rng.normal(0.0, amplitude, (2, 4, 4))
     bend = np.stack([ndimage.zoom(axis, _CANVAS / 4, order=3) for axis in coarse])
-    return ndimage.map_coordinates(picture, where + bend, order=1, mode="constant")
+    return ndimage.map_coordinates(image, where + bend, order=1, mode="constant")
 
 
-def _frame(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _frame(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Cut the ink out and lay it with random margins into a square, `[S', S']`."""
-    rows, columns = np.nonzero(picture > 0.2)
+    rows, columns = np.nonzero(image > 0.2)
     if not rows.size:
-        return picture
-    ink = picture[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
+        return image
+    ink = image[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
     side = int(np.ceil(max(ink.shape) * rng.uniform(1.0, 1.3)))
     room = np.array([side - ink.shape[0], side - ink.shape[1]])
     # Nearer to the middle than to the edges, as a cut-out character is.
@@ -152,9 +152,9 @@ def _frame(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return framed
 
 
-def _photograph(picture: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+def _photograph(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
     """Blur, make small, enlarge to `[size, size]`, and add contrast and noise."""
-    blurred = ndimage.gaussian_filter(picture, rng.uniform(0.0, 0.03) * picture.shape[0])
+    blurred = ndimage.gaussian_filter(image, rng.uniform(0.0, 0.03) * image.shape[0])
     small = int(rng.choice([8, 8, 10, 12, 16, 24]))
     image = Image.fromarray(np.clip(blurred * 255.0, 0, 255).astype(np.uint8))
     pixels = np.asarray(image.resize((small, small), Image.Resampling.BOX), np.float32) / 255.0

@@ -1,9 +1,9 @@
-"""A finished run as a classifier of pictures: what `python -m lattec_jax.predict` is built on.
+"""A finished run as a classifier of images: what `python -m lattec_jax.predict` is built on.
 
 from lattec_jax import Classifier
 
 classifier = Classifier.load("runs/mine-latteclip-s0")
-classifier.predict("picture.jpg").name
+classifier.predict("image.jpg").name
 classifier.predict(["a.jpg", Image.open("b.png"), array], top_k=3)
 for found in classifier.stream(million_paths, on_error="record"): ...
 """
@@ -28,27 +28,27 @@ from PIL import Image
 from lattec_jax.data.images.ordered_map import in_order
 from lattec_jax.data.images.preprocess import (
     Preprocess,
-    UnreadablePicture,
-    open_picture,
-    picture_errors,
+    UnreadableImage,
+    image_errors,
+    open_image,
 )
 from lattec_jax.data.text.bucketing import round_up
 from lattec_jax.inference.feature_extractor import (
     DTYPES,
-    Encoders,
+    FeatureExtractor,
     class_probabilities,
     compute_dtype,
 )
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
-from lattec_jax.models.run_artifacts import Classifiers
+from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.runtime import run_directory, sharding
 from lattec_jax.runtime.config import of_run
 from lattec_jax.runtime.errors import ConfigError, DataError
 
 BATCH_SIZE = 256  # where there is no configuration beside the model
-Picture = str | os.PathLike[str] | Image.Image | np.ndarray
+ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,21 +61,21 @@ class Prediction:
     scores: tuple[float, ...]  # [k] softmax over all classes, at the model's temperature
     # [D] unit vector of the adapted model, where it was asked for
     embedding: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
-    error: str | None = None  # why the picture cannot be read; then there is nothing else
+    error: str | None = None  # why the image cannot be read; then there is nothing else
 
     @property
     def label(self) -> int:
-        """The likeliest class. Raises DataError for a picture that could not be read."""
+        """The likeliest class. Raises DataError for an image that could not be read."""
         return self._first(self.labels)
 
     @property
     def name(self) -> str:
-        """Its name. Raises DataError for a picture that could not be read."""
+        """Its name. Raises DataError for an image that could not be read."""
         return self._first(self.names)
 
     @property
     def score(self) -> float:
-        """Its score. Raises DataError for a picture that could not be read."""
+        """Its score. Raises DataError for an image that could not be read."""
         return self._first(self.scores)
 
     def _first(self, values: tuple) -> Any:
@@ -90,7 +90,7 @@ class Classifier:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        vectors: Classifiers,
+        vectors: ClassWeights,
         *,
         pretrained: Checkpoint | None = None,
         dtype: np.dtype = DTYPES["float32"],
@@ -115,7 +115,7 @@ class Classifier:
         self._log_scale = float(checkpoint.params["logit_scale"])
         self._vectors = vectors
         definition = define(checkpoint.config, dtype=dtype, mesh=mesh)
-        self._encoders = Encoders(definition, checkpoint.preprocess, mesh, self.batch_size)
+        self._encoders = FeatureExtractor(definition, checkpoint.preprocess, mesh, self.batch_size)
         self._params = sharding.put(mesh, checkpoint.params)
         self._frozen_params = None
         if vectors.frozen is not None:
@@ -163,28 +163,28 @@ class Classifier:
 
     def predict(
         self,
-        images: Picture | Iterable[Picture],
+        images: ImageLike | Iterable[ImageLike],
         *,
         top_k: int = 1,
         embeddings: bool = False,
         on_error: str = "raise",
     ) -> Prediction | list[Prediction]:
-        """Classify one picture, or several.
+        """Classify one image, or several.
 
         Args:
-            images: one picture or an iterable of them. A picture is a path, a PIL image, or an
-                array: `[H, W, 3]` uint8 in RGB or `[H, W]` uint8 in grey.
+            images: one image or an iterable of them. An image is a path, a PIL image, or an
+                array: `[H, W, 3]` uint8 in RGB or `[H, W]` uint8 in gray.
             top_k: how many classes to return; at most all are.
             embeddings: return the image's features, too.
-            on_error: "raise", or "record": a picture that cannot be read has a `Prediction` whose
+            on_error: "raise", or "record": an image that cannot be read has a `Prediction` whose
                 `error` says why.
 
         Returns:
-            A `Prediction` for one picture, a list in the order of the pictures for several.
+            A `Prediction` for one image, a list in the order of the images for several.
 
         Raises:
-            UnreadablePicture: naming the file, where `on_error` is "raise".
-            DataError: what is no picture, whatever `on_error` is.
+            UnreadableImage: naming the file, where `on_error` is "raise".
+            DataError: what is no image, whatever `on_error` is.
             ConfigError: another `on_error`, or a `top_k` below 1.
         """
         one = isinstance(images, (str, os.PathLike, Image.Image)) or (
@@ -196,13 +196,13 @@ class Classifier:
 
     def stream(
         self,
-        images: Iterable[Picture],
+        images: Iterable[ImageLike],
         *,
         top_k: int = 1,
         embeddings: bool = False,
         on_error: str = "raise",
     ) -> Iterator[Prediction]:
-        """`predict` for any number of pictures: reads `images` as it goes and keeps no result.
+        """`predict` for any number of images: reads `images` as it goes and keeps no result.
 
         Threads decode the next batches while the device computes. What `images` gives is taken in
         order and not asked for faster than needed.
@@ -214,14 +214,14 @@ class Classifier:
         return self._stream(images, min(top_k, len(self.class_names)), embeddings, on_error)
 
     def _stream(
-        self, images: Iterable[Picture], top_k: int, embeddings: bool, on_error: str
+        self, images: Iterable[ImageLike], top_k: int, embeddings: bool, on_error: str
     ) -> Iterator[Prediction]:
         with closing(self._decoded(images)) as decoded:
             yield from self._predicted(decoded, top_k, embeddings, on_error)
 
     def _predicted(
         self,
-        decoded: Iterator[tuple[str | None, np.ndarray | UnreadablePicture]],
+        decoded: Iterator[tuple[str | None, np.ndarray | UnreadableImage]],
         top_k: int,
         embeddings: bool,
         on_error: str,
@@ -230,7 +230,7 @@ class Classifier:
         while batch := list(islice(decoded, self.batch_size)):
             if on_error == "raise":
                 for _, pixels in batch:
-                    if isinstance(pixels, UnreadablePicture):
+                    if isinstance(pixels, UnreadableImage):
                         raise pixels
             readable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
             if readable:
@@ -238,7 +238,7 @@ class Classifier:
                 features, scores = self._score(np.stack(readable), size)
             row = 0
             for name, pixels in batch:
-                if isinstance(pixels, UnreadablePicture):
+                if isinstance(pixels, UnreadableImage):
                     yield Prediction(name, (), (), (), error=pixels.reason)
                     continue
                 yield self._best(name, scores[row], features[row] if embeddings else None, top_k)
@@ -278,11 +278,11 @@ class Classifier:
         return features, class_probabilities(cosines, self._log_scale)
 
     def _decoded(
-        self, images: Iterable[Picture]
-    ) -> Iterator[tuple[str | None, np.ndarray | UnreadablePicture]]:
-        """The name and evaluation pixels of each picture, or why there are none, in order."""
+        self, images: Iterable[ImageLike]
+    ) -> Iterator[tuple[str | None, np.ndarray | UnreadableImage]]:
+        """The name and evaluation pixels of each image, or why there are none, in order."""
 
-        def decode(item: tuple[int, Picture]) -> tuple[str | None, np.ndarray | UnreadablePicture]:
+        def decode(item: tuple[int, ImageLike]) -> tuple[str | None, np.ndarray | UnreadableImage]:
             position, image = item
             name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
             return name, _decode(image, position, self.preprocess)
@@ -291,12 +291,12 @@ class Classifier:
 
 
 def _decode(
-    image: Picture, position: int, preprocess: Preprocess
-) -> UInt8[np.ndarray, "S T 3"] | UnreadablePicture:
-    """Evaluation pixels of one picture; raises DataError for what is no picture."""
+    image: ImageLike, position: int, preprocess: Preprocess
+) -> UInt8[np.ndarray, "S T 3"] | UnreadableImage:
+    """Evaluation pixels of one image; raises DataError for what is no image."""
     if isinstance(image, np.ndarray):
-        grey_or_rgb = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
-        if image.dtype != np.uint8 or not grey_or_rgb or 0 in image.shape:
+        gray_or_rgb = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
+        if image.dtype != np.uint8 or not gray_or_rgb or 0 in image.shape:
             raise DataError(
                 f"image {position}: expected an array [H, W, 3] or [H, W] of uint8, found "
                 f"{list(image.shape)} of {image.dtype}; scale values to 0 to 255 and convert them"
@@ -309,12 +309,12 @@ def _decode(
         )
     where = f"image {position}" if isinstance(image, Image.Image) else image
     try:
-        with picture_errors(where):
-            picture = image if isinstance(image, Image.Image) else open_picture(image)
-            if 0 in picture.size:
-                raise ValueError(f"a side of length 0 (width, height: {picture.size})")
-            return preprocess.pixels(picture)
-    except UnreadablePicture as error:
+        with image_errors(where):
+            image = image if isinstance(image, Image.Image) else open_image(image)
+            if 0 in image.size:
+                raise ValueError(f"a side of length 0 (width, height: {image.size})")
+            return preprocess.pixels(image)
+    except UnreadableImage as error:
         return error
 
 

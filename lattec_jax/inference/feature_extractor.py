@@ -27,13 +27,13 @@ def compute_dtype(config: ConfigDict) -> np.dtype:
     return DTYPES[config.compute.dtype]
 
 
-def make_encoders(config: ConfigDict, weights: Checkpoint, mesh: Mesh) -> Encoders:
-    """Encoders of whole sets for the configured model."""
+def make_feature_extractor(config: ConfigDict, weights: Checkpoint, mesh: Mesh) -> FeatureExtractor:
+    """FeatureExtractor of whole sets for the configured model."""
     definition = define(weights.config, dtype=compute_dtype(config), mesh=mesh)
-    return Encoders(definition, weights.preprocess, mesh, config.compute.eval_batch_size)
+    return FeatureExtractor(definition, weights.preprocess, mesh, config.compute.eval_batch_size)
 
 
-class Encoders:
+class FeatureExtractor:
     """Both towers of one model, compiled once, for any number of images and texts.
 
     Args:
@@ -83,7 +83,7 @@ class Encoders:
         # A set smaller than the batch makes the batch its own size.
         size = min(self._batch_size, round_up(len(rows), self._mesh.size))
         own = sharding.own_rows(self._mesh, size)
-        silent = progress is None or not distributed.is_first()
+        silent = progress is None or not distributed.is_main_process()
         features = []
         with tqdm(total=len(rows), desc=progress, unit="image", disable=silent, leave=False) as bar:
             for start in range(0, len(rows), size):
@@ -108,8 +108,9 @@ def _jitted(
     mesh: Mesh,
     everywhere: bool,
 ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """The image and the text tower, compiled once for all `Encoders` of one architecture, such as
-    those of a run and of the evaluation after it. Parameters are arguments and are not kept.
+    """The image and the text tower, compiled once for all `FeatureExtractor` of one architecture,
+    such as those of a run and of the evaluation after it. Parameters are arguments and are not
+    kept.
 
     Several processes get all features each (`everywhere`); one process fetches them from its
     devices, where they are computed.

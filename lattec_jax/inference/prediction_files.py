@@ -48,16 +48,16 @@ def line(
     top: int,
     width: int,
 ) -> bytes:
-    """One picture's line with its line break.
+    """One image's line with its line break.
 
     Args:
-        kind: of `FORMATS`. A table has no line for a picture that cannot be read.
+        kind: of `FORMATS`. A table has no line for an image that cannot be read.
         image: its path. Where that is no UTF-8, JSON has its bytes as Python's `os.fsdecode` gives
             them, escaped, and CSV has the bytes themselves.
-        classes: names of the k best; none for a picture that cannot be read.
+        classes: names of the k best; none for an image that cannot be read.
         labels: their indices.
         scores: theirs.
-        error: why the picture cannot be read.
+        error: why the image cannot be read.
         top: k.
         width: of the names in a table.
     """
@@ -100,7 +100,7 @@ class PredictionFile:
     """A file that lines are appended to; opening it drops a torn last line.
 
     Attributes:
-        done: the pictures that have a line already.
+        done: the images that have a line already.
         failed: how many of these lines are errors.
     """
 
@@ -268,5 +268,5 @@ def read_list(path: Path) -> list[str]:
         names = [name.rstrip(b"\r") for name in content.split(b"\n")]
     found = [os.fsdecode(name) for name in names if name]
     if not found:
-        raise DataError(f"the list {path} names no pictures; expected one path a line")
+        raise DataError(f"the list {path} names no images; expected one path a line")
     return found

@@ -35,12 +35,12 @@ class Features(NamedTuple):
     class_texts: Float[Array, "J B D"]  # of the class that each of J labels gives each image
     descriptions: Float[Array, "B K D"]  # of K kinds of generated text
     present: Bool[Array, "B K"]  # False where an image has no text of a kind
-    scale: Float[Array, ""]  # inverse temperature
+    logit_scale: Float[Array, ""]  # inverse temperature
     classes: Float[Array, "C D"] | None = None  # where the method `encodes_all_classes`
     frozen: Float[Array, "B D"] | None = None  # the pre-trained model's, where it is required
 
 
-class Survey(NamedTuple):
+class TrainingSetFeatures(NamedTuple):
     """The whole training set under the current model, for `begin_epoch`; nothing is augmented."""
 
     images: Callable[[], Float[np.ndarray, "N D"]]
@@ -80,7 +80,7 @@ class Method:
         others have no gradient, no moments and no decay."""
         return True
 
-    def most_epochs(self, images: int) -> int | None:
+    def max_epochs(self, images: int) -> int | None:
         """A bound on the epochs beside `config.train.epochs`, from the number of images."""
         return None
 
@@ -104,12 +104,12 @@ class Method:
         """
         return state
 
-    def begin_epoch(self, state: State, survey: Survey) -> State:
+    def begin_epoch(self, state: State, survey: TrainingSetFeatures) -> State:
         """The state with which an epoch begins; the same tree, shapes and types. It is saved with
         the checkpoints, so a run that continues inside of an epoch does not come here first."""
         return state
 
-    def classifier(self, state: State, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
+    def class_weights(self, state: State, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
         """The unit vector of each class; here the current text features of the templates.
 
         Args:
@@ -119,7 +119,7 @@ class Method:
         """
         return encode_classes()
 
-    def frozen_classifier(
+    def frozen_class_weights(
         self, state: State, encode_first: EncodeClasses
     ) -> Float[Array, "C D"] | None:
         """Unit vectors for the pre-trained model's image features, whose cosines then are half of
@@ -134,7 +134,7 @@ class Method:
     def labels(
         self,
         images: Float[Array, "B D"],
-        classifier: Float[Array, "C D"],
+        class_weights: Float[Array, "C D"],
         targets: Targets,
         state: State,
     ) -> Int[Array, "J B"]:
@@ -149,12 +149,12 @@ class Method:
         """The unit vectors of the classes that the state keeps; None: it keeps none."""
         return None
 
-    def weigh(self, texts: Float[Array, "... D"], state: State) -> Float[Array, ...] | None:
+    def mixer_weights(self, texts: Float[Array, "... D"], state: State) -> Float[Array, ...] | None:
         """The weights that texts have in an image's mix; None: nothing is mixed."""
         return None
 
-    def learns_from(self, labels: Int[Array, "J B"]) -> bool | Bool[Array, ""]:
-        """Whether a batch with these labels moves the model; if not, the optimiser rests too."""
+    def should_update(self, labels: Int[Array, "J B"]) -> bool | Bool[Array, ""]:
+        """Whether a batch with these labels moves the model; if not, the optimizer rests too."""
         return True
 
     def loss(
@@ -166,9 +166,9 @@ class Method:
     def update(
         self, state: State, labels: Int[Array, "J B"], aux: Any, ends_epoch: Bool[Array, ""]
     ) -> tuple[State, dict[str, Float[Array, ""]]]:
-        """The next state, and figures for the log."""
+        """The next state, and metrics for the log."""
         return state, {}
 
-    def average(self, before: State, after: State, share: float) -> State:
+    def average(self, before: State, after: State, fraction: float) -> State:
         """The state half-way for WiSE-FT: `share` of `after`, the rest of `before`."""
         return after

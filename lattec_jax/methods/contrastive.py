@@ -12,7 +12,7 @@ MOST_LOGITS = 2**25  # that exist at once, over all devices: 128 MiB
 def info_nce(
     images: Float[Array, "B D"],
     texts: Float[Array, "B D"],
-    scale: Float[Array, ""],
+    logit_scale: Float[Array, ""],
     most_logits: int = MOST_LOGITS,
 ) -> Float[Array, ""]:
     """Symmetric InfoNCE over the whole batch, Eq. (3): the sum of its two directions.
@@ -23,21 +23,21 @@ def info_nce(
 
     Args:
         images: image features, unit vectors.
-        texts: the features to match; not normalised here (Eq. 2 leaves them as they are mixed).
+        texts: the features to match; not normalized here (Eq. 2 leaves them as they are mixed).
         scale: the inverse temperature.
         most_logits: that a block may have.
     """
     count = images.shape[0]
     blocks = min(-(-count * count // most_logits), count)
     if blocks == 1:
-        logits = scale * images @ texts.T  # [B, B]
+        logits = logit_scale * images @ texts.T  # [B, B]
         positives = jnp.diagonal(logits)
         image_to_text = jax.nn.logsumexp(logits, axis=1) - positives
         text_to_image = jax.nn.logsumexp(logits, axis=0) - positives
         return jnp.mean(image_to_text) + jnp.mean(text_to_image)
 
     def block(rows: Float[Array, "R D"], there: Bool[Array, " R"]) -> tuple[jax.Array, jax.Array]:
-        logits = scale * rows @ texts.T  # [R, B]
+        logits = logit_scale * rows @ texts.T  # [R, B]
         over_images = jax.nn.logsumexp(logits, axis=0, where=there[:, None])  # [B]
         return jax.nn.logsumexp(logits, axis=1), over_images
 
@@ -52,5 +52,5 @@ def info_nce(
     )  # [blocks, R], [blocks, B]
     image_to_text = over_texts.swapaxes(0, 1).reshape(-1)[:count]
     text_to_image = jax.nn.logsumexp(over_images, axis=0)
-    positives = scale * jnp.sum(images * texts, axis=1)
+    positives = logit_scale * jnp.sum(images * texts, axis=1)
     return jnp.mean(image_to_text - positives) + jnp.mean(text_to_image - positives)

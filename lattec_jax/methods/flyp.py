@@ -44,7 +44,7 @@ class FLYP(Method):
     def labels(
         self,
         images: Float[Array, "B D"],
-        classifier: Float[Array, "C D"],
+        class_weights: Float[Array, "C D"],
         targets: Targets,
         state: tuple[()],
     ) -> Int[Array, "1 B"]:
@@ -53,7 +53,7 @@ class FLYP(Method):
             return targets.true[None]
         if self.pseudo_labels == "zero_shot":
             return targets.zero_shot[None]
-        return jnp.argmax(images @ classifier.T, axis=1)[None]
+        return jnp.argmax(images @ class_weights.T, axis=1)[None]
 
     def predictions(self, labels: Int[Array, "1 B"]) -> Int[Array, " B"] | None:
         """All of them, where the current model assigns them."""
@@ -63,16 +63,16 @@ class FLYP(Method):
         self, features: Features, labels: Int[Array, "1 B"], state: tuple[()]
     ) -> tuple[Float[Array, ""], None]:
         """InfoNCE between the image and the template with its label."""
-        loss = info_nce(features.images, features.class_texts[0], features.scale)
+        loss = info_nce(features.images, features.class_texts[0], features.logit_scale)
         return (loss if self.loss_reduction == "sum" else loss / 2), None
 
 
-def _configured(config: ConfigDict, oracle: bool) -> FLYP:
+def from_config(config: ConfigDict, oracle: bool) -> FLYP:
     pseudo_labels = config.flyp.pseudo_labels
-    return FLYP(oracle=oracle, pseudo_labels=pseudo_labels, loss_reduction=config.loss)
+    return FLYP(oracle=oracle, pseudo_labels=pseudo_labels, loss_reduction=config.loss_reduction)
 
 
 METHODS = {
-    "flyp": lambda config: _configured(config, oracle=False),
-    "flyp_oracle": lambda config: _configured(config, oracle=True),
+    "flyp": lambda config: from_config(config, oracle=False),
+    "flyp_oracle": lambda config: from_config(config, oracle=True),
 }

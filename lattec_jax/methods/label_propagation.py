@@ -1,6 +1,6 @@
 """Label propagation over a graph of images and class texts: host side, NumPy and SciPy.
 
-N nodes (the class texts first, then the images), D features, C classes, R directions, k neighbours.
+N nodes (the class texts first, then the images), D features, C classes, R directions, k neighbors.
 Source: ReCLIP (arXiv 2308.03793, Sec. 3.2) and its repository, `models.LabelPropagationCluster`.
 The repository builds the N × N affinity; here only its k largest entries a row ever exist together,
 and they are the same ones: the search is exact.
@@ -29,7 +29,7 @@ def class_directions(classes: Float[np.ndarray, "C D"], cut: int) -> Float[np.nd
 def project(
     nodes: Float[np.ndarray, "N D"], directions: Float[np.ndarray, "D R"]
 ) -> Float[np.ndarray, "N R"]:
-    """`U₁U₁ᵀx` normalised, in the coordinates of U₁.
+    """`U₁U₁ᵀx` normalized, in the coordinates of U₁.
 
     The columns of U₁ are orthonormal: lengths and cosines are those of the D coordinates.
     """
@@ -81,20 +81,20 @@ def _largest(rows: Float[np.ndarray, "b n"], k: int) -> Int[np.ndarray, "b k"]:
     return np.argpartition(rows, rows.shape[1] - k, axis=1)[:, rows.shape[1] - k :]
 
 
-def affinity_graph(points: Float[np.ndarray, "N R"], neighbours: int) -> scipy.sparse.csr_array:
+def affinity_graph(points: Float[np.ndarray, "N R"], neighbors: int) -> scipy.sparse.csr_array:
     """`D^-1/2 W D^-1/2` with W the symmetric part of the affinities `(cos + 1) / 2` to the nearest.
 
-    A graph smaller than the number of neighbours is complete.
+    A graph smaller than the number of neighbors is complete.
     """
     count = len(points)
-    indices, cosines = nearest(points, min(neighbours, count - 1))
+    indices, cosines = nearest(points, min(neighbors, count - 1))
     starts = np.arange(0, indices.size + 1, indices.shape[1])
     directed = scipy.sparse.csr_array(
         ((cosines.ravel().astype(np.float64) + 1) / 2, indices.ravel(), starts),
         shape=(count, count),
     )
     graph = (directed + directed.T) / 2
-    # A node whose neighbours are all opposite has no affinity, and takes nothing from them.
+    # A node whose neighbors are all opposite has no affinity, and takes nothing from them.
     degree = np.maximum(graph.sum(axis=1), 1e-12)
     inverse = scipy.sparse.diags_array(degree**-0.5)
     return (inverse @ graph @ inverse).tocsr()
@@ -143,7 +143,7 @@ def propagate(
     texts: Float[np.ndarray, "C D"],
     images: Float[np.ndarray, "n D"],
     directions: Float[np.ndarray, "D R"],
-    neighbours: int,
+    neighbors: int,
     diffusion: float,
     iterations: int,
     tolerance: float,
@@ -154,13 +154,13 @@ def propagate(
         texts: unit vectors; the seed of each class.
         images: unit vectors.
         directions: of `class_directions`.
-        neighbours: of each node in the graph.
+        neighbors: of each node in the graph.
         diffusion, iterations, tolerance: of `diffuse`.
     """
     points = project(np.concatenate([texts, images]), directions)
     seeds = np.zeros((len(points), len(texts)))
     np.fill_diagonal(seeds, 1.0)
-    graph = affinity_graph(points, neighbours)
+    graph = affinity_graph(points, neighbors)
     reached = diffuse(graph, seeds, diffusion, iterations, tolerance)
     return reached.argmax(axis=1).astype(np.int32)
 
@@ -170,7 +170,7 @@ def centroids(
     labels: Int[np.ndarray, " N"],
     former: Float[np.ndarray, "C D"],
 ) -> Float[np.ndarray, "C D"]:
-    """The normalised mean of each class's nodes; a class without any keeps its former vector."""
+    """The normalized mean of each class's nodes; a class without any keeps its former vector."""
     found = former.copy()
     for label in np.unique(labels):
         mean = nodes[labels == label].mean(axis=0, dtype=np.float64)

@@ -28,7 +28,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.methods.base import EncodeClasses, Features, Method, Targets
 from lattec_jax.methods.contrastive import info_nce
-from lattec_jax.models.clip import normalise
+from lattec_jax.models.clip import normalize
 
 WEIGHT_FLOOR = 1e-6  # keeps the sum of the weights above zero, Eq. (1)
 
@@ -37,10 +37,10 @@ class Prototypes(NamedTuple):
     """The state: one unit vector per class."""
 
     current: Float[Array, "C D"]
-    weighing: Float[Array, "C D"]  # those that Eq. (1) compares with
+    mixer: Float[Array, "C D"]  # those that Eq. (1) compares with
 
 
-def margin_weights(
+def mixer_weights(
     texts: Float[Array, "... D"], prototypes: Float[Array, "C D"]
 ) -> Float[Array, ...]:
     """Eq. (1): how well a text tells the classes apart; no gradient flows through it.
@@ -60,7 +60,7 @@ def mix_texts(
     prototypes: Float[Array, "B D"],
     alpha: float,
 ) -> Float[Array, "B D"]:
-    """Eq. (2): `t̄ = (1−α) · Σ wᵢ g(Tᵢ) / Σ wᵢ + α · p_c`, not normalised again.
+    """Eq. (2): `t̄ = (1−α) · Σ wᵢ g(Tᵢ) / Σ wᵢ + α · p_c`, not normalized again.
 
     No gradient flows through the prototypes. An image whose weights are all zero (no text at all)
     keeps its prototype.
@@ -72,8 +72,8 @@ def mix_texts(
     """
     prototypes = jax.lax.stop_gradient(prototypes)
     total = weights.sum(axis=1, keepdims=True)  # [B, 1]
-    share = weights / jnp.where(total > 0, total, 1.0)
-    mean = jnp.einsum("bt,btd->bd", share, texts)
+    fraction = weights / jnp.where(total > 0, total, 1.0)
+    mean = jnp.einsum("bt,btd->bd", fraction, texts)
     mean = jnp.where(total > 0, mean, prototypes)
     return (1 - alpha) * mean + alpha * prototypes
 
@@ -93,13 +93,13 @@ def move_prototypes(
     labels: Int[Array, " B"],
     momentum: float,
 ) -> Float[Array, "C D"]:
-    """`p ← normalise((1−μ)·mean(t̄) + μ·p)` for each class that `labels` names (Sec. 3.2).
+    """`p ← normalize((1−μ)·mean(t̄) + μ·p)` for each class that `labels` names (Sec. 3.2).
 
     The paper's formula has no normalization; the released code normalizes, as here: a prototype is
     a unit vector, like the features that it is compared with.
     """
     means, there = class_means(texts, labels, prototypes.shape[0])
-    moved = normalise((1 - momentum) * means + momentum * prototypes)
+    moved = normalize((1 - momentum) * means + momentum * prototypes)
     return jnp.where(there, moved, prototypes)
 
 
@@ -114,7 +114,7 @@ class LatteCLIP(Method):
     label_names: tuple[str, ...] = ("zero_shot", "current")  # Table 3: L_zs and L_ft
     mixer: bool = True  # Table 3: False sets all weights to 1
     prototype_update: str = "sequential"  # the released code: "joint"
-    weigh_by: str = "current"  # the released code: "epoch_start"
+    mixer_prototypes: str = "current"  # the released code: "epoch_start"
     loss_reduction: str = "sum"  # the released code: "mean"
 
     name = "latteclip"
@@ -137,21 +137,23 @@ class LatteCLIP(Method):
         """Go on with the prototypes of another run."""
         return Prototypes(prototypes, prototypes)
 
-    def classifier(self, state: Prototypes, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
+    def class_weights(
+        self, state: Prototypes, encode_classes: EncodeClasses
+    ) -> Float[Array, "C D"]:
         """Inference is `argmax_c f(x)·p_c`."""
         return state.current
 
     def labels(
         self,
         images: Float[Array, "B D"],
-        classifier: Float[Array, "C D"],
+        class_weights: Float[Array, "C D"],
         targets: Targets,
         state: Prototypes,
     ) -> Int[Array, "J B"]:
         """`c_zs`, fixed from the frozen model, and `c_ft = argmax_c f(x)·p_c` of this step."""
         known = {"zero_shot": targets.zero_shot}
         if "current" in self.label_names:
-            known["current"] = jnp.argmax(images @ classifier.T, axis=1)
+            known["current"] = jnp.argmax(images @ class_weights.T, axis=1)
         return jnp.stack([known[name] for name in self.label_names])
 
     def predictions(self, labels: Int[Array, "J B"]) -> Int[Array, " B"] | None:
@@ -168,14 +170,14 @@ class LatteCLIP(Method):
         self, features: Features, labels: Int[Array, "J B"], state: Prototypes
     ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
         """Eq. (3): InfoNCE between `f(x)` and `t̄`, added over the pseudo-labels."""
-        description_weights = self.weigh(features.descriptions, state) * features.present
+        description_weights = self.mixer_weights(features.descriptions, state) * features.present
         losses, mixed, class_weights = [], [], []
         for class_texts, label in zip(features.class_texts, labels, strict=True):
-            class_weight = self.weigh(class_texts, state) * self.class_text  # [B]
+            class_weight = self.mixer_weights(class_texts, state) * self.class_text  # [B]
             texts = jnp.concatenate([class_texts[:, None], features.descriptions], axis=1)
             weights = jnp.concatenate([class_weight[:, None], description_weights], axis=1)
             t_bar = mix_texts(texts, weights, state.current[label], self.alpha)
-            loss = info_nce(features.images, t_bar, features.scale)
+            loss = info_nce(features.images, t_bar, features.logit_scale)
             losses.append(loss if self.loss_reduction == "sum" else loss / 2)
             mixed.append(t_bar)
             class_weights.append(class_weight)
@@ -204,41 +206,43 @@ class LatteCLIP(Method):
         else:
             for t_bar, label in zip(mixed, labels, strict=True):
                 moved = move_prototypes(moved, t_bar, label, self.momentum)
-        weighing = moved
-        if self.weigh_by == "epoch_start":
-            weighing = jnp.where(ends_epoch, moved, state.weighing)
-        return Prototypes(moved, weighing), self._figures(labels, aux)
+        mixer = moved
+        if self.mixer_prototypes == "epoch_start":
+            mixer = jnp.where(ends_epoch, moved, state.mixer)
+        return Prototypes(moved, mixer), self._figures(labels, aux)
 
-    def average(self, before: Prototypes, after: Prototypes, share: float) -> Prototypes:
+    def average(self, before: Prototypes, after: Prototypes, fraction: float) -> Prototypes:
         """Prototypes between those of two states, unit vectors again."""
-        mean = jax.tree.map(lambda b, a: normalise((1 - share) * b + share * a), before, after)
+        mean = jax.tree.map(
+            lambda b, a: normalize((1 - fraction) * b + fraction * a), before, after
+        )
         return Prototypes(*mean)
 
-    def weigh(self, texts: Float[Array, "... D"], state: Prototypes) -> Float[Array, ...]:
+    def mixer_weights(self, texts: Float[Array, "... D"], state: Prototypes) -> Float[Array, ...]:
         """Eq. (1); 1 for every text without the mixer."""
         if not self.mixer:
             return jnp.ones(texts.shape[:-1], texts.dtype)
-        return margin_weights(texts, state.weighing)
+        return mixer_weights(texts, state.mixer)
 
     def _figures(
         self, labels: Int[Array, "J B"], aux: dict[str, jax.Array]
     ) -> dict[str, Float[Array, ""]]:
         """The losses and mean weights by name, and how far the two pseudo-labels agree."""
-        figures = {
+        metrics = {
             f"loss_{name}": loss for name, loss in zip(self.label_names, aux["losses"], strict=True)
         }
-        figures["weight_class"] = aux["class_weights"].mean()
+        metrics["weight_class"] = aux["class_weights"].mean()
         for index, kind in enumerate(self.description_kinds):
             present = aux["present"][:, index]
-            figures[f"weight_{kind}"] = aux["description_weights"][:, index].sum() / jnp.maximum(
+            metrics[f"weight_{kind}"] = aux["description_weights"][:, index].sum() / jnp.maximum(
                 present.sum(), 1
             )
         if len(self.label_names) == 2:
-            figures["label_agreement"] = jnp.mean(labels[0] == labels[1])
-        return figures
+            metrics["label_agreement"] = jnp.mean(labels[0] == labels[1])
+        return metrics
 
 
-def _configured(config: ConfigDict) -> LatteCLIP:
+def from_config(config: ConfigDict) -> LatteCLIP:
     """The method by the section `config.method`."""
     return LatteCLIP(
         alpha=config.alpha,
@@ -248,9 +252,9 @@ def _configured(config: ConfigDict) -> LatteCLIP:
         label_names=tuple(config.labels),
         mixer=config.mixer,
         prototype_update=config.prototype_update,
-        weigh_by=config.weigh_by,
-        loss_reduction=config.loss,
+        mixer_prototypes=config.mixer_prototypes,
+        loss_reduction=config.loss_reduction,
     )
 
 
-METHODS = {"latteclip": _configured}
+METHODS = {"latteclip": from_config}

@@ -27,16 +27,16 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import EncodeClasses, Features, Method, Survey, Targets
+from lattec_jax.methods.base import EncodeClasses, Features, Method, Targets, TrainingSetFeatures
 from lattec_jax.methods.label_propagation import centroids, class_directions, propagate
-from lattec_jax.models.clip import normalise
+from lattec_jax.models.clip import normalize
 
 
 class Copies(NamedTuple):
     """The state: what both copies have beside the parameters."""
 
     texts: Float[Array, "C D"]  # class embeddings of the pre-trained model, V's seeds
-    classifier: Float[Array, "C D"]  # V's
+    class_weights: Float[Array, "C D"]  # V's
     labels: Int[Array, "2 N"]  # of T and of V for every training image
 
 
@@ -53,7 +53,7 @@ def agreeing_cross_entropy(
 class ReCLIP(Method):
     """The method with its settings; `config.method.reclip` names and explains them."""
 
-    neighbours: int = 20
+    neighbors: int = 20
     diffusion: float = 0.99
     iterations: int = 20
     tolerance: float = 1e-6
@@ -73,7 +73,7 @@ class ReCLIP(Method):
         """The layer norms of both towers."""
         return any(part.startswith("ln_") for part in name.split("/"))
 
-    def most_epochs(self, images: int) -> int | None:
+    def max_epochs(self, images: int) -> int | None:
         """More epochs for more images, as the repository counts them."""
         return images // self.images_per_epoch + 2 if self.images_per_epoch else None
 
@@ -81,7 +81,7 @@ class ReCLIP(Method):
         """V's classifier starts as the class embeddings; labels come with the first epoch."""
         return Copies(class_features, class_features, jnp.zeros((2, images), jnp.int32))
 
-    def begin_epoch(self, state: Copies, survey: Survey) -> Copies:
+    def begin_epoch(self, state: Copies, survey: TrainingSetFeatures) -> Copies:
         """Propagate anew for both copies; V's classifier becomes the centroids of its labels.
 
         T's seeds are the current texts and its images the frozen features, V's seeds the original
@@ -93,22 +93,24 @@ class ReCLIP(Method):
         nodes = np.concatenate([texts, current])
         return Copies(
             texts,
-            centroids(nodes, of_v, np.asarray(state.classifier)),
+            centroids(nodes, of_v, np.asarray(state.class_weights)),
             np.stack([of_t[len(texts) :], of_v[len(texts) :]]),
         )
 
-    def classifier(self, state: Copies, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
+    def class_weights(self, state: Copies, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
         """V's."""
-        return state.classifier
+        return state.class_weights
 
-    def frozen_classifier(self, state: Copies, encode_first: EncodeClasses) -> Float[Array, "C D"]:
+    def frozen_class_weights(
+        self, state: Copies, encode_first: EncodeClasses
+    ) -> Float[Array, "C D"]:
         """T's: the current texts, of the first template as in training."""
         return encode_first()
 
     def labels(
         self,
         images: Float[Array, "B D"],
-        classifier: Float[Array, "C D"],
+        class_weights: Float[Array, "C D"],
         targets: Targets,
         state: Copies,
     ) -> Int[Array, "2 B"]:
@@ -121,9 +123,9 @@ class ReCLIP(Method):
 
     def prototypes(self, state: Copies) -> Float[Array, "C D"]:
         """V's classifier."""
-        return state.classifier
+        return state.class_weights
 
-    def learns_from(self, labels: Int[Array, "2 B"]) -> Bool[Array, ""]:
+    def should_update(self, labels: Int[Array, "2 B"]) -> Bool[Array, ""]:
         """Only where an image has the same label twice."""
         return jnp.any(labels[0] == labels[1])
 
@@ -132,12 +134,12 @@ class ReCLIP(Method):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The sum of both copies' cross-entropies; neither has a parameter of the other."""
         agree = labels[0] == labels[1]
-        logits_t = features.scale * features.frozen @ features.classes.T
-        logits_v = features.scale * features.images @ state.classifier.T
+        logits_t = features.logit_scale * features.frozen @ features.classes.T
+        logits_v = features.logit_scale * features.images @ state.class_weights.T
         of_t = agreeing_cross_entropy(logits_t, labels[0], agree)
         of_v = agreeing_cross_entropy(logits_v, labels[1], agree)
-        figures = {"loss_t": of_t, "loss_v": of_v, "label_agreement": agree.mean()}
-        return of_t + of_v, figures
+        metrics = {"loss_t": of_t, "loss_v": of_v, "label_agreement": agree.mean()}
+        return of_t + of_v, metrics
 
     def update(
         self,
@@ -149,10 +151,10 @@ class ReCLIP(Method):
         """Nothing until the next epoch."""
         return state, aux
 
-    def average(self, before: Copies, after: Copies, share: float) -> Copies:
+    def average(self, before: Copies, after: Copies, fraction: float) -> Copies:
         """V's classifier between that of two states."""
-        mean = (1 - share) * before.classifier + share * after.classifier
-        return after._replace(classifier=normalise(mean))
+        mean = (1 - fraction) * before.class_weights + fraction * after.class_weights
+        return after._replace(class_weights=normalize(mean))
 
     def _propagate(
         self, texts: Float[np.ndarray, "C D"], images: Float[np.ndarray, "N D"]
@@ -161,16 +163,16 @@ class ReCLIP(Method):
             texts,
             images,
             class_directions(texts, self.cut_dim),
-            self.neighbours,
+            self.neighbors,
             self.diffusion,
             self.iterations,
             self.tolerance,
         )
 
 
-def _configured(config: ConfigDict) -> ReCLIP:
+def from_config(config: ConfigDict) -> ReCLIP:
     """The method by the section `config.method`."""
     return ReCLIP(**config.reclip)
 
 
-METHODS = {"reclip": _configured}
+METHODS = {"reclip": from_config}

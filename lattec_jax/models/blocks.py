@@ -115,7 +115,7 @@ def flash_attention(
     return mixed[:, :length]
 
 
-def keep_in_place(mesh: Mesh | None) -> Keep:
+def constrain(mesh: Mesh | None) -> Keep:
     """A function that keeps tokens on their devices.
 
     Where parameters are split, the compiler might move the activations to them instead of bringing
@@ -143,7 +143,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 def layer_norm(
     x: Float[Array, "... W"], scale: Float[Array, " W"], bias: Float[Array, " W"], epsilon: float
 ) -> Float[Array, "... W"]:
-    """Layer normalisation in float32, in the type of `x`.
+    """Layer normalization in float32, in the type of `x`.
 
     Its gradient is written out, so that the backward pass goes over the tokens twice: once for two
     means of each token, once for the gradient of `x` and both sums over tokens together.
@@ -173,13 +173,13 @@ def _layer_norm_backward(
     scaled = gradient * scale
     first = scaled.mean(axis=-1, keepdims=True)
     second = (scaled * (wide - mean) * inverse).mean(axis=-1, keepdims=True)
-    # Otherwise XLA writes the normalised tokens to memory for all that follows.
+    # Otherwise XLA writes the normalized tokens to memory for all that follows.
     first, second, mean, inverse = jax.lax.optimization_barrier((first, second, mean, inverse))
-    normalised = (wide - mean) * inverse
+    normalized = (wide - mean) * inverse
     tokens = tuple(range(x.ndim - 1))
     return (
-        (inverse * (scaled - first - normalised * second)).astype(x.dtype),
-        (gradient * normalised).sum(axis=tokens),
+        (inverse * (scaled - first - normalized * second)).astype(x.dtype),
+        (gradient * normalized).sum(axis=tokens),
         gradient.sum(axis=tokens),
     )
 

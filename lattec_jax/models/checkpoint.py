@@ -139,7 +139,7 @@ class Checkpoint:
         text, size = self.config.text, self.config.vision.image_size
         for what, expected, found in (
             ("context length of the tokenizer", text.context_length, self.tokenizer.context_length),
-            ("picture size of the preprocessing", size, self.preprocess.size),
+            ("image size of the preprocessing", size, self.preprocess.size),
         ):
             if found != expected:
                 raise WeightsError(f"{where}: {what}: the model expects {expected}, found {found}")

@@ -29,9 +29,9 @@ from lattec_jax.models.blocks import (
     Block,
     LayerNorm,
     Packing,
+    constrain,
     device_count,
     exact_gelu,
-    keep_in_place,
     quick_gelu,
     run_blocks,
 )
@@ -44,7 +44,7 @@ Params = dict[str, jax.Array]
 LENGTH_MULTIPLE = 8
 
 
-def normalise(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
     """Divide by the Euclidean length, which is bounded below by 1e-12 as in PyTorch."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
@@ -100,7 +100,7 @@ class ImageTower(nnx.Module):
         if config.pre_norm:
             x = self.ln_pre(x)
         places = [jnp.zeros(batch, jnp.int32)] if config.pool == "tok" else None
-        keep = keep_in_place(self.mesh)
+        keep = constrain(self.mesh)
         x = run_blocks(self.blocks, x, packing, self.remat, keep, places)
         (x,) = (packing if places is None else packing.ones()).separate(x)
         if config.pool == "tok":
@@ -146,7 +146,7 @@ class TextTower(nnx.Module):
         embedded = [self._embed(tokens) for tokens in groups]
         packing = Packing(tuple(x.shape[:2] for x in embedded), device_count(self.mesh))
         x = packing.join(embedded)
-        keep, places = keep_in_place(self.mesh), [self._positions(tokens) for tokens in groups]
+        keep, places = constrain(self.mesh), [self._positions(tokens) for tokens in groups]
         x = run_blocks(self.blocks, x, packing, self.remat, keep, places)
         features = self.ln_final(x).astype(jnp.float32) @ self.projection[...]
         return [group[:, 0] for group in packing.ones().separate(features)]
@@ -200,8 +200,8 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def encode_image(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
-        """Unit features of images in [0, 1] that are normalised by mean and deviation."""
-        return normalise(self.visual(images))
+        """Unit features of images in [0, 1] that are normalized by mean and deviation."""
+        return normalize(self.visual(images))
 
     def encode_text(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
         """Unit features of token matrices of any length L up to the context length.
@@ -213,7 +213,7 @@ class CLIP(nnx.Module):
 
     def encode_texts(self, groups: Sequence[Int[Array, "N L"]]) -> list[Float[Array, "N D"]]:
         """Unit features of token matrices of several lengths, in one pass."""
-        return [normalise(features) for features in self.text(groups)]
+        return [normalize(features) for features in self.text(groups)]
 
 
 @functools.lru_cache(maxsize=32)
@@ -240,7 +240,7 @@ def bind(definition: nnx.GraphDef, params: Params) -> CLIP:
 
 
 def initial_params(config: CLIPConfig, seed: int) -> Params:
-    """Randomly initialised parameters, with open_clip's standard deviations."""
+    """Randomly initialized parameters, with open_clip's standard deviations."""
     state = nnx.state(CLIP(config, rngs=nnx.Rngs(seed)), nnx.Param)
     return {
         "/".join(str(part) for part in path): variable[...]

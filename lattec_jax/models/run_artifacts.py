@@ -19,7 +19,7 @@ from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL, read_inputs
 from lattec_jax.runtime.weights import locate
 
 
-class Classifiers(NamedTuple):
+class ClassWeights(NamedTuple):
     """What a run classifies by: unit vectors for the features of the adapted model, and for some
     methods as many for those of the frozen one."""
 
@@ -39,7 +39,7 @@ class Classifiers(NamedTuple):
         return found if self.frozen is None else 0.5 * (found + frozen @ self.frozen.T)
 
 
-def load(workdir: Path) -> tuple[Checkpoint, Classifiers]:
+def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
     """Read what `results.save_adapted` wrote.
 
     Raises:
@@ -78,7 +78,7 @@ def load(workdir: Path) -> tuple[Checkpoint, Classifiers]:
             f"{path}: expected finite numbers in float32, found another type in "
             f"{', '.join(other[:5])}; restore the run's own files"
         )
-    return checkpoint, Classifiers(arrays["classifier"], arrays.get("frozen_classifier"))
+    return checkpoint, ClassWeights(arrays["classifier"], arrays.get("frozen_class_weights"))
 
 
 def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:

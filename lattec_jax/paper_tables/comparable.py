@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lattec_jax.data.datasets.coop import PROTOCOL
-from lattec_jax.data.datasets.dataset import share_count, share_protocol
+from lattec_jax.data.datasets.dataset import fraction_count, fraction_protocol
 from lattec_jax.paper_tables.plan import column, resolved_config
 from lattec_jax.paper_tables.tables import (
     CLASSIFY,
@@ -55,14 +55,14 @@ EXEMPT = (
     "descriptions.openai.*",  # the engine itself counts
     "descriptions.seed",
     "eval_every",
-    "keep_checkpoints",
+    "max_checkpoints",
     "log_every",
     "seed",
     "weights",
 )
 # What a row's command does not read.
 _NO_DESCRIPTIONS = ("descriptions.*",)
-_NO_CLIP = ("augment.*", "init", "method.*", "store.*", "templates", "train.*", "wise_ft")
+_NO_CLIP = ("augment.*", "init", "method.*", "image_cache.*", "templates", "train.*", "wise_ft")
 # SHA-256 of `model.safetensors` of the paper's weights, converted. While none is known here, the
 # source that the conversion recorded decides.
 WEIGHTS_SHA256: frozenset[str] = frozenset()
@@ -103,10 +103,10 @@ def _expected(run: Mapping[str, Any], row: Row) -> ConfigDict:
 
 
 def _protocol(run: Mapping[str, Any], expected: ConfigDict) -> str | None:
-    images, share = expected.dataset.expected.train, expected.dataset.share
+    images, fraction = expected.dataset.expected.train, expected.dataset.train_fraction
     wanted = PROTOCOL
-    if share != 1:
-        wanted = share_protocol(PROTOCOL, share_count(images, share), images)
+    if fraction != 1:
+        wanted = fraction_protocol(PROTOCOL, fraction_count(images, fraction), images)
     if run["protocol"] == wanted:
         return None
     return f"the protocol is {run['protocol']!r} instead of {wanted!r}"
@@ -121,7 +121,7 @@ def _counts(run: Mapping[str, Any], row: Row, expected: ConfigDict) -> str | Non
         ("test images", run["n_test"] + unreadable["test"], wanted.test),
     ]
     if row.module != CLASSIFY:  # which looks at no training image
-        train = share_count(wanted.train, expected.dataset.share)
+        train = fraction_count(wanted.train, expected.dataset.train_fraction)
         found.append(("training images", run["n_train"] + unreadable["train"], train))
     wrong = [f"{n:,} {what} instead of {right:,}" for what, n, right in found if n != right]
     return f"there are {', '.join(wrong)}" if wrong else None

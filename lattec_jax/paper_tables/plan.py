@@ -23,7 +23,7 @@ DESCRIBE = "captioning.describe"
 NO_CLASSES = ("pixels",)  # engines that answer no question about classes
 # What the row "latteclip" stands for, which most tables compare with.
 _METHOD = {
-    "dataset.share": 1,
+    "dataset.train_fraction": 1,
     "descriptions.correct_per_group": None,
     "descriptions.group_size": 4,
     "descriptions.shuffle": False,
@@ -227,8 +227,8 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
 
 
 def _preparations(sweep: Sweep, dataset: str, row: Row) -> list[Job]:
-    """Stores and pseudo-labels, and descriptions, before any run reads them: two workers that made
-    them at the same time would do the work twice."""
+    """Image caches, pseudo-labels and descriptions, before any run reads them: two workers that
+    made them at the same time would do the work twice."""
     if row.module == CLASSIFY:
         return []
     shared = tuple(a for a in row.overrides if not _key(a).startswith(("method.", "train.")))
@@ -254,7 +254,7 @@ def _preparation(
     """A preparation; its mark is named after what it is made for, so that none counts for another
     model, prompt or share."""
     config = sweep.config(dataset, overrides)
-    sections = ("weights", "templates", "dataset", "descriptions", "store", "artifacts")
+    sections = ("weights", "templates", "dataset", "descriptions", "image_cache", "artifacts")
     values = sorted((k, v) for k, v in leaves(config) if k.split(".")[0] in sections)
     digest = hashlib.sha256(repr([values, kinds]).encode()).hexdigest()[:8]
     name = f"{'descriptions' if kinds else 'pseudo-labels'}-{digest}"

@@ -71,8 +71,8 @@ class Table:
     def printed_change(self, row: Row) -> float | None:
         """The paper's average change against all the training images, in points (Figure 6)."""
         changes = numbers()[self.paper].get("average change against all the data", {})
-        method, _, share = row.label.partition(", ")
-        return changes.get(method, {}).get(share)
+        method, _, fraction = row.label.partition(", ")
+        return changes.get(method, {}).get(fraction)
 
 
 @functools.cache
@@ -99,12 +99,12 @@ def _texts(*texts: str) -> Row:
     return _latteclip(f"texts-{label}", label, override, describes=texts != ("class",))
 
 
-def _share(method: str, label: str, share: float, describes: bool) -> Row:
+def _share(method: str, label: str, fraction: float, describes: bool) -> Row:
     """A row of Figure 6: a share of the training images."""
     return Row(
-        f"{method}-share-{share:g}",
-        f"{label}, {share:.0%}",
-        (f"--config.method.name={method}", f"--config.dataset.share={share:g}"),
+        f"{method}-fraction-{fraction:g}",
+        f"{label}, {fraction:.0%}",
+        (f"--config.method.name={method}", f"--config.dataset.train_fraction={fraction:g}"),
         describes,
         all_data=method,
     )

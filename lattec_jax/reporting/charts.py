@@ -1,4 +1,4 @@
-"""Curves and heat maps as inline SVG. Colours come from the page's style sheet."""
+"""Curves and heat maps as inline SVG. Colors come from the page's style sheet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lattec_jax.reporting.markup import escape
 
 WIDTH, HEIGHT = 340, 200  # of a chart, in its own units
 LEFT, RIGHT, TOP, BOTTOM = 56, 8, 10, 26
-DASHES = ("", "6 3", "2 3", "8 3 2 3")  # lines differ by more than their colour
+DASHES = ("", "6 3", "2 3", "8 3 2 3")  # lines differ by more than their color
 UNKNOWN = "–"
 Points = Sequence[tuple[float, float]]
 
@@ -93,7 +93,7 @@ def heat_map(
     names: Sequence[str],
     axes: tuple[str, str],
 ) -> str:
-    """A square figure with one cell per pair of classes; of few classes with names and figures.
+    """A square figure with one cell per pair of classes; of few classes with names and metrics.
 
     Args:
         title: of the figure.

@@ -38,7 +38,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from tqdm import tqdm
 
-from lattec_jax.data import metrics
+from lattec_jax.data import evaluation_metrics
 
 WINDOW = 3  # lines of the log whose mean is looked at
 ENTROPY = 0.8  # of a batch's predictions, against zero-shot's
@@ -56,7 +56,7 @@ class Alarm(NamedTuple):
     """Something to look at."""
 
     name: str
-    figure: str  # what was compared
+    metric: str  # what was compared
     value: float
     threshold: float
     classes: tuple[str, ...]  # that it concerns
@@ -75,16 +75,23 @@ class Reference:
     coverage: Mapping[str, float]  # kind of description -> share of the images that have one
 
     @cached_property
-    def shares(self) -> list[float]:
+    def fractions(self) -> list[float]:
         """Of the training images, per class by zero-shot."""
-        return metrics.class_shares(self.labels, len(self.class_names))
+        return evaluation_metrics.class_fractions(self.labels, len(self.class_names))
 
     @cached_property
     def batch_entropy(self) -> float:
         """The mean entropy of zero-shot labels in random batches: smaller than that of all."""
         rng, classes = np.random.default_rng(0), len(self.class_names)
         batches = (rng.choice(self.labels, self.batch_size) for _ in range(32))
-        return float(np.mean([metrics.entropy(metrics.class_shares(b, classes)) for b in batches]))
+        return float(
+            np.mean(
+                [
+                    evaluation_metrics.entropy(evaluation_metrics.class_fractions(b, classes))
+                    for b in batches
+                ]
+            )
+        )
 
     @cached_property
     def distance(self) -> float:
@@ -92,7 +99,7 @@ class Reference:
         return _distance(self.vectors)
 
 
-# -------------------------------------------------------------------------------------- figures
+# -------------------------------------------------------------------------------------- metrics
 
 
 def nearest(
@@ -108,14 +115,14 @@ def _distance(vectors: Float[np.ndarray, "C D"]) -> float:
     return max(float(np.mean(1 - nearest(vectors)[0])), 1e-6)
 
 
-def prototype_figures(reference: Reference, now: Float[np.ndarray, "C D"]) -> dict[str, float]:
+def prototype_metrics(reference: Reference, now: Float[np.ndarray, "C D"]) -> dict[str, float]:
     """How far the classes' unit vectors moved, and how near they are to one another.
 
     `drift_mean` and `drift_largest` are of 1 − cosine to the start, `nearest_similarity` is the
     largest cosine between two classes, `separation` the mean over classes of 1 − cosine to the
     nearest other class, divided by what it was at the start.
     """
-    drift = metrics.drift(reference.vectors, now)
+    drift = evaluation_metrics.drift(reference.vectors, now)
     return {
         "drift_mean": float(np.mean(drift)),
         "drift_largest": max(drift),
@@ -124,26 +131,26 @@ def prototype_figures(reference: Reference, now: Float[np.ndarray, "C D"]) -> di
     }
 
 
-def final_figures(
+def final_metrics(
     reference: Reference,
     vectors: Float[np.ndarray, "C D"],
     predictions: Int[np.ndarray, " N"],
     log: Sequence[Record],
 ) -> dict[str, float]:
-    """All figures at the end: on the whole training set, and what the log ends with."""
-    shares = metrics.class_shares(predictions, len(reference.class_names))
-    figures = {
+    """All metrics at the end: on the whole training set, and what the log ends with."""
+    fractions = evaluation_metrics.class_fractions(predictions, len(reference.class_names))
+    metrics = {
         "agreement_with_frozen": float(np.mean(predictions == reference.labels)),
-        "class_entropy": metrics.entropy(shares),
-        "class_entropy_zero_shot": metrics.entropy(reference.shares),
-        **prototype_figures(reference, vectors),
-        **{f"coverage_{kind}": share for kind, share in reference.coverage.items()},
+        "class_entropy": evaluation_metrics.entropy(fractions),
+        "class_entropy_zero_shot": evaluation_metrics.entropy(reference.fractions),
+        **prototype_metrics(reference, vectors),
+        **{f"coverage_{kind}": fraction for kind, fraction in reference.coverage.items()},
     }
     names = [n for line in log for n in line if n.startswith("weight_")]
     for name in dict.fromkeys([*names, "gradient_norm", "logit_scale"]):
         if (value := _mean(log[-WINDOW:], name)) is not None:
-            figures[name] = value
-    return figures
+            metrics[name] = value
+    return metrics
 
 
 def _mean(records: Sequence[Record], name: str) -> float | None:
@@ -186,8 +193,8 @@ def final_alarms(
 ) -> list[Alarm]:
     """What the whole training set and the classes' vectors set off at the end."""
     found, names = [], reference.class_names
-    before = np.asarray(reference.shares)
-    after = np.asarray(metrics.class_shares(predictions, len(names)))
+    before = np.asarray(reference.fractions)
+    after = np.asarray(evaluation_metrics.class_fractions(predictions, len(names)))
     counts = before * len(predictions) >= FEWEST
     emptied = np.flatnonzero(counts & (after < EMPTIED * before))
     grown = after / np.maximum(before, 1 / len(names))
@@ -207,9 +214,9 @@ def final_alarms(
         pairs = {tuple(sorted((int(c), int(other[c])))) for c in near}
         merged = tuple(f"{names[a]} and {names[b]}" for a, b in sorted(pairs))
         found.append(_merged(separation, merged, "at the end"))
-    for kind, share in reference.coverage.items():
-        if share < COVERAGE:
-            found.append(_uncovered(kind, share))
+    for kind, fraction in reference.coverage.items():
+        if fraction < COVERAGE:
+            found.append(_uncovered(kind, fraction))
     return found
 
 
@@ -222,12 +229,12 @@ def _collapse(ratio: float, classes: tuple[str, ...], step: int) -> Alarm:
     )  # fmt: skip
 
 
-def _emptied(share: float, classes: tuple[str, ...]) -> Alarm:
+def _emptied(fraction: float, classes: tuple[str, ...]) -> Alarm:
     return Alarm(
-        "emptied classes", "share of the classes that emptied", share, EMPTIED_CLASSES, classes,
+        "emptied classes", "share of the classes that emptied", fraction, EMPTIED_CLASSES, classes,
         f"These classes have lost more than {1 - EMPTIED:.0%} of the images that zero-shot gave "
         "them.",
-        "Look at the pictures that changed class. Lower --config.train.learning_rate, or give "
+        "Look at the images that changed class. Lower --config.train.learning_rate, or give "
         "these classes names or templates that say more.",
     )  # fmt: skip
 
@@ -237,7 +244,7 @@ def _swallowed(growth: float, classes: tuple[str, ...]) -> Alarm:
         "swallowing classes", "share of the class / its share before", growth, SWALLOWED, classes,
         f"These classes have more than {SWALLOWED:g} times the images that zero-shot gave them, or "
         "than an even share.",
-        "Look at the pictures that changed class. Lower --config.train.learning_rate, or train "
+        "Look at the images that changed class. Lower --config.train.learning_rate, or train "
         "fewer steps (--config.train.max_steps).",
     )  # fmt: skip
 
@@ -248,7 +255,7 @@ def _runaway(agreement: float, when: str, classes: tuple[str, ...] = ()) -> Alar
         f"The pseudo-labels have left the frozen model's: the two agree on {agreement:.0%} of the "
         f"images {when}.",
         "If the frozen model is known to be poor here, this may be what you want: look at the "
-        "pictures that changed class. If not, lower --config.train.learning_rate, or keep the "
+        "images that changed class. If not, lower --config.train.learning_rate, or keep the "
         "frozen model's labels in --config.method.labels.",
     )  # fmt: skip
 
@@ -276,11 +283,11 @@ def _empty_words(kind: str, ratio: float, step: int) -> Alarm:
     )  # fmt: skip
 
 
-def _uncovered(kind: str, share: float) -> Alarm:
+def _uncovered(kind: str, fraction: float) -> Alarm:
     return Alarm(
-        f"{kind} descriptions are missing", "share of the images with a description", share,
+        f"{kind} descriptions are missing", "share of the images with a description", fraction,
         COVERAGE, (),
-        f"{1 - share:.0%} of the training images have no {kind} description and learn without.",
+        f"{1 - fraction:.0%} of the training images have no {kind} description and learn without.",
         "Repeat python -m captioning.describe with this run's arguments: it makes what is missing.",
     )  # fmt: skip
 
@@ -307,30 +314,30 @@ def examine(
     for end in range(WINDOW, len(lines) + 1):
         for alarm in window_alarms(reference, lines[end - WINDOW : end]):
             alarms.setdefault(alarm.name, alarm)
-    figures = final_figures(reference, vectors, predictions, lines)
-    shares = metrics.class_shares(predictions, len(reference.class_names))
+    metrics = final_metrics(reference, vectors, predictions, lines)
+    fractions = evaluation_metrics.class_fractions(predictions, len(reference.class_names))
     return {
-        "verdict": verdict(figures, list(alarms)),
+        "verdict": verdict(metrics, list(alarms)),
         "alarms": [{**a._asdict(), "classes": list(a.classes)} for a in alarms.values()],
-        "figures": figures,
-        "shares": {"zero_shot": reference.shares, "adapted": shares},
+        "metrics": metrics,
+        "class_fractions": {"zero_shot": reference.fractions, "adapted": fractions},
     }
 
 
 def trained_lines(log: Sequence[Record]) -> list[Record]:
-    """The lines that hold figures of a step, not of an evaluation alone."""
+    """The lines that hold metrics of a step, not of an evaluation alone."""
     return [line for line in log if line.get("loss") is not None]
 
 
-def verdict(figures: Mapping[str, float], alarms: Sequence[str]) -> str:
+def verdict(metrics: Mapping[str, float], alarms: Sequence[str]) -> str:
     """What looks healthy and what to look at, a line each."""
-    entropy, before = figures["class_entropy"], figures["class_entropy_zero_shot"]
+    entropy, before = metrics["class_entropy"], metrics["class_entropy_zero_shot"]
     healthy = [
-        f"the model agrees with the frozen one on {figures['agreement_with_frozen']:.0%} of the "
+        f"the model agrees with the frozen one on {metrics['agreement_with_frozen']:.0%} of the "
         "training images",
         f"its predictions spread over the classes with entropy {entropy:.2f} (zero-shot "
         f"{before:.2f}; 1 is even)",
-        f"the classes are {figures['separation']:.0%} as far apart as they were",
+        f"the classes are {metrics['separation']:.0%} as far apart as they were",
     ]
     if not alarms:
         return "Healthy: no alarm was set off.\n" + _sentence(healthy)
@@ -372,12 +379,12 @@ class Watch:
         return int(self._lines[-1]["step"]) if self._lines else 0
 
     def prototypes(self, vectors: Float[np.ndarray, "C D"] | None) -> dict[str, float]:
-        """`prototype_figures` of a method that keeps prototypes."""
-        return {} if vectors is None else prototype_figures(self._reference, np.asarray(vectors))
+        """`prototype_metrics` of a method that keeps prototypes."""
+        return {} if vectors is None else prototype_metrics(self._reference, np.asarray(vectors))
 
-    def see(self, step: int, figures: Mapping[str, float]) -> None:
+    def see(self, step: int, metrics: Mapping[str, float]) -> None:
         """Look at a line of the log that was just written; its values may be NumPy scalars."""
-        line: Record = {**{name: float(v) for name, v in figures.items()}, "step": step}
+        line: Record = {**{name: float(v) for name, v in metrics.items()}, "step": step}
         self._lines = [*self._lines, *trained_lines([line])][-WINDOW:]
         if len(self._lines) < WINDOW or not self._speaks:
             return

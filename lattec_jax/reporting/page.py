@@ -30,7 +30,7 @@ def write(workdir: Path) -> Path:
 
 def read(workdir: Path) -> Run:
     """What the work directory holds of a run. Without `report_data.json`, which only the end of a
-    training writes, the page has no pictures.
+    training writes, the page has no images.
 
     Raises:
         ConfigError: the run has not finished.
@@ -89,7 +89,7 @@ SECTIONS = (
     ("confusion", "Confusion", sections.confusion),
     ("curves", "Training", sections.training_curves),
     ("prototypes", "Prototypes", sections.prototypes),
-    ("examples", "Training pictures and their texts", sections.examples),
-    ("changed", "Pictures that changed class", sections.changed),
+    ("examples", "Training images and their texts", sections.examples),
+    ("changed", "Images that changed class", sections.changed),
     ("run", "What was run", sections.what_was_run),
 )

@@ -1,7 +1,7 @@
 """What the report shows beside `results.json` and the log: computed once, at the end of training.
 
-`report_data.json` holds thumbnails, so that the page needs no store, and of every evaluated image
-its class before and after.
+`report_data.json` holds thumbnails, so that the page needs no image cache, and of every evaluated
+image its class before and after.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from lattec_jax.runtime.text import show
 from lattec_jax.training.prepare import Inputs
 from lattec_jax.training.state import TrainState
 
-EXAMPLES, CHANGED = 18, 36  # pictures on the page
+EXAMPLES, CHANGED = 18, 36  # images on the page
 THUMBNAIL = 128  # pixels, at most
 DRAWN_COSINES = 50  # classes up to which all cosines are kept
 
@@ -61,7 +61,7 @@ def collect(
         "changed": _changed(inputs, before, after),
         "examples": _examples(inputs, method, state, template, predictions),
         "evaluated": {
-            "images": list((inputs.test or inputs.pictures).ids),
+            "images": list((inputs.test or inputs.images).ids),
             "before": before.tolist(),
             "after": after.tolist(),
         },
@@ -125,14 +125,14 @@ def _confusion(
 def _changed(
     inputs: Inputs, before: Int[np.ndarray, " T"], after: Int[np.ndarray, " T"]
 ) -> dict[str, Any]:
-    """How many evaluated pictures changed class, and some of them, evenly spread."""
-    pictures, names = inputs.test or inputs.pictures, inputs.dataset.class_names
+    """How many evaluated images changed class, and some of them, evenly spread."""
+    images, names = inputs.test or inputs.images, inputs.dataset.class_names
     labels = inputs.test.labels if inputs.test else None
     rows = np.flatnonzero(before != after)
     shown = [
         {
-            "image": pictures.ids[row],
-            "picture": thumbnail(pictures.evaluation.pixels[row]),
+            "image": images.ids[row],
+            "thumbnail": thumbnail(images.evaluation.pixels[row]),
             "before": names[before[row]],
             "after": names[after[row]],
             "label": None if labels is None else names[labels[row]],
@@ -154,9 +154,9 @@ def _examples(
     template: str,
     predictions: Int[np.ndarray, " N"],
 ) -> list[dict[str, Any]]:
-    """Training pictures, evenly spread, with their texts, weights and both pseudo-labels."""
-    pictures, names = inputs.pictures, inputs.dataset.class_names
-    rows = spread(len(pictures.ids), EXAMPLES)
+    """Training images, evenly spread, with their texts, weights and both pseudo-labels."""
+    images, names = inputs.images, inputs.dataset.class_names
+    rows = spread(len(images.ids), EXAMPLES)
     first, current = inputs.zero_shot.labels[rows], predictions[rows]
     found = []
     for row, a, b in zip(rows.tolist(), first.tolist(), current.tolist(), strict=True):
@@ -167,8 +167,8 @@ def _examples(
             texts.append((kind, inputs.texts.texts[kind][row]))
         found.append(
             {
-                "image": pictures.ids[row],
-                "picture": thumbnail(pictures.evaluation.pixels[row]),
+                "image": images.ids[row],
+                "thumbnail": thumbnail(images.evaluation.pixels[row]),
                 "zero_shot": names[a],
                 "current": names[b],
                 "texts": [{"kind": kind, "text": text, "weight": None} for kind, text in texts],
@@ -177,7 +177,7 @@ def _examples(
     said = [text for entry in found for text in entry["texts"] if text["text"]]
     if said:
         tokens = inputs.weights.tokenizer([text["text"] for text in said])
-        weights = method.weigh(inputs.encoders.texts(state.params, tokens), state.method)
+        weights = method.mixer_weights(inputs.extractor.texts(state.params, tokens), state.method)
         if weights is not None:
             for text, weight in zip(said, np.asarray(weights, np.float64), strict=True):
                 text["weight"] = round(float(weight), 6)
@@ -191,8 +191,8 @@ def spread(count: int, wanted: int) -> Int[np.ndarray, " n"]:
 
 def thumbnail(pixels: UInt8[np.ndarray, "S S 3"]) -> str:
     """A JPEG data URI of evaluation pixels."""
-    picture = Image.fromarray(np.asarray(pixels))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image = Image.fromarray(np.asarray(pixels))
+    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     file = io.BytesIO()
-    picture.save(file, "JPEG", quality=85)
+    image.save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -13,11 +13,11 @@ import safetensors.numpy
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.data import metrics
+from lattec_jax.data import evaluation_metrics
 from lattec_jax.methods.base import Method
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params
-from lattec_jax.models.run_artifacts import Classifiers
+from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.reporting import health
 from lattec_jax.runtime.files import write_whole
 from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL
@@ -26,26 +26,26 @@ from lattec_jax.training.prepare import Inputs
 from lattec_jax.training.state import TrainState
 
 
-def classifiers(inputs: Inputs, method: Method, state: TrainState) -> Classifiers:
+def class_weights(inputs: Inputs, method: Method, state: TrainState) -> ClassWeights:
     """The unit vectors of the classes, as the method has them at this state."""
-    encoders, prompts = inputs.encoders, inputs.prompts
-    adapted = method.classifier(state.method, lambda: encoders.classes(state.params, prompts))
-    frozen = method.frozen_classifier(
-        state.method, lambda: encoders.texts(state.params, prompts.first)
+    extractor, prompts = inputs.extractor, inputs.prompts
+    adapted = method.class_weights(state.method, lambda: extractor.classes(state.params, prompts))
+    frozen = method.frozen_class_weights(
+        state.method, lambda: extractor.texts(state.params, prompts.first)
     )
-    return Classifiers(np.asarray(adapted), None if frozen is None else np.asarray(frozen))
+    return ClassWeights(np.asarray(adapted), None if frozen is None else np.asarray(frozen))
 
 
 def test_features(inputs: Inputs, params: Params) -> Float[np.ndarray, "T D"]:
     """Features of the test images; without test images of the training images."""
-    pixels = (inputs.test or inputs.pictures).evaluation.pixels
-    return inputs.encoders.images(params, pixels, "evaluation")
+    pixels = (inputs.test or inputs.images).evaluation.pixels
+    return inputs.extractor.images(params, pixels, "evaluation")
 
 
 def examine(
     inputs: Inputs,
     params: Params,
-    vectors: Classifiers,
+    vectors: ClassWeights,
     frozen: Float[np.ndarray, "T D"],
 ) -> dict[str, Any]:
     """Classify what `test_features` encodes. See `evaluate_scores` for what comes back.
@@ -70,16 +70,16 @@ def evaluate_scores(
 ) -> dict[str, Any]:
     """Accuracies where there are labels, and how the predictions spread over the classes."""
     predictions = scores.argmax(axis=1)
-    shares = metrics.class_shares(predictions, classes)
+    fractions = evaluation_metrics.class_fractions(predictions, classes)
     per_class = None
     if labels is not None:
-        per_class = metrics.per_class_accuracy(predictions, labels, classes)
+        per_class = evaluation_metrics.per_class_accuracy(predictions, labels, classes)
     return {
         "predictions": predictions,
-        "accuracy": metrics.accuracies(scores, labels),
+        "accuracy": evaluation_metrics.accuracies(scores, labels),
         "per_class": per_class,
-        "class_shares": shares,
-        "class_entropy": metrics.entropy(shares),
+        "class_fractions": fractions,
+        "class_entropy": evaluation_metrics.entropy(fractions),
     }
 
 
@@ -88,7 +88,9 @@ def table(class_names: Sequence[str], before: Mapping, after: Mapping, images: i
     width = max(len("class"), *map(len, class_names)) + 2
     if before["accuracy"] is None:
         title = f"share of {images} images per predicted class (there are no labels)"
-        rows = list(zip(class_names, before["class_shares"], after["class_shares"], strict=True))
+        rows = list(
+            zip(class_names, before["class_fractions"], after["class_fractions"], strict=True)
+        )
     else:
         title = f"accuracy on {images} test images"
         rows = list(zip(class_names, before["per_class"], after["per_class"], strict=True))
@@ -104,15 +106,15 @@ def table(class_names: Sequence[str], before: Mapping, after: Mapping, images: i
     return "\n".join(lines)
 
 
-def test_figures(inputs: Inputs, found: Mapping[str, Any]) -> dict[str, float]:
+def test_metrics(inputs: Inputs, found: Mapping[str, Any]) -> dict[str, float]:
     """What an evaluation during training logs: top-1, top-5 and each class, with labels."""
-    figures = {"class_entropy": found["class_entropy"]}
+    metrics = {"class_entropy": found["class_entropy"]}
     if found["accuracy"]:
-        figures |= {f"test_{name}": value for name, value in found["accuracy"].items()}
+        metrics |= {f"test_{name}": value for name, value in found["accuracy"].items()}
         for name, value in zip(inputs.dataset.class_names, found["per_class"], strict=True):
             if value is not None:
-                figures[f"test_class/{name}"] = value
-    return figures
+                metrics[f"test_class/{name}"] = value
+    return metrics
 
 
 def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str, Any]:
@@ -128,8 +130,8 @@ def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
         "weights_sha256": weights.sha256,
         "weights_source": weights.source,
         "init": config.init or None,
-        "init_sha256": inputs.start.sha256 if inputs.start else None,
-        "init_prototypes": bool(inputs.start and inputs.start.prototypes is not None),
+        "init_sha256": inputs.warm_start.sha256 if inputs.warm_start else None,
+        "init_prototypes": bool(inputs.warm_start and inputs.warm_start.prototypes is not None),
         "descriptions_sha256": texts.sha256 if texts else None,
         "descriptions_shuffled": config.descriptions.shuffle if texts else None,
         "descriptions": texts.counts if texts else None,
@@ -155,9 +157,9 @@ def record_inputs(inputs: Inputs, batch_size: int) -> dict[str, Any]:
     labels = np.ascontiguousarray(inputs.zero_shot.labels)
     return {
         "weights_sha256": inputs.weights.sha256,
-        "init_sha256": inputs.start.sha256 if inputs.start else None,
+        "init_sha256": inputs.warm_start.sha256 if inputs.warm_start else None,
         "class_names": list(inputs.dataset.class_names),
-        "training_images": inputs.pictures.fingerprint,
+        "training_images": inputs.images.fingerprint,
         "test_images": inputs.test.fingerprint if inputs.test else None,
         "pseudo_labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
         "descriptions_sha256": inputs.texts.sha256 if inputs.texts else None,
@@ -167,27 +169,27 @@ def record_inputs(inputs: Inputs, batch_size: int) -> dict[str, Any]:
 
 def compare(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
     """Accuracies before and after, null without labels, and the table that is printed."""
-    pictures = inputs.test or inputs.pictures
+    images = inputs.test or inputs.images
     unreadable = {
-        "train": inputs.pictures.unreadable,
+        "train": inputs.images.unreadable,
         "test": inputs.test.unreadable if inputs.test else [],
     }
     return {
-        "n_train": len(inputs.pictures.ids),
+        "n_train": len(inputs.images.ids),
         "n_test": len(inputs.test.ids) if inputs.test else 0,
         "unreadable": [*unreadable["train"], *unreadable["test"]],
-        "n_left_out": {part: len(images) for part, images in unreadable.items()},
+        "n_left_out": {part: len(failed) for part, failed in unreadable.items()},
         "zero_shot": before["accuracy"],
         "adapted": after["accuracy"],
         "per_class": {"zero_shot": before["per_class"], "adapted": after["per_class"]},
-        "table": table(inputs.dataset.class_names, before, after, len(pictures.ids)),
+        "table": table(inputs.dataset.class_names, before, after, len(images.ids)),
     }
 
 
 def predict_training(
     inputs: Inputs,
     params: Params,
-    vectors: Classifiers,
+    vectors: ClassWeights,
     frozen: Float[np.ndarray, "N D"] | None,
 ) -> Int[np.ndarray, " N"]:
     """The classes of the training images.
@@ -198,8 +200,8 @@ def predict_training(
         vectors: of the classes.
         frozen: features by the pre-trained model, where `vectors` needs them.
     """
-    pixels = inputs.pictures.evaluation.pixels
-    features = inputs.encoders.images(params, pixels, "training images")
+    pixels = inputs.images.evaluation.pixels
+    features = inputs.extractor.images(params, pixels, "training images")
     return vectors.cosines(features, frozen).argmax(axis=1)
 
 
@@ -207,7 +209,7 @@ def health_reference(
     inputs: Inputs, class_features: Float[np.ndarray, "C D"], batch_size: int
 ) -> health.Reference:
     """What `lattec_jax.reporting.health` compares a run with."""
-    counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.pictures.ids)
+    counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.images.ids)
     return health.Reference(
         inputs.dataset.class_names,
         class_features,
@@ -221,7 +223,7 @@ def label_free(
     inputs: Inputs,
     predictions: Int[np.ndarray, " N"],
     before: Float[np.ndarray, "C D"],
-    after: Classifiers,
+    after: ClassWeights,
 ) -> dict[str, Any]:
     """Figures on the training images that no label is needed for.
 
@@ -231,12 +233,12 @@ def label_free(
         before: class vectors of the pre-trained model.
         after: of the adapted one.
     """
-    shares = metrics.class_shares(predictions, len(after.adapted))
+    fractions = evaluation_metrics.class_fractions(predictions, len(after.adapted))
     return {
         "label_agreement": float(np.mean(predictions == inputs.zero_shot.labels)),
-        "class_shares": shares,
-        "class_entropy": metrics.entropy(shares),
-        "prototype_drift": metrics.drift(before, after.adapted),
+        "class_fractions": fractions,
+        "class_entropy": evaluation_metrics.entropy(fractions),
+        "prototype_drift": evaluation_metrics.drift(before, after.adapted),
     }
 
 
@@ -245,7 +247,7 @@ def save_adapted(
     inputs: Inputs,
     method: Method,
     params: Mapping[str, np.ndarray],
-    vectors: Classifiers,
+    vectors: ClassWeights,
 ) -> None:
     """Write the adapted CLIP (a checkpoint directory) and the vectors of the classes."""
     weights = inputs.weights
@@ -258,7 +260,7 @@ def save_adapted(
     Checkpoint(weights.config, params, weights.tokenizer, weights.preprocess, source).save(
         workdir / MODEL
     )
-    arrays = {"classifier": vectors.adapted, "frozen_classifier": vectors.frozen}
+    arrays = {"classifier": vectors.adapted, "frozen_class_weights": vectors.frozen}
     arrays = {
         name: np.ascontiguousarray(array, np.float32)
         for name, array in arrays.items()

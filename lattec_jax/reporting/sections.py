@@ -14,7 +14,7 @@ from lattec_jax.reporting.markup import escape
 
 MAP_CLASSES = 100  # up to here matrices are drawn, beyond them the largest entries are listed
 MOST_PAIRS = 20
-# Title, a sentence, and the figures of the log by their labels.
+# Title, a sentence, and the metrics of the log by their labels.
 CURVES = (
     ("Loss", "", {"loss": "loss"}),
     (
@@ -25,7 +25,7 @@ CURVES = (
     (
         "Spread of the predictions",
         "Entropy of a batch's shares per class: 1 is even, 0 is one class.",
-        {"batch_class_entropy": "entropy", "batch_largest_share": "largest share"},
+        {"batch_class_entropy": "entropy", "batch_largest_fraction": "largest share"},
     ),
     ("Gradient norm", "", {"gradient_norm": "norm"}),
     ("Logit scale", "The inverse temperature.", {"logit_scale": "scale"}),
@@ -46,7 +46,7 @@ CURVES = (
 RUN_VALUES = (
     ("config.train.batch_size", "batch size"),
     ("config.train.schedule", "schedule"),
-    ("config.train.optimizer", "optimiser"),
+    ("config.train.optimizer", "optimizer"),
     ("config.train.weight_decay", "weight decay"),
     ("config.method.texts", "texts"),
     ("config.method.labels", "pseudo-labels"),
@@ -91,7 +91,7 @@ def table(
 
 
 def verdict(run: Run) -> str:
-    """The verdict, every alarm, and the figures behind them."""
+    """The verdict, every alarm, and the metrics behind them."""
     health = run.results["health"]
     kind = "verdict look" if health["alarms"] else "verdict"
     parts = [
@@ -106,14 +106,14 @@ def verdict(run: Run) -> str:
             f"<p>{escape(alarm['message'])}</p>"
             + (f"<p>Classes: {escape(named)}</p>" if named else "")
             + f"<p><strong>What to do:</strong> {escape(alarm['do'])}</p>"
-            f'<p class="soft">{escape(alarm["figure"])} = {number(alarm["value"])}, threshold '
+            f'<p class="soft">{escape(alarm["metric"])} = {number(alarm["value"])}, threshold '
             f"{number(alarm['threshold'])}</p></div>"
         )
-    rows = [(name, number(value)) for name, value in health["figures"].items()]
+    rows = [(name, number(value)) for name, value in health["metrics"].items()]
     parts.append(
         table(
             "Figures on the training images; no label is read for them",
-            ("figure", "value"),
+            ("metric", "value"),
             [(name.replace("_", " "), value) for name, value in rows],
             frozenset(),
         )
@@ -146,8 +146,8 @@ def before_and_after(run: Run) -> str:
 def classes(run: Run) -> str:
     """Accuracy per class, or the share of images that each class is predicted for."""
     results = run.results
-    names, shares = results["class_names"], results["health"]["shares"]
-    train = list(zip(shares["zero_shot"], shares["adapted"], strict=True))
+    names, fractions = results["class_names"], results["health"]["class_fractions"]
+    train = list(zip(fractions["zero_shot"], fractions["adapted"], strict=True))
     if results["zero_shot"] is None:
         rows = [(name, *_change(*pair)) for name, pair in zip(names, train, strict=True)]
         head = ("class", "zero-shot", "adapted", "change in points")
@@ -263,17 +263,17 @@ def _three(value: float | None) -> str:
 
 
 def _card(entry: Mapping[str, Any], alt: str, lines: Sequence[str]) -> str:
-    """A picture with lines of HTML beside it."""
+    """An image with lines of HTML beside it."""
     body = "".join(f"<p>{line}</p>" for line in lines)
     return (
-        f'<li><img src="{escape(entry["picture"])}" '
+        f'<li><img src="{escape(entry["thumbnail"])}" '
         f'alt="{escape(alt)}" width="96" height="96">'
         f"<div>{body}<small>{escape(entry['image'])}</small></div></li>"
     )
 
 
 def examples(run: Run) -> str:
-    """Training pictures with their texts, the weights of these, and both pseudo-labels."""
+    """Training images with their texts, the weights of these, and both pseudo-labels."""
     if run.data is None or not run.data["examples"]:
         return ""
     cards = []
@@ -286,14 +286,14 @@ def examples(run: Run) -> str:
             weight = f" (weight {text['weight']:.3f})" if is_finite(text["weight"]) else ""
             words = escape(text["text"]) if text["text"] else "<em>none</em>"
             lines.append(f"{escape(text['kind'])}{weight}: {words}")
-        alt = f"Training picture, {entry['zero_shot']} to zero-shot, {entry['current']} now"
+        alt = f"Training image, {entry['zero_shot']} to zero-shot, {entry['current']} now"
         cards.append(_card(entry, alt, lines))
     note = "Drawn evenly from the training images. Weights are those of the adapted model."
     return f'<p class="soft">{note}</p><ul class="examples">{"".join(cards)}</ul>'
 
 
 def changed(run: Run) -> str:
-    """Evaluated pictures whose class is another one after training."""
+    """Evaluated images whose class is another one after training."""
     if run.data is None or not run.data["changed"]["shown"]:
         return ""
     found, cards = run.data["changed"], []
@@ -303,8 +303,8 @@ def changed(run: Run) -> str:
         if label is not None:
             said = "now right" if after == label else "was right" if before == label else "wrong"
             lines.append(f"true: {escape(label)} ({said})")
-        cards.append(_card(entry, f"Picture that went from {before} to {after}", lines))
-    note = f"{found['count']:,} of {found['of']:,} evaluated pictures changed class"
+        cards.append(_card(entry, f"Image that went from {before} to {after}", lines))
+    note = f"{found['count']:,} of {found['of']:,} evaluated images changed class"
     if found["right"] is not None:
         note += f": {found['right']:,} from wrong to right, {found['wrong']:,} from right to wrong"
     return f'<p>{note}. {len(cards)} of them:</p><ul class="examples few">{"".join(cards)}</ul>'
@@ -326,7 +326,7 @@ def what_was_run(run: Run) -> str:
     for kind, counted in (results.get("descriptions") or {}).items():
         values[f"{kind} descriptions"] = f"{counted['found']:,}, {counted['missing']:,} missing"
     values["training images"], values["test images"] = results["n_train"], results["n_test"]
-    values["unreadable pictures"] = len(results.get("unreadable", ()))
+    values["unreadable images"] = len(results.get("unreadable", ()))
     values["seconds of training"] = results.get("train_seconds")
     values["images per second"] = results.get("images_per_second")
     values["device"] = results.get("device")

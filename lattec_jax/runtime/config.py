@@ -315,17 +315,17 @@ def default_workdir(config: ConfigDict) -> Path:
 
 
 def set_dir(config: ConfigDict) -> Path:
-    """Where the pictures of a data set are written that brings no files of its own."""
+    """Where the images of a data set are written that brings no files of its own."""
     return Path(config.artifacts) / config.dataset.name
 
 
 def artifacts_dir(config: ConfigDict) -> Path:
-    """Where the stores, pseudo-labels and descriptions of the configured dataset lie.
+    """Where the image caches, pseudo-labels and descriptions of the configured dataset lie.
 
     A share of the training images has its own, below that of the whole: pseudo-labels and groups
     are those of the share, and of the seed that drew it.
     """
-    share, seed = config.dataset.share, config.dataset.split_seed
-    if share == 1:
+    fraction, seed = config.dataset.train_fraction, config.dataset.split_seed
+    if fraction == 1:
         return set_dir(config)
-    return set_dir(config) / (f"share-{share}" + (f"-split-seed-{seed}" if seed else ""))
+    return set_dir(config) / (f"fraction-{fraction}" + (f"-split-seed-{seed}" if seed else ""))

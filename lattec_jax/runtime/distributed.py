@@ -4,8 +4,8 @@ Every process runs the same program on its own devices. They share a file system
 process alone writes; the others wait and read. With one process nothing here does anything.
 
 A process that fails while files are made or read tells the others, and all end with a message. One
-that fails elsewhere, or is killed, is missed after `HEARTBEAT` seconds: JAX then ends the others
-with status 134 and says that another task died. The same command started again continues.
+that fails elsewhere, or is killed, is missed after `HEARTBEAT_TIMEOUT_S` seconds: JAX then ends the
+others with status 134 and says that another task died. The same command started again continues.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from lattec_jax.runtime.errors import ConfigError, TrainingError
 from lattec_jax.runtime.files import appears, partial_directory, remove_abandoned, temporary
 from lattec_jax.runtime.preemption import Terminated
 
-JOINING = 300  # seconds that processes wait for each other at the start
-HEARTBEAT = 60  # seconds without a sign of life after which a process counts as dead
-PATIENCE = 7 * 24 * 3600  # seconds that others wait while the first makes files
-BEHIND = 2  # steps after which the processes know of each other's signals
+INIT_TIMEOUT_S = 300  # seconds that processes wait for each other at the start
+HEARTBEAT_TIMEOUT_S = 60  # seconds without a sign of life after which a process counts as dead
+BARRIER_TIMEOUT_S = 7 * 24 * 3600  # seconds that others wait while the first makes files
+SIGNAL_LAG_STEPS = 2  # steps after which the processes know of each other's signals
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
@@ -47,7 +47,7 @@ _numbers = itertools.count()  # of barriers, whose names must differ
 # -------------------------------------------------------------------------------------- joining
 
 
-def join(asked: bool) -> None:
+def join(requested: bool) -> None:
     """Join the other processes, before JAX touches a device.
 
     JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are; without the
@@ -60,11 +60,11 @@ def join(asked: bool) -> None:
     Raises:
         ConfigError: nothing tells who the others are.
     """
-    if not asked:
+    if not requested:
         _say_if_alone(os.environ)
         return
     found = from_environment(os.environ)
-    print(f"joining the other processes, for at most {JOINING} seconds", file=sys.stderr)
+    print(f"joining the other processes, for at most {INIT_TIMEOUT_S} seconds", file=sys.stderr)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update(
         "jax_enable_preemption_service", False
@@ -72,9 +72,9 @@ def join(asked: bool) -> None:
     try:
         jax.distributed.initialize(
             **found,
-            initialization_timeout=JOINING,
-            heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
+            initialization_timeout=INIT_TIMEOUT_S,
+            heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+            shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_S,
         )
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
@@ -84,7 +84,7 @@ def join(asked: bool) -> None:
     if jax.default_backend() == "cpu":
         # Programs that come from the cache mix up their collectives with gloo (jax 0.10.2).
         jax.config.update("jax_enable_compilation_cache", False)
-    if not is_first():  # one voice is enough; errors are still said
+    if not is_main_process():  # one voice is enough; errors are still said
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         logging.getLogger("lattec_jax").setLevel(logging.ERROR)
 
@@ -129,7 +129,7 @@ def count() -> int:
     return jax.process_count()
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one that writes."""
     return jax.process_index() == 0
 
@@ -145,22 +145,22 @@ def numbers_of_all(value: int) -> list[int]:
 
     # Collectives of some devices give up after minutes; this does not.
     wait = get_barrier_sync_fn()
-    wait(key=f"lattec_jax-{next(_numbers)}", timeout_ms=1000 * PATIENCE)
+    wait(key=f"lattec_jax-{next(_numbers)}", timeout_ms=1000 * BARRIER_TIMEOUT_S)
     return multihost_utils.process_allgather(np.uint32(value)).tolist()
 
 
-def first_says(ask: Callable[[], bool]) -> bool:
+def broadcast_from_main(ask: Callable[[], bool]) -> bool:
     """What the first process finds. The others do not look: a file that was absent once may stay
     so for a while in what they remember of a shared file system."""
-    return bool(numbers_of_all(int(is_first() and ask()))[0])
+    return bool(numbers_of_all(int(is_main_process() and ask()))[0])
 
 
-def all_say(value: bool) -> bool:
+def all_agree(value: bool) -> bool:
     """Whether it is so on all processes."""
     return all(numbers_of_all(int(value)))
 
 
-def of_first(tree: Any) -> Any:
+def broadcast(tree: Any) -> Any:
     """A tree of small arrays as the first process has it, so that all go on with the same bits."""
     return tree if count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
@@ -179,7 +179,7 @@ def fetch(tree: Any) -> Any:
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
+def raise_on_all() -> Iterator[None]:
     """A block that all processes leave alike: where it fails on one, it fails on all.
 
     Nothing in it may wait for the other processes, as computing with the whole mesh does.
@@ -211,22 +211,22 @@ def together() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def first_before_others() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """A block that the first process runs before the others do, which then find the files that it
     made. It fails on all processes where it fails on one (`together`)."""
-    if is_first():
-        with together():
+    if is_main_process():
+        with raise_on_all():
             yield
-        with together():
+        with raise_on_all():
             pass
     else:
-        with together():
+        with raise_on_all():
             pass
-        with together():
+        with raise_on_all():
             yield
 
 
-def check_alike(configuration: str, folder: Path) -> None:
+def check_same_on_all(configuration: str, folder: Path) -> None:
     """Refuse processes that would not work on the same thing.
 
     Args:
@@ -246,29 +246,30 @@ def check_alike(configuration: str, folder: Path) -> None:
         )
     with contextlib.ExitStack() as stack:
         token = 0
-        with together():
-            if is_first():
+        with raise_on_all():
+            if is_main_process():
                 folder.mkdir(parents=True, exist_ok=True)
                 remove_abandoned(folder, _MARK)
                 mark = stack.enter_context(partial_directory(folder / _MARK))
                 token = int(mark.name.split(".")[-2], 16)
         high, low = (numbers_of_all(half)[0] for half in divmod(token, 2**32))
         mark = temporary(folder / _MARK, f"{high:08x}{low:08x}")
-        with together():
-            if not is_first() and not appears(mark):
+        with raise_on_all():
+            if not is_main_process() and not appears(mark):
                 raise ConfigError(
                     f"process {jax.process_index()} of {count()} does not see {mark}, which the "
                     "first process made; all processes need one file system for the work "
-                    "directory, config.artifacts and the pictures"
+                    "directory, config.artifacts and the images"
                 )
 
 
-class Signals:
+class SignalAgreement:
     """Agreement on whether a signal came to any process
-    (`lattec_jax.runtime.preemption.AfterStep`).
+    (`lattec_jax.runtime.preemption.PreemptionHandler`).
 
-    After each step the flags of all processes are sent on their way, and those of `BEHIND` steps
-    before are looked at: the steps in between keep the devices busy meanwhile.
+    After each step the flags of all processes are sent on their way, and those of
+    `SIGNAL_LAG_STEPS` steps before are looked at: the steps in between keep the devices busy
+    meanwhile.
     """
 
     def __init__(self) -> None:
@@ -284,7 +285,7 @@ class Signals:
         shape = (jax.device_count(),)
         flags = jax.make_array_from_callback(shape, self._split, lambda _: np.array([mine]))
         self._under_way.append(self._any(flags))
-        return len(self._under_way) > BEHIND and bool(self._under_way.popleft())
+        return len(self._under_way) > SIGNAL_LAG_STEPS and bool(self._under_way.popleft())
 
     def now(self, mine: bool) -> bool:
         """Whether one came by now; waits for all processes."""

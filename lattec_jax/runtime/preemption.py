@@ -36,7 +36,7 @@ def terminating() -> Iterator[None]:
         yield
 
 
-class Others(Protocol):
+class PeerSignals(Protocol):
     """Agreement with the other processes of a run on whether a signal came to any of them."""
 
     def soon(self, mine: bool) -> bool:
@@ -46,7 +46,7 @@ class Others(Protocol):
         """Whether one came by now."""
 
 
-class AfterStep:
+class PreemptionHandler:
     """Within it a signal is remembered, for the loop to look at after each step, and raised when
     the context is left. A second Ctrl-C does not wait.
 
@@ -54,16 +54,16 @@ class AfterStep:
         others: the processes that end after the same step; None: this one is alone.
     """
 
-    def __init__(self, others: Others | None = None) -> None:
-        self._others = others
+    def __init__(self, peers: PeerSignals | None = None) -> None:
+        self._others = peers
         self._found: signal.Signals | None = None
 
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether to end after this step. To be called once in each."""
         mine = self._found is not None
         return mine if self._others is None else self._others.soon(mine)
 
-    def __enter__(self) -> AfterStep:
+    def __enter__(self) -> PreemptionHandler:
         self._context = _handled(self._remember, (*_TERMINATING, signal.SIGINT))
         self._context.__enter__()
         return self

@@ -35,7 +35,7 @@ class Profile:
     """
 
     def __init__(self, directory: str, start: int, steps: int) -> None:
-        directory = directory if distributed.is_first() else ""
+        directory = directory if distributed.is_main_process() else ""
         self._directory = directory
         self._before, self._last = start + SKIPPED, min(start + SKIPPED + TRACED, steps)
         self._wanted = bool(directory) and self._before < self._last

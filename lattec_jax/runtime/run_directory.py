@@ -40,8 +40,8 @@ COMPUTED = frozenset(
         "compute.fsdp",
         "compute.remat",
         "profile",
-        "store.placement",
-        "train.micro_batch",
+        "image_cache.placement",
+        "train.microbatch_size",
     }
 )
 
@@ -140,7 +140,7 @@ def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None
     if listed := listed + differences(read_inputs(workdir), json.loads(json.dumps(record))):
         raise ConfigError(
             f"the first process of the run in {workdir} has other inputs than this one; all need "
-            f"the same command line, and the same weights and pictures. What differs:{listed}"
+            f"the same command line, and the same weights and images. What differs:{listed}"
         )
 
 

@@ -52,7 +52,7 @@ class Alarm(_Record):
     """An alarm of `lattec_jax.reporting.health`."""
 
     name: str
-    figure: str
+    metric: str
     value: float | None
     threshold: float | None
     classes: list[str]
@@ -60,7 +60,7 @@ class Alarm(_Record):
     do: str
 
 
-class Shares(_Record):
+class ClassFractions(_Record):
     """Fractions of the training images per predicted class."""
 
     zero_shot: list[Fraction]
@@ -72,8 +72,8 @@ class Health(_Record):
 
     verdict: str
     alarms: list[Alarm]
-    figures: dict[str, float | None]
-    shares: Shares
+    metrics: dict[str, float | None]
+    class_fractions: ClassFractions
 
 
 class LabelFree(_Record):
@@ -108,8 +108,8 @@ class Results(_Record):
     @model_validator(mode="after")
     def _check_lengths(self) -> Results:
         lists = {
-            "health.shares.zero_shot": self.health.shares.zero_shot,
-            "health.shares.adapted": self.health.shares.adapted,
+            "health.class_fractions.zero_shot": self.health.class_fractions.zero_shot,
+            "health.class_fractions.adapted": self.health.class_fractions.adapted,
             "label_free.prototype_drift": self.label_free.prototype_drift,
         }
         if (self.zero_shot is None) != (self.adapted is None):
@@ -177,7 +177,7 @@ class ChangedImage(_Record):
     """An image whose predicted class changed."""
 
     image: str
-    picture: Thumbnail
+    thumbnail: Thumbnail
     before: str
     after: str
     label: str | None
@@ -211,7 +211,7 @@ class Example(_Record):
     """A training image with its texts."""
 
     image: str
-    picture: Thumbnail
+    thumbnail: Thumbnail
     zero_shot: str
     current: str
     texts: list[ExampleText]

@@ -1,6 +1,6 @@
 """Devices: a mesh with the axes `data` and `fsdp`, and how each kind of array lies on it.
 
-The batch is split over both axes; parameters and optimiser state are split over `fsdp` where a
+The batch is split over both axes; parameters and optimizer state are split over `fsdp` where a
 dimension divides; everything else is on every device. The mathematics is global: one device and
 many give the same numbers up to the order of summation.
 
@@ -68,7 +68,7 @@ def activations(mesh: Mesh) -> NamedSharding | None:
 
 def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     """The largest dimension that divides split over `fsdp`; the rule sees nothing but the shape,
-    so a parameter and its optimiser moments always lie alike."""
+    so a parameter and its optimizer moments always lie alike."""
     size = mesh.shape["fsdp"]
     if size == 1 or np.prod(shape, dtype=np.int64) < SMALLEST_SPLIT:
         return replicated(mesh)

@@ -1,7 +1,7 @@
 """Training augmentation on the device: what open_clip does with torchvision and PIL, for one draw.
 
-Pictures come whole (uint8, padded to a common size) and leave as crops of the model's size. Every
-step rounds to whole grey levels where PIL does, so that crops agree with PIL's to a grey level.
+Images come whole (uint8, padded to a common size) and leave as crops of the model's size. Every
+step rounds to whole gray levels where PIL does, so that crops agree with PIL's to a gray level.
 
 Sources: torchvision 0.28 `transforms.RandomResizedCrop` and `ColorJitter`; Pillow
 `libImaging/Resample.c` (bicubic with antialiasing, a = −0.5), `Blend.c`, `Convert.c`.
@@ -26,7 +26,7 @@ class Augmentation(NamedTuple):
     ratio: tuple[float, float]
     color_jitter: tuple[float, float, float, float]
     color_jitter_probability: float
-    greyscale_probability: float
+    grayscale_probability: float
     flip_probability: float
 
     @classmethod
@@ -46,17 +46,17 @@ class JitterDraws(NamedTuple):
 
 
 class Draws(NamedTuple):
-    """All that is random in the crops of B pictures; None where a setting turns a part off."""
+    """All that is random in the crops of B images; None where a setting turns a part off."""
 
     boxes: Int[Array, "B 4"]  # top, left, height and width, in pixels
     flip: Bool[Array, " B"] | None  # left to right
     jitter: JitterDraws | None
-    grey: Bool[Array, " B"] | None
+    gray: Bool[Array, " B"] | None
 
 
 def augment(
     key: Key[Array, ""],
-    pictures: UInt8[Array, "B H W 3"],
+    images: UInt8[Array, "B H W 3"],
     sizes: Int[Array, "B 2"],
     size: tuple[int, int],
     settings: Augmentation,
@@ -65,20 +65,20 @@ def augment(
 
     Args:
         key: of this step.
-        pictures: padded at the bottom and on the right.
-        sizes: height and width of each picture without its padding, in pixels.
+        images: padded at the bottom and on the right.
+        sizes: height and width of each image without its padding, in pixels.
         size: height and width of the crops.
         settings: see `Augmentation`.
     """
-    return apply_draws(pictures, draw(key, sizes, settings), size)
+    return apply_draws(images, draw(key, sizes, settings), size)
 
 
 def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) -> Draws:
-    """The random numbers of a batch, so that its pictures can be cropped piece by piece."""
-    crop_key, jitter_key, grey_key = jax.random.split(key, 3)
+    """The random numbers of a batch, so that its images can be cropped piece by piece."""
+    crop_key, jitter_key, gray_key = jax.random.split(key, 3)
     batch = sizes.shape[0]
     boxes = random_boxes(crop_key, sizes, settings.scale, settings.ratio)
-    flip = jitter_draws = grey = None
+    flip = jitter_draws = gray = None
     if settings.flip_probability > 0:
         # Folded in, so that the other draws are the same with and without flips.
         flip_key = jax.random.fold_in(key, 3)
@@ -87,22 +87,22 @@ def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) 
         jitter_draws = draw_color_jitter(
             jitter_key, batch, settings.color_jitter, settings.color_jitter_probability
         )
-    if settings.greyscale_probability > 0:
-        grey = jax.random.bernoulli(grey_key, settings.greyscale_probability, (batch,))
-    return Draws(boxes, flip, jitter_draws, grey)
+    if settings.grayscale_probability > 0:
+        gray = jax.random.bernoulli(gray_key, settings.grayscale_probability, (batch,))
+    return Draws(boxes, flip, jitter_draws, gray)
 
 
 def apply_draws(
-    pictures: UInt8[Array, "B H W 3"], draws: Draws, size: tuple[int, int]
+    images: UInt8[Array, "B H W 3"], draws: Draws, size: tuple[int, int]
 ) -> Float[Array, "B S T 3"]:
-    """Crops in [0, 1] of the model's size; each picture by itself."""
-    images = crop_and_resize(pictures, draws.boxes, size)
+    """Crops in [0, 1] of the model's size; each image by itself."""
+    images = crop_and_resize(images, draws.boxes, size)
     if draws.flip is not None:
         images = jnp.where(draws.flip[:, None, None, None], images[:, :, ::-1], images)
     if draws.jitter is not None:
         images = color_jitter(images, draws.jitter)
-    if draws.grey is not None:
-        images = jnp.where(draws.grey[:, None, None, None], luminance(images), images)
+    if draws.gray is not None:
+        images = jnp.where(draws.gray[:, None, None, None], luminance(images), images)
     return images / 255
 
 
@@ -116,7 +116,7 @@ def random_boxes(
 
     Returns:
         Top, left, height and width in pixels. Ten draws of area and ratio are tried; where none
-        fits the picture, the largest central crop within the bounds of the ratio is taken.
+        fits the image, the largest central crop within the bounds of the ratio is taken.
     """
     area_key, ratio_key, top_key, left_key = jax.random.split(key, 4)
     batch = sizes.shape[0]
@@ -153,7 +153,7 @@ def _central_size(
     aspect = width / height
     h = jnp.where(aspect < ratio[0], jnp.round(width / ratio[0]).astype(jnp.int32), height)
     w = jnp.where(aspect > ratio[1], jnp.round(height * ratio[1]).astype(jnp.int32), width)
-    # Rounding must not leave a picture of one row or column without pixels, or exceed it.
+    # Rounding must not leave an image of one row or column without pixels, or exceed it.
     return jnp.clip(h, 1, height), jnp.clip(w, 1, width)
 
 
@@ -171,28 +171,28 @@ def resampling_weights(
     """How much each of `extent` pixels counts in each of `size` output pixels, for the interval
     of `length` pixels from `start`; each row sums to 1 and is zero outside of the interval."""
     step = (length / size)[:, None, None]  # input pixels per output pixel
-    centre = (jnp.arange(size) + 0.5)[None, :, None] * step
+    center = (jnp.arange(size) + 0.5)[None, :, None] * step
     pixel = (jnp.arange(extent)[None, :] - start[:, None])[:, None, :]  # [B, 1, E]
-    weights = _bicubic((pixel + 0.5 - centre) / jnp.maximum(step, 1.0))
+    weights = _bicubic((pixel + 0.5 - center) / jnp.maximum(step, 1.0))
     weights = jnp.where((pixel >= 0) & (pixel < length[:, None, None]), weights, 0.0)
     return weights / weights.sum(axis=2, keepdims=True)
 
 
 def crop_and_resize(
-    pictures: UInt8[Array, "B H W 3"], boxes: Int[Array, "B 4"], size: tuple[int, int]
+    images: UInt8[Array, "B H W 3"], boxes: Int[Array, "B 4"], size: tuple[int, int]
 ) -> Float[Array, "B S T 3"]:
     """Cut out `boxes` and resize them by antialiased bicubic, as PIL's `crop` and `resize`.
 
     Returns:
-        Whole grey levels from 0 to 255. PIL rounds after the horizontal and after the vertical
+        Whole gray levels from 0 to 255. PIL rounds after the horizontal and after the vertical
         pass, and so does this. (Pillow 13 takes the vertical pass first where that is cheaper, pull
         request 9549, which shows at hard edges; setup.py asks for an earlier one.)
     """
     top, left, height, width = boxes.T
-    across = resampling_weights(left, width, pictures.shape[2], size[1])  # [B, T, W]
-    down = resampling_weights(top, height, pictures.shape[1], size[0])  # [B, S, H]
+    across = resampling_weights(left, width, images.shape[2], size[1])  # [B, T, W]
+    down = resampling_weights(top, height, images.shape[1], size[0])  # [B, S, H]
     exact = jax.lax.Precision.HIGHEST
-    rows = jnp.einsum("bhwc,btw->bhtc", pictures.astype(jnp.float32), across, precision=exact)
+    rows = jnp.einsum("bhwc,btw->bhtc", images.astype(jnp.float32), across, precision=exact)
     rows = _whole(rows)
     return _whole(jnp.einsum("bhtc,bsh->bstc", rows, down, precision=exact))
 
@@ -202,7 +202,7 @@ def _whole(x: jax.Array) -> jax.Array:
 
 
 def luminance(images: Float[Array, "B S T 3"]) -> Float[Array, "B S T 1"]:
-    """PIL's conversion to "L" (ITU-R 601-2): whole grey levels, in integers as PIL computes it."""
+    """PIL's conversion to "L" (ITU-R 601-2): whole gray levels, in integers as PIL computes it."""
     weights = jnp.array([19595, 38470, 7471])
     total = jnp.sum(images.astype(jnp.int32) * weights, axis=-1, keepdims=True)
     return ((total + 0x8000) >> 16).astype(images.dtype)
@@ -229,10 +229,10 @@ def adjust_saturation(image: Float[Array, "S T 3"], factor: jax.Array) -> Float[
     return _blend(jnp.broadcast_to(luminance(image), image.shape), image, factor)
 
 
-def _bytes(share: jax.Array) -> jax.Array:
+def _bytes(fraction: jax.Array) -> jax.Array:
     """255 times a share, cut to whole steps as if it were computed without rounding."""
-    nearest = jnp.round(share * 255)
-    return nearest - (share * 256 - nearest < share)
+    nearest = jnp.round(fraction * 255)
+    return nearest - (fraction * 256 - nearest < fraction)
 
 
 def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "S T 3"]:
@@ -241,8 +241,8 @@ def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "
     value, least = image.max(axis=-1), image.min(axis=-1)
     range_ = value - least
     middle = red + green + blue - value - least
-    coloured = range_ > 0
-    offset = (value - middle) / jnp.where(coloured, range_, 1.0)
+    colored = range_ > 0
+    offset = (value - middle) / jnp.where(colored, range_, 1.0)
     # One rounding in each case, as in PIL: a hue that falls on a whole step must not slip below it.
     hue = jnp.where(
         red == value,
@@ -253,17 +253,17 @@ def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "
             jnp.where(red == least, 3 + offset, 5 - offset),
         ),
     )
-    six = jnp.where(coloured, 6.0, 1.0)  # no constant, or XLA multiplies by a rounded 1/6
-    hue = jnp.where(coloured, _bytes(hue / six + (hue < 0)), 0.0)
+    six = jnp.where(colored, 6.0, 1.0)  # no constant, or XLA multiplies by a rounded 1/6
+    hue = jnp.where(colored, _bytes(hue / six + (hue < 0)), 0.0)
     saturation = _bytes(range_ / jnp.maximum(value, 1.0))
     # torchvision adds the shift as an unsigned byte, which wraps around.
     hue = jnp.mod(hue + jnp.trunc(shift * 255), 256)
     sector = hue * 6 / 255
     index = jnp.floor(sector)
-    share, saturation = sector - index, saturation / 255
+    fraction, saturation = sector - index, saturation / 255
     p = jnp.round(value * (1 - saturation))
-    q = jnp.round(value * (1 - saturation * share))
-    t = jnp.round(value * (1 - saturation * (1 - share)))
+    q = jnp.round(value * (1 - saturation * fraction))
+    t = jnp.round(value * (1 - saturation * (1 - fraction)))
     candidates = jnp.stack(
         [
             jnp.stack(c, axis=-1)

@@ -16,7 +16,7 @@ from functools import cached_property, lru_cache
 
 import numpy as np
 
-from lattec_jax.data.text.bucketing import TextPlan, group_bounds, make_plan
+from lattec_jax.data.text.bucketing import BucketPlan, bucket_bounds, make_bucket_plan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +24,10 @@ class HostBatch:
     """One batch as the step needs it.
 
     Attributes:
-        images: `[B]` rows of the training store.
-        text_rows: for each group of the text plan, which rows of the `[N · K, L]` table of
+        images: `[B]` rows of the training cache.
+        text_indices: for each group of the text plan, which rows of the `[N · K, L]` table of
             description tokens it encodes.
-        text_places: `[B · K]` where the text of each image and kind then stands in the
+        text_positions: `[B · K]` where the text of each image and kind then stands in the
             concatenated groups.
         text_images: `[B, K]` whose description each image uses: its own unless redrawn.
         text_lengths: tokens of each group of the plan.
@@ -35,8 +35,8 @@ class HostBatch:
     """
 
     images: np.ndarray
-    text_rows: tuple[np.ndarray, ...]
-    text_places: np.ndarray
+    text_indices: tuple[np.ndarray, ...]
+    text_positions: np.ndarray
     text_images: np.ndarray
     text_lengths: tuple[int, ...]
     ends_epoch: bool
@@ -72,7 +72,7 @@ class Batches:
     redraw: tuple[int, ...] = ()
     groups: np.ndarray | None = None
     epoch_batch_multiple: int = 0
-    plan: TextPlan = dataclasses.field(init=False)
+    plan: BucketPlan = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plan", self._count())
@@ -91,8 +91,8 @@ class Batches:
         rows = (text_images * kinds + np.arange(kinds)).reshape(-1).astype(np.int32)
         return HostBatch(
             images=images,
-            text_rows=tuple(rows[group] for group in positions),
-            text_places=places,
+            text_indices=tuple(rows[group] for group in positions),
+            text_positions=places,
             text_images=text_images,
             text_lengths=self.plan.lengths,
             ends_epoch=(step + 1) % self.steps_per_epoch == 0,
@@ -114,16 +114,16 @@ class Batches:
                 text_images[:, kind] = self._same_label(images, random)
         return text_images, self.lengths[text_images, np.arange(kinds)].reshape(-1)
 
-    def _count(self) -> TextPlan:
+    def _count(self) -> BucketPlan:
         """The plan with room for the most texts of each length that a batch of the run has."""
-        bounds = group_bounds(self.context_length)
+        bounds = bucket_bounds(self.context_length)
         most = np.zeros(len(bounds), int)
         for step in range(self.steps if self.lengths.size else 0):
             _, needed = self._texts(step, self._images(step))
             up_to = np.cumsum(np.bincount(needed, minlength=self.context_length + 1))
             most = np.maximum(most, len(needed) - up_to[bounds])
         texts = self.batch_size * self.lengths.shape[1]
-        return make_plan(self.lengths, most, texts, self.context_length, self.multiple)
+        return make_bucket_plan(self.lengths, most, texts, self.context_length, self.multiple)
 
     def _same_label(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
         """For each of `images` one drawn evenly from all that share its group: `[B]`."""

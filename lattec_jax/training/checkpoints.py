@@ -1,6 +1,6 @@
 """Checkpoints of a run: the only file that saves and restores with Orbax.
 
-Saved are the step, the seed, the parameters, the optimiser state and the method's state, and beside
+Saved are the step, the seed, the parameters, the optimizer state and the method's state, and beside
 them what the caller wants to know again. Random numbers are rebuilt from seed and step and are not
 saved. The newest `keep` checkpoints are kept; an older one goes when a newer one is complete.
 
@@ -70,8 +70,8 @@ class Checkpoints:
         # Orbax logs an error of its threads several times; here it is raised once.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._directory, self._keep = directory.absolute(), keep
-        with distributed.first_before_others():
-            if distributed.is_first():
+        with distributed.main_process_first():
+            if distributed.is_main_process():
                 self._set_aside_damaged_marks()
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep,
@@ -158,8 +158,8 @@ class Checkpoints:
         """
         refused = 0
         for step in sorted(self._manager.all_steps(), reverse=True):
-            reason = damage(self._directory / str(step)) if distributed.is_first() else ""
-            if distributed.all_say(not reason):
+            reason = damage(self._directory / str(step)) if distributed.is_main_process() else ""
+            if distributed.all_agree(not reason):
                 try:
                     found = self._read(step, like, mesh)
                     self._delete_surplus(step)
@@ -204,8 +204,8 @@ class Checkpoints:
                 self._rename(int(place.name), reason)
 
     def _set_aside(self, step: int, reason: str) -> None:
-        with distributed.first_before_others():
-            if distributed.is_first():
+        with distributed.main_process_first():
+            if distributed.is_main_process():
                 self._rename(step, reason)
         self._manager.reload()
 
@@ -350,6 +350,6 @@ def _as_tree(state: TrainState) -> dict:
         "step": state.step,
         "seed": state.seed,
         "params": state.params,
-        "optimiser": state.optimiser,
+        "optimizer": state.optimizer,
         "method": state.method,
     }

@@ -10,17 +10,17 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from lattec_jax.data.images.image_cache import Store
+from lattec_jax.data.images.image_cache import ImageCache
 from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.methods.base import Method, Targets
 from lattec_jax.models.clip import Params
 from lattec_jax.runtime import distributed, sharding
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.training.batches import Batches, HostBatch
-from lattec_jax.training.prepare import Inputs, Pictures
-from lattec_jax.training.step import Batch, Tables
+from lattec_jax.training.prepare import Inputs, SplitImages
+from lattec_jax.training.step import Batch, DeviceData
 
-DEVICE_SHARE = 0.4  # of the device's memory that a training store may take
+DEVICE_MEMORY_FRACTION = 0.4  # of the device's memory that a training image cache may take
 
 
 def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
@@ -42,7 +42,7 @@ def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
     return size
 
 
-def choose_pieces(config: ConfigDict, batch_size: int, mesh: Mesh) -> int:
+def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> int:
     """How many pieces a batch is encoded in (`lattec_jax.training.microbatches`).
 
     A batch that was made smaller because there are few images need not divide: the last piece is
@@ -51,13 +51,13 @@ def choose_pieces(config: ConfigDict, batch_size: int, mesh: Mesh) -> int:
     Raises:
         ConfigError: the pieces do not divide the configured batch, or the devices a piece.
     """
-    piece, whole = config.train.micro_batch, config.train.batch_size
+    piece, whole = config.train.microbatch_size, config.train.batch_size
     if piece == 0:
         return 1
     if whole % piece or piece % mesh.size:
         fitting = [n for n in range(mesh.size, whole + 1, mesh.size) if whole % n == 0]
         raise ConfigError(
-            "config.train.micro_batch: expected 0 (the whole batch) or a divisor of "
+            "config.train.microbatch_size: expected 0 (the whole batch) or a divisor of "
             f"config.train.batch_size={whole} that is a multiple of the {mesh.size} devices, found "
             f"{piece}; {', '.join(map(str, fitting)) or 'with this batch none'} would do"
         )
@@ -74,7 +74,7 @@ def make_batches(
         False where that text is missing.
     """
     text_config = inputs.weights.config.text
-    count = len(inputs.pictures.ids)
+    count = len(inputs.images.ids)
     kinds = method.description_kinds if inputs.texts else ()
     ordered = [inputs.texts.texts[kind][n] for n in range(count) for kind in kinds]
     tokens = inputs.weights.tokenizer([text or "" for text in ordered])
@@ -98,7 +98,7 @@ def make_batches(
     return batches, tokens, present
 
 
-def make_tables(
+def make_device_data(
     config: ConfigDict,
     inputs: Inputs,
     method: Method,
@@ -106,25 +106,25 @@ def make_tables(
     present: np.ndarray,
     frozen: np.ndarray | None,
     mesh: Mesh,
-) -> Tables:
+) -> DeviceData:
     """Put on every device what stays there for the whole run."""
-    pictures = inputs.pictures
-    store = training_store(pictures)
-    here = method.trains and store_on_device(config, store)
+    images = inputs.images
+    cache = training_cache(images)
+    here = method.trains and cache_on_device(config, cache)
     # True labels go to the device only for a method that declares that it needs them.
-    true = pictures.labels if "labels" in method.requires else None
+    true = images.labels if "labels" in method.requires else None
     everywhere = sharding.replicated(mesh)
 
     def put(array: np.ndarray | None) -> jax.Array | None:
         return None if array is None else sharding.place(np.asarray(array), everywhere)
 
-    return Tables(
+    return DeviceData(
         class_tokens=put(inputs.prompts.first),
         description_tokens=put(description_tokens),
         present=put(present),
         targets=Targets(put(inputs.zero_shot.labels), put(true)),
-        pixels=put(store.pixels) if here else None,
-        sizes=put(store.sizes) if here else None,
+        pixels=put(cache.pixels) if here else None,
+        sizes=put(cache.sizes) if here else None,
         frozen=put(frozen),
     )
 
@@ -133,32 +133,32 @@ def frozen_features(inputs: Inputs, method: Method, params: Params) -> np.ndarra
     """`[N, D]` of the training images by the pre-trained model, for a method that requires them."""
     if "frozen_features" not in method.requires:
         return None
-    pixels = inputs.pictures.evaluation.pixels
-    return inputs.encoders.images(params, pixels, "features of the frozen model")
+    pixels = inputs.images.evaluation.pixels
+    return inputs.extractor.images(params, pixels, "features of the frozen model")
 
 
-def training_store(pictures: Pictures) -> Store:
-    """The pixels that are trained on: whole pictures where they are augmented."""
-    return pictures.training or pictures.evaluation
+def training_cache(images: SplitImages) -> ImageCache:
+    """The pixels that are trained on: whole images where they are augmented."""
+    return images.training or images.evaluation
 
 
-def store_on_device(config: ConfigDict, store: Store) -> bool:
-    """Whether the training store stays in device memory or is streamed from its memory map; the
-    same on all processes."""
-    placement = config.store.placement
+def cache_on_device(config: ConfigDict, cache: ImageCache) -> bool:
+    """Whether the training image cache stays in device memory or is streamed from its memory map;
+    the same on all processes."""
+    placement = config.image_cache.placement
     if placement != "auto":
         return placement == "device"
     device = jax.local_devices()[0]
     memory = (device.memory_stats() or {}).get("bytes_limit")
     if memory is None:  # the CPU backend computes in the host's memory, one copy per device
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
-    return distributed.all_say(store.pixels.nbytes <= DEVICE_SHARE * memory)
+    return distributed.all_agree(cache.pixels.nbytes <= DEVICE_MEMORY_FRACTION * memory)
 
 
 def device_batches(
     batches: Batches,
-    store: Store,
-    tables: Tables,
+    cache: ImageCache,
+    device_data: DeviceData,
     start: int,
     stop: int,
     mesh: Mesh,
@@ -170,17 +170,17 @@ def device_batches(
     own = sharding.own_rows(mesh, count)
     for host in batches.iterate(start, stop):
         pixels = sizes = None
-        if tables.pixels is None:
+        if device_data.pixels is None:
             mine = host.images[own]
-            pixels = sharding.place_rows(mesh, count, store.read(mine))
-            if store.sizes is not None:
-                sizes = sharding.place_rows(mesh, count, store.sizes[mine])
+            pixels = sharding.place_rows(mesh, count, cache.read(mine))
+            if cache.sizes is not None:
+                sizes = sharding.place_rows(mesh, count, cache.sizes[mine])
         yield (
             host,
             Batch(
                 images=sharding.place(host.images, split),
-                text_rows=tuple(sharding.place(rows, split) for rows in host.text_rows),
-                text_places=sharding.place(host.text_places, split),
+                text_indices=tuple(sharding.place(rows, split) for rows in host.text_indices),
+                text_positions=sharding.place(host.text_positions, split),
                 text_images=sharding.place(host.text_images, split),
                 ends_epoch=sharding.place(np.asarray(host.ends_epoch), everywhere),
                 pixels=pixels,

@@ -81,19 +81,19 @@ class RunLog:
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
-        """Log the figures of a step; the system has them when this returns."""
-        figures = {name: float(value) for name, value in figures.items()}
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Log the metrics of a step; the system has them when this returns."""
+        metrics = {name: float(value) for name, value in metrics.items()}
         # JSON knows no NaN: a figure that is not finite is written as null.
-        finite = {k: v if math.isfinite(v) else None for k, v in figures.items()}
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in figures.items()]
+        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
         self._events.add_event(
             Event(step=step, wall_time=time.time(), summary=Summary(value=values))
         )
-        if "loss" in figures:
-            self._bar.set_postfix(loss=f"{figures['loss']:.3f}", refresh=False)
+        if "loss" in metrics:
+            self._bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
 
 
 class NoLog:
@@ -114,7 +114,7 @@ class NoLog:
     def flush(self) -> None:
         """Nothing."""
 
-    def write(self, step: int, figures: Mapping[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Nothing."""
 
     def lines(self) -> list[dict[str, float | None]]:

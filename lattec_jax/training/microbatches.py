@@ -1,4 +1,4 @@
-"""The encoders of a step, on the whole batch or on pieces of it with cached gradients.
+"""The extractor of a step, on the whole batch or on pieces of it with cached gradients.
 
 A contrastive loss needs the features of the whole batch at once, but not its activations. GradCache
 (Gao et al. 2021, arXiv 2101.06983) encodes the batch piece by piece and keeps nothing but the
@@ -6,7 +6,7 @@ features, takes the loss and its gradient with respect to them, and encodes each
 carry that gradient on to the parameters. The numbers are those of the whole batch; the price is one
 more forward pass.
 
-In JAX this is a scan over pieces whose body is re-materialised: the scan keeps the features; its
+In JAX this is a scan over pieces whose body is re-materialized: the scan keeps the features; its
 transpose runs over the pieces again, re-computes one, and adds what it contributes to the gradient
 of the parameters, in float32 as they are.
 """
@@ -30,7 +30,7 @@ Rows = Any  # a pytree of arrays whose first dimensions are equal
 
 
 @dataclasses.dataclass(frozen=True)
-class Encoder:
+class StepEncoder:
     """The model that is being trained, inside of a jitted step.
 
     Attributes:
@@ -43,10 +43,10 @@ class Encoder:
     definition: nnx.GraphDef
     params: Params
     mesh: Mesh
-    pieces: int = 1
+    num_microbatches: int = 1
 
     @property
-    def scale(self) -> Float[Array, ""]:
+    def logit_scale(self) -> Float[Array, ""]:
         """The inverse temperature."""
         return jnp.exp(self.params["logit_scale"])
 
@@ -60,18 +60,20 @@ class Encoder:
             load: makes the images of a piece, so that those of the batch need not exist at once.
         """
         (features,) = self._encode(
-            lambda model, pieces: [model.encode_image(load(pieces[0]))], [rows], self.pieces
+            lambda model, num_microbatches: [model.encode_image(load(num_microbatches[0]))],
+            [rows],
+            self.num_microbatches,
         )
         return features
 
     def texts(self, groups: Sequence[Int[Array, "N L"]]) -> list[Float[Array, "N D"]]:
         """Unit features of token matrices of several lengths."""
         # A few texts are not worth more pieces than each device has texts.
-        few = self.pieces * self.mesh.size
-        pieces = [1 if len(tokens) < few else self.pieces for tokens in groups]
+        few = self.num_microbatches * self.mesh.size
+        num_microbatches = [1 if len(tokens) < few else self.num_microbatches for tokens in groups]
         features = {}
-        for number in sorted(set(pieces)):
-            chosen = [i for i, own in enumerate(pieces) if own == number]
+        for number in sorted(set(num_microbatches)):
+            chosen = [i for i, own in enumerate(num_microbatches) if own == number]
             found = self._encode(CLIP.encode_texts, [groups[i] for i in chosen], number)
             features |= dict(zip(chosen, found, strict=True))
         return [features[i] for i in range(len(groups))]
@@ -80,7 +82,7 @@ class Encoder:
         self,
         encode: Callable[[CLIP, list[Rows]], list[Float[Array, "P D"]]],
         groups: list[Rows],
-        pieces: int,
+        num_microbatches: int,
     ) -> list[Float[Array, "N D"]]:
         def encode_piece(piece: list[Rows]) -> list[jax.Array]:
             piece = jax.lax.with_sharding_constraint(piece, sharding.over_batch(self.mesh))
@@ -88,16 +90,16 @@ class Encoder:
 
         counts = [jax.tree.leaves(rows)[0].shape[0] for rows in groups]
         groups = [
-            _fill_up(rows, count, pieces * self.mesh.size)
+            _fill_up(rows, count, num_microbatches * self.mesh.size)
             for rows, count in zip(groups, counts, strict=True)
         ]
-        if pieces == 1:
+        if num_microbatches == 1:
             features = encode_piece(groups)
         else:
             # [N, ...] -> [N / pieces, pieces, ...] -> [pieces, N / pieces, ...]: every `pieces`-th
             # row is of one piece, so that a device's part of each is of the rows that lie on it.
             split = jax.tree.map(
-                lambda x: x.reshape(-1, pieces, *x.shape[1:]).swapaxes(0, 1), groups
+                lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), groups
             )
             # Forward and backward scan are loops of their own: nothing could be merged.
             found = jax.lax.map(jax.checkpoint(encode_piece, prevent_cse=False), split)

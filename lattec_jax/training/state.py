@@ -1,4 +1,4 @@
-"""The train state, the optimiser and its schedule."""
+"""The train state, the optimizer and its schedule."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrainState:
     step: jax.Array  # [] int32, steps taken
     seed: jax.Array  # [] uint32; an array, so that runs of other seeds share the compiled step
     params: Params
-    optimiser: optax.OptState
+    optimizer: optax.OptState
     method: Any  # of the method, such as the prototypes
 
 
@@ -54,7 +54,7 @@ def decays(params: Params) -> dict[str, bool]:
     return {name: value.ndim >= 2 for name, value in params.items()}
 
 
-def make_optimiser(config: ConfigDict, steps: int) -> optax.GradientTransformation:
+def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
     """AdamW as OpenCLIP has it, or stochastic gradient descent as PyTorch has it.
 
     AdamW decays matrices only, apart from the gradient. `torch.optim.SGD` adds the decay of every
@@ -87,7 +87,7 @@ def trainable(params: Params, choose: Callable[[str], bool]) -> Params:
 
 def init_state(
     params: Params,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
     method_state: Any,
     mesh: Mesh,
     choose: Callable[[str], bool] = lambda name: True,
@@ -97,7 +97,7 @@ def init_state(
 
     Args:
         params: of the model.
-        optimiser: keeps its state for the trained parameters only.
+        optimizer: keeps its state for the trained parameters only.
         method_state: of the method.
         mesh: the devices.
         choose: which parameters are trained, by their names.
@@ -109,7 +109,7 @@ def init_state(
             step=jnp.zeros((), jnp.int32),
             seed=seed,
             params=params,
-            optimiser=optimiser.init(trainable(params, choose)),
+            optimizer=optimizer.init(trainable(params, choose)),
             method=method_state,
         )
         return _copies(state)
@@ -127,7 +127,7 @@ def replace_method(state: TrainState, method_state: Any, mesh: Mesh) -> TrainSta
 
 def replicate(method_state: Any, mesh: Mesh) -> Any:
     """Copies of a method's state on all devices; of several processes the first one's is taken."""
-    state = _copies(distributed.of_first(method_state))
+    state = _copies(distributed.broadcast(method_state))
     return sharding.place_tree(state, jax.tree.map(lambda _: sharding.replicated(mesh), state))
 
 
@@ -144,7 +144,7 @@ def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
         step=whole,
         seed=whole,
         params=jax.tree.map(lambda x: sharding.over_fsdp(mesh, x.shape), state.params),
-        optimiser=jax.tree.map(lambda x: sharding.over_fsdp(mesh, x.shape), state.optimiser),
+        optimizer=jax.tree.map(lambda x: sharding.over_fsdp(mesh, x.shape), state.optimizer),
         method=jax.tree.map(lambda x: whole, state.method),
     )
 

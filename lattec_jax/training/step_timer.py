@@ -9,7 +9,7 @@ import jax
 from lattec_jax.training.state import TrainState
 
 
-class Clock:
+class StepTimer:
     """Seconds of training over all sessions of a run; work that was lost does not count, nor does
     what goes on behind the last step to complete its checkpoint.
 

@@ -1,7 +1,7 @@
 """Where training starts: at the pre-trained model, or at what `config.init` names.
 
 `config.weights` stays the frozen reference whatever the start is: it gives the pseudo-labels, the
-zero-shot figures and the tokenizer. The start gives the parameters that training begins with, and
+zero-shot metrics and the tokenizer. The start gives the parameters that training begins with, and
 the prototypes, where it has class vectors of the same classes; otherwise they begin as the
 class-descriptions encoded with the start's parameters.
 
@@ -37,7 +37,7 @@ from lattec_jax.runtime.weights import locate
 from lattec_jax.training import checkpoints
 
 
-class Start(NamedTuple):
+class WarmStart(NamedTuple):
     """The parameters that training begins with."""
 
     params: dict[str, np.ndarray]
@@ -45,7 +45,7 @@ class Start(NamedTuple):
     sha256: str  # of both
 
 
-def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) -> Start | None:
+def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) -> WarmStart | None:
     """Read `config.init`; None where it is empty and training starts at `config.weights`.
 
     Args:
@@ -66,8 +66,8 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
         checkpoint, vectors = _read_step(path)
         names = checkpoint.source["class_names"]
     elif any((path / name).exists() for name in (run_directory.INPUTS, run_directory.CLASSIFIER)):
-        checkpoint, classifiers = _read_run(path)
-        vectors, names = classifiers.adapted, checkpoint.source["class_names"]
+        checkpoint, class_weights = _read_run(path)
+        vectors, names = class_weights.adapted, checkpoint.source["class_names"]
     else:
         checkpoint = _read_weights(config.init)
     _refuse_other_model(config, checkpoint, weights)
@@ -80,10 +80,10 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
     digest = hashlib.sha256(checkpoint.sha256.encode())
     if vectors is not None:
         digest.update(np.ascontiguousarray(vectors, np.float32).tobytes())
-    return Start(checkpoint.params, vectors, digest.hexdigest())
+    return WarmStart(checkpoint.params, vectors, digest.hexdigest())
 
 
-def _read_run(directory: Path) -> tuple[Checkpoint, run_artifacts.Classifiers]:
+def _read_run(directory: Path) -> tuple[Checkpoint, run_artifacts.ClassWeights]:
     try:
         return run_artifacts.load(directory)
     except WeightsError as error:
@@ -140,7 +140,7 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
     method = make_method(config.method)
     shape = (len(source["class_names"]), pretrained.config.embed_dim)
     state = _with_leaves(method.init(jnp.zeros(shape), 0), tree["method"])
-    vectors = method.classifier(state, lambda: None)
+    vectors = method.class_weights(state, lambda: None)
     if vectors is None:
         return checkpoint, None
     refuse_not_finite({"prototypes": np.asarray(vectors)}, str(path))

@@ -10,11 +10,11 @@ from lattec_jax.training.state import TrainState
 
 
 def average(
-    method: Method, params: Params, first: Any, state: TrainState, share: float
+    method: Method, params: Params, first: Any, state: TrainState, fraction: float
 ) -> TrainState:
     """Eq. (1) of WiSE-FT for all parameters: `(1−a) · before + a · after`.
 
-    The method averages its own state alike (prototypes are unit vectors again). The optimiser's
+    The method averages its own state alike (prototypes are unit vectors again). The optimizer's
     state stays; nothing is trained after this.
 
     Args:
@@ -24,9 +24,10 @@ def average(
         state: after the last step.
         share: a, of the adapted parameters; at 1 there is nothing to average.
     """
-    if share == 0:  # exactly what was there, not normalised once more
+    if fraction == 0:  # exactly what was there, not normalized once more
         return state.replace(params=params, method=first)
     mean = {
-        name: (1 - share) * params[name] + share * after for name, after in state.params.items()
+        name: (1 - fraction) * params[name] + fraction * after
+        for name, after in state.params.items()
     }
-    return state.replace(params=mean, method=method.average(first, state.method, share))
+    return state.replace(params=mean, method=method.average(first, state.method, fraction))

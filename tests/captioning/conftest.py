@@ -9,7 +9,7 @@ from tests.captioning.ruler import make_config
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """Ten pictures and the engine `ruler`."""
+    """Ten images and the engine `ruler`."""
     monkeypatch.setitem(ENGINES, "ruler", "tests.captioning.ruler")
     return make_config(tmp_path)
 

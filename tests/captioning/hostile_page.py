@@ -32,7 +32,7 @@ def hostile_data() -> dict[str, Any]:
     images = [
         {
             "id": text,
-            "picture": pixel if number % 2 else None,
+            "thumbnail": pixel if number % 2 else None,
             "collage": pixel if number % 3 else None,
             "members": [text, *TEXTS[:3]],
             "texts": [

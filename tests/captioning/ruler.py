@@ -1,4 +1,4 @@
-"""Ten small pictures of different widths, two classes, and an engine that tells the widths."""
+"""Ten small images of different widths, two classes, and an engine that tells the widths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pause = 0.0  # seconds for one description
 
 
 class Ruler:
-    """Says how wide the pictures are; remembers what it was asked."""
+    """Says how wide the images are; remembers what it was asked."""
 
     def __init__(self, model: str = "1", fails: Iterable[str] = ()) -> None:
         self.identity = Identity("ruler", model, "exact")
@@ -34,12 +34,12 @@ class Ruler:
         for request in requests:
             time.sleep(pause)
             self.requests.append(request)
-            widths = " ".join(str(picture.width) for picture in request.pictures)
+            widths = " ".join(str(image.width) for image in request.images)
             failed = request.image_id in self.fails
             yield request, Failure("no\nruler") if failed else f"width\n {widths}"
 
     @property
-    def asked(self) -> list[str]:
+    def requested(self) -> list[str]:
         return [request.image_id for request in self.requests]
 
 
@@ -56,8 +56,8 @@ def load(config: ConfigDict) -> Ruler:
 
 
 def make_config(directory: Path, count: int = 10) -> ConfigDict:
-    """A set of pictures on disk and its unlocked configuration."""
-    root = directory / "pictures"
+    """A set of images on disk and its unlocked configuration."""
+    root = directory / "images"
     root.mkdir()
     for number in range(count):
         image = Image.new("L" if number % 2 else "RGB", (number + 1, 3))
@@ -71,7 +71,7 @@ def make_config(directory: Path, count: int = 10) -> ConfigDict:
     config.dataset.update(
         {"name": "mine", "root": str(root), "class_names": str(directory / "names.txt")}
     )
-    config.dataset.held_out = 0.0
+    config.dataset.held_out_fraction = 0.0
     config.descriptions.engine = "ruler"
     config.descriptions.prompts.update({"image": "How wide?", "group": "How wide, all of you?"})
     return resolve(config).copy_and_resolve_references().unlock()

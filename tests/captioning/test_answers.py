@@ -35,15 +35,15 @@ def matched(names, answer):
     [
         ("forest", "forest", "exact"),
         ("  river \n", "river", "exact"),
-        ("Forest", "forest", "normalised"),
-        ("Forest.", "forest", "normalised"),
-        ("HIGHWAY_OR_ROAD", "highway or road", "normalised"),
-        ("sea-or-lake", "sea or lake", "normalised"),
-        ("The river", "river", "normalised"),
-        ("Rivers", "river", "normalised"),
-        ("Industrial building", "industrial buildings", "normalised"),
-        ("The category is: 'Pasture Land'.", "pasture land", "normalised"),
-        ("Annual   crop\tland", "annual crop land", "normalised"),
+        ("Forest", "forest", "normalized"),
+        ("Forest.", "forest", "normalized"),
+        ("HIGHWAY_OR_ROAD", "highway or road", "normalized"),
+        ("sea-or-lake", "sea or lake", "normalized"),
+        ("The river", "river", "normalized"),
+        ("Rivers", "river", "normalized"),
+        ("Industrial building", "industrial buildings", "normalized"),
+        ("The category is: 'Pasture Land'.", "pasture land", "normalized"),
+        ("Annual   crop\tland", "annual crop land", "normalized"),
         ("forrest", "forest", "closest"),
         ("Residential", "residential buildings", "closest"),
         ("herbaceous vegetation", "herbaceous vegetation land", "closest"),
@@ -96,8 +96,8 @@ def test_a_tie_is_not_broken_by_a_later_step():
 def test_every_name_of_a_class_counts():
     names = [("automobile", "car", "motor car"), ("lorry", "truck")]
     assert matched(names, "car") == ("automobile", "exact")
-    assert matched(names, "A motor-car!") == ("automobile", "normalised")
-    assert matched(names, "a car, that is, an automobile") == ("automobile", "normalised")
+    assert matched(names, "A motor-car!") == ("automobile", "normalized")
+    assert matched(names, "a car, that is, an automobile") == ("automobile", "normalized")
     assert matched(names, "a truck or a car") == (None, "unmatched")
     assert matched(names, "trucck") == ("lorry", "closest")
 
@@ -106,12 +106,12 @@ def test_every_name_of_a_class_counts():
     ("answer", "name", "how"),
     [
         ("猫", "猫", "exact"),
-        ("猫。", "猫", "normalised"),
-        ("Это Собака!", "собака", "normalised"),
-        ("FENNEC DU SAHARA", "fennec du sahara", "normalised"),
-        ("E\u0301TE\u0301", "été", "normalised"),  # decomposed
-        ("STRASSE", "Straße", "normalised"),
-        ("बिल्ली।", "बिल्ली", "normalised"),
+        ("猫。", "猫", "normalized"),
+        ("Это Собака!", "собака", "normalized"),
+        ("FENNEC DU SAHARA", "fennec du sahara", "normalized"),
+        ("E\u0301TE\u0301", "été", "normalized"),  # decomposed
+        ("STRASSE", "Straße", "normalized"),
+        ("बिल्ली।", "बिल्ली", "normalized"),
         ("犬", None, "unmatched"),
     ],
 )
@@ -120,16 +120,16 @@ def test_other_scripts(answer, name, how):
     assert matched(names, answer) == (name, how)
 
 
-def test_names_that_normalisation_makes_alike():
+def test_names_that_normalization_makes_alike():
     # Letters, one of which is an article; signs only; a plural beside its singular.
     assert matched(["A", "B", "S"], "A") == ("A", "exact")
-    assert matched(["A", "B", "S"], "a.") == ("A", "normalised")
-    assert matched(["A", "B", "S"], "It's a B.") == ("B", "normalised")
-    assert matched(["C", "C++", "?"], "c++") == ("C++", "normalised")
+    assert matched(["A", "B", "S"], "a.") == ("A", "normalized")
+    assert matched(["A", "B", "S"], "It's a B.") == ("B", "normalized")
+    assert matched(["C", "C++", "?"], "c++") == ("C++", "normalized")
     assert matched(["C", "C++", "?"], "?") == ("?", "exact")
     assert matched(["C", "C++", "?"], "it is c++") == (None, "unmatched")
-    assert matched(["glass", "glasses"], "Glass") == ("glass", "normalised")
-    assert matched(["cat", "cats"], "Cats") == ("cats", "normalised")
+    assert matched(["glass", "glasses"], "Glass") == ("glass", "normalized")
+    assert matched(["cat", "cats"], "Cats") == ("cats", "normalized")
     assert matched(["cat", "cats"], "the cats") == (None, "unmatched")
 
 
@@ -145,7 +145,7 @@ def test_four_hundred_classes():
     names = [f"scene {i} {'indoor' if i % 2 else 'outdoor'}" for i in range(400)]
     match = Matcher([(name,) for name in names])
     for label, name in enumerate(names):
-        assert match(f"The image shows {name.upper()}.") == (label, "normalised")
+        assert match(f"The image shows {name.upper()}.") == (label, "normalized")
     assert match(", ".join(names)) == (None, "unmatched")
     for number in range(200):
         assert match(f"{number} nothing of what is listed " * 12) == (None, "unmatched")
@@ -156,9 +156,9 @@ def test_long_answers_cost_no_more_than_bounded_ones():
     match = Matcher([("cat",), ("dog",), ("wild cat", "big wild cat")])
     assert match("cat " * 30_000) == (None, "unmatched")
     assert match("x" * 4001) == (None, "unmatched")
-    assert match("cat " * 1000) == (0, "normalised")
+    assert match("cat " * 1000) == (0, "normalized")
     assert match("cat " * 900 + "a big wild cat") == (None, "unmatched")
-    assert match("big wild cat " * 300) == (2, "normalised")
+    assert match("big wild cat " * 300) == (2, "normalized")
     assert match("c" * 4000) == (None, "unmatched")
 
 

@@ -23,7 +23,7 @@ from captioning.groups import sample_groups
 from captioning.shards import Shard
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
-from lattec_jax.data.images.preprocess import open_picture
+from lattec_jax.data.images.preprocess import open_image
 from lattec_jax.runtime.errors import ConfigError, DataError
 from tests.captioning.hostile_page import hostile_data
 from tests.captioning.ruler import IDS, LABELS, Ruler, write_config_file, write_labels
@@ -55,12 +55,12 @@ def test_everything_that_is_known_is_on_the_page(config):
     members = sample_groups(IDS, LABELS, 4, seed=0)[IDS[1]]
     assert second["members"] == list(members)
     root = Path(config.dataset.root)
-    expected = collage([open_picture(root / member) for member in members])
+    expected = collage([open_image(root / member) for member in members])
     expected.thumbnail((240, 240), Image.Resampling.LANCZOS)
     found = decoded(second["collage"])
     assert found.size == expected.size
     assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 4
-    assert decoded(second["picture"]).size == (2, 3)
+    assert decoded(second["thumbnail"]).size == (2, 3)
 
 
 def test_what_was_described_stays_data(config):
@@ -77,13 +77,13 @@ def test_what_was_described_stays_data(config):
     assert "alert(1)</script>" not in page and "innerHTML" not in page
 
 
-def test_unmerged_parts_and_unreadable_pictures(config):
+def test_unmerged_parts_and_unreadable_images(config):
     describe(config, ["image"], Ruler(), Shard(0, 2))
     (Path(config.dataset.root) / IDS[0]).write_bytes(b"")
     images = data_of(browse.page(config, 0)[0])["images"]
-    assert images[0]["picture"] is None and not images[0]["texts"]  # it was of another picture
+    assert images[0]["thumbnail"] is None and not images[0]["texts"]  # it was of another image
     assert images[2]["texts"] == [{"kind": "image", "text": "width 3", "error": ""}]
-    assert images[1]["picture"] and not images[1]["texts"] and images[1]["label"] is None
+    assert images[1]["thumbnail"] and not images[1]["texts"] and images[1]["label"] is None
 
 
 def test_only_answers_to_the_present_prompt_are_shown(config):
@@ -196,14 +196,14 @@ def test_what_is_not_finite_is_no_number(config, monkeypatch):
         browse.render({"name": float("nan")})
 
 
-def test_an_image_that_cannot_be_converted_has_no_picture(config, monkeypatch):
+def test_an_image_that_cannot_be_converted_has_no_image(config, monkeypatch):
     describe(config, ["image"], Ruler())
 
-    def refuse(pictures):
+    def refuse(images):
         raise ValueError("conversion not supported")
 
-    monkeypatch.setattr(browse, "single_picture", refuse)
-    assert data_of(browse.page(config, 1)[0])["images"][0]["picture"] is None
+    monkeypatch.setattr(browse, "single_image", refuse)
+    assert data_of(browse.page(config, 1)[0])["images"][0]["thumbnail"] is None
 
 
 def test_the_filter(config, tmp_path):

@@ -19,7 +19,7 @@ from lattec_jax.data.descriptions import descriptions_path, records
 from lattec_jax.runtime.errors import ConfigError, DataError
 from tests.captioning.ruler import make_config, write_config_file
 from tests.dummy import dummy_checkpoint
-from tests.runs import arguments, make_pictures
+from tests.runs import arguments, make_images
 
 TRUE = ["cat", "cat", "dog", "dog", "cat", "dog"]
 ANSWERS = ["cat", "A Cat.", "dog or cat", "catt", "dgo", "no idea"]
@@ -30,7 +30,7 @@ PROMPT = (
 
 
 class Says:
-    """Answers by the width of the picture."""
+    """Answers by the width of the image."""
 
     def __init__(self, answers=ANSWERS, model="1", fails=()) -> None:
         self.identity = Identity("says", model, "greedy")
@@ -40,7 +40,7 @@ class Says:
     def describe(self, wanted):
         for request in wanted:
             self.requests.append(request)
-            number = request.pictures[0].width - 1
+            number = request.images[0].width - 1
             yield request, Failure("no voice") if number in self.fails else self.answers[number]
 
 
@@ -54,7 +54,7 @@ def load(config):
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """Six test pictures with labels; one training picture."""
+    """Six test images with labels; one training image."""
     monkeypatch.setitem(ENGINES, "says", "tests.captioning.test_classify")
     monkeypatch.chdir(tmp_path)
     config = make_config(tmp_path, 6)
@@ -88,16 +88,16 @@ def test_what_is_asked_and_what_the_results_say(config, tmp_path):
     assert found["adapted"] == {"top1": pytest.approx(2 / 6), "top5": None}
     assert found["zero_shot"] is None
     assert found["per_class"] == {"zero_shot": None, "adapted": [pytest.approx(2 / 3), 0.0]}
-    counts = {"exact": 1, "normalised": 1, "closest": 2, "unmatched": 2, "failed": 0}
+    counts = {"exact": 1, "normalized": 1, "closest": 2, "unmatched": 2, "failed": 0}
     unmatched = [
         {"image": "test/02.png", "answer": "dog or cat"},
         {"image": "test/05.png", "answer": "no idea"},
     ]
     assert found["answers"] == {**counts, "first_unmatched": unmatched}
-    assert found["label_free"]["class_shares"] == [0.75, 0.25]
+    assert found["label_free"]["class_fractions"] == [0.75, 0.25]
     assert [(p["class"], p["how"]) for p in predictions(directory)] == [
         ("cat", "exact"),
-        ("cat", "normalised"),
+        ("cat", "normalized"),
         (None, "unmatched"),
         ("cat", "closest"),
         ("dog", "closest"),
@@ -110,18 +110,18 @@ def test_what_is_asked_and_what_the_results_say(config, tmp_path):
 
 @pytest.mark.parametrize("method", ["zero_shot", pytest.param("flyp", marks=pytest.mark.full)])
 def test_the_keys_are_those_of_a_run(config, tmp_path, method):
-    make_pictures(tmp_path / "labelled", 3, labelled=True)
+    make_images(tmp_path / "labeled", 3, labeled=True)
     shutil.rmtree(tmp_path / "weights")  # a stand-in
     dummy_checkpoint().save(tmp_path / "weights")
-    train.main(arguments("labelled", f"--config.method.name={method}"))
-    trained = json.loads((tmp_path / f"runs/labelled-{method}-s0/results.json").read_text())
+    train.main(arguments("labeled", f"--config.method.name={method}"))
+    trained = json.loads((tmp_path / f"runs/labeled-{method}-s0/results.json").read_text())
     found = classify(config, None, Says())
     assert trained.keys() <= found.keys()
     for key in ("per_class", "label_free", "adapted"):
         assert found[key].keys() == trained[key].keys()
 
 
-def test_answers_are_kept_and_belong_to_pictures_names_and_model(config, tmp_path):
+def test_answers_are_kept_and_belong_to_images_names_and_model(config, tmp_path):
     before = classify(config, None, Says())
     again = Says()
     assert classify(config, None, again) == before and not again.requests
@@ -153,11 +153,11 @@ def test_synonyms_count_and_are_not_offered(config):
 
 
 def test_failures_count_as_wrong_and_are_tried_again(config, tmp_path):
-    (Path(config.dataset.root) / "test" / "01.png").write_bytes(b"no picture")
+    (Path(config.dataset.root) / "test" / "01.png").write_bytes(b"no image")
     found = classify(config, None, Says(TRUE, fails=[2]))
     assert found["adapted"]["top1"] == pytest.approx(4 / 6)
     assert list(found["failed"]) == found["unreadable"] == ["test/01.png", "test/02.png"]
-    assert "not a picture" in found["failed"]["test/01.png"]
+    assert "not an image" in found["failed"]["test/01.png"]
     assert found["answers"]["failed"] == 2 and found["answers"]["first_unmatched"] == []
     listed = predictions(tmp_path / "runs/mine-llava_zero_shot-s0")[2]
     assert listed == {
@@ -168,10 +168,10 @@ def test_failures_count_as_wrong_and_are_tried_again(config, tmp_path):
     assert [request.image_id for request in rest.requests] == ["test/02.png"]
 
 
-def test_no_readable_picture(config, tmp_path):
+def test_no_readable_image(config, tmp_path):
     for path in (Path(config.dataset.root) / "test").iterdir():
         path.write_bytes(b"")
-    with pytest.raises(DataError, match="none of the 6 test pictures could be classified"):
+    with pytest.raises(DataError, match="none of the 6 test images could be classified"):
         classify(config, None, Says())
     assert not (tmp_path / "runs").exists()
 
@@ -187,16 +187,16 @@ def test_without_labels_there_are_predictions(config, tmp_path):
 def test_without_a_single_match(config):
     found = classify(config, None, Says([""] * 6))
     assert found["adapted"]["top1"] == 0 and found["answers"]["unmatched"] == 6
-    assert found["label_free"]["class_shares"] == [0, 0]
+    assert found["label_free"]["class_fractions"] == [0, 0]
 
 
-def test_without_test_pictures(config):
+def test_without_test_images(config):
     for path in (Path(config.dataset.root) / "test").iterdir():
         path.unlink()
     (Path(config.dataset.root) / "test").rmdir()
     config.dataset.test = ""
     config.dataset.labels = "none"
-    with pytest.raises(DataError, match=r"no test pictures.*config\.dataset\.held_out"):
+    with pytest.raises(DataError, match=r"no test images.*config\.dataset\.held_out_fraction"):
         classify(config, None, Says())
 
 
@@ -226,7 +226,7 @@ def test_the_command(config, tmp_path, capsys):
     assert not (tmp_path / "runs").exists()
     command.main(called)
     printed = capsys.readouterr().out
-    assert "answers: exact 1, normalised 1, closest 2, unmatched 2, failed 0" in printed
+    assert "answers: exact 1, normalized 1, closest 2, unmatched 2, failed 0" in printed
     assert "unmatched: test/02.png: 'dog or cat'" in printed and "top1" in printed
     assert (tmp_path / "runs/mine-llava_zero_shot-s0/config.json").exists()
     with pytest.raises(ConfigError, match=r"method\.name: there 'llava_zero_shot'"):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning.collage import collage, single_picture
+from captioning.collage import collage, single_image
 
-CELLS = {1: 2, 2: 2, 3: 2, 4: 2, 5: 3, 8: 3, 9: 3, 10: 4, 16: 4, 17: 5}  # pictures -> cells a row
+CELLS = {1: 2, 2: 2, 3: 2, 4: 2, 5: 3, 8: 3, 9: 3, 10: 4, 16: 4, 17: 5}  # images -> cells a row
 SIZES = [(64, 64), (300, 200), (17, 900), (1300, 31), (1, 1), (672, 672), (5000, 2), (333, 97)]
 
 
-def pictures(count: int) -> list[Image.Image]:
+def make_images(count: int) -> list[Image.Image]:
     rng = np.random.default_rng(count)
     found = []
     for number in range(count):
@@ -45,24 +45,24 @@ def expected(images: list[Image.Image]) -> np.ndarray:
 
 @pytest.mark.parametrize("count", CELLS)
 def test_collages_to_the_pixel(count):
-    images = pictures(count)
+    images = make_images(count)
     found = collage(images)
     assert (found.mode, found.size) == ("RGB", (672, 672))
     np.testing.assert_array_equal(np.asarray(found), expected(images))
 
 
 def test_the_gap_is_black_and_the_order_is_by_row():
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
-    found = np.asarray(collage([Image.new("RGB", (9, 9), colour) for colour in colours]))
-    assert [tuple(found[y, x]) for y in (0, 671) for x in (0, 671)] == colours
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]
+    found = np.asarray(collage([Image.new("RGB", (9, 9), color) for color in colors]))
+    assert [tuple(found[y, x]) for y in (0, 671) for x in (0, 671)] == colors
     assert not found[326:346].any() and not found[:, 326:346].any()
     assert found[325, 325].any() and found[346, 346].any()
 
 
-def test_a_single_picture_stays_as_it_is():
-    image = pictures(3)[2]
-    np.testing.assert_array_equal(np.asarray(single_picture([image])), image.convert("RGB"))
-    assert single_picture(pictures(2)).size == (672, 672)
+def test_a_single_image_stays_as_it_is():
+    image = make_images(3)[2]
+    np.testing.assert_array_equal(np.asarray(single_image([image])), image.convert("RGB"))
+    assert single_image(make_images(2)).size == (672, 672)
 
 
 def test_nothing_to_show():

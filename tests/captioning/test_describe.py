@@ -35,10 +35,10 @@ WIDTHS = [f"width {n + 1}" for n in range(10)]
 def test_images(config):
     engine = Ruler()
     outcome = describe(config, ["image"], engine)["image"]
-    assert engine.asked == IDS
+    assert engine.requested == IDS
     request = engine.requests[1]
     assert (request.kind, request.prompt) == ("image", "How wide?")
-    assert request.pictures[0].mode == "L"
+    assert request.images[0].mode == "L"
     assert (outcome.written, outcome.kept, outcome.failed) == (10, 0, {})
     assert outcome.merged.path == Path(config.artifacts) / "mine/descriptions/ruler-image.jsonl"
     assert texts(config, "image") == WIDTHS
@@ -51,7 +51,7 @@ def test_groups(config):
     expected = sample_groups(IDS, LABELS, 4, seed=0)
     for request in engine.requests:
         widths = [IDS.index(member) + 1 for member in expected[request.image_id]]
-        assert [picture.width for picture in request.pictures] == widths
+        assert [image.width for image in request.images] == widths
         assert request.prompt == "How wide, all of you?"
     path = descriptions_path(config, "group")
     assert path.name == "ruler-group-of-4.jsonl"
@@ -65,7 +65,7 @@ def test_groups_of_other_sizes_have_their_own_file(config, size):
     config.descriptions.group_size = size
     engine = Ruler()
     describe(config, ["group"], engine)
-    assert {len(request.pictures) for request in engine.requests} == {size}
+    assert {len(request.images) for request in engine.requests} == {size}
     assert {p.name for p in descriptions_path(config, "group").parent.glob("*.jsonl")} == {
         "ruler-group-of-4.jsonl",
         f"ruler-group-of-{size}.jsonl",
@@ -147,14 +147,14 @@ def test_every_part_of_the_key_makes_new_descriptions_and_the_old_are_found_agai
     other = Ruler(model="2")
     other.identity = other.identity._replace(decoding="roughly")
     assert describe(config, ["image"], other)["image"].written == 10
-    picture = Path(config.dataset.root) / IDS[3]
-    Image.new("L", (30, 3)).save(picture)
+    image = Path(config.dataset.root) / IDS[3]
+    Image.new("L", (30, 3)).save(image)
     assert describe(config, ["image"], other)["image"].written == 1
     assert texts(config, "image")[3] == "width 30"
     config.descriptions.prompts.image = "How wide?"
     back = Ruler()
     describe(config, ["image"], back)
-    assert back.asked == [IDS[3]]  # only its picture is another
+    assert back.requested == [IDS[3]]  # only its image is another
     assert len(descriptions_path(config, "image").read_text().splitlines()) == 10
 
 
@@ -168,8 +168,8 @@ def test_only_groups_whose_members_changed_are_described_again(config):
     after = sample_groups(IDS, changed, 4, seed=0)
     engine = Ruler()
     describe(config, ["group"], engine)
-    assert engine.asked == [image for image in IDS if before[image] != after[image]]
-    assert engine.asked[0] == IDS[0]
+    assert engine.requested == [image for image in IDS if before[image] != after[image]]
+    assert engine.requested[0] == IDS[0]
     widths = " ".join(str(IDS.index(member) + 1) for member in after[IDS[0]])
     assert texts(config, "group")[0] == f"width {widths}"
 
@@ -185,7 +185,7 @@ def test_shards_together_are_the_whole(config):
     for number in (2, 0, 1):
         outcomes = describe(config, None, engines[number], Shard(number, 3))
         assert all(outcome.merged is None for outcome in outcomes.values())
-    assert sum(len(engine.asked) for engine in engines) == 20
+    assert sum(len(engine.requested) for engine in engines) == 20
     merged = describe(config, None, Ruler())
     assert all(outcome.written == 0 for outcome in merged.values())
     assert {k: outcome.merged.path.read_bytes() for k, outcome in merged.items()} == expected
@@ -197,28 +197,28 @@ def test_shards_out_of_range(text):
         Shard.parse(text)
 
 
-def test_unreadable_pictures_are_recorded_and_tried_again(config):
-    picture = Path(config.dataset.root) / IDS[3]
-    whole = picture.read_bytes()
-    picture.write_bytes(b"no picture")
+def test_unreadable_images_are_recorded_and_tried_again(config):
+    image = Path(config.dataset.root) / IDS[3]
+    whole = image.read_bytes()
+    image.write_bytes(b"no image")
     engine = Ruler()
     outcome = describe(config, ["image"], engine)["image"]
-    assert IDS[3] not in engine.asked and outcome.written == 9
+    assert IDS[3] not in engine.requested and outcome.written == 9
     assert list(outcome.failed) == list(outcome.merged.failed) == [IDS[3]]
-    assert "not a picture" in outcome.failed[IDS[3]]
+    assert "not an image" in outcome.failed[IDS[3]]
     assert texts(config, "image")[3] is None
     again = describe(config, ["image"], Ruler())["image"]
     assert (again.written, again.kept, list(again.failed)) == (0, 9, [IDS[3]])
-    picture.write_bytes(whole)
+    image.write_bytes(whole)
     assert describe(config, ["image"], Ruler())["image"].written == 1
     assert texts(config, "image") == WIDTHS
 
 
 def test_a_group_with_an_unreadable_member(config):
-    # The stores left one out, so that it has no pseudo-label and is in no group; another became
-    # unreadable after the labels were made, and a third was added.
+    # The image caches left one out, so that it has no pseudo-label and is in no group; another
+    # became unreadable after the labels were made, and a third was added.
     write_labels(config, np.delete(LABELS, 3), tuple(i for i in IDS if i != IDS[3]))
-    (Path(config.dataset.root) / IDS[4]).write_bytes(b"no picture")
+    (Path(config.dataset.root) / IDS[4]).write_bytes(b"no image")
     (Path(config.dataset.root) / "11.png").write_bytes(b"")
     outcome = describe(config, ["group"], Ruler())["group"]
     members = sample_groups(IDS[:3] + IDS[4:], np.delete(LABELS, 3), 4, seed=0)
@@ -234,11 +234,11 @@ def test_failures_of_the_engine_are_recorded_and_the_next_run_takes_only_them(co
     assert "failed: 02.png: no ruler" in outcome.merged.report()
     rest = Ruler()
     describe(config, ["image"], rest)
-    assert rest.asked == IDS[2:4]
+    assert rest.requested == IDS[2:4]
     assert texts(config, "image") == WIDTHS
 
 
-def test_no_readable_picture(config):
+def test_no_readable_image(config):
     for image in IDS:
         (Path(config.dataset.root) / image).write_bytes(b"")
     with pytest.raises(DataError, match="none of the 10 image descriptions"):
@@ -250,7 +250,7 @@ def test_an_engine_that_never_works_is_stopped(tmp_path):
     engine = Ruler(fails=[f"{n:02d}.png" for n in range(40)])
     with pytest.raises(EngineError, match=r"the first 20 descriptions all failed.*no ruler"):
         describe(config, ["image"], engine)
-    assert len(engine.asked) == 20
+    assert len(engine.requested) == 20
 
 
 def test_groups_need_pseudo_labels(config):
@@ -289,7 +289,7 @@ def test_an_interrupt_keeps_every_answer(config):
         describe(config, ["image"], Stops())
     rest = Ruler()
     outcome = describe(config, ["image"], rest)["image"]
-    assert rest.asked == IDS[7:] and (outcome.written, outcome.kept) == (3, 7)
+    assert rest.requested == IDS[7:] and (outcome.written, outcome.kept) == (3, 7)
     assert texts(config, "image") == WIDTHS
 
 
@@ -327,7 +327,7 @@ def test_continues_after_a_kill(config, tmp_path):
         file.write(path.read_bytes()[:40])  # as if killed in the middle of a line
     rest = Ruler()
     describe(config, ["image"], rest)
-    assert rest.asked == IDS[6:]
+    assert rest.requested == IDS[6:]
     assert path.read_text().count("\n") == 10
     assert texts(config, "image") == WIDTHS
 
@@ -368,7 +368,7 @@ def test_a_file_that_cannot_grow(config, tmp_path):
     assert all(json.loads(line)["text"] for line in lines)
     rest = Ruler()
     describe(config, ["image"], rest)
-    assert rest.asked == IDS[len(lines) :]
+    assert rest.requested == IDS[len(lines) :]
     assert texts(config, "image") == WIDTHS
 
 
@@ -378,7 +378,7 @@ def test_the_command(config, tmp_path, capsys):
     command.main(["describe", f"--config={tmp_path / 'mine.py'}", "--kind=image", "--shard=0/2"])
     printed = capsys.readouterr().out
     assert "image: 4 written, 0 kept, 1 failed" in printed
-    assert f"failed: {IDS[0]}: cannot read the picture" in printed
+    assert f"failed: {IDS[0]}: cannot read the image" in printed
     command.main(["describe", f"--config={tmp_path / 'mine.py'}", "--kind=image"])
     printed = capsys.readouterr().out
     assert "image: 5 written, 4 kept, 1 failed" in printed

@@ -74,14 +74,14 @@ def test_both_kinds_of_groups_have_their_own_file(config):
         "ruler-group-of-4.jsonl",
         "ruler-group-of-4-drawn.jsonl",
     ]
-    assert engine.asked == IDS  # nothing of the other kind was taken over
+    assert engine.requested == IDS  # nothing of the other kind was taken over
     assert with_image.read_bytes() == before
     expected = sample_groups(IDS, LABELS, 4, seed=0, with_image=False)
     for line, request in zip(drawn.read_text().splitlines(), engine.requests, strict=True):
         record = json.loads(line)
         assert tuple(record["members"]) == expected[record["image"]]
         widths = [IDS.index(member) + 1 for member in expected[request.image_id]]
-        assert [picture.width for picture in request.pictures] == widths
+        assert [image.width for image in request.images] == widths
     # Training reads what its own configuration names.
     assert texts(config, "group") == [
         "width " + " ".join(str(IDS.index(m) + 1) for m in expected[image]) for image in IDS

@@ -19,16 +19,16 @@ from lattec_jax.runtime.config import parse, resolve
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.training import prepare
 from tests.dummy import dummy_checkpoint
-from tests.runs import arguments, make_pictures
+from tests.runs import arguments, make_images
 
 IMAGES = "train_classname_eurosat_77_llava-v1.6-mistral-7b_4bit"
 GROUPS = "train_4images_eurosat_describe_common_v3_77_llava-v1.6-mistral-7b_4bit"
 
 
 def make_set(tmp_path, paths, names=("cat", "Wild_Cat")):
-    """A labelled set whose training pictures lie at `paths` below train/."""
+    """A labeled set whose training images lie at `paths` below train/."""
     for number, path in enumerate(paths):
-        file = tmp_path / "pictures" / "train" / path
+        file = tmp_path / "images" / "train" / path
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (number + 1, 2)).save(file)
     (tmp_path / "names.txt").write_text("\n".join(names), encoding="utf-8")
@@ -37,11 +37,11 @@ def make_set(tmp_path, paths, names=("cat", "Wild_Cat")):
     config.dataset.update(
         {
             "name": "mine",
-            "root": str(tmp_path / "pictures"),
+            "root": str(tmp_path / "images"),
             "class_names": str(tmp_path / "names.txt"),
         }
     )
-    config.dataset.test, config.dataset.held_out = "", 0.0
+    config.dataset.test, config.dataset.held_out_fraction = "", 0.0
     config.descriptions.group_members = "drawn"  # as the release draws them
     return resolve(config).copy_and_resolve_references().unlock()
 
@@ -211,12 +211,12 @@ def test_mistakes(config, tmp_path):
 
 @pytest.fixture
 def command_line(tmp_path, capsys):
-    """Of a run with 36 training pictures whose descriptions were imported by the command."""
-    make_pictures(tmp_path / "labelled", 12, labelled=True)
-    ids = [path.stem for path in Path("labelled/train").rglob("*.*")]
+    """Of a run with 36 training images whose descriptions were imported by the command."""
+    make_images(tmp_path / "labeled", 12, labeled=True)
+    ids = [path.stem for path in Path("labeled/train").rglob("*.*")]
     texts = {f"{name}.txt": f"a photo of the red {name}" for name in ids}
     drawn = "--config.descriptions.group_members=drawn"
-    config = arguments("labelled", "--config.descriptions.engine=released", drawn)
+    config = arguments("labeled", "--config.descriptions.engine=released", drawn)
     config.remove("--config.descriptions.engine=pixels")
     for folder in (IMAGES, GROUPS):
         folder = make_texts(tmp_path, texts, folder)
@@ -230,9 +230,9 @@ def command_line(tmp_path, capsys):
 def test_training_reads_what_was_imported(command_line):
     config, _ = parse(command_line)
     dataset = datasets.load(config)
-    pictures = SimpleNamespace(ids=dataset.train.ids)
+    images = SimpleNamespace(ids=dataset.train.ids)
     labels = SimpleNamespace(labels=dataset.train.labels)
-    read = prepare.descriptions(config, "", dataset, pictures, labels, ("image", "group"))
+    read = prepare.descriptions(config, "", dataset, images, labels, ("image", "group"))
     assert {kind: counts["found"] for kind, counts in read.counts.items()} == {
         "image": 36,
         "group": 36,
@@ -245,7 +245,7 @@ def test_training_reads_what_was_imported(command_line):
 def test_a_run_with_what_was_imported(command_line, tmp_path):
     dummy_checkpoint().save(tmp_path / "weights")
     train.main(command_line)
-    results = json.loads(Path("runs/labelled-latteclip-s0/results.json").read_text())
+    results = json.loads(Path("runs/labeled-latteclip-s0/results.json").read_text())
     assert {k: c["found"] for k, c in results["descriptions"].items()} == {"image": 36, "group": 36}
 
 

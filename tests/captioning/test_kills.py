@@ -56,7 +56,7 @@ def test_a_file_that_was_cut_anywhere_becomes_whole(config):
         path.write_bytes(whole[:cut])
         engine = Ruler()
         describe(config, ["image"], engine)
-        assert engine.asked == IDS[sum(map(parses, whole[:cut].split(b"\n"))) :], cut
+        assert engine.requested == IDS[sum(map(parses, whole[:cut].split(b"\n"))) :], cut
         assert path.read_bytes().splitlines() == whole.splitlines(), cut
 
 

@@ -1,4 +1,4 @@
-"""The real LlavaNext classes and bitsandbytes layers, tiny and randomly initialised, on the CPU."""
+"""The real LlavaNext classes and bitsandbytes layers, tiny and randomly initialized, on the CPU."""
 
 from __future__ import annotations
 
@@ -36,39 +36,39 @@ def config(checkpoint):
     return config
 
 
-def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+def image(width: int, height: int, seed: int = 0) -> Image.Image:
     rng = np.random.default_rng([width, height, seed])
     return Image.fromarray(rng.integers(0, 256, (height, width, 3)).astype(np.uint8))
 
 
-def request(number: int, *pictures: Image.Image) -> Request:
-    return Request(str(number), "image", PROMPT, pictures)
+def request(number: int, *images: Image.Image) -> Request:
+    return Request(str(number), "image", PROMPT, images)
 
 
 def said(engine, requests) -> dict[str, str | Failure]:
-    return {asked.image_id: text for asked, text in engine.describe(iter(requests))}
+    return {requested.image_id: text for requested, text in engine.describe(iter(requests))}
 
 
-def test_batches_say_what_single_pictures_say(config):
-    requests = [request(n, picture(*size)) for n, size in enumerate(SIZES)]
+def test_batches_say_what_single_images_say(config):
+    requests = [request(n, image(*size)) for n, size in enumerate(SIZES)]
     config.descriptions.llava.batch_size = 8
-    together = said(llava.load(config), requests)
+    all_at_once = said(llava.load(config), requests)
     config.descriptions.llava.batch_size = 1
-    assert said(llava.load(config), requests) == together
-    assert all(isinstance(text, str) for text in together.values())
-    assert len(set(together.values())) >= 6  # otherwise the pictures would not count
+    assert said(llava.load(config), requests) == all_at_once
+    assert all(isinstance(text, str) for text in all_at_once.values())
+    assert len(set(all_at_once.values())) >= 6  # otherwise the images would not count
 
 
 @pytest.mark.parametrize("precision", ["nf4", "int8", "bfloat16"])
 def test_every_precision_describes(config, precision):
     config.descriptions.llava.precision = precision
     config.descriptions.llava.batch_size = 2
-    found = said(llava.load(config), [request(n, picture(60, 60, n)) for n in range(3)])
+    found = said(llava.load(config), [request(n, image(60, 60, n)) for n in range(3)])
     assert len(found) == 3 and all(isinstance(text, str) for text in found.values())
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
-def test_what_is_quantised(config, precision, kind, monkeypatch):
+def test_what_is_quantized(config, precision, kind, monkeypatch):
     config.descriptions.llava.precision = precision
     model, _, _ = llava_loading.load(config.descriptions.llava, 5)
     kinds: dict[str, set[str]] = {}
@@ -85,7 +85,7 @@ def test_what_is_quantised(config, precision, kind, monkeypatch):
     # With the names of transformers 4 the check has something to find.
     monkeypatch.setattr(
         llava_loading,
-        "_quantisation",
+        "_quantization",
         lambda precision, dtype: tiny_llava.transformers().BitsAndBytesConfig(
             load_in_4bit=True, llm_int8_skip_modules=["vision_tower", "multi_modal_projector"]
         ),
@@ -97,12 +97,12 @@ def test_what_is_quantised(config, precision, kind, monkeypatch):
 def test_the_prompt_is_the_chat_template_and_nothing_is_cut_off(config):
     engine = llava.load(config)
     words = "what is it? " * 300
-    asked = Request("long", "image", words.strip(), (picture(60, 60),))
-    inputs = engine._inputs([asked])
+    requested = Request("long", "image", words.strip(), (image(60, 60),))
+    inputs = engine._inputs([requested])
     ids = inputs["input_ids"][0].tolist()
     tokenizer = engine._processor.tokenizer
-    image = tokenizer.convert_tokens_to_ids("<image>")
-    once = [t for t, before in zip(ids, [None, *ids], strict=False) if t != image or before != t]
+    image_id = tokenizer.convert_tokens_to_ids("<image>")
+    once = [t for t, before in zip(ids, [None, *ids], strict=False) if t != image_id or before != t]
     text = tokenizer.decode(once, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     assert text == f"<s>[INST] <image>\n{words.strip()} [/INST]"
 
@@ -112,8 +112,8 @@ def test_image_tokens_are_as_many_as_image_features(config, size):
     import torch
 
     engine = llava.load(config)
-    asked = request(0, picture(*size))
-    inputs = engine._inputs([asked])
+    requested = request(0, image(*size))
+    inputs = engine._inputs([requested])
     tokens = int((inputs["input_ids"] == engine._model.config.image_token_id).sum())
     with torch.inference_mode():
         features = engine._model.model.get_image_features(
@@ -125,7 +125,7 @@ def test_image_tokens_are_as_many_as_image_features(config, size):
 
 def test_groups_are_shown_as_collages(config):
     engine = llava.load(config)
-    members = [picture(40, 30, n) for n in range(4)]
+    members = [image(40, 30, n) for n in range(4)]
     (group,) = said(engine, [request(0, *members)]).values()
     (shown,) = said(engine, [request(0, collage(members))]).values()
     assert group == shown
@@ -136,7 +136,7 @@ def test_memory_that_runs_out_halves_the_batch(config):
 
     config.descriptions.llava.batch_size = 8
     engine = llava.load(config)
-    requests = [request(n, picture(60, 60, n)) for n in range(20)]
+    requests = [request(n, image(60, 60, n)) for n in range(20)]
     expected = said(engine, requests)
     generate, sizes = engine._model.generate, []
 
@@ -162,11 +162,11 @@ def test_memory_that_runs_out_halves_the_batch(config):
 def test_one_that_fails_leaves_the_others(config):
     config.descriptions.llava.batch_size = 4
     engine = llava.load(config)
-    requests = [request(n, picture(60, 60, n)) for n in range(4)]
-    long = Request("long", "image", "x " * 5000, (picture(60, 60),))
+    requests = [request(n, image(60, 60, n)) for n in range(4)]
+    long = Request("long", "image", "x " * 5000, (image(60, 60),))
     closed = Image.new("RGB", (8, 8))
     closed.close()
-    two = Request("two", "image", "What is <image>?", (picture(60, 60),))
+    two = Request("two", "image", "What is <image>?", (image(60, 60),))
     bad = [long, request("closed", closed), two]
     found = said(engine, [*requests[:2], *bad, *requests[2:]])
     assert "more than the 4096 that the model can see" in found.pop("long").reason
@@ -256,7 +256,7 @@ def edit_weights(edit):
             lambda path: path.write_text(
                 path.read_text().replace("{", '{"quantization_config": {"quant_method": "x"},', 1)
             ),
-            "quantised already",
+            "quantized already",
         ),
     ],
 )
@@ -267,7 +267,7 @@ def test_damaged_checkpoints(config, tmp_path, file, change, message):
 
 
 def test_nothing_but_the_end_is_taken_from_the_checkpoints_generation(config, tmp_path):
-    requests = [request(n, picture(60, 60, n)) for n in range(3)]
+    requests = [request(n, image(60, 60, n)) for n in range(3)]
     expected = said(llava.load(config), requests)
     settings = {"do_sample": True, "temperature": 5.0, "repetition_penalty": 3.0, "num_beams": 3}
     settings |= {"min_new_tokens": 11, "eos_token_id": [2, 511]}
@@ -287,7 +287,7 @@ def test_a_template_that_writes_the_beginning_itself(config, tmp_path):
         lambda path: path.write_text("{{ bos_token }}" + path.read_text()),
     )
     engine = llava.load(config)
-    ids = engine._inputs([request(0, picture(60, 60))])["input_ids"][0].tolist()
+    ids = engine._inputs([request(0, image(60, 60))])["input_ids"][0].tolist()
     assert ids.count(1) == 1 and ids[0] == 1
 
 
@@ -302,7 +302,7 @@ def test_memory_of_the_7b():
         found = llava_loading.memory(config, precision, 77)
         assert float(weights) == round(found.weights / 2**30, 1)
         assert float(each) == round(found.each / 2**30, 1)
-    # On the CPU all but the quantised layers are float32.
+    # On the CPU all but the quantized layers are float32.
     assert llava_loading.memory(config, "nf4", 77, "cpu").weights / 2**30 == pytest.approx(
         5.54, 0.01
     )

@@ -1,4 +1,4 @@
-"""From pictures to what training starts from, with descriptions of a tiny 4-bit LLaVA-NeXT."""
+"""From images to what training starts from, with descriptions of a tiny 4-bit LLaVA-NeXT."""
 
 from __future__ import annotations
 
@@ -21,19 +21,21 @@ from lattec_jax.runtime.sharding import make_mesh
 from lattec_jax.training import prepare
 from tests import tiny_llava
 from tests.dummy import dummy_checkpoint
-from tests.runs import arguments, make_pictures
+from tests.runs import arguments, make_images
 
 
-def gather(config: ConfigDict) -> prepare.Inputs:
+def prepare_inputs(config: ConfigDict) -> prepare.Inputs:
     """All that a run would start from."""
     mesh = make_mesh(config.compute.fsdp)
-    return prepare.gather(config, datasets.load(config), "", make_method(config.method), mesh)
+    return prepare.prepare_inputs(
+        config, datasets.load(config), "", make_method(config.method), mesh
+    )
 
 
 @pytest.mark.parametrize("until", ["inputs", pytest.param("results", marks=pytest.mark.full)])
 def test_the_whole_stage(tmp_path, until):
     tiny_llava.transformers()
-    make_pictures(tmp_path / "mine", 3, labelled=False)
+    make_images(tmp_path / "mine", 3, labeled=False)
     dummy_checkpoint().save(tmp_path / "weights")
     tiny_llava.save(tmp_path / "tiny")
     command = arguments(
@@ -49,13 +51,13 @@ def test_the_whole_stage(tmp_path, until):
     pseudo_label.main(["pseudo_label", *command[1:]])
 
     engine = engine_module(config).load(config)
-    whole, asked = engine.describe, []
+    whole, requested = engine.describe, []
 
     def interrupted(requests):
         for answer in whole(requests):
-            asked.append((answer[0].kind, answer[0].image_id))
+            requested.append((answer[0].kind, answer[0].image_id))
             yield answer
-            if len(asked) == 5:
+            if len(requested) == 5:
                 raise KeyboardInterrupt
 
     engine.describe = interrupted
@@ -63,7 +65,7 @@ def test_the_whole_stage(tmp_path, until):
         describe(config, None, engine, Shard(0, 2))
     for shard in (Shard(0, 2), Shard(1, 2)):
         describe(config, None, engine, shard)
-    assert len(asked) == len(set(asked)) == 2 * 9  # each once, whatever was interrupted
+    assert len(requested) == len(set(requested)) == 2 * 9  # each once, whatever was interrupted
     merge.main(["merge", *command[1:]])
     path = descriptions_path(config, "group")
     assert len(shard_paths(path)) == 2
@@ -77,10 +79,10 @@ def test_the_whole_stage(tmp_path, until):
         results = json.loads((tmp_path / "runs/mine-latteclip-s0/results.json").read_text())
         found = results["descriptions"]
     else:
-        found = gather(config).texts.counts
+        found = prepare_inputs(config).texts.counts
     assert {kind: counts["found"] for kind, counts in found.items()} == {"image": 9, "group": 9}
     (tmp_path / "mine" / "train" / written[0].image.split("/")[-1]).write_bytes(
         (tmp_path / "mine" / "test" / "c000.jpg").read_bytes()
     )
-    with pytest.raises(DataError, match="of pictures that have changed"):
+    with pytest.raises(DataError, match="of images that have changed"):
         train.main([*command, "--workdir=another"])

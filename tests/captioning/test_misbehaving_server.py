@@ -45,7 +45,10 @@ from tests.captioning.misbehaving_server import (
 
 pytest.importorskip("openai")
 
-LATE, PATIENCE = 1.5, 60.0  # seconds for an answer: of what is slow on purpose, of all others
+LATE, BARRIER_TIMEOUT_S = (
+    1.5,
+    60.0,
+)  # seconds for an answer: of what is slow on purpose, of all others
 MAX_DEADLINES = 10  # that one description may take, with everything beside the waiting
 MAX_GROWTH = 200  # MB
 TEXT, FAILURE, ERROR = "text", "failure", "error"
@@ -115,7 +118,7 @@ def expected(name: str) -> tuple[str, str]:
 
 
 def deadline(name: str) -> float:
-    return LATE if name in SLOW else PATIENCE
+    return LATE if name in SLOW else BARRIER_TIMEOUT_S
 
 
 def make_config(server: MisbehavingServer, timeout: float) -> ConfigDict:
@@ -199,7 +202,7 @@ def server(tmp_path_factory):
 
 def warm(server: MisbehavingServer, directory: Path) -> None:
     """The client imports most of itself at its first request."""
-    found = described(make_config(server, PATIENCE), directory, ["a"])
+    found = described(make_config(server, BARRIER_TIMEOUT_S), directory, ["a"])
     assert found == [(TEXT, GOOD)]
 
 
@@ -295,13 +298,13 @@ def texts(written: str) -> list[str]:
 
 def test_only_gzip_is_asked_for(server, tmp_path):
     before = len(server.requests)
-    assert described(make_config(server, PATIENCE), tmp_path, ["a"]) == [(TEXT, GOOD)]
+    assert described(make_config(server, BARRIER_TIMEOUT_S), tmp_path, ["a"]) == [(TEXT, GOOD)]
     (head,) = server.requests[before:]
     assert b"accept-encoding: gzip\r\n" in head.lower()
 
 
 def test_an_allowed_redirect_is_followed_without_the_key(server, tmp_path):
-    config = make_config(server, PATIENCE).unlock()
+    config = make_config(server, BARRIER_TIMEOUT_S).unlock()
     config.descriptions.openai.allow_redirects = True
     before = len(server.requests)
     # It leads to the same server, which redirects again.

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning.collage import single_picture
+from captioning.collage import single_image
 from captioning.engines import Failure, Identity, Request, engine_module
 from captioning.engines import openai as engine
 from captioning.engines.openai_messages import data_uri, retry_after
@@ -41,8 +41,8 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(pixels).convert(mode)
 
 
-def request(name: str = "a", *pictures: Image.Image) -> Request:
-    return Request(name, "image", name, pictures or (noise(5, 4),))
+def request(name: str = "a", *images: Image.Image) -> Request:
+    return Request(name, "image", name, images or (noise(5, 4),))
 
 
 def describe(config, *requests: Request) -> list[str | Failure]:
@@ -121,9 +121,9 @@ def test_the_address_is_used_as_it_is_given(config, server, ending):
     assert describe(config) == ["the text for a"]
 
 
-def test_a_request_holds_prompt_picture_and_greedy_decoding(config, server):
-    picture = noise(40, 30)
-    describe(config, request("What is this?", picture))
+def test_a_request_holds_prompt_image_and_greedy_decoding(config, server):
+    pixels = noise(40, 30)
+    describe(config, request("What is this?", pixels))
     (payload,) = server.payloads
     image, text = payload["messages"][0].pop("content")
     assert payload == {
@@ -134,29 +134,29 @@ def test_a_request_holds_prompt_picture_and_greedy_decoding(config, server):
     }
     assert text == {"type": "text", "text": "What is this?"}
     assert image["type"] == "image_url"
-    assert np.array_equal(decoded(image["image_url"]["url"]), np.asarray(picture))
+    assert np.array_equal(decoded(image["image_url"]["url"]), np.asarray(pixels))
 
 
 def decoded(uri: str) -> np.ndarray:
     """The pixels in a data URI, `[H, W, 3]`."""
     head, data = uri.split(",")
     assert head == "data:image/png;base64"
-    with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
-        assert (picture.format, picture.mode) == ("PNG", "RGB")
-        assert not picture.info
-        return np.asarray(picture)
+    with Image.open(io.BytesIO(base64.b64decode(data))) as image:
+        assert (image.format, image.mode) == ("PNG", "RGB")
+        assert not image.info
+        return np.asarray(image)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK"])
-def test_pictures_of_any_mode_are_sent_in_rgb(mode):
-    pictures = (noise(20, 10, mode),)
-    pictures[0].info = {"icc_profile": b"profile", "transparency": 0}
-    assert np.array_equal(decoded(data_uri(pictures)), np.asarray(single_picture(pictures)))
+def test_images_of_any_mode_are_sent_in_rgb(mode):
+    images = (noise(20, 10, mode),)
+    images[0].info = {"icc_profile": b"profile", "transparency": 0}
+    assert np.array_equal(decoded(data_uri(images)), np.asarray(single_image(images)))
 
 
-def test_several_pictures_are_sent_as_a_collage():
-    pictures = (noise(20, 10), noise(2000, 10), noise(30, 30, "L"))
-    assert np.array_equal(decoded(data_uri(pictures)), np.asarray(single_picture(pictures)))
+def test_several_images_are_sent_as_a_collage():
+    images = (noise(20, 10), noise(2000, 10), noise(30, 30, "L"))
+    assert np.array_equal(decoded(data_uri(images)), np.asarray(single_image(images)))
 
 
 @pytest.mark.parametrize(
@@ -168,12 +168,12 @@ def test_several_pictures_are_sent_as_a_collage():
         ((9000, 2), (1344, 1)),
     ],
 )
-def test_large_pictures_are_scaled_down(size, sent):
-    picture = noise(*size)
-    before = picture.copy()
+def test_large_images_are_scaled_down(size, sent):
+    image = noise(*size)
+    before = image.copy()
     expected = before if size == sent else before.resize(sent, Image.Resampling.LANCZOS)
-    assert np.array_equal(decoded(data_uri((picture,))), np.asarray(expected))
-    assert picture == before
+    assert np.array_equal(decoded(data_uri((image,))), np.asarray(expected))
+    assert image == before
 
 
 @pytest.mark.parametrize(("key", "header"), [(None, "none"), ("", "none"), (f"{KEY}\n", KEY)])

@@ -62,7 +62,7 @@ TRANSIENT = {
     "parts": (says([{"type": "text", "text": "a"}]), "the answer holds no text: "),
 }
 REFUSED = {
-    "picture": (status(400, "no such picture"), "400: no such picture"),
+    "image": (status(400, "no such image"), "400: no such image"),
     "large": (status(413, "too large"), "413: too large"),
     "detail": (lambda h: h.send(422, '{"detail": "max_tokens"}'), "422: max_tokens"),
     "bare": (lambda h: h.send(400, "", "text/plain"), "400:"),
@@ -192,12 +192,12 @@ def test_a_lost_server_ends_the_run(server, gone):
     assert found["49"].reason.startswith("after 2 attempts: ")
 
 
-def test_refused_pictures_do_not_end_the_run(server, engine):
-    server.always = status(400, "no such picture")
+def test_refused_images_do_not_end_the_run(server, engine):
+    server.always = status(400, "no such image")
     assert len(answers(engine, numbered(60))) == 60
 
 
-@pytest.mark.parametrize("other", [says("text"), status(400, "no such picture")])
+@pytest.mark.parametrize("other", [says("text"), status(400, "no such image")])
 def test_a_server_that_answers_now_and_then_is_not_lost(server, other):
     engine = make_engine(server, concurrency=1, retries=0)
     server.script = {str(number): [status(500)] for number in range(0, 60, 2)}
@@ -307,9 +307,9 @@ def test_an_error_in_the_requests_comes_through(server, engine):
 
     def pull() -> Iterator[Request]:
         yield from numbered(2)
-        raise DataError("no picture can be read")
+        raise DataError("no image can be read")
 
-    with pytest.raises(DataError, match="no picture can be read"):
+    with pytest.raises(DataError, match="no image can be read"):
         list(engine.describe(pull()))
     assert no_threads_but(before)
 

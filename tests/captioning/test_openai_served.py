@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PROMPT = "describe the land use"
 TOKENS = 12
 # Without torchvision, which beside a CPU build of PyTorch has no decoder of its own, the server
-# reads pictures with Pillow.
+# reads images with Pillow.
 SERVE = """
 import sys
 sys.modules["torchvision"] = None
@@ -97,8 +97,8 @@ def config(checkpoint, url):
     return resolve(config)
 
 
-def pictures() -> list[Image.Image]:
-    """Wide, high, large and grey."""
+def images() -> list[Image.Image]:
+    """Wide, high, large and gray."""
     rng = np.random.default_rng(0)
     found = []
     for width, height in ((60, 40), (30, 90), (200, 200), (50, 50)):
@@ -113,8 +113,8 @@ def generated(checkpoint: Path, wanted: list[Image.Image]) -> list[str]:
     model = module.AutoModelForImageTextToText.from_pretrained(checkpoint)
     processor = module.AutoProcessor.from_pretrained(checkpoint, backend="pil")
     texts = []
-    for picture in wanted:
-        content = [{"type": "image", "image": picture.convert("RGB")}]
+    for image in wanted:
+        content = [{"type": "image", "image": image.convert("RGB")}]
         content += [{"type": "text", "text": PROMPT}]
         inputs = processor.apply_chat_template(
             [{"role": "user", "content": content}],
@@ -132,11 +132,10 @@ def generated(checkpoint: Path, wanted: list[Image.Image]) -> list[str]:
 def test_the_server_says_what_the_model_says(checkpoint, config):
     engine = engine_module(config).load(config)
     requests = [
-        Request(str(number), "image", PROMPT, (picture,))
-        for number, picture in enumerate(pictures())
+        Request(str(number), "image", PROMPT, (image,)) for number, image in enumerate(images())
     ]
     answers = {request.image_id: text for request, text in engine.describe(requests)}
-    expected = list(map(checked, generated(checkpoint, pictures())))  # as it may be written
+    expected = list(map(checked, generated(checkpoint, images())))  # as it may be written
     assert len(set(expected)) == 4  # else equality would mean little
     assert [answers[str(number)] for number in range(4)] == expected
 
@@ -150,6 +149,6 @@ def test_the_true_server_names_its_models(config, checkpoint):
 def test_an_address_without_v1_is_reported(config, url):
     config.descriptions.openai.base_url = url.removesuffix("/v1")
     engine = engine_module(config).load(config)
-    request = Request("0", "image", PROMPT, (pictures()[0],))
+    request = Request("0", "image", PROMPT, (images()[0],))
     with pytest.raises(EngineError, match=r"404: Not Found.*mostly ends with /v1"):
         list(engine.describe([request]))

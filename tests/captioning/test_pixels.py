@@ -12,8 +12,8 @@ from PIL import Image, ImageDraw, ImageOps
 from captioning.engines import Failure, Request
 from captioning.engines.pixels import load
 from lattec_jax.data.datasets.digits import CLASS_NAMES
-from lattec_jax.data.glyphs import attributes, describe_picture
-from lattec_jax.data.images.preprocess import open_picture
+from lattec_jax.data.glyphs import attributes, describe_image
+from lattec_jax.data.images.preprocess import open_image
 
 
 def drawing(*strokes: tuple[str, tuple[int, ...]], side: int = 60) -> Image.Image:
@@ -36,8 +36,8 @@ CUP = drawing(("line", (12, 8, 12, 50)), ("line", (10, 50, 50, 50)), ("line", (4
 POST = drawing(("line", (30, 5, 30, 55)))
 
 
-def request(*pictures: Image.Image) -> Request:
-    return Request(image_id="x", kind="image", prompt="", pictures=pictures)
+def request(*images: Image.Image) -> Request:
+    return Request(image_id="x", kind="image", prompt="", images=images)
 
 
 def said(requests: list[Request]) -> list[str]:
@@ -105,20 +105,20 @@ def test_ink_may_be_dark_on_light_and_of_any_size() -> None:
     assert attributes(wide)["left upright"] == "left upright"
 
 
-def test_nothing_is_seen_in_an_empty_picture() -> None:
+def test_nothing_is_seen_in_an_empty_image() -> None:
     assert attributes(Image.new("L", (8, 8))) == {}
-    assert describe_picture(Image.new("L", (8, 8))) == "a faint mark"
-    assert isinstance(describe_picture(Image.new("L", (1, 1), 7)), str)
+    assert describe_image(Image.new("L", (8, 8))) == "a faint mark"
+    assert isinstance(describe_image(Image.new("L", (1, 1), 7)), str)
 
 
 def test_a_group_says_what_most_share() -> None:
     (text,) = said([request(RING, RING, RING, CORNER)])
-    assert text == describe_picture(RING)
+    assert text == describe_image(RING)
     (text,) = said([request(RING, RING, CORNER, CORNER)])
     assert "loop" not in text  # two against two
 
 
-def test_the_same_pictures_get_the_same_words() -> None:
+def test_the_same_images_get_the_same_words() -> None:
     requests = [request(RING), request(EIGHT, CORNER, EIGHT), request(POST)]
     once = said(requests)
     assert once == said(requests)
@@ -128,9 +128,9 @@ def test_the_same_pictures_get_the_same_words() -> None:
 def test_no_description_of_a_digit_names_a_class() -> None:
     from sklearn.datasets import load_digits
 
-    pictures = [Image.fromarray((p * 15.9375).astype(np.uint8)) for p in load_digits().images[:300]]
-    singles = [request(picture) for picture in pictures]
-    groups = [request(*pictures[i : i + 4]) for i in range(0, 300, 4)]
+    images = [Image.fromarray((p * 15.9375).astype(np.uint8)) for p in load_digits().images[:300]]
+    singles = [request(image) for image in images]
+    groups = [request(*images[i : i + 4]) for i in range(0, 300, 4)]
     texts = said(singles + groups)
     words = set(re.findall(r"[a-z]+", " ".join(texts)))
     assert not words & set(CLASS_NAMES)
@@ -144,12 +144,12 @@ def test_no_description_of_a_digit_names_a_class() -> None:
     ["1", "L", "LA", "I", "I;16", "F", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV"],
 )
 def test_every_mode_is_described(mode, tmp_path) -> None:
-    picture = RING.convert("RGB" if mode in ("LAB", "HSV", "YCbCr", "PA") else "L")
-    picture = picture.convert("P").convert("PA") if mode == "PA" else picture.convert(mode)
-    assert said([request(picture)]) == said([request(RING)])
+    image = RING.convert("RGB" if mode in ("LAB", "HSV", "YCbCr", "PA") else "L")
+    image = image.convert("P").convert("PA") if mode == "PA" else image.convert(mode)
+    assert said([request(image)]) == said([request(RING)])
     if mode in ("LAB", "I;16", "F", "CMYK"):
-        picture.save(tmp_path / "image.tiff")
-        assert said([request(open_picture(tmp_path / "image.tiff"))]) == said([request(RING)])
+        image.save(tmp_path / "image.tiff")
+        assert said([request(open_image(tmp_path / "image.tiff"))]) == said([request(RING)])
 
 
 def test_values_that_are_not_finite_are_described() -> None:

@@ -91,7 +91,7 @@ def test_each_unreadable_image_has_its_own_failure(config, damage):
     for failed in (outcome.failed, outcome.merged.failed):
         assert list(failed) == IDS[:2]
         for image, other in (IDS[:2], IDS[1::-1]):
-            assert "cannot read the picture: " in failed[image] and other not in failed[image]
+            assert "cannot read the image: " in failed[image] and other not in failed[image]
 
 
 @pytest.mark.parametrize("shard", ["0/1", "0/2"])

@@ -79,7 +79,7 @@ def test_open_clip_reads_what_was_exported(hub_folder, tmp_path):
 
 
 @pytest.mark.parametrize("size", ["shrunken", pytest.param("whole", marks=pytest.mark.full)])
-def test_randomised_vit_b_32_from_a_file(size, tmp_path, monkeypatch):
+def test_randomized_vit_b_32_from_a_file(size, tmp_path, monkeypatch):
     config = model_cfg("ViT-B-32") if size == "whole" else shrunken("ViT-B-32")
     monkeypatch.setattr(sources, "built_in_model_cfg", lambda _: config)
     tensors = state_dict(random_open_clip(config))

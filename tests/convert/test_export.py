@@ -70,7 +70,7 @@ def finished_run(place: Path, checkpoint: Checkpoint) -> Path:
     return place / "run"
 
 
-def pictures(place: Path) -> list[Path]:
+def images(place: Path) -> list[Path]:
     """All modes, odd sizes; one has the model's size."""
     rng = np.random.default_rng(1)
     paths = []
@@ -125,7 +125,7 @@ def test_the_lines_give_the_same_predictions(to, architecture, preprocess, tmp_p
     export.main(["export", f"--workdir={run}", f"--to={to}", f"--out={out}"])
     shown = capsys.readouterr().out
     assert (out / "use.py").read_text(encoding="utf-8") in shown
-    assert_same_predictions(out, run, pictures(tmp_path))
+    assert_same_predictions(out, run, images(tmp_path))
     classes = json.loads((out / "classes.json").read_text(encoding="utf-8"))
     assert classes["class_names"] == CLASSES
     assert classes["model_sha256"] == checkpoint.sha256
@@ -138,7 +138,7 @@ def test_the_lines_give_the_same_predictions(to, architecture, preprocess, tmp_p
 def test_the_program_runs_by_itself(to, tmp_path):
     run = finished_run(tmp_path, model_of("plain")[1])
     export.export(run, to, tmp_path / "out")
-    paths = pictures(tmp_path)
+    paths = images(tmp_path)
     code = (  # torchvision is made importable first (tests/torch_fix)
         "import runpy, sys\nfrom tests.torch_fix import define_missing_torchvision_operators\n"
         "define_missing_torchvision_operators()\nsys.argv = sys.argv[1:]\n"
@@ -160,14 +160,14 @@ def test_two_models_are_exported_together(to, tmp_path):
     run = finished_run(tmp_path, model_of("plain")[1])
     _, pretrained = model_of("plain", seed=1)
     pretrained.save(tmp_path / "weights")
-    both = {"classifier": vectors(0), "frozen_classifier": vectors(1)}
+    both = {"classifier": vectors(0), "frozen_class_weights": vectors(1)}
     safetensors.numpy.save_file(both, run / "classifier.safetensors")
     config, _ = parse(["train", "--config=configs/demo.py", f"--config.weights={tmp_path}/weights"])
     (run / "config.json").write_text(to_json(config))
     (run / "inputs.json").write_text(json.dumps({"weights_sha256": pretrained.sha256}))
     export.export(run, to, tmp_path / "out")
     assert (tmp_path / "out/pretrained").is_dir()
-    assert_same_predictions(tmp_path / "out", run, pictures(tmp_path))
+    assert_same_predictions(tmp_path / "out", run, images(tmp_path))
     export.export(run, "prototypes", tmp_path / "vectors")
     assert sorted(p.name for p in (tmp_path / "vectors").iterdir()) == [
         "classes.json",
@@ -234,10 +234,10 @@ def test_the_tokenizer_and_the_processor_of_transformers(tmp_path):
     torch.testing.assert_close(text, own)
 
     processor = CLIPImageProcessor.from_pretrained(tmp_path / "out")
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
-    pixels = checkpoint.preprocess.pixels(picture) / 255
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
+    pixels = checkpoint.preprocess.pixels(image) / 255
     expected = ((pixels - MEAN) / STD).transpose(2, 0, 1)
-    shown = processor(picture, return_tensors="pt")["pixel_values"][0]
+    shown = processor(image, return_tensors="pt")["pixel_values"][0]
     np.testing.assert_allclose(shown.numpy(), expected, atol=1e-5)
 
 
@@ -247,7 +247,7 @@ def test_the_tokenizer_and_the_processor_of_transformers(tmp_path):
         ("layer_scale", "it has layer scale"),
         ("no_ln_pre_avg_pool_no_mask", "pooling 'avg'.*no layer norm before.*without a causal"),
         ("eos_pool", "the end token 2"),
-        ("rectangular", r"pictures of \(32, 48\) that are not square"),
+        ("rectangular", r"images of \(32, 48\) that are not square"),
         ("norm_epsilon", "text pooling 'last'"),
     ],
 )

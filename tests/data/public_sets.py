@@ -1,4 +1,4 @@
-"""Small copies of the ten public sets' layouts: their real names, a few generated pictures."""
+"""Small copies of the ten public sets' layouts: their real names, a few generated images."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-TRAIN, VAL, TEST = 3, 1, 2  # pictures of each class
+TRAIN, VAL, TEST = 3, 1, 2  # images of each class
 
 
 @dataclasses.dataclass(frozen=True)
 class PublicSet:
-    """A set as it lies on disk: classes as (path of picture n, name in the files, name we show)."""
+    """A set as it lies on disk: classes as (path of image n, name in the files, name we show)."""
 
     root: str
     images: str

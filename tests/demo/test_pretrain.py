@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import configs.demo
-from lattec_jax.data.glyphs import describe_picture
+from lattec_jax.data.glyphs import describe_image
 from lattec_jax.demo import pretrain, pretrain_loop
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS
 from lattec_jax.models.checkpoint import Checkpoint
@@ -35,10 +35,10 @@ def narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_loop, "model_config", narrow)
 
 
-def run(out: Path, monkeypatch: pytest.MonkeyPatch, pictures: int) -> None:
-    """The command with 30 steps of 32 pictures."""
-    monkeypatch.setattr(pretrain_loop, "PICTURES", pictures)
-    monkeypatch.setattr(pretrain_loop, "HELD_OUT_PICTURES", pictures // 10)
+def run(out: Path, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
+    """The command with 30 steps of 32 images."""
+    monkeypatch.setattr(pretrain_loop, "IMAGES", images)
+    monkeypatch.setattr(pretrain_loop, "HELD_OUT_IMAGES", images // 10)
     monkeypatch.setattr(pretrain_loop, "BATCH_SIZE", 32)
     pretrain.main(["pretrain", f"--out={out}", "--steps=30"])
 
@@ -90,7 +90,7 @@ def test_the_shipped_one_reads_held_out_faces() -> None:
     held_out = pretrain_loop.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
     clip = Checkpoint.load(SHIPPED)
     accuracy = pretrain_loop.measure(define(clip.config), clip.params, clip.tokenizer, held_out)
-    assert accuracy["pictures"] > 0.85
+    assert accuracy["images"] > 0.85
     assert accuracy["descriptions"] > 0.6
 
 
@@ -107,8 +107,8 @@ def test_the_shipped_tokenizer_knows_the_engines_words() -> None:
     held_out = pretrain_loop.render(HELD_OUT_FONTS, 100, seed=11, drop=0.0)
     tokenizer = Checkpoint.load(SHIPPED).tokenizer
     texts = [caption for captions in held_out.captions for caption in captions]
-    for picture in load_digits().images[:100]:
-        pixels = pretrain_loop.Image.fromarray((picture * 15.9375).astype(np.uint8))
-        texts.append(describe_picture(pixels))
+    for image in load_digits().images[:100]:
+        pixels = pretrain_loop.Image.fromarray((image * 15.9375).astype(np.uint8))
+        texts.append(describe_image(pixels))
     unknown = 1
     assert not (tokenizer(texts) == unknown).any()

@@ -9,21 +9,21 @@ from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS, Renderer
 from lattec_jax.runtime.errors import DataError
 
 
-def test_same_seed_same_pictures() -> None:
-    pictures, labels = Renderer().pictures(20, seed=3)
-    again, labels_again = Renderer().pictures(20, seed=3)
-    np.testing.assert_array_equal(pictures, again)
+def test_same_seed_same_images() -> None:
+    images, labels = Renderer().images(20, seed=3)
+    again, labels_again = Renderer().images(20, seed=3)
+    np.testing.assert_array_equal(images, again)
     np.testing.assert_array_equal(labels, labels_again)
-    assert (Renderer().pictures(20, seed=4)[0] != pictures).any()
+    assert (Renderer().images(20, seed=4)[0] != images).any()
 
 
 def test_shape_range_and_balance() -> None:
-    pictures, labels = Renderer(HELD_OUT_FONTS, size=24).pictures(50, seed=0)
-    assert pictures.shape == (50, 24, 24) and pictures.dtype == np.uint8
+    images, labels = Renderer(HELD_OUT_FONTS, size=24).images(50, seed=0)
+    assert images.shape == (50, 24, 24) and images.dtype == np.uint8
     assert (np.bincount(labels) == 5).all()
-    # Every picture shows something light on a ground that is mostly dark.
-    assert (pictures.max(axis=(1, 2)) > 150).all()
-    assert (np.median(pictures, axis=(1, 2)) < 150).all()
+    # Every image shows something light on a ground that is mostly dark.
+    assert (images.max(axis=(1, 2)) > 150).all()
+    assert (np.median(images, axis=(1, 2)) < 150).all()
 
 
 def test_held_out_faces_are_held_out() -> None:

@@ -24,7 +24,7 @@ from lattec_jax.data.datasets import coop, tfds
 from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.images import image_cache
 from lattec_jax.data.images.content_hashes import content_hashes
-from lattec_jax.data.images.preprocess import Preprocess, open_picture, picture_errors, picture_size
+from lattec_jax.data.images.preprocess import Preprocess, image_errors, image_size, open_image
 from lattec_jax.data.text.prompts import description_prompt
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
@@ -46,7 +46,7 @@ def targets(directory: Path) -> dict[str, Target]:
         **_lists(directory / "lists"),
         **_descriptions(directory / "descriptions"),
         **_images(),
-        **_image_cache(directory / "stores"),
+        **_image_cache(directory / "image_caches"),
         **_checkpoint(directory / "checkpoints"),
     }
 
@@ -197,10 +197,10 @@ def _images() -> dict[str, Target]:
 
 
 def _read_image(path: Path) -> None:
-    image = open_picture(path)
-    with picture_errors(path):
+    image = open_image(path)
+    with image_errors(path):
         assert PREPROCESS.pixels(image).shape == (8, 8, 3)
-    picture_size(path)
+    image_size(path)
 
 
 def _image_cache(directory: Path) -> dict[str, Target]:
@@ -213,11 +213,13 @@ def _image_cache(directory: Path) -> dict[str, Target]:
         "folder",
         f"--config.dataset.root={directory / 'images'}",
         f"--config.dataset.class_names={_class_list(directory)}",
-        "--config.dataset.held_out=0",
+        "--config.dataset.held_out_fraction=0",
     ).train
 
-    def make() -> image_cache.StorePaths:
-        return image_cache.make_stores(split, directory / "made", PREPROCESS, 8, max_unreadable=0.5)
+    def make() -> image_cache.ImageCachePaths:
+        return image_cache.make_image_caches(
+            split, directory / "made", PREPROCESS, 8, max_unreadable_fraction=0.5
+        )
 
     paths = make()
 
@@ -225,7 +227,7 @@ def _image_cache(directory: Path) -> dict[str, Target]:
         def read_store(path: Path) -> None:
             with _in_place_of(file, path):
                 made = make()
-                for opened in map(image_cache.open_store, (made.evaluation, made.training)):
+                for opened in map(image_cache.open_image_cache, (made.evaluation, made.training)):
                     assert opened.read(np.arange(len(opened.ids))).shape[3:] == (3,)
 
         return read_store

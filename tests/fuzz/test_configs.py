@@ -33,8 +33,8 @@ VALID = {
     "method.alpha": st.floats(0, 1),
     "method.momentum": st.floats(0, 1),
     "method.mixer": st.booleans(),
-    "method.loss": st.sampled_from(["sum", "mean"]),
-    "method.weigh_by": st.sampled_from(["current", "epoch_start"]),
+    "method.loss_reduction": st.sampled_from(["sum", "mean"]),
+    "method.mixer_prototypes": st.sampled_from(["current", "epoch_start"]),
     "method.group_text": st.sampled_from(["own", "redrawn"]),
     "method.prototype_update": st.sampled_from(["sequential", "joint"]),
     "method.flyp.pseudo_labels": st.sampled_from(["current", "zero_shot"]),
@@ -49,7 +49,7 @@ VALID = {
     "dataset.name": st.text("abcxyz019-_.", min_size=1).filter(lambda name: name.strip("-.")),
     "descriptions.group_size": st.sampled_from([2, 4, 8, 16]),
     "descriptions.group_members": st.sampled_from(["with_image", "drawn"]),
-    "store.long_side": st.integers(16, 10**5),
+    "image_cache.max_side": st.integers(16, 10**5),
 }
 
 
@@ -94,7 +94,7 @@ def test_any_value_is_accepted_or_refused_by_name(key, value):
 @inputs(
     2500, st.sampled_from(KEYS), st.text("abcdefghijklmnopqrstuvwxyz_.", min_size=1, max_size=12)
 )
-def test_a_misspelt_key_is_refused_by_name(key, tail):
+def test_a_misspelled_key_is_refused_by_name(key, tail):
     wrong = key + tail
     known = {*KEYS, *(k.rpartition(".")[0] for k in KEYS)}
     if wrong in known or wrong.endswith(".") or ".." in wrong:

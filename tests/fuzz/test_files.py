@@ -1,4 +1,4 @@
-"""Class lists, split files, description files and pictures: taken, or refused by name.
+"""Class lists, split files, description files and images: taken, or refused by name.
 
 The tests decide by rules of their own what is valid: valid input must be taken with the values that
 they expect, and invalid input must end in an error of ours that names the offending item.
@@ -20,9 +20,9 @@ from PIL import Image
 from lattec_jax.data import datasets, descriptions
 from lattec_jax.data.images.preprocess import (
     Preprocess,
-    UnreadablePicture,
-    open_picture,
-    picture_errors,
+    UnreadableImage,
+    image_errors,
+    open_image,
 )
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import DataError
@@ -43,7 +43,7 @@ NAMES = st.text(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Eight pictures in a folder, and a directory for the files that say something of them."""
+    """Eight images in a folder, and a directory for the files that say something of them."""
     root = tmp_path_factory.mktemp("fuzz")
     (root / "set" / "images").mkdir(parents=True)
     for n in range(8):
@@ -63,7 +63,7 @@ def folder_of(place):
         "--config.dataset.name=fuzz",
         f"--config.dataset.root={place / 'set' / 'images'}",
         f"--config.dataset.class_names={place / 'classes.txt'}",
-        "--config.dataset.held_out=0.25",
+        "--config.dataset.held_out_fraction=0.25",
     )
 
 
@@ -108,12 +108,12 @@ def split_of(place, content: bytes):
 
 @st.composite
 def splits(draw):
-    """A valid split file: every part's rows, each picture once, every label named."""
+    """A valid split file: every part's rows, each image once, every label named."""
     classes = draw(st.integers(2, 4))
     names = [f"Class_{c}" for c in range(classes)]
-    pictures = draw(st.permutations(range(8)))
+    images = draw(st.permutations(range(8)))
     labels = [n if n < classes else draw(st.integers(0, classes - 1)) for n in range(8)]
-    rows = [[f"{n}.png", c, names[c]] for n, c in zip(pictures, labels, strict=True)]
+    rows = [[f"{n}.png", c, names[c]] for n, c in zip(images, labels, strict=True)]
     train = draw(st.integers(1, 6))
     test = draw(st.integers(train, 7))
     return {"train": rows[:train], "val": rows[train:test], "test": rows[test:]}
@@ -209,7 +209,7 @@ def test_a_line_that_is_no_description_is_named_by_its_number(place, records, wr
     assert f"texts.jsonl:{len(lines) + 1}:" in str(refused.value)
 
 
-# -------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------- images
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16")
 HOLDS = {
     "JPEG": {"1", "L", "RGB", "CMYK"},
@@ -233,19 +233,19 @@ def encoded(kind: str, mode: str, size: tuple[int, int], seed: int) -> bytes:
 
 
 def pixels_of(path) -> np.ndarray:
-    picture = open_picture(path)
-    with picture_errors(path):
-        return PREPROCESS.pixels(picture)
+    image = open_image(path)
+    with image_errors(path):
+        return PREPROCESS.pixels(image)
 
 
 SIZES = st.tuples(st.integers(1, 24), st.integers(1, 24))
 
 
 @inputs(800, st.sampled_from(sorted(HOLDS)), st.sampled_from(MODES), SIZES, st.integers(0, 9))
-def test_whole_pictures_are_read(place, kind, mode, size, seed):
+def test_whole_images_are_read(place, kind, mode, size, seed):
     assume(mode in HOLDS[kind])
-    (place / "picture").write_bytes(encoded(kind, mode, size, seed))
-    found = pixels_of(place / "picture")
+    (place / "image").write_bytes(encoded(kind, mode, size, seed))
+    found = pixels_of(place / "image")
     assert found.shape == (8, 8, 3) and found.dtype == np.uint8
 
 
@@ -256,19 +256,19 @@ def test_whole_pictures_are_read(place, kind, mode, size, seed):
     st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), max_size=6),
     st.integers(0, 400),
 )
-def test_damaged_pictures_are_read_or_refused_by_name(place, kind, size, changes, length):
+def test_damaged_images_are_read_or_refused_by_name(place, kind, size, changes, length):
     data = bytearray(encoded(kind, "RGB", size, 0))
     for where, value in changes:
         data[where % len(data)] = value
     if length < len(data):
         del data[length:]
-    path = place / "picture"
+    path = place / "image"
     path.write_bytes(data)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of Pillow, about the damage
         try:
             found = pixels_of(path)
-        except UnreadablePicture as error:
+        except UnreadableImage as error:
             event("refused")
             assert str(path) in str(error) and error.reason and "\n" not in error.reason
         else:

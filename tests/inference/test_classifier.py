@@ -17,13 +17,13 @@ import safetensors.numpy
 from PIL import Image
 
 from lattec_jax import Classifier, predict
-from lattec_jax.data.images.preprocess import UnreadablePicture
+from lattec_jax.data.images.preprocess import UnreadableImage
 from lattec_jax.inference import prediction_files
 from lattec_jax.inference.classifier import BATCH_SIZE
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import bind, define
-from lattec_jax.models.run_artifacts import Classifiers
+from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.runtime.errors import ConfigError, DataError, WeightsError
 from tests.dummy import dummy_checkpoint
 from tests.no_room import no_room
@@ -33,7 +33,7 @@ CLASSES = ("cat", "dog", "bird", 'a "red" one, green')
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Path:
-    """What `predict` needs of a work directory, and pictures of all kinds beside it."""
+    """What `predict` needs of a work directory, and images of all kinds beside it."""
     directory = tmp_path_factory.mktemp("finished")
     checkpoint = dummy_checkpoint()
     checkpoint.source["class_names"] = list(CLASSES)
@@ -42,20 +42,20 @@ def finished(tmp_path_factory) -> Path:
     vectors = rng.standard_normal((4, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     safetensors.numpy.save_file({"classifier": vectors}, directory / "run/classifier.safetensors")
-    (directory / "pictures").mkdir()
+    (directory / "images").mkdir()
     for n in range(21):
         height, width = rng.integers(10, 40, 2)
         pixels = rng.integers(0, 256, (height, width, 3)).astype(np.uint8)
-        Image.fromarray(pixels).save(directory / f"pictures/{n:02}.png")
+        Image.fromarray(pixels).save(directory / f"images/{n:02}.png")
     return directory
 
 
 def paths_of(finished: Path) -> list[Path]:
-    return sorted((finished / "pictures").glob("*.png"))
+    return sorted((finished / "images").glob("*.png"))
 
 
 def expected(finished: Path, paths: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Features and probabilities, one picture after the other, without batches or threads."""
+    """Features and probabilities, one image after the other, without batches or threads."""
     checkpoint, vectors = run_artifacts.load(finished / "run")
     model = jax.jit(
         lambda pixels: bind(define(checkpoint.config), checkpoint.params).encode_image(pixels)
@@ -97,7 +97,7 @@ def test_predictions_are_those_of_the_model(finished, classifier):
     assert everything.embedding is None
 
 
-def test_paths_pictures_and_arrays_are_the_same(finished, classifier):
+def test_paths_images_and_arrays_are_the_same(finished, classifier):
     path = paths_of(finished)[3]
     array = np.asarray(Image.open(path))
     forms = [path, Image.open(path), array]
@@ -109,10 +109,10 @@ def test_paths_pictures_and_arrays_are_the_same(finished, classifier):
     for other in others:
         np.testing.assert_allclose(other.embedding, one.embedding, atol=1e-6)
     assert [other.image for other in others] == [str(path), None, None]
-    grey = np.asarray(Image.open(path).convert("L"))
-    as_rgb = classifier.predict(np.repeat(grey[:, :, None], 3, axis=2), embeddings=True)
+    gray = np.asarray(Image.open(path).convert("L"))
+    as_rgb = classifier.predict(np.repeat(gray[:, :, None], 3, axis=2), embeddings=True)
     np.testing.assert_allclose(
-        classifier.predict(grey, embeddings=True).embedding, as_rgb.embedding, atol=1e-6
+        classifier.predict(gray, embeddings=True).embedding, as_rgb.embedding, atol=1e-6
     )
     assert classifier.predict([]) == []
     assert len(classifier.predict(np.stack([array, array, array]))) == 3
@@ -127,24 +127,24 @@ def test_paths_pictures_and_arrays_are_the_same(finished, classifier):
         (7, "image 0: expected a path, a PIL image or a NumPy array, found int"),
     ],
 )
-def test_what_is_no_picture_is_refused(classifier, image, message):
+def test_what_is_no_image_is_refused(classifier, image, message):
     images = image if isinstance(image, np.ndarray) else [image]
     with pytest.raises(DataError, match=message):
         classifier.predict(images, on_error="record")
 
 
-def test_unreadable_pictures(finished, classifier, tmp_path):
+def test_unreadable_images(finished, classifier, tmp_path):
     torn = tmp_path / "torn.jpg"
-    torn.write_bytes(b"no picture")
+    torn.write_bytes(b"no image")
     paths = paths_of(finished)[:3]
     images = [torn, paths[0], tmp_path / "missing.png", Image.new("RGB", (0, 4)), *paths[1:]]
-    with pytest.raises(UnreadablePicture, match=r"torn\.jpg: not a picture"):
+    with pytest.raises(UnreadableImage, match=r"torn\.jpg: not an image"):
         classifier.predict(images)
     found = classifier.predict(images, on_error="record")
     assert [bool(p.error) for p in found] == [True, False, True, True, False, False]
     assert [found[1], *found[4:]] == classifier.predict(paths)
     assert found[0].labels == () and "No such file" in found[2].error
-    with pytest.raises(DataError, match=r"no prediction for .*torn\.jpg: not a picture"):
+    with pytest.raises(DataError, match=r"no prediction for .*torn\.jpg: not an image"):
         _ = found[0].name
     with pytest.raises(ConfigError, match="on_error: expected 'raise' or 'record', found 'skip'"):
         classifier.predict(images, on_error="skip")
@@ -178,11 +178,11 @@ def test_a_stream_is_lazy_and_compiles_once(finished):
 def test_two_models_classify_together(finished):
     checkpoint, vectors = run_artifacts.load(finished / "run")
     frozen = dummy_checkpoint(seed=1)
-    both = Classifiers(vectors.adapted, np.roll(vectors.adapted, 1, axis=0))
+    both = ClassWeights(vectors.adapted, np.roll(vectors.adapted, 1, axis=0))
     paths = paths_of(finished)[:5]
     found = Classifier(checkpoint, both, pretrained=frozen).predict(paths, top_k=4, embeddings=True)
     first = np.stack([p.embedding for p in found])
-    second = Classifier(with_classes(frozen), Classifiers(vectors.adapted)).predict(
+    second = Classifier(with_classes(frozen), ClassWeights(vectors.adapted)).predict(
         paths, embeddings=True
     )
     second = np.stack([p.embedding for p in second])
@@ -275,7 +275,7 @@ STRANGE = ["new\nline.png", 'com,ma "quoted".png', "cr\rcr.png", "été 猫.png"
 
 @pytest.fixture
 def strange(finished, loaded_once, tmp_path) -> Path:
-    """A folder of pictures with strange names, one of which cannot be read; the place to work."""
+    """A folder of images with strange names, one of which cannot be read; the place to work."""
     (tmp_path / "folder").mkdir()
     for name, path in zip(STRANGE, paths_of(finished), strict=False):
         shutil.copy(path, tmp_path / "folder" / name)
@@ -302,7 +302,7 @@ def test_the_command_writes_every_name_so_that_it_comes_back(finished, strange, 
     for row, line in zip(rows, lines, strict=True):
         assert row["image"] == line["image"]
         if "torn" in row["image"]:
-            assert row["error"] == line["error"] and "not a picture" in row["error"]
+            assert row["error"] == line["error"] and "not an image" in row["error"]
             assert row["class"] == row["score_2"] == "" and "class" not in line
             continue
         found = classifier.predict(row["image"], top_k=2)
@@ -311,7 +311,7 @@ def test_the_command_writes_every_name_so_that_it_comes_back(finished, strange, 
         assert float(row["score"]) == line["score"] == pytest.approx(found.score, abs=1e-6)
         assert line["label"] == found.label and len(line["top"]) == 2
     shown = capfd.readouterr()
-    assert "unreadable: folder/torn,\\n.png: not a picture" in shown.err
+    assert "unreadable: folder/torn,\\n.png: not an image" in shown.err
     (strange / "long.txt").write_text("x" * 500_000 + "\n")
     assert run(f"--workdir={run_dir}", "--list=long.txt", "--out=long.csv") == 1
     assert len(capfd.readouterr().err) < 10_000
@@ -375,7 +375,7 @@ def test_a_file_of_other_settings_is_refused(finished, strange):
     (strange / "a.jsonl.settings.json").write_text("[1]")
     with pytest.raises(ConfigError, match=r"a\.jsonl\.settings\.json: expected a JSON object"):
         run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0])
-    with pytest.raises(DataError, match="no picture or folder aaa"):
+    with pytest.raises(DataError, match="no image or folder aaa"):
         run(f"--workdir={run_dir}", "a" * 300)
     with pytest.raises(ConfigError, match="a table cannot be continued"):
         run(f"--workdir={run_dir}", "--out=b", "--format=table", paths_of(finished)[0])
@@ -390,7 +390,7 @@ def test_a_file_of_other_settings_is_refused(finished, strange):
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_a_full_disk_is_said_with_the_file_and_nothing_is_lost(finished, strange, kind):
-    command = (f"--workdir={finished / 'run'}", f"--out=a.{kind}", finished / "pictures")
+    command = (f"--workdir={finished / 'run'}", f"--out=a.{kind}", finished / "images")
     with no_room(1000), pytest.raises(DataError, match=rf"cannot write a\.{kind}: .*make room"):
         run(*command)
     before = (strange / f"a.{kind}").read_bytes()
@@ -417,7 +417,7 @@ def test_lists_of_files(finished, strange, separator):
     assert [line["image"] for line in lines] == list(dict.fromkeys(names))
     assert [line["image"] for line in lines if "error" in line] == ["missing.png"]
     (strange / "empty").write_text("\n")
-    with pytest.raises(DataError, match="names no pictures"):
+    with pytest.raises(DataError, match="names no images"):
         run(f"--workdir={finished / 'run'}", "--list=empty")
 
 

@@ -22,12 +22,12 @@ def mixed(texts: list[np.ndarray], weights: list[float], p: np.ndarray, alpha: f
     return (1 - alpha) * mean + alpha * p
 
 
-def contrastive(images: np.ndarray, texts: np.ndarray, scale: float) -> float:
+def contrastive(images: np.ndarray, texts: np.ndarray, logit_scale: float) -> float:
     """Eq. (3) for one pseudo-label: cross-entropy image by image, then text by text."""
     total = 0.0
     for rows, columns in ((images, texts), (texts, images)):
         for i, row in enumerate(rows):
-            logits = np.array([scale * row @ column for column in columns])
+            logits = np.array([logit_scale * row @ column for column in columns])
             total -= (logits[i] - np.log(np.exp(logits).sum())) / len(rows)
     return total
 
@@ -51,7 +51,7 @@ def step(
     present: np.ndarray,
     prototypes: np.ndarray,
     zero_shot: np.ndarray,
-    scale: float,
+    logit_scale: float,
     alpha: float,
     momentum: float,
     names: tuple[str, ...] = ("zero_shot", "current"),
@@ -72,7 +72,7 @@ def step(
             weights = [weight(t, prototypes) if mixer else 1.0 for t in texts]
             t_bar.append(mixed(texts, weights, prototypes[label], alpha))
         all_t_bar.append(np.array(t_bar))
-        loss += contrastive(images, all_t_bar[-1], scale)
+        loss += contrastive(images, all_t_bar[-1], logit_scale)
     moved = prototypes
     for t_bar, labels in zip(all_t_bar, chosen, strict=True):
         moved = update(moved, np.array(t_bar), labels, momentum)

@@ -46,9 +46,9 @@ def margins(texts: Tensor, prototypes: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
+def contrast(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
     """OpenCLIP's loss: the mean of both directions."""
-    logits = scale * images @ texts.T
+    logits = logit_scale * images @ texts.T
     rows, columns = torch.log_softmax(logits, 1), torch.log_softmax(logits, 0)
     return -(rows.diagonal().mean() + columns.diagonal().mean()) / 2
 
@@ -120,7 +120,7 @@ def train(
             optimizer.zero_grad()
 
             images = model.encode_image(batch.images, normalize=True)
-            scale = model.logit_scale.exp()
+            logit_scale = model.logit_scale.exp()
             current = [int(torch.stack([f @ p for p in bank]).argmax()) for f in images.detach()]
             described = [
                 model.encode_text(tokens, normalize=True)
@@ -135,8 +135,8 @@ def train(
                 mean = mixture(own, numerator, divisor, described, description_weights, slips)
                 anchor = torch.stack([bank[label] for label in labels])
                 mixed[name] = anchor + alpha * (mean - anchor)
-            loss = contrast(images, mixed["current"], scale)
-            loss = loss + contrast(images, mixed["zero_shot"], scale)
+            loss = contrast(images, mixed["current"], logit_scale)
+            loss = loss + contrast(images, mixed["zero_shot"], logit_scale)
             loss.backward()
             losses.append(loss.item())
 

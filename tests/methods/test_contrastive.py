@@ -22,15 +22,19 @@ def features(count: int, seed: int) -> np.ndarray:
     return (found / np.linalg.norm(found, axis=1, keepdims=True)).astype(np.float32)
 
 
-def reference(images: np.ndarray, texts: np.ndarray, scale: float) -> tuple[float, tuple]:
+def reference(images: np.ndarray, texts: np.ndarray, logit_scale: float) -> tuple[float, tuple]:
     """The loss and its gradient by hand, in float64."""
     images, texts = images.astype(np.float64), texts.astype(np.float64)
     cosines = images @ texts.T
-    logits, count = scale * cosines, len(images)
+    logits, count = logit_scale * cosines, len(images)
     own = np.eye(count)
     loss = np.sum(logsumexp(logits, axis=1) + logsumexp(logits, axis=0) - 2 * np.diag(logits))
     slope = (softmax(logits, axis=1) + softmax(logits, axis=0) - 2 * own) / count
-    return loss / count, (scale * slope @ texts, scale * slope.T @ images, np.sum(slope * cosines))
+    return loss / count, (
+        logit_scale * slope @ texts,
+        logit_scale * slope.T @ images,
+        np.sum(slope * cosines),
+    )
 
 
 @pytest.mark.parametrize(
@@ -54,9 +58,9 @@ def test_blocks_of_any_size_give_the_loss_and_its_gradient(count, most_logits):
 def test_a_global_batch_of_32768_has_no_matrix_of_that_side(devices):
     mesh = sharding.make_mesh(devices=jax.devices()[:devices])
     rows = jax.ShapeDtypeStruct((LARGE, DIMENSION), jnp.float32, sharding=sharding.over_batch(mesh))
-    scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
+    logit_scale = jax.ShapeDtypeStruct((), jnp.float32, sharding=sharding.replicated(mesh))
     gradient = jax.jit(jax.grad(info_nce, (0, 1, 2)))
-    compiled = gradient.lower(rows, rows, scale).compile()
+    compiled = gradient.lower(rows, rows, logit_scale).compile()
     largest = max(
         np.prod([int(d) for d in dims.split(",")], dtype=np.int64)
         for dims in re.findall(r"f32\[([\d,]+)\]", compiled.as_text())

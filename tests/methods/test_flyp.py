@@ -29,7 +29,7 @@ def test_the_presets_choose_the_pseudo_labels():
 
 
 def test_labels_and_what_they_require():
-    images, classifier = jnp.eye(3), jnp.eye(3)[jnp.array([2, 0, 1])]
+    images, class_weights = jnp.eye(3), jnp.eye(3)[jnp.array([2, 0, 1])]
     targets = Targets(zero_shot=jnp.array([0, 0, 1]), true=jnp.array([2, 2, 2]))
     current, frozen, oracle = FLYP(), FLYP(pseudo_labels="zero_shot"), FLYP(oracle=True)
     for method, labels, requires in (
@@ -37,7 +37,7 @@ def test_labels_and_what_they_require():
         (frozen, [0, 0, 1], {"zero_shot"}),
         (oracle, [2, 2, 2], {"labels"}),
     ):
-        found = method.labels(images, classifier, targets, ())
+        found = method.labels(images, class_weights, targets, ())
         np.testing.assert_array_equal(found, [labels])
         assert method.requires == requires
         # Only what the current model predicts can say whether it collapses.

@@ -15,8 +15,8 @@ from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.methods.reclip import Copies, ReCLIP
 from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
-from lattec_jax.training.microbatches import Encoder
-from lattec_jax.training.step import Batch, Tables, gather_features
+from lattec_jax.training.microbatches import StepEncoder
+from lattec_jax.training.step import Batch, DeviceData, gather_features
 from tests.methods.reference import unit
 from tests.openclip_models import flat_params, random_open_clip, shrunken
 
@@ -59,7 +59,7 @@ class Setting:
         definition = define(self.ours, mesh=mesh)
         lengths = text_lengths(self.class_tokens, self.ours.text)
         kinds = len(method.description_kinds)
-        tables = Tables(
+        device_data = DeviceData(
             class_tokens=jnp.asarray(self.class_tokens[:, : lengths.max()]),
             description_tokens=jnp.asarray(self.description_tokens),
             present=jnp.ones((B, kinds), bool),
@@ -71,18 +71,18 @@ class Setting:
         images = jnp.arange(B)
         batch = Batch(
             images=images,
-            text_rows=(jnp.arange(B * kinds),) if kinds else (),
-            text_places=jnp.arange(B * kinds),
+            text_indices=(jnp.arange(B * kinds),) if kinds else (),
+            text_positions=jnp.arange(B * kinds),
             text_images=jnp.repeat(images[:, None], kinds, axis=1),
             ends_epoch=jnp.asarray(False),
         )
 
         def loss(params):
-            encoder = Encoder(definition, params, mesh)
+            encoder = StepEncoder(definition, params, mesh)
             image_features = encoder.images(jnp.asarray(self.images), lambda images: images)
             lengths = (32,) if kinds else ()
             features, labels = gather_features(
-                encoder, method, state, image_features, tables, batch, lengths
+                encoder, method, state, image_features, device_data, batch, lengths
             )
             return method.loss(features, labels, state)[0], labels
 
@@ -114,9 +114,9 @@ class Setting:
             assert np.linalg.norm(converted[name] - expected) <= 1e-4 * size, name
 
 
-def torch_info_nce(torch, images, texts, scale):
+def torch_info_nce(torch, images, texts, logit_scale):
     """The sum of the two directions, by PyTorch's cross-entropy."""
-    logits = scale * images @ texts.T
+    logits = logit_scale * images @ texts.T
     target = torch.arange(len(images))
     cross_entropy = torch.nn.functional.cross_entropy
     return cross_entropy(logits, target) + cross_entropy(logits.T, target)
@@ -133,14 +133,14 @@ def test_latteclip_step_equals_pytorch():
     prototypes = torch.from_numpy(setting.prototypes)
     current = (images @ prototypes.T).argmax(1)
     np.testing.assert_array_equal(labels[1], current.numpy())
-    scale, loss = setting.model.logit_scale.exp(), 0.0
+    logit_scale, loss = setting.model.logit_scale.exp(), 0.0
     for label in (torch.from_numpy(setting.zero_shot).long(), current):
         texts = torch.cat([class_texts[label][:, None], descriptions], dim=1)
         best = (texts @ prototypes.T).detach().topk(2, dim=-1).values
         weights = best[..., 0] - best[..., 1] + 1e-6
         mean = (weights[..., None] * texts).sum(1) / weights.sum(1, keepdim=True)
         t_bar = (1 - alpha) * mean + alpha * prototypes[label]
-        loss = loss + torch_info_nce(torch, images, t_bar, scale)
+        loss = loss + torch_info_nce(torch, images, t_bar, logit_scale)
     loss.backward()
     assert value == pytest.approx(loss.item(), rel=2e-6)
     setting.assert_gradients_equal(gradient)
@@ -156,8 +156,8 @@ def test_flyp_step_equals_pytorch(oracle: bool):
     if not oracle:
         label = (images @ class_texts.T).argmax(1)
     np.testing.assert_array_equal(labels[0], label.numpy())
-    scale = setting.model.logit_scale.exp()
-    loss = torch_info_nce(torch, images, class_texts[label], scale)
+    logit_scale = setting.model.logit_scale.exp()
+    loss = torch_info_nce(torch, images, class_texts[label], logit_scale)
     loss.backward()
     assert value == pytest.approx(loss.item(), rel=2e-6)
     setting.assert_gradients_equal(gradient)
@@ -176,15 +176,15 @@ def test_reclip_step_equals_pytorch():
     state = Copies(*(jnp.asarray(setting.prototypes),) * 2, jnp.asarray(labels))
     value, gradient, found = setting.gradient(method, state, frozen)
     np.testing.assert_array_equal(found, labels)
-    assert bool(method.learns_from(found))
+    assert bool(method.should_update(found))
 
     images, class_texts, _ = setting.torch_features()
-    scale = setting.model.logit_scale.exp().detach()
+    logit_scale = setting.model.logit_scale.exp().detach()
     cross_entropy = torch.nn.CrossEntropyLoss(reduction="none")
     loss, confident = 0.0, torch.from_numpy(agree)
     for logits, label in (
-        (scale * torch.from_numpy(frozen) @ class_texts.T, labels[0]),
-        (scale * images @ torch.from_numpy(setting.prototypes).T, labels[1]),
+        (logit_scale * torch.from_numpy(frozen) @ class_texts.T, labels[0]),
+        (logit_scale * images @ torch.from_numpy(setting.prototypes).T, labels[1]),
     ):
         each = cross_entropy(logits, torch.from_numpy(label).long())
         loss = loss + torch.sum(each * confident) / torch.sum(confident)

@@ -18,22 +18,22 @@ from tests.methods.reference import unit
 def clusters(count: int, classes: int, width: int, spread: float, seed: int = 0):
     """Class texts, images around them with a gap between the modalities, and their classes."""
     rng = np.random.default_rng(seed)
-    centres, common, gap = (rng.normal(size=(n, width)) for n in (classes, 1, 1))
+    centers, common, gap = (rng.normal(size=(n, width)) for n in (classes, 1, 1))
     true = rng.integers(0, classes, count)
-    texts = unit(0.4 * centres + 2 * common)
-    images = unit(0.4 * centres[true] + gap + 2 * common + spread * rng.normal(size=(count, width)))
+    texts = unit(0.4 * centers + 2 * common)
+    images = unit(0.4 * centers[true] + gap + 2 * common + spread * rng.normal(size=(count, width)))
     return texts.astype(np.float32), images.astype(np.float32), true
 
 
-def dense_graph(nodes: np.ndarray, texts: np.ndarray, cut: int, neighbours: int) -> np.ndarray:
-    """The normalised affinity of the repository, entry by entry in float64."""
+def dense_graph(nodes: np.ndarray, texts: np.ndarray, cut: int, neighbors: int) -> np.ndarray:
+    """The normalized affinity of the repository, entry by entry in float64."""
     left = np.linalg.svd(texts.T.astype(np.float64))[0][:, 1 : min(cut, len(texts))]
     points = unit(nodes.astype(np.float64) @ left @ left.T)
     affinity = (points @ points.T + 1) / 2
     np.fill_diagonal(affinity, 0)
     kept = np.zeros_like(affinity)
     for row, values in enumerate(affinity):
-        best = np.argsort(-values)[:neighbours]
+        best = np.argsort(-values)[:neighbors]
         kept[row, best] = values[best]
     symmetric = (kept + kept.T) / 2
     root = 1 / np.sqrt(symmetric.sum(axis=1))
@@ -54,7 +54,7 @@ def test_projection_and_graph_equal_the_dense_formula(classes, cut):
 
     graph = label_propagation.affinity_graph(points, 20)
     dense = dense_graph(nodes, texts, cut, 20)
-    # Neighbours of all but equal cosines may change places: few entries, and the rest equal.
+    # Neighbors of all but equal cosines may change places: few entries, and the rest equal.
     differing = np.abs(graph.toarray() - dense) > 1e-5
     assert differing.mean() < 1e-4
     assert np.abs(graph - graph.T).max() < 1e-15
@@ -76,7 +76,7 @@ def test_the_search_is_exact(count, block, monkeypatch):
     assert all(len(set(row)) == 20 for row in indices)
 
 
-def test_a_graph_smaller_than_the_neighbours_is_complete():
+def test_a_graph_smaller_than_the_neighbors_is_complete():
     texts, images, _ = clusters(5, 3, 8, 0.2)
     directions = label_propagation.class_directions(texts, 768)
     labels = label_propagation.propagate(texts, images, directions, 20, 0.99, 20, 1e-6)

@@ -13,8 +13,8 @@ from lattec_jax.methods.base import Features, Targets
 from lattec_jax.methods.latteclip import (
     LatteCLIP,
     Prototypes,
-    margin_weights,
     mix_texts,
+    mixer_weights,
     move_prototypes,
 )
 from tests.methods import reference
@@ -32,7 +32,7 @@ class Case:
     present: np.ndarray
     prototypes: np.ndarray
     zero_shot: np.ndarray
-    scale: float = 14.3
+    logit_scale: float = 14.3
 
     def features(self, labels: np.ndarray, dtype: type) -> Features:
         """As the step hands them to the method."""
@@ -41,7 +41,7 @@ class Case:
             jnp.asarray(self.class_texts, dtype)[labels],
             jnp.asarray(self.descriptions, dtype),
             jnp.asarray(self.present),
-            jnp.asarray(self.scale, dtype),
+            jnp.asarray(self.logit_scale, dtype),
         )
 
 
@@ -84,7 +84,7 @@ def test_step_equals_the_reference(case, bits, tolerance, alpha, momentum):
         case.present,
         case.prototypes,
         case.zero_shot,
-        case.scale,
+        case.logit_scale,
         alpha,
         momentum,
     )
@@ -110,7 +110,7 @@ def test_ablations_equal_the_reference(case, update, names, mixer, alpha, moment
         case.present,
         case.prototypes,
         case.zero_shot,
-        case.scale,
+        case.logit_scale,
         alpha,
         momentum,
         names,
@@ -138,7 +138,7 @@ def test_weights_and_mix_equal_the_reference(case, bits, tolerance):
         dtype = jnp.float64 if bits == 64 else jnp.float32
         texts = jnp.asarray(case.descriptions, dtype)
         prototypes = jnp.asarray(case.prototypes, dtype)
-        weights = margin_weights(texts, prototypes)
+        weights = mixer_weights(texts, prototypes)
         mixed = mix_texts(texts, weights, prototypes[case.zero_shot], 0.7)
     for i in range(B):
         expected = [reference.weight(t, case.prototypes) for t in case.descriptions[i]]
@@ -153,12 +153,12 @@ def test_no_gradient_flows_through_weights_or_prototypes(case):
     prototypes = jnp.asarray(case.prototypes, jnp.float32)
 
     def total(texts, prototypes):
-        weights = margin_weights(texts, prototypes)
+        weights = mixer_weights(texts, prototypes)
         return jnp.sum(mix_texts(texts, weights, prototypes[case.zero_shot], 0.5) ** 2)
 
     by_texts, by_prototypes = jax.grad(total, argnums=(0, 1))(texts, prototypes)
     assert float(jnp.abs(by_prototypes).max()) == 0
-    fixed = margin_weights(texts, prototypes)  # the same gradient as with constant weights
+    fixed = mixer_weights(texts, prototypes)  # the same gradient as with constant weights
     constant = jax.grad(
         lambda t: jnp.sum(mix_texts(t, fixed, prototypes[case.zero_shot], 0.5) ** 2)
     )(texts)
@@ -202,7 +202,7 @@ def test_released_update_takes_one_mean_over_both_labels(case):
 
 def test_weights_by_the_prototypes_of_the_epochs_start(case):
     """Three steps an epoch: the weights of each step are by the prototypes before the first."""
-    method = LatteCLIP(0.5, 0.2, weigh_by="epoch_start")
+    method = LatteCLIP(0.5, 0.2, mixer_prototypes="epoch_start")
     state = Prototypes(*(jnp.asarray(case.prototypes, jnp.float32),) * 2)
     labels = jnp.stack([jnp.asarray(case.zero_shot)] * 2)
     features = case.features(np.asarray(labels), jnp.float32)
@@ -210,7 +210,7 @@ def test_weights_by_the_prototypes_of_the_epochs_start(case):
         if step % 3 == 0:
             at_start = state.current
         _, aux = method.loss(features, labels, state)
-        expected = margin_weights(features.descriptions, at_start) * case.present
+        expected = mixer_weights(features.descriptions, at_start) * case.present
         np.testing.assert_array_equal(aux["description_weights"], expected)
         before = state.current
         state, _ = method.update(state, labels, aux, jnp.asarray(step % 3 == 2))

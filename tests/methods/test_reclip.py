@@ -11,14 +11,14 @@ import pytest
 
 from configs.common import get_config
 from lattec_jax.methods import make_method
-from lattec_jax.methods.base import Survey
+from lattec_jax.methods.base import TrainingSetFeatures
 from lattec_jax.methods.reclip import Copies, ReCLIP
 from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse, resolve
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.train_loop import total_steps
-from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimizer
 from lattec_jax.training.step import StepSettings, make_train_step
 from tests.methods.reference import unit
 from tests.methods.test_label_propagation import clusters, dense_graph
@@ -31,40 +31,40 @@ def configuration(*overrides: str):
 
 @functools.cache
 def compiled():
-    """What all runs share: images, method, mesh, optimiser and step, warmed up for 5 steps."""
+    """What all runs share: images, method, mesh, optimizer and step, warmed up for 5 steps."""
     world, method, mesh = World(classes=5), ReCLIP(), sharding.make_mesh()
     config = get_config()
     config.method.name = "reclip"
     config = resolve(config).train
     config.warmup_steps = 5
-    optimiser = make_optimiser(config, 10)
+    optimizer = make_optimizer(config, 10)
     preprocess = world.checkpoint.preprocess
     settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None)
     schedule = learning_rate_schedule(config, 10)
     step = make_train_step(
-        define(world.checkpoint.config, mesh=mesh), method, optimiser, schedule, settings, mesh
+        define(world.checkpoint.config, mesh=mesh), method, optimizer, schedule, settings, mesh
     )
-    return world, method, mesh, optimiser, step
+    return world, method, mesh, optimizer, step
 
 
 def steps(labels: np.ndarray, count: int):
     """States before and after `count` steps of 16 images with these labels of T and V, and the
     learning rates that are logged."""
-    world, method, mesh, optimiser, step = compiled()
+    world, method, mesh, optimizer, step = compiled()
     first = method.init(jnp.asarray(world.class_vectors), N)._replace(labels=jnp.asarray(labels))
     params = sharding.put(mesh, world.checkpoint.params)
-    state = init_state(params, optimiser, first, mesh, method.trainable)
+    state = init_state(params, optimizer, first, mesh, method.trainable)
     frozen = unit(np.random.default_rng(0).normal(size=(N, 16))).astype(np.float32)
-    tables = world.tables(0, 16)._replace(
+    device_data = world.device_data(0, 16)._replace(
         pixels=jnp.asarray(world.pixels[:, :16, :16]), sizes=None, frozen=jnp.asarray(frozen)
     )
     states, rates = [jax.device_get(state)], []
     for host in world.batches(16, 0, count, multiple=mesh.size).iterate(0, count):
-        arguments = jax.device_put((tables, on_device(host)), sharding.replicated(mesh))
-        state, figures = step(state, *arguments, ())
-        assert np.isfinite(float(figures["loss"]))
+        arguments = jax.device_put((device_data, on_device(host)), sharding.replicated(mesh))
+        state, metrics = step(state, *arguments, ())
+        assert np.isfinite(float(metrics["loss"]))
         states.append(jax.device_get(state))
-        rates.append(float(figures["learning_rate"]))
+        rates.append(float(metrics["learning_rate"]))
     return states, rates
 
 
@@ -74,7 +74,7 @@ def test_only_layer_norms_move_and_all_of_them():
     moved = {n for n, v in after.params.items() if not np.array_equal(v, before.params[n])}
     assert moved == {n for n in after.params if "/ln_" in n}
     assert {n.partition("/")[0] for n in moved} == {"visual", "text"}
-    arrays = [x for x in jax.tree.leaves(after.optimiser) if x.ndim]
+    arrays = [x for x in jax.tree.leaves(after.optimizer) if x.ndim]
     assert len(arrays) == len(moved)  # one momentum each, none for anything else
 
 
@@ -83,14 +83,14 @@ def test_a_batch_without_agreement_moves_nothing_and_leaves_the_momentum():
     once = steps(labels, 1)[0][1]
     labels[1] = 1
     (before, after), _ = steps(labels, 1)
-    for part in ("params", "optimiser"):
+    for part in ("params", "optimizer"):
         jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
     assert (int(before.step), int(after.step)) == (0, 1)
     name = "visual/ln_post/bias"
     assert not np.array_equal(once.params[name], before.params[name])
 
 
-def test_the_logged_learning_rate_is_that_of_the_optimiser():
+def test_the_logged_learning_rate_is_that_of_the_optimizer():
     """Which counts only the steps that moved something."""
     agree = np.zeros((2, N), np.int32)
     np.testing.assert_allclose(steps(agree, 2)[1], [2e-4, 4e-4], rtol=1e-6)
@@ -104,9 +104,11 @@ def test_an_epoch_begins_with_both_graphs_and_new_centroids():
     current_texts = unit(texts + 0.1 * np.random.default_rng(3).normal(size=texts.shape))
     current = unit(frozen + 0.1 * np.random.default_rng(4).normal(size=frozen.shape))
     current_texts, current = current_texts.astype(np.float32), current.astype(np.float32)
-    method = ReCLIP(neighbours=9, diffusion=0.9, iterations=50)
+    method = ReCLIP(neighbors=9, diffusion=0.9, iterations=50)
     state = Copies(jnp.asarray(texts), jnp.asarray(texts[::-1]), jnp.zeros((2, 600), jnp.int32))
-    survey = Survey(images=lambda: current, classes=lambda: current_texts, frozen=frozen)
+    survey = TrainingSetFeatures(
+        images=lambda: current, classes=lambda: current_texts, frozen=frozen
+    )
     found = method.begin_epoch(state, survey)
     for copy, (seeds, images) in enumerate([(current_texts, frozen), (texts, current)]):
         nodes = np.concatenate([seeds, images])
@@ -116,7 +118,7 @@ def test_an_epoch_begins_with_both_graphs_and_new_centroids():
         if copy == 1:
             labels[6:] = found.labels[1]
             means = [nodes[labels == c].astype(np.float64).mean(axis=0) for c in range(6)]
-            np.testing.assert_allclose(found.classifier, unit(np.array(means)), atol=2e-7)
+            np.testing.assert_allclose(found.class_weights, unit(np.array(means)), atol=2e-7)
     assert np.any(found.labels[0] != found.labels[1])
     np.testing.assert_array_equal(found.texts, texts)
     for new, old in zip(found, state, strict=True):
@@ -151,7 +153,7 @@ def test_epochs_follow_the_number_of_images(images, override, expected):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("neighbours=0", "neighbours: .* from 1 to 10000, found 0"),
+        ("neighbors=0", "neighbors: .* from 1 to 10000, found 0"),
         ("diffusion=1.0", "diffusion: .* at least 0 and below 1, found 1"),
         ("cut_dim=1", "cut_dim: .* from 2 to 65536, found 1"),
     ],

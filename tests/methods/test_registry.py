@@ -25,14 +25,14 @@ def test_the_presets_make_the_methods_that_they_describe():
         label_names=("zero_shot", "current"),
         mixer=True,
         prototype_update="sequential",
-        weigh_by="current",
+        mixer_prototypes="current",
         loss_reduction="sum",
     )
     assert method("--config.preset=released_code") == LatteCLIP(
         alpha=0.99,
         momentum=0.0,
         prototype_update="joint",
-        weigh_by="epoch_start",
+        mixer_prototypes="epoch_start",
         loss_reduction="mean",
     )
 

@@ -22,8 +22,8 @@ from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
 from lattec_jax.training.batches import Batches
-from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimiser
-from lattec_jax.training.step import Batch, StepSettings, Tables, make_train_step
+from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimizer
+from lattec_jax.training.step import Batch, DeviceData, StepSettings, make_train_step
 from tests.openclip_models import flat_params, random_open_clip, shrunken
 
 torch = pytest.importorskip("torch")
@@ -115,16 +115,16 @@ def setting(one_thread) -> Setting:
         first = model.encode_text(torch.from_numpy(class_tokens).long(), normalize=True).numpy()
 
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    method, optimiser = make_method(config.method), make_optimiser(config.train, STEPS)
+    method, optimizer = make_method(config.method), make_optimizer(config.train, STEPS)
     step = make_train_step(
         define(ours, mesh=mesh),
         method,
-        optimiser,
+        optimizer,
         learning_rate_schedule(config.train, STEPS),
         StepSettings((32, 32), MEAN, STD, None),
         mesh,
     )
-    tables = Tables(
+    device_data = DeviceData(
         class_tokens=jnp.asarray(class_tokens[:, :9]),
         description_tokens=jnp.asarray(description_tokens),
         present=jnp.ones((N, KINDS), bool),
@@ -133,19 +133,19 @@ def setting(one_thread) -> Setting:
         sizes=None,
     )
     state = init_state(
-        sharding.put(mesh, params), optimiser, method.init(jnp.asarray(first), N), mesh
+        sharding.put(mesh, params), optimizer, method.init(jnp.asarray(first), N), mesh
     )
     losses = []
     for host in hosts:
         batch = Batch(
             images=jnp.asarray(host.images),
-            text_rows=tuple(map(jnp.asarray, host.text_rows)),
-            text_places=jnp.asarray(host.text_places),
+            text_indices=tuple(map(jnp.asarray, host.text_indices)),
+            text_positions=jnp.asarray(host.text_positions),
             text_images=jnp.asarray(host.text_images),
             ends_epoch=jnp.asarray(host.ends_epoch),
         )
-        state, figures = step(state, tables, batch, host.text_lengths)
-        losses.append(float(figures["loss"]))
+        state, metrics = step(state, device_data, batch, host.text_lengths)
+        losses.append(float(metrics["loss"]))
     moved = {name: np.asarray(value) for name, value in state.params.items()}
     outcome = released.Outcome(losses, np.asarray(state.method.current), to_open_clip(moved, ours))
     return Setting(model, class_tokens, epochs, config.train, outcome, to_open_clip(params, ours))

@@ -154,7 +154,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path):
         checkpoint.save(tmp_path / "tiny")
     checkpoint = make_checkpoint()
     checkpoint.preprocess = Preprocess(size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))
-    with pytest.raises(WeightsError, match="picture size"):
+    with pytest.raises(WeightsError, match="image size"):
         checkpoint.save(tmp_path / "tiny")
     checkpoint = make_checkpoint()
     checkpoint.params["logit_scale"] = np.float16(1).reshape(())

@@ -1,4 +1,4 @@
-"""Our towers against open_clip's, on the same randomised weights."""
+"""Our towers against open_clip's, on the same randomized weights."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.openclip_models import (
 
 
 @functools.cache
-def encoders(config: CLIPConfig, dtype: type = jnp.float32) -> tuple[Callable, Callable]:
+def extractor(config: CLIPConfig, dtype: type = jnp.float32) -> tuple[Callable, Callable]:
     """Both towers, compiled once for all models of one configuration, without a mesh."""
     definition = define(config, dtype=dtype)
     return (
@@ -59,7 +59,7 @@ def compare(config: dict, batch: int) -> None:
         nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         image_features = model.encode_image(nchw, normalize=True).numpy()
         text_features = model.encode_text(torch.from_numpy(tokens).long(), normalize=True).numpy()
-    encode_image, encode_text = encoders(ours)
+    encode_image, encode_text = extractor(ours)
     assert np.abs(encode_image(params, images) - image_features).max() <= 1e-5
     assert np.abs(encode_text(params, tokens) - text_features).max() <= 1e-5
     # The rows differ, so that equality says something.
@@ -93,7 +93,7 @@ def test_cropping_tokens_changes_nothing():
     tokens = checkpoint.tokenizer(["a photo of a cat.", "a bird", "the red dog " * 3])
     longest = text_lengths(tokens, checkpoint.config.text).max()
     assert longest < tokens.shape[1]
-    encode = encoders(checkpoint.config)[1]
+    encode = extractor(checkpoint.config)[1]
     whole, cropped, short = (
         encode(checkpoint.params, tokens[:, :n]) for n in (tokens.shape[1], longest, longest - 1)
     )
@@ -117,7 +117,7 @@ def test_texts_of_several_lengths_go_through_together(fsdp):
     found = jax.jit(lambda params, groups: bind(definition, params).encode_texts(groups))(
         checkpoint.params, groups
     )
-    alone = encoders(checkpoint.config)[1]
+    alone = extractor(checkpoint.config)[1]
     for features, group in zip(found, groups, strict=True):
         expected = alone(checkpoint.params, np.asarray(group))
         np.testing.assert_allclose(features, expected, atol=1e-6)
@@ -144,7 +144,7 @@ def test_towers_bring_no_sequences_of_several_devices_together():
         assert operation not in program
 
 
-def test_rematerialisation_changes_no_gradient():
+def test_rematerialization_changes_no_gradient():
     checkpoint = dummy_checkpoint()
     images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
 
@@ -168,7 +168,7 @@ def test_bfloat16_is_near_float32_and_keeps_float32_parameters():
     checkpoint = dummy_checkpoint()
     images = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
     exact, features = (
-        encoders(checkpoint.config, dtype)[0](checkpoint.params, images)
+        extractor(checkpoint.config, dtype)[0](checkpoint.params, images)
         for dtype in (jnp.float32, jnp.bfloat16)
     )
     assert features.dtype == jnp.float32

@@ -13,7 +13,7 @@ from convert.list_models import FULL_SIZE, parameters, plain_models
 from convert.names import to_open_clip
 from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.models.config import CLIPConfig
-from tests.models.test_clip import compare, encoders, random_tokens
+from tests.models.test_clip import compare, extractor, random_tokens
 from tests.openclip_models import flat_params, miniature, model_cfg, random_open_clip, state_dict
 
 if importlib.util.find_spec("open_clip") is None:
@@ -93,7 +93,7 @@ def test_features_and_round_trip(model):
         nchw = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
         image_features = theirs.encode_image(nchw, normalize=True).numpy()
         text_features = theirs.encode_text(torch.from_numpy(tokens).long(), normalize=True).numpy()
-    encode_image, encode_text = encoders(ours)
+    encode_image, encode_text = extractor(ours)
     assert np.abs(encode_image(params, images) - image_features).max() <= 4e-6
     assert np.abs(encode_text(params, tokens) - text_features).max() <= 4e-6
     assert np.abs(image_features[0] - image_features[1]).max() > 1e-3
@@ -114,7 +114,7 @@ def test_cropped_texts(model):
     tokens = random_tokens(np.random.default_rng(0), ours, 1)
     longest = int(text_lengths(tokens, ours.text).max())
     assert (longest < tokens.shape[1]) == ours.text.causal
-    encode_text = encoders(ours)[1]
+    encode_text = extractor(ours)[1]
     whole, cropped = encode_text(params, tokens), encode_text(params, tokens[:, :longest])
     assert np.abs(whole - cropped).max() <= 1e-6
 

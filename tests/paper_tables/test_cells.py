@@ -79,10 +79,10 @@ def test_an_average_needs_every_data_set_and_takes_the_papers_same_ones(sweep, w
 
 def test_figure_6_states_the_change_seed_by_seed(sweep, write_run):
     plan = sweep("figure6", "demo", (0, 1))
-    for row, values in (("latteclip", (0.8, 0.7)), ("latteclip-share-0.2", (0.75, 0.68))):
+    for row, values in (("latteclip", (0.8, 0.7)), ("latteclip-fraction-0.2", (0.75, 0.68))):
         for seed, value in enumerate(values):
-            share = ", 20% of the training images" if "share" in row else ""
-            write_run("demo", row, seed, value, protocol="digits" + share)
+            fraction = ", 20% of the training images" if "train_fraction" in row else ""
+            write_run("demo", row, seed, value, protocol="digits" + fraction)
     sheet = make_sheet(plan, plan.tables[0], read_results(plan))
     assert sheet.columns == ("demo", "change")
     change = dict(zip(sheet.rows, sheet.cells, strict=True))["latteclip, 20%"][1]
@@ -117,7 +117,7 @@ def test_averages_and_changes_take_the_seeds_that_are_common(sweep, write_run):
     assert "65.00 ± 7.07 (2 of 3)" in written(plan)
 
     plan = sweep("figure6", "demo", (0, 1, 2))
-    for row, seeds in (("latteclip", (0, 1)), ("latteclip-share-0.2", (1, 2))):
+    for row, seeds in (("latteclip", (0, 1)), ("latteclip-fraction-0.2", (1, 2))):
         for seed in seeds:
             write_run("demo", row, seed, 0.9 - seed / 10 - (len(row) > 9) / 10)
     sheet = make_sheet(plan, plan.tables[0], read_results(plan))

@@ -142,8 +142,8 @@ def test_the_note_says_why_a_run_is_not_compared(sweep, write_run, case):
                 "--config.artifacts=elsewhere",
                 "--config.dataset.root=elsewhere",
                 "--config.compute.remat=True",
-                "--config.train.micro_batch=64",
-                "--config.store.placement=host",
+                "--config.train.microbatch_size=64",
+                "--config.image_cache.placement=host",
                 "--config.checkpoint_every=100",
                 "--config.log_every=1",
                 "--config.descriptions.llava.batch_size=2",
@@ -215,7 +215,7 @@ def test_what_a_row_does_not_read_does_not_count(sweep, write_run):
 def test_a_part_of_the_images_is_the_papers_in_figure_6(sweep, write_run):
     plan = sweep("figure6", "eurosat", (0,))
     protocol = "coop, inductive, last step, 189 of 18,900 training images"
-    row = "latteclip-share-0.01"
+    row = "latteclip-fraction-0.01"
     write_run("eurosat", row, 0, 0.8, protocol=protocol, n_train=189)
     assert "Not compared" not in note(plan)
     write_run("eurosat", row, 0, 0.8, protocol=protocol, n_train=190)
@@ -281,5 +281,5 @@ def test_every_exempt_key_is_a_key_and_none_of_the_papers_settings_is_exempt():
     rows = {row for table in TABLES.values() for row in table.rows}
     fixed = {o[len("--config.") :].split("=")[0] for row in rows for o in row.overrides}
     fixed |= {key for key in keys if key.startswith(("method.", "augment."))}
-    fixed |= {key for key in keys if key.startswith("train.")} - {"train.micro_batch"}
+    fixed |= {key for key in keys if key.startswith("train.")} - {"train.microbatch_size"}
     assert not fixed & exempt

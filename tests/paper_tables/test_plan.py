@@ -50,9 +50,9 @@ def test_other_groups_and_shares_are_described_on_their_own(sweep):
     assert groups.made[0].name == "pixels-group-of-4-2-correct.jsonl"
     assert jobs["demo/latteclip-s0"].needs == (labels.name, texts.name)
     assert jobs["demo/flyp_oracle-s0"].needs == (labels.name,)
-    share = [jobs[name] for name in jobs["demo/latteclip-share-0.2-s0"].needs]
-    assert [job.arguments[1] for job in share] == ["--config.dataset.share=0.2"] * 2
-    assert jobs["demo/flyp_oracle-share-0.2-s0"].needs == (share[0].name,)
+    fraction = [jobs[name] for name in jobs["demo/latteclip-fraction-0.2-s0"].needs]
+    assert [job.arguments[1] for job in fraction] == ["--config.dataset.train_fraction=0.2"] * 2
+    assert jobs["demo/flyp_oracle-fraction-0.2-s0"].needs == (fraction[0].name,)
 
 
 def test_a_preparation_counts_only_for_what_it_was_made_for(sweep):
@@ -131,7 +131,12 @@ def test_what_rows_set_cannot_be_overridden(sweep):
         for r in t.rows
         for o in r.overrides
     }
-    assert {"method.texts", "method.labels", "descriptions.group_size", "dataset.share"} <= keys
+    assert {
+        "method.texts",
+        "method.labels",
+        "descriptions.group_size",
+        "dataset.train_fraction",
+    } <= keys
     for key in sorted(keys):
         with pytest.raises(ConfigError, match="the rows of the tables set"):
             dataclasses.replace(plan, overrides=(f"--config.{key}=1",))

@@ -71,5 +71,5 @@ def test_rows_make_the_methods_that_they_name():
     assert (momentum.alpha, momentum.momentum) == (0, 0)
     assert made["correct-3"][0].descriptions.correct_per_group == 3
     assert made["group-of-16"][0].descriptions.group_size == 16
-    assert made["latteclip-share-0.01"][0].dataset.share == 0.01
-    assert "labels" in made["flyp_oracle-share-0.2"][1].requires
+    assert made["latteclip-fraction-0.01"][0].dataset.train_fraction == 0.01
+    assert "labels" in made["flyp_oracle-fraction-0.2"][1].requires

@@ -14,7 +14,7 @@ from lattec_jax.reporting.sections import Run
 NASTY = "</script><script>window.hit=1</script><img src=x onerror=hit=1> \"'&"
 
 
-def example(classes: int = 10, labelled: bool = True, images: int = 1000) -> Run:
+def example(classes: int = 10, labeled: bool = True, images: int = 1000) -> Run:
     """A run whose text holds everything that could break out of a page."""
     rng = np.random.default_rng(0)
     names = [f"class {n}" for n in range(classes - 1)] + [NASTY]
@@ -23,12 +23,12 @@ def example(classes: int = 10, labelled: bool = True, images: int = 1000) -> Run
     truth, before, after = rng.integers(0, classes, (3, images))
     log = [
         {"step": step, "loss": 9 / step, "agreement_with_frozen": 0.3, "batch_class_entropy": 0.9,
-         "batch_largest_share": 0.2, "batch_largest_class": 1.0, "gradient_norm": 1e-5 * step,
+         "batch_largest_fraction": 0.2, "batch_largest_class": 1.0, "gradient_norm": 1e-5 * step,
          "weight_image": 0.1, "weight_class": 0.2, "logit_scale": None if step == 20 else 14.0}
         for step in range(10, 200, 10)
     ]  # fmt: skip
     start = Reference(names, vectors[0], before, 64, {"image": 0.8})
-    picture = thumbnail(rng.integers(0, 256, (224, 224, 3)).astype(np.uint8))
+    pixels = thumbnail(rng.integers(0, 256, (224, 224, 3)).astype(np.uint8))
     accuracy = {"top1": 0.5, "top5": 0.9}
     results = {
         **dict.fromkeys(("preset", "protocol", "model", "weights", "weights_sha256", "device")),
@@ -36,14 +36,14 @@ def example(classes: int = 10, labelled: bool = True, images: int = 1000) -> Run
         "method": "latteclip", "dataset": NASTY, "seed": 0, "steps": 190, "learning_rate": 1e-7,
         "template": "a {}", "version": "0", "n_train": images, "n_test": images, "unreadable": [],
         "descriptions": {"image": {"found": 800, "missing": 200}}, "class_names": names,
-        "zero_shot": accuracy if labelled else None, "adapted": accuracy if labelled else None,
+        "zero_shot": accuracy if labeled else None, "adapted": accuracy if labeled else None,
         "per_class": {"zero_shot": [None, *([0.5] * (classes - 1))], "adapted": [0.6] * classes},
         "label_free": {"prototype_drift": [0.1] * classes},
         "health": examine(start, vectors[1], after, log),
     }  # fmt: skip
     text = {"kind": "image", "text": NASTY, "weight": 0.125}
-    shown = {"image": NASTY, "picture": picture, "before": names[0], "after": names[-1]}
-    card = {"image": NASTY, "picture": picture, "zero_shot": names[-1], "current": names[0]}
+    shown = {"image": NASTY, "thumbnail": pixels, "before": names[0], "after": names[-1]}
+    card = {"image": NASTY, "thumbnail": pixels, "zero_shot": names[-1], "current": names[0]}
     few = classes <= 50
     data = {
         "prototypes": {
@@ -58,7 +58,7 @@ def example(classes: int = 10, labelled: bool = True, images: int = 1000) -> Run
                     "shown": [{**shown, "label": names[1]}] * 36},
         "examples": [{**card, "texts": [text, {**text, "text": None, "weight": None}]}] * 18,
     }  # fmt: skip
-    if not labelled:
+    if not labeled:
         data["confusion"] = None
         data["changed"] |= {"right": None, "wrong": None, "shown": [{**shown, "label": None}] * 36}
     return Run({"train": {"batch_size": 64}}, results, log, data)
@@ -87,16 +87,16 @@ def hostile() -> Run:
     results["dataset"] = results["weights"] = results["device"] = " ".join(HOSTILE)
     results["descriptions"] = {text: {"found": 1, "missing": 0} for text in HOSTILE}
     results["health"]["verdict"] = "\n".join(HOSTILE)
-    alarm = dict.fromkeys(("name", "figure", "message", "do"), " ".join(HOSTILE))
+    alarm = dict.fromkeys(("name", "metric", "message", "do"), " ".join(HOSTILE))
     alarm |= {"value": float("nan"), "threshold": float("inf"), "classes": list(HOSTILE)}
     results["health"]["alarms"] = [alarm]
-    results["health"]["figures"] = {**dict.fromkeys(HOSTILE, float("nan")), "more": 1.0}
+    results["health"]["metrics"] = {**dict.fromkeys(HOSTILE, float("nan")), "more": 1.0}
     results["label_free"]["prototype_drift"][0] = float("nan")
     data["prototypes"]["cosines"][0][1] = float("nan")
     data["prototypes"]["nearest"][0][3] = float("inf")
     for number, entry in enumerate((*data["changed"]["shown"], *data["examples"])):
         text = HOSTILE[number % len(HOSTILE)]
-        entry |= {key: text for key in entry.keys() - {"picture", "texts"}}
+        entry |= {key: text for key in entry.keys() - {"thumbnail", "texts"}}
         if "texts" in entry:
             entry["texts"] = [{"kind": text, "text": text, "weight": float("nan")}]
     log = [{**line, f"weight_{LONG}": 0.5, "loss": float("nan")} for line in run.log]

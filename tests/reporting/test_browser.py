@@ -25,8 +25,8 @@ SIDEWAYS = "document.documentElement.scrollWidth"
 def pages(tmp_path_factory) -> dict[str, Path]:
     """Reports with and without labels, and one of many classes."""
     runs = {
-        "labelled": example(),
-        "unlabelled": example(labelled=False),
+        "labeled": example(),
+        "unlabeled": example(labeled=False),
         "many": example(classes=397, images=20_000),
         "hostile": hostile(),
     }
@@ -43,7 +43,7 @@ def browser(tmp_path_factory):
         yield opened
 
 
-@pytest.mark.parametrize("name", ["labelled", "unlabelled", "many", "hostile"])
+@pytest.mark.parametrize("name", ["labeled", "unlabeled", "many", "hostile"])
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")])
 def test_the_page_loads_without_a_complaint_and_fetches_nothing(
     browser, pages, name, width, scheme
@@ -68,7 +68,7 @@ def test_the_page_loads_without_a_complaint_and_fetches_nothing(
 
 
 def test_dark_and_light_have_contrast(browser, pages):
-    """WCAG 2.2 AA: 4.5 to 1 for text, measured on the colours that the browser computed."""
+    """WCAG 2.2 AA: 4.5 to 1 for text, measured on the colors that the browser computed."""
     measure = """
       (() => {
         const light = c => {
@@ -85,14 +85,14 @@ def test_dark_and_light_have_contrast(browser, pages):
       })()"""
     backgrounds = set()
     for scheme in ("light", "dark"):
-        browser.open(pages["labelled"], 1200, scheme)
+        browser.open(pages["labeled"], 1200, scheme)
         assert all(ratio >= 4.5 for _, ratio in browser.value(measure))
         backgrounds.add(browser.value("getComputedStyle(document.body).backgroundColor"))
     assert len(backgrounds) == 2
 
 
 def test_the_keyboard_reaches_everything(browser, pages):
-    browser.open(pages["labelled"], 360)
+    browser.open(pages["labeled"], 360)
     active = "document.activeElement"
     browser.press("Tab", 9)
     assert browser.value(f"{active}.className") == "skip"
@@ -113,7 +113,7 @@ def test_the_keyboard_reaches_everything(browser, pages):
 
 
 def test_headings_tables_and_drawings_are_named(browser, pages):
-    browser.open(pages["labelled"], 1200)
+    browser.open(pages["labeled"], 1200)
     levels = browser.value("[...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
@@ -127,7 +127,7 @@ def test_headings_tables_and_drawings_are_named(browser, pages):
 
 
 def test_it_prints(browser, pages):
-    browser.open(pages["labelled"], 1200)
+    browser.open(pages["labeled"], 1200)
     printed = browser.call("Page.printToPDF", printBackground=False)["data"]
     assert len(printed) > 10_000
     browser.call("Emulation.setEmulatedMedia", media="print")

@@ -29,11 +29,11 @@ def start(coverage: float = 1.0) -> Reference:
 
 
 def records(**changed: float) -> list[dict[str, float]]:
-    """Three lines of the log of a healthy run, with figures of another."""
+    """Three lines of the log of a healthy run, with metrics of another."""
     healthy = {
         "loss": 2.0,
         "batch_class_entropy": 0.97,
-        "batch_largest_share": 0.14,
+        "batch_largest_fraction": 0.14,
         "batch_largest_class": 6.0,
         "agreement_with_frozen": 0.8,
         "separation": 1.1,
@@ -52,10 +52,10 @@ def names_of(alarms: list[health.Alarm]) -> set[str]:
 def test_a_healthy_run_sets_off_nothing():
     found = examine(start(), start().vectors, start().labels, records())
     assert found["alarms"] == [] and found["verdict"].startswith("Healthy: no alarm")
-    figures = found["figures"]
-    assert figures["agreement_with_frozen"] == 1 and figures["class_entropy"] == pytest.approx(1)
-    assert figures["drift_largest"] == pytest.approx(0) and figures["separation"] == 1
-    assert figures["weight_image"] == pytest.approx(0.4) and figures["coverage_image"] == 1
+    metrics = found["metrics"]
+    assert metrics["agreement_with_frozen"] == 1 and metrics["class_entropy"] == pytest.approx(1)
+    assert metrics["drift_largest"] == pytest.approx(0) and metrics["separation"] == 1
+    assert metrics["weight_image"] == pytest.approx(0.4) and metrics["coverage_image"] == 1
 
 
 @pytest.mark.parametrize(
@@ -178,13 +178,13 @@ def test_a_loss_that_is_not_finite_names_the_steps():
         train_loop.stop_unless_finite({**well, "loss": float("inf")}, 10, 0, None)
 
 
-def make_up(monkeypatch, figures: Callable[[int], dict[str, float]]) -> None:
-    """Let the train loop take steps that compute nothing and have the figures given for them."""
+def make_up(monkeypatch, metrics: Callable[[int], dict[str, float]]) -> None:
+    """Let the train loop take steps that compute nothing and have the metrics given for them."""
 
     def make_train_step(*parts: object) -> Callable:
         def run_step(state, *rest):
             state = dataclasses.replace(state, step=state.step + 1)
-            found = figures(int(state.step))
+            found = metrics(int(state.step))
             return state, {name: jnp.float32(value) for name, value in found.items()}
 
         return run_step
@@ -196,7 +196,7 @@ def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(pla
     """The loss of that step is still finite; only the next one would not be."""
     make_up(monkeypatch, lambda step: {"loss": 1, "gradient_norm": math.nan if step == 4 else 2})
     with pytest.raises(TrainingError, match=r"gradient norm is nan at step 4.*of step 2 is kept"):
-        run("labelled", "--workdir=w")
+        run("labeled", "--workdir=w")
     assert [p.name for p in (place / "w/checkpoints").iterdir()] == ["2"]
 
 
@@ -204,29 +204,29 @@ def test_a_run_watches_its_log_and_states_its_health(place, monkeypatch, capsys)
     log = records(agreement_with_frozen=0.3)[0]
     del log["step"]
     make_up(monkeypatch, lambda step: log)
-    found = run("labelled")["health"]
+    found = run("labeled")["health"]
     assert capsys.readouterr().err.count("warning: runaway pseudo-labels: ") == 1
     assert [alarm["name"] for alarm in found["alarms"]] == ["runaway pseudo-labels"]
-    figures = found["figures"]
-    assert figures["agreement_with_frozen"] == 1 and figures["drift_largest"] < 1e-6
-    assert figures["weight_image"] == pytest.approx(log["weight_image"])
+    metrics = found["metrics"]
+    assert metrics["agreement_with_frozen"] == 1 and metrics["drift_largest"] < 1e-6
+    assert metrics["weight_image"] == pytest.approx(log["weight_image"])
 
 
 def health_of(*args: str) -> dict:
-    return run("unlabelled", *args)["health"]
+    return run("unlabeled", *args)["health"]
 
 
 @pytest.mark.full
 def test_labels_never_steer_health(place):
     """The same with the labels of training images absent, true and shuffled."""
-    paths = sorted(p for p in (place / "unlabelled").rglob("*.*") if p.suffix != ".txt")
+    paths = sorted(p for p in (place / "unlabeled").rglob("*.*") if p.suffix != ".txt")
     true = [CLASSES["cdb".index(p.name[0])] for p in paths]
     shuffled = np.random.default_rng(0).permutation(true)
     found = [health_of("--workdir=absent", "--config.dataset.labels=none")]
     for name, labels in (("true", true), ("shuffled", shuffled)):
         with (place / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             rows = [
-                (p.relative_to(place / "unlabelled").as_posix(), c)
+                (p.relative_to(place / "unlabeled").as_posix(), c)
                 for p, c in zip(paths, labels, strict=True)
             ]
             csv.writer(file).writerows([("image", "label"), *rows])
@@ -244,15 +244,15 @@ TRAINED = [
 
 @pytest.mark.parametrize("method", ["zero_shot", *TRAINED])
 def test_every_method_has_its_health(place, method):
-    found = run("labelled", f"--config.method.name={method}", "--config.wise_ft=0.9")["health"]
-    assert set(found) == {"verdict", "alarms", "figures", "shares"}
-    figures = found["figures"]
-    assert {"agreement_with_frozen", "class_entropy", "drift_mean", "separation"} <= figures.keys()
-    assert all(math.isfinite(value) for value in figures.values())
-    assert ("weight_image" in figures) == (method == "latteclip")
+    found = run("labeled", f"--config.method.name={method}", "--config.wise_ft=0.9")["health"]
+    assert set(found) == {"verdict", "alarms", "metrics", "class_fractions"}
+    metrics = found["metrics"]
+    assert {"agreement_with_frozen", "class_entropy", "drift_mean", "separation"} <= metrics.keys()
+    assert all(math.isfinite(value) for value in metrics.values())
+    assert ("weight_image" in metrics) == (method == "latteclip")
     if method == "zero_shot":
-        assert figures["agreement_with_frozen"] == 1 and figures["drift_largest"] < 1e-6
-    log = (place / f"runs/labelled-{method}-s0/metrics.jsonl").read_text().splitlines()
+        assert metrics["agreement_with_frozen"] == 1 and metrics["drift_largest"] < 1e-6
+    log = (place / f"runs/labeled-{method}-s0/metrics.jsonl").read_text().splitlines()
     first = json.loads(log[0]) if log else {}
     assert ("separation" in first) == (method in ("latteclip", "reclip"))
     assert ("agreement_with_frozen" in first) == (method in ("latteclip", "flyp", "reclip"))
@@ -262,6 +262,6 @@ def test_the_step_counts_the_spread_of_predictions():
     from lattec_jax.training.step import spread
 
     found = spread(np.array([2, 2, 0, 2]), 4)
-    assert found["batch_largest_share"] == 0.75 and found["batch_largest_class"] == 2
+    assert found["batch_largest_fraction"] == 0.75 and found["batch_largest_class"] == 2
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
     assert float(found["batch_class_entropy"]) == pytest.approx(expected, rel=1e-5)

@@ -35,7 +35,7 @@ class Ended(NamedTuple):
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """Where the runs share stores and descriptions."""
+    """Where the runs share image caches and descriptions."""
     return tmp_path_factory.mktemp("demo")
 
 
@@ -138,7 +138,7 @@ def test_descriptions_without_content_and_missing_ones(demo_run, place):
     folder = place / "artifacts/digits/descriptions"
     for kind, name in (("image", "image"), ("group", "group-of-4")):
         lines = [json.loads(x) for x in (folder / f"pixels-{name}.jsonl").read_text().splitlines()]
-        plain = [{"image": x["image"], "kind": kind, "text": "a nice picture"} for x in lines]
+        plain = [{"image": x["image"], "kind": kind, "text": "a nice image"} for x in lines]
         kept = [{"image": x["image"], "kind": kind, "text": x["text"]} for x in lines]
         kept = kept[: len(kept) * 7 // 10]
         for engine, records in (("nice", plain), ("part", kept)):
@@ -148,6 +148,8 @@ def test_descriptions_without_content_and_missing_ones(demo_run, place):
     empty = demo_run("--config.descriptions.engine=nice")
     assert names <= empty.alarms.keys()
     assert {line.split(": ")[1] for line in empty.warnings} >= names
-    partial = demo_run("--config.descriptions.engine=part", "--config.descriptions.max_missing=0.5")
+    partial = demo_run(
+        "--config.descriptions.engine=part", "--config.descriptions.max_missing_fraction=0.5"
+    )
     assert partial.alarms.keys() == {f"{k} descriptions are missing" for k in ("image", "group")}
     assert partial.alarms["image descriptions are missing"]["value"] == pytest.approx(0.7, abs=1e-3)

@@ -54,10 +54,10 @@ def outline(html: str) -> Outline:
 
 
 @pytest.mark.parametrize(
-    ("classes", "labelled"), [(10, True), (10, False), (100, True), (397, True), (2, False)]
+    ("classes", "labeled"), [(10, True), (10, False), (100, True), (397, True), (2, False)]
 )
-def test_the_page_is_well_formed_small_and_harmless(classes, labelled):
-    html = page.render(example(classes, labelled, images=20_000))
+def test_the_page_is_well_formed_small_and_harmless(classes, labeled):
+    html = page.render(example(classes, labeled, images=20_000))
     assert len(html.encode()) < 10e6
     found = outline(html)
     names = {tag for tag, _ in found.tags}
@@ -69,11 +69,11 @@ def test_the_page_is_well_formed_small_and_harmless(classes, labelled):
     assert any(NASTY in text for text in found.text)  # shown as it is written
     drawn = [a["aria-label"] for t, a in found.tags if t == "svg" and "aria-label" in a]
     maps = [label for label in drawn if "true class down" in label]
-    assert len(maps) == (2 if labelled and classes <= 100 else 0)
+    assert len(maps) == (2 if labeled and classes <= 100 else 0)
     text = " ".join(found.text)
-    assert ("Accuracy on" in text) == labelled
-    assert ("most confused pairs" in text) == labelled
-    assert ("Share of the training images per predicted class" in text) == (not labelled)
+    assert ("Accuracy on" in text) == labeled
+    assert ("most confused pairs" in text) == labeled
+    assert ("Share of the training images per predicted class" in text) == (not labeled)
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -135,7 +135,7 @@ def test_the_verdict_comes_first_and_every_alarm_is_there():
     assert run.results["health"]["alarms"]
 
 
-def test_a_run_without_report_data_has_a_page_without_pictures():
+def test_a_run_without_report_data_has_a_page_without_images():
     found = outline(page.render(example()._replace(data=None)))
     assert "img" not in {tag for tag, _ in found.tags}
     assert "Health" in found.text and "Training" in found.text

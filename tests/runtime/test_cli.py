@@ -145,7 +145,7 @@ def test_flags_are_shown_with_their_defaults(capsys):
         ("  --format=table|jsonl|csv  (default: not set)", "Output; not set: a table"),
     ):
         assert lines[lines.index(line) + 1].strip().startswith(after)
-    assert lines[lines.index("Arguments:") + 1] == "  PICTURE_OR_FOLDER ..."
+    assert lines[lines.index("Arguments:") + 1] == "  IMAGE_OR_FOLDER ..."
     assert "  --[no]distributed  (default: false)" in help_of(capsys, train.main, "--help")
 
 
@@ -205,8 +205,8 @@ def test_comments_are_those_of_the_files(tmp_path, capsys):
         "    # of its own.\n"
         "    mine.seed = 7  # And behind it.\n"
         "    mine.compute.remat, mine.compute.fsdp = True, 1  # both\n"
-        "    store = mine.store  # all of it\n"
-        "    store.max_unreadable = (\n"
+        "    image_cache = mine.image_cache  # all of it\n"
+        "    image_cache.max_unreadable_fraction = (\n"
         "        0.5  # half\n"
         "    )\n"
         "    mine.dataset.expected = {  # counts\n"
@@ -223,8 +223,8 @@ def test_comments_are_those_of_the_files(tmp_path, capsys):
     assert found["seed"][-1] == "From two lines of its own. And behind it."
     assert found["compute.remat"][-1] == found["compute.fsdp"][-1] == "both"
     assert found["compute.fsdp"][0].startswith("devices over which parameters are split")
-    assert found["store"] == ("all of it",)
-    assert found["store.max_unreadable"][-1] == "half"
+    assert found["image_cache"] == ("all of it",)
+    assert found["image_cache.max_unreadable_fraction"][-1] == "half"
     assert found["dataset.expected"][-1] == "counts"
     assert found["log_every"] == ("steps",)  # of common.py, which demo.py imports
     assert "other" not in found

@@ -1,4 +1,4 @@
-"""The adjustments of colour, against PIL and torchvision."""
+"""The adjustments of color, against PIL and torchvision."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from lattec_jax.training import augmentation
 
 
 @functools.cache
-def colours() -> np.ndarray:
-    """Random colours, nearly grey ones, greys, pure ones and black and white: `[40, 100, 3]`."""
+def colors() -> np.ndarray:
+    """Random colors, nearly gray ones, grays, pure ones and black and white: `[40, 100, 3]`."""
     rng = np.random.default_rng(1)
     image = rng.integers(0, 256, (40, 100, 3))
     image[:8] = np.clip(image[:8, :, :1] + rng.integers(-3, 4, (8, 100, 3)), 0, 255)
@@ -38,7 +38,7 @@ def agrees(found: jax.Array, expected: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_each_adjustment_is_torchvision_s_to_a_grey_level(torchvision, which):
+def test_each_adjustment_is_torchvision_s_to_a_gray_level(torchvision, which):
     functional = torchvision.functional
     ours = augmentation.ADJUSTMENTS[which]
     theirs = (
@@ -47,17 +47,17 @@ def test_each_adjustment_is_torchvision_s_to_a_grey_level(torchvision, which):
         functional.adjust_saturation,
         functional.adjust_hue,
     )[which]
-    image = Image.fromarray(colours())
+    image = Image.fromarray(colors())
     values = SHIFTS if which == 3 else FACTORS
     adjusted = jax.jit(jax.vmap(ours, in_axes=(None, 0)))(
-        jnp.asarray(colours(), jnp.float32), jnp.array(values)
+        jnp.asarray(colors(), jnp.float32), jnp.array(values)
     )
     for found, value in zip(adjusted, values, strict=True):
         agrees(found, theirs(image, value))
 
 
-def test_hue_and_saturation_are_pil_s_for_every_kind_of_colour(torchvision):
-    """All combinations of every fifth level: a hue step is six grey levels, so none may be off."""
+def test_hue_and_saturation_are_pil_s_for_every_kind_of_color(torchvision):
+    """All combinations of every fifth level: a hue step is six gray levels, so none may be off."""
     levels = np.arange(0, 256, 5, dtype=np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(52, -1, 3)
     found = jax.jit(augmentation.adjust_hue)(cube.astype(np.float32), 0.05)
@@ -69,7 +69,7 @@ def test_jitter_in_every_order_is_torchvision_s(torchvision):
     orders = np.array(list(itertools.permutations(range(4))), np.int32)
     factors = np.random.default_rng(2).uniform(0.5, 1.5, (len(orders), 4)).astype(np.float32)
     factors[:, 3] = factors[:, 3] * 0.2 - 0.2  # from −0.1 to 0.1
-    image = colours()
+    image = colors()
     ours = jax.jit(jax.vmap(augmentation.jitter, in_axes=(None, 0, 0)))(
         image.astype(np.float32), factors, orders
     )
@@ -93,13 +93,13 @@ def test_jitter_in_every_order_is_torchvision_s(torchvision):
 
 
 def test_luminance_is_pil_s():
-    image = colours()
+    image = colors()
     found = np.asarray(augmentation.luminance(jnp.asarray(image, jnp.float32)))
     np.testing.assert_array_equal(found[..., 0], np.asarray(Image.fromarray(image).convert("L")))
 
 
 def test_color_jitter_touches_the_share_that_it_is_told_to():
-    images = jnp.asarray(np.broadcast_to(colours()[:4, :8], (400, 4, 8, 3)), jnp.float32)
+    images = jnp.asarray(np.broadcast_to(colors()[:4, :8], (400, 4, 8, 3)), jnp.float32)
     apply = jax.jit(augmentation.color_jitter)
 
     def touched(probability: float) -> np.ndarray:

@@ -60,7 +60,7 @@ def test_the_second_process_compiles_nothing(tmp_path):
 
 @pytest.mark.full
 def test_the_second_run_compiles_nothing_and_gives_the_same_bits(place):
-    short = arguments("labelled", "--config.train.max_steps=2")[1:]
+    short = arguments("labeled", "--config.train.max_steps=2")[1:]
     hits, misses = run(place / "cache", TRAIN, *short, "--workdir=first")
     assert misses > 5
     kept = sorted((place / "cache/compiled").iterdir())

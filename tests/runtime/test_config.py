@@ -42,7 +42,11 @@ def test_the_papers_preset_is_the_default():
 
 def test_the_released_codes_preset():
     config = read(FOLDER, "--config.preset=released_code")
-    assert (config.method.momentum, config.method.prototype_update, config.method.loss) == (
+    assert (
+        config.method.momentum,
+        config.method.prototype_update,
+        config.method.loss_reduction,
+    ) == (
         0.0,
         "joint",
         "mean",
@@ -193,12 +197,12 @@ def test_the_default_work_directory():
 
 def test_errors_of_the_users_are_one_line_and_no_traceback(capsys):
     def fail(argv):
-        raise DataError("expected pictures, found none; add some")
+        raise DataError("expected images, found none; add some")
 
     with pytest.raises(SystemExit) as ended:
         command(fail)
     assert ended.value.code == 2
-    assert capsys.readouterr().err == "error: expected pictures, found none; add some\n"
+    assert capsys.readouterr().err == "error: expected images, found none; add some\n"
 
     def interrupt(argv):
         raise KeyboardInterrupt

@@ -59,11 +59,11 @@ def test_packaged_configurations_are_accepted(file, preset):
         ("train.learning_rate=-1", r"a number from 0 to 1e\+30, found -1.0"),
         ("train.learning_rate=inf", r"a number from 0 to 1e\+30, found inf"),
         ("train.learning_rate=1e308", r"a number from 0 to 1e\+30, found 1e.308"),
-        ("store.long_side=-1", r"None, 0 \(no bound\) or a whole number from 16 to 100000"),
-        ("store.max_unreadable=nan", "a number from 0 to 1, found nan"),
+        ("image_cache.max_side=-1", r"None, 0 \(no bound\) or a whole number from 16 to 100000"),
+        ("image_cache.max_unreadable_fraction=nan", "a number from 0 to 1, found nan"),
         ("compute.eval_batch_size=0", "from 1 to 1048576, found 0"),
         ("train.batch_size=1000000000000", "from 2 to 1048576"),
-        ("keep_checkpoints=1000000000", "from 1 to 1000"),
+        ("max_checkpoints=1000000000", "from 1 to 1000"),
         ("descriptions.max_new_tokens=1000000000", "from 1 to 65536"),
         ("descriptions.openai.concurrency=1000000", "from 1 to 1024"),
         ("descriptions.group_members=draw", "one of with_image, drawn, found 'draw'"),
@@ -73,8 +73,8 @@ def test_packaged_configurations_are_accepted(file, preset):
         ("descriptions.openai.timeout=nan", "a number above 0 and at most 86400"),
         ("descriptions.seed=-1", "from 0 to 4294967295"),
         ("dataset.split_seed=4294967296", "from 0 to 4294967295"),
-        ("dataset.held_out=1.0", "a number of at least 0 and below 1"),
-        ("dataset.share=0", "a number above 0 and at most 1"),
+        ("dataset.held_out_fraction=1.0", "a number of at least 0 and below 1"),
+        ("dataset.train_fraction=0", "a number above 0 and at most 1"),
         ("dataset.name=../up", "a name of letters.*it names folders"),
         ("dataset.name=..", "a name of letters"),
         ("dataset.name=a\0b", "a name of letters"),
@@ -192,12 +192,12 @@ def test_a_configuration_without_a_key_is_refused():
 def test_the_configuration_of_an_older_run_is_completed(tmp_path):
     path = tmp_path / "config.json"
     config = read().copy_and_resolve_references().unlock()
-    del config.store
+    del config.image_cache
     del config.train["epochs"]
     path.write_text(to_json(config), encoding="utf-8")
-    assert "store" not in from_json(path)  # as it is
+    assert "image_cache" not in from_json(path)  # as it is
     whole = of_run(path)
-    assert (whole.store.max_unreadable, whole.train.epochs) == (0.01, 50)
+    assert (whole.image_cache.max_unreadable_fraction, whole.train.epochs) == (0.01, 50)
     assert whole.method.alpha == 0.74  # of the file
     del config.dataset["kind"]
     path.write_text(to_json(config), encoding="utf-8")

@@ -13,18 +13,18 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from lattec_jax.data.images.image_cache import Store
-from lattec_jax.inference.feature_extractor import Encoders
+from lattec_jax.data.images.image_cache import ImageCache
+from lattec_jax.inference.feature_extractor import FeatureExtractor
 from lattec_jax.models.clip import define
 from lattec_jax.runtime import distributed, sharding
 from lattec_jax.runtime.errors import ConfigError, TrainingError
 from lattec_jax.runtime.preemption import Terminated
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.batches import Batches
-from lattec_jax.training.step import Tables
+from lattec_jax.training.step import DeviceData
 from tests.dummy import dummy_checkpoint
 from tests.processes import ROOT, start, wait
-from tests.runs import arguments, make_pictures
+from tests.runs import arguments, make_images
 
 TWENTY_STEPS = (
     "--config.train.max_steps=20",
@@ -38,14 +38,14 @@ SPLIT = (f"--config.weights={ROOT}/lattec_jax/demo/tiny_clip", "--config.compute
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    make_pictures(tmp_path / "labelled", 12, labelled=True)
+    make_images(tmp_path / "labeled", 12, labeled=True)
     dummy_checkpoint().save(tmp_path / "weights")
     return tmp_path
 
 
 def training(workdir: str, *extra: str) -> list[str]:
     """The command of twenty steps at learning rate 1e-3."""
-    own = arguments("labelled", *TWENTY_STEPS, f"--workdir={workdir}", *extra)
+    own = arguments("labeled", *TWENTY_STEPS, f"--workdir={workdir}", *extra)
     return ["lattec_jax.train", *own[1:]]
 
 
@@ -98,7 +98,7 @@ def test_two_processes_train_the_model_that_one_trains(place):
 
 @pytest.mark.soak
 def test_streamed_and_evaluated_by_two_processes(place):
-    streamed = ("--config.store.placement=host", "--config.eval_every=10")
+    streamed = ("--config.image_cache.placement=host", "--config.eval_every=10")
     run(place, "one", *streamed, processes=1, devices=4)
     run(place, "two", *streamed)
     check_equal(place, "one", "two")
@@ -112,7 +112,7 @@ def test_streamed_and_evaluated_by_two_processes(place):
     labels = [argument for argument in labels if not argument.startswith("--workdir")]
     wait(place, "labels", start(place, labels, "labels"))
     first, second = (
-        next((place / root).glob("labelled/pseudo_labels/*.jsonl")).read_text().splitlines()
+        next((place / root).glob("labeled/pseudo_labels/*.jsonl")).read_text().splitlines()
         for root in ("artifacts", "other")
     )
     for before, after in zip(first, second, strict=True):
@@ -142,7 +142,7 @@ def test_killed_processes_continue(place, killed):
     until_logged(place, "broken", 7)
     started[killed].send_signal(signal.SIGKILL)
     began = time.monotonic()
-    other = started[1 - killed].wait(timeout=distributed.HEARTBEAT + 40)
+    other = started[1 - killed].wait(timeout=distributed.HEARTBEAT_TIMEOUT_S + 40)
     print(f"the other process ended with {other} after {time.monotonic() - began:.0f} s")
     assert other != 0
     message = (place / f"broken.{1 - killed}.log").read_text()
@@ -177,7 +177,7 @@ def test_an_error_of_one_process_is_said_by_all_at_once(place):
     (place / "weights/model.safetensors").write_bytes(b"no tensors")
     began = time.monotonic()
     wait(place, "bad", start(place, training("bad"), "bad", devices=1), status=2)
-    assert time.monotonic() - began < distributed.HEARTBEAT
+    assert time.monotonic() - began < distributed.HEARTBEAT_TIMEOUT_S
     assert "error: " in (place / "bad.0.log").read_text()
     assert "process 0 of 2" in (place / "bad.1.log").read_text()
 
@@ -233,7 +233,7 @@ class Pretended:
     def __init__(self, monkeypatch, first: bool, theirs: list[int]):
         self.mine: list[int] = []
         monkeypatch.setattr(distributed, "count", lambda: 2)
-        monkeypatch.setattr(distributed, "is_first", lambda: first)
+        monkeypatch.setattr(distributed, "is_main_process", lambda: first)
 
         def numbers(value: int) -> list[int]:
             self.mine.append(value)
@@ -249,7 +249,7 @@ WELL, FAILED, INTERRUPTED = 0, 1, 2
 def test_the_first_process_is_through_before_the_other_begins(monkeypatch):
     for first, rounds in ((True, 0), (False, 1)):
         pretended = Pretended(monkeypatch, first, [WELL, WELL])
-        with distributed.first_before_others():
+        with distributed.main_process_first():
             assert len(pretended.mine) == rounds
         assert pretended.mine == [WELL, WELL]
 
@@ -260,14 +260,14 @@ def test_the_first_process_is_through_before_the_other_begins(monkeypatch):
 )
 def test_what_goes_wrong_on_another_process_goes_wrong_here(theirs, error, says, monkeypatch):
     Pretended(monkeypatch, True, [theirs])
-    with pytest.raises(error, match=says), distributed.together():
+    with pytest.raises(error, match=says), distributed.raise_on_all():
         pass
 
 
 @pytest.mark.parametrize(("error", "told"), [(ValueError, FAILED), (Terminated, INTERRUPTED)])
 def test_what_goes_wrong_here_is_told(error, told, monkeypatch):
     pretended = Pretended(monkeypatch, False, [WELL, WELL])
-    with pytest.raises(error, match="mine"), distributed.first_before_others():
+    with pytest.raises(error, match="mine"), distributed.main_process_first():
         raise error("mine")
     assert pretended.mine == [WELL, told]
 
@@ -275,32 +275,32 @@ def test_what_goes_wrong_here_is_told(error, told, monkeypatch):
 def test_processes_with_other_configurations_or_files_are_refused(monkeypatch, tmp_path):
     Pretended(monkeypatch, True, [1])
     with pytest.raises(ConfigError, match="2 processes were started with different conf"):
-        distributed.check_alike("seed: 0", tmp_path)
+        distributed.check_same_on_all("seed: 0", tmp_path)
     monkeypatch.setattr(distributed, "appears", lambda path: path.exists())
     Pretended(monkeypatch, False, [zlib.crc32(b"seed: 0"), WELL, 7, 9, WELL])
     name = r"\.hosts\.0000000700000009\.partial"
     with pytest.raises(ConfigError, match=rf"does not see .*{name}.* one file system"):
-        distributed.check_alike("seed: 0", tmp_path)
+        distributed.check_same_on_all("seed: 0", tmp_path)
     Pretended(monkeypatch, True, [zlib.crc32(b"seed: 0"), WELL, 7, 9, WELL])
-    distributed.check_alike("seed: 0", tmp_path / "new")
+    distributed.check_same_on_all("seed: 0", tmp_path / "new")
     assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_one_process_agrees_with_itself(tmp_path):
-    assert distributed.first_says(lambda: True) and not distributed.all_say(False)
-    signals = distributed.Signals()
+    assert distributed.broadcast_from_main(lambda: True) and not distributed.all_agree(False)
+    signals = distributed.SignalAgreement()
     assert signals.soon(True) and signals.now(True) and not signals.soon(False)
     tree = {"a": jax.numpy.arange(3)}
-    assert distributed.of_first(tree) is tree
+    assert distributed.broadcast(tree) is tree
     np.testing.assert_array_equal(distributed.fetch(tree)["a"], [0, 1, 2])
 
 
 def test_signals_are_looked_at_some_steps_later(monkeypatch):
     """The devices of this process play those of both."""
     monkeypatch.setattr(distributed, "count", lambda: 2)
-    signals = distributed.Signals()
+    signals = distributed.SignalAgreement()
     heard = [signals.soon(step == 3) for step in range(8)]
-    assert heard == [step == 3 + distributed.BEHIND for step in range(8)]
+    assert heard == [step == 3 + distributed.SIGNAL_LAG_STEPS for step in range(8)]
 
 
 # --------------------------------------------------------------------------------- what each reads
@@ -332,11 +332,11 @@ def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
     monkeypatch.setattr(sharding, "own_rows", lambda mesh, count: own)
     monkeypatch.setattr(sharding, "place_rows", lambda mesh, count, rows: placed.append(rows))
     pixels, seen = np.arange(40 * 12, dtype=np.uint16).reshape(40, 2, 2, 3), []
-    monkeypatch.setattr(Store, "read", lambda self, rows: (seen.append(rows), pixels[rows])[1])
-    store = Store(tuple(map(str, range(40))), pixels, None, ())
+    monkeypatch.setattr(ImageCache, "read", lambda self, rows: (seen.append(rows), pixels[rows])[1])
+    cache = ImageCache(tuple(map(str, range(40))), pixels, None, ())
     batches = Batches(40, 16, 0, 4, np.zeros((40, 0), np.int32), 24, 8)
-    tables = Tables(None, None, None, None, pixels=None, sizes=None)
-    stream = input_pipeline.device_batches(batches, store, tables, 3, 4, sharding.make_mesh())
+    device_data = DeviceData(None, None, None, None, pixels=None, sizes=None)
+    stream = input_pipeline.device_batches(batches, cache, device_data, 3, 4, sharding.make_mesh())
     ((host, _),) = stream
     np.testing.assert_array_equal(np.concatenate(seen), host.images[own])
     np.testing.assert_array_equal(placed[0], pixels[host.images[own]])
@@ -344,13 +344,13 @@ def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
 
 def test_a_file_of_rows_is_read_by_an_encoder_where_its_devices_are(monkeypatch):
     checkpoint, mesh = dummy_checkpoint(layers=1), sharding.make_mesh(devices=jax.devices()[:1])
-    encoders = Encoders(define(checkpoint.config), checkpoint.preprocess, mesh, 8)
+    extractor = FeatureExtractor(define(checkpoint.config), checkpoint.preprocess, mesh, 8)
     pixels = np.zeros((11, 16, 16, 3), np.uint8).view(Reads)
     pixels.seen = []
     monkeypatch.setattr(sharding, "own_rows", lambda mesh, count: np.array([2, 3, 6]))
     place_all = sharding.place_rows
     zeros = np.zeros((8, 16, 16, 3), np.uint8)
     monkeypatch.setattr(sharding, "place_rows", lambda m, n, rows: place_all(m, n, zeros))
-    encoders.images(sharding.put(mesh, checkpoint.params), pixels)
+    extractor.images(sharding.put(mesh, checkpoint.params), pixels)
     read = [np.arange(11)[index].tolist() for index in pixels.seen]
     assert read == [[2, 3, 6], [10, 8, 8]]  # the last batch is filled up with its first row

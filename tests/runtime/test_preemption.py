@@ -12,7 +12,7 @@ import threading
 import pytest
 
 from lattec_jax.runtime.cli import command
-from lattec_jax.runtime.preemption import AfterStep, Terminated, terminating
+from lattec_jax.runtime.preemption import PreemptionHandler, Terminated, terminating
 
 
 def send(number: signal.Signals) -> None:
@@ -42,12 +42,12 @@ def test_within_training_the_step_ends_first(number, status, capsys):
     steps = []
 
     def main(argv):
-        with terminating(), AfterStep() as signals:
+        with terminating(), PreemptionHandler() as signals:
             for step in range(9):
                 if step == 3:
                     send(number)
                 steps.append(step)
-                if signals.asked():
+                if signals.requested():
                     break
 
     with pytest.raises(SystemExit) as ended:
@@ -57,12 +57,12 @@ def test_within_training_the_step_ends_first(number, status, capsys):
 
 
 def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does():
-    with pytest.raises(Terminated), AfterStep() as signals:
+    with pytest.raises(Terminated), PreemptionHandler() as signals:
         send(signal.SIGTERM)
         send(signal.SIGTERM)
-        assert signals.asked()
+        assert signals.requested()
     reached = []
-    with pytest.raises(KeyboardInterrupt), AfterStep():
+    with pytest.raises(KeyboardInterrupt), PreemptionHandler():
         send(signal.SIGINT)
         reached.append(1)
         send(signal.SIGINT)
@@ -71,7 +71,7 @@ def test_a_second_ctrl_c_does_not_wait_and_a_second_sigterm_does():
 
 
 def test_an_error_of_the_step_is_not_hidden_by_a_signal():
-    with pytest.raises(ValueError, match="mine"), AfterStep():
+    with pytest.raises(ValueError, match="mine"), PreemptionHandler():
         send(signal.SIGTERM)
         raise ValueError("mine")
 
@@ -80,8 +80,8 @@ def test_other_threads_go_without_handlers():
     found = []
 
     def loop() -> None:
-        with AfterStep() as signals:
-            found.append(signals.asked())
+        with PreemptionHandler() as signals:
+            found.append(signals.requested())
 
     thread = threading.Thread(target=loop)
     thread.start()
@@ -142,18 +142,18 @@ class Together:
 
 def test_several_processes_end_when_all_have_heard():
     steps = []
-    with pytest.raises(Terminated, match="SIGTERM"), AfterStep(Together(False)) as signals:
+    with pytest.raises(Terminated, match="SIGTERM"), PreemptionHandler(Together(False)) as signals:
         for step in range(9):
             if step == 3:
                 send(signal.SIGTERM)
             steps.append(step)
-            if signals.asked():
+            if signals.requested():
                 break
     assert steps == [0, 1, 2, 3, 4]
 
 
 def test_a_signal_to_another_process_at_the_very_end_ends_this_one_too():
-    with pytest.raises(Terminated, match="another process"), AfterStep(Together(True)):
+    with pytest.raises(Terminated, match="another process"), PreemptionHandler(Together(True)):
         pass
-    with AfterStep(Together(False)):
+    with PreemptionHandler(Together(False)):
         pass

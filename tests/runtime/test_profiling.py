@@ -71,7 +71,7 @@ def test_a_run_too_short_for_a_trace_says_so(tmp_path, capsys, stop):
 
 
 def test_of_several_processes_the_first_traces(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(profiling.hosts, "is_first", lambda: False)
+    monkeypatch.setattr(profiling.distributed, "is_main_process", lambda: False)
     train(tmp_path, 0, 9)
     train(tmp_path, 0, 1)
     assert not list(tmp_path.iterdir()) and not capsys.readouterr().out

@@ -164,7 +164,7 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
 def test_another_process_of_the_run_follows_with_the_same_inputs_only(tmp_path):
     run_directory.claim(tmp_path, config(), RECORD)
     run_directory.follow(tmp_path, config(), RECORD)
-    with pytest.raises(ConfigError, match=r"(?s)same weights and pictures.*seed: there 0, here 1"):
+    with pytest.raises(ConfigError, match=r"(?s)same weights and images.*seed: there 0, here 1"):
         run_directory.follow(tmp_path, config(seed=1), RECORD)
     with pytest.raises(ConfigError, match="weights_sha256: there 'ab', here 'cd'"):
         run_directory.follow(tmp_path, config(), {**RECORD, "weights_sha256": "cd"})

@@ -27,7 +27,7 @@ def changed(content: dict, place: str, value: object) -> dict:
 
 
 FITTING = (
-    ("health.figures", {}),
+    ("health.metrics", {}),
     ("health.alarms.0.classes", []),
     ("examples.0.texts.0.kind", "words"),
 )
@@ -41,8 +41,8 @@ FITTING = (
         ("results.json", "zero_shot.top1"),
         ("results.json", "per_class.adapted.0"),
         ("results.json", "health.alarms.0.classes"),
-        ("results.json", "health.figures"),
-        ("results.json", "health.shares.adapted"),
+        ("results.json", "health.metrics"),
+        ("results.json", "health.class_fractions.adapted"),
         ("results.json", "label_free.prototype_drift"),
         ("results.json", "descriptions.image.found"),
         ("results.json", "n_test"),
@@ -50,7 +50,7 @@ FITTING = (
         ("report_data.json", "prototypes.cosines.0"),
         ("report_data.json", "confusion.before.0.2"),
         ("report_data.json", "changed.count"),
-        ("report_data.json", "changed.shown.0.picture"),
+        ("report_data.json", "changed.shown.0.thumbnail"),
         ("report_data.json", "examples.0.texts.0.kind"),
     ],
 )
@@ -83,9 +83,9 @@ def test_thumbnails_are_data_only(tmp_path):
     write_files(run, tmp_path / "run")
     path = tmp_path / "run" / "report_data.json"
     for address in ("http://host/x.jpg", "data:text/html,x", "data:image/jpeg;base64,x y"):
-        content = changed(run.data, "examples.0.picture", address)
+        content = changed(run.data, "examples.0.thumbnail", address)
         path.write_text(json.dumps(content), encoding="utf-8")
-        with pytest.raises(DataError, match=r"examples\[0\]\.picture"):
+        with pytest.raises(DataError, match=r"examples\[0\]\.thumbnail"):
             page.write(tmp_path / "run")
 
 

@@ -13,8 +13,8 @@ from PIL import Image
 
 from configs import common
 from lattec_jax.data.datasets.dataset import Split
-from lattec_jax.data.images.image_cache import make_stores, open_store
-from lattec_jax.data.images.preprocess import Preprocess, open_picture
+from lattec_jax.data.images.image_cache import make_image_caches, open_image_cache
+from lattec_jax.data.images.preprocess import Preprocess, open_image
 from lattec_jax.runtime.config import resolve
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.training import augmentation
@@ -23,8 +23,8 @@ SIZE = (24, 32)
 RATIO = (3 / 4, 4 / 3)
 
 
-def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """Stripes, a colour gradient, hard edges and noise, up to the ends of the range."""
+def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Stripes, a color gradient, hard edges and noise, up to the ends of the range."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:height, :width]
     waves = 127 + 140 * np.sin(x[..., None] / (2, 5, 9) + y[..., None] / (7, 3, 4))
@@ -38,7 +38,7 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 # Crops ----------------------------------------------------------------------------------------
 
 
-# Height and width of the picture; top, left, height and width of the box.
+# Height and width of the image; top, left, height and width of the box.
 CROPS = [
     ((50, 70), (0, 0, 50, 70)),  # all of it
     ((50, 70), (7, 11, 24, 32)),  # of the output's own size: copied
@@ -65,15 +65,15 @@ def crops():
     for padding in (0, 255):
         frames = np.full((len(CROPS), 96, 96, 3), padding, np.uint8)
         for number, ((height, width), _) in enumerate(CROPS):
-            frames[number, :height, :width] = picture(height, width, number)
+            frames[number, :height, :width] = make_image(height, width, number)
         found.append(np.asarray(crop(frames, boxes, SIZE)))
     return found
 
 
 @pytest.mark.parametrize("number", range(len(CROPS)))
-def test_crops_are_pil_s_to_a_grey_level(crops, number):
+def test_crops_are_pil_s_to_a_gray_level(crops, number):
     (height, width), (top, left, h, w) = CROPS[number]
-    box = Image.fromarray(picture(height, width, number)).crop((left, top, left + w, top + h))
+    box = Image.fromarray(make_image(height, width, number)).crop((left, top, left + w, top + h))
     expected = np.asarray(box.resize(SIZE[::-1], Image.Resampling.BICUBIC), np.float32)
     found = crops[0][number]
     assert found.shape == (*SIZE, 3)
@@ -95,7 +95,7 @@ boxes_for = jax.jit(augmentation.random_boxes)
 
 
 def boxes_of(size: tuple[int, int], scale, ratio, draws: int, seed: int = 0) -> np.ndarray:
-    """Many draws for a picture of one size: `[draws, 4]`."""
+    """Many draws for an image of one size: `[draws, 4]`."""
     sizes = np.tile(np.array(size, np.int32), (draws, 1))
     return np.asarray(boxes_for(jax.random.key(seed), sizes, scale, ratio))
 
@@ -104,7 +104,7 @@ def boxes_of(size: tuple[int, int], scale, ratio, draws: int, seed: int = 0) -> 
     ("size", "scale", "ratio"),
     [
         ((240, 300), (0.08, 1.0), RATIO),  # mostly the first draw
-        ((180, 320), (0.6, 1.0), RATIO),  # many draws do not fit, some pictures fall back
+        ((180, 320), (0.6, 1.0), RATIO),  # many draws do not fit, some images fall back
         ((224, 224), (0.9, 1.0), RATIO),  # LatteCLIP's
         ((150, 100), (0.2, 0.5), (0.4, 3.0)),
     ],
@@ -119,7 +119,7 @@ def test_boxes_are_distributed_like_torchvision_s(torchvision, size, scale, rati
     theirs = np.array([draw(image, scale, ratio) for _ in range(draws)])
     ours = boxes_of(size, scale, ratio, draws)
 
-    def figures(boxes: np.ndarray) -> dict[str, np.ndarray]:
+    def metrics(boxes: np.ndarray) -> dict[str, np.ndarray]:
         top, left, height, width = boxes.T.astype(float)
         return {
             "area": height * width,
@@ -132,7 +132,7 @@ def test_boxes_are_distributed_like_torchvision_s(torchvision, size, scale, rati
             "share of left": (left / np.maximum(size[1] - width, 1))[width < size[1]],
         }
 
-    for (name, one), other in zip(figures(ours).items(), figures(theirs).values(), strict=True):
+    for (name, one), other in zip(metrics(ours).items(), metrics(theirs).values(), strict=True):
         assert scipy.stats.ks_2samp(one, other).pvalue > 1e-3, name
 
 
@@ -185,11 +185,11 @@ apply = jax.jit(augmentation.augment, static_argnums=(3, 4))
 
 
 def squares() -> tuple[np.ndarray, np.ndarray]:
-    """Padded square pictures and their sizes."""
+    """Padded square images and their sizes."""
     sides = (40, 33, 24, 8)
     frames = np.full((len(sides), 40, 40, 3), 77, np.uint8)
     for number, side in enumerate(sides):
-        frames[number, :side, :side] = picture(side, side, number)
+        frames[number, :side, :side] = make_image(side, side, number)
     return frames, np.array([(side, side) for side in sides], np.int32)
 
 
@@ -218,7 +218,7 @@ def test_flips_have_their_share_and_leave_the_other_draws_alone():
     draws = augmentation.draw(jax.random.key(4), sizes, settings)
     without = augmentation.draw(jax.random.key(4), sizes, settings._replace(flip_probability=0.0))
     assert abs(np.mean(draws.flip) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 4000)
-    assert abs(np.corrcoef(draws.flip, draws.grey)[0, 1]) < 0.08
+    assert abs(np.corrcoef(draws.flip, draws.gray)[0, 1]) < 0.08
     assert without.flip is None
     jax.tree.map(np.testing.assert_array_equal, draws._replace(flip=None), without)
 
@@ -237,7 +237,7 @@ def test_flips_have_their_share_and_leave_the_other_draws_alone():
         ("color_jitter", (0.5, 0.5, 0.5, 0.6)),
         ("color_jitter", (-0.1, 0.0, 0.0, 0.0)),
         ("flip_probability", 1.1),
-        ("greyscale_probability", -0.1),
+        ("grayscale_probability", -0.1),
     ],
 )
 def test_settings_that_no_draw_can_be_made_with(name, value):
@@ -249,7 +249,7 @@ def test_settings_that_no_draw_can_be_made_with(name, value):
         resolve(config)
 
 
-# The original pictures --------------------------------------------------------------------------
+# The original images --------------------------------------------------------------------------
 
 SHAPES = [(40, 40), (64, 48), (33, 90), (90, 31), (7, 60), (3, 5), (89, 90), (1, 33)]
 MODES = ["RGB", "L", "RGBA", "P", "1", "CMYK", "LA", "I;16"]
@@ -263,11 +263,12 @@ EVERY = list(itertools.product(SHAPES, MODES))
     "kinds", [ONCE, pytest.param(EVERY, marks=pytest.mark.full)], ids=["once", "every"]
 )
 def test_device_crops_are_torchvision_s_of_the_original_file(torchvision, tmp_path, kinds):
-    """File to crop: through the training store and the device, and through PIL and torchvision."""
+    """File to crop: through the training image cache and the device, and through PIL and
+    torchvision."""
     functional = torchvision.functional
-    pictures = []
+    images = []
     for number, (shape, mode) in enumerate(kinds):
-        image = Image.fromarray(picture(*shape, number))
+        image = Image.fromarray(make_image(*shape, number))
         if mode == "I;16":
             image = Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 256)
         elif mode in ("LA", "RGBA"):
@@ -275,17 +276,19 @@ def test_device_crops_are_torchvision_s_of_the_original_file(torchvision, tmp_pa
         suffix = "tiff" if mode in ("CMYK", "I;16") else "png"
         path = tmp_path / f"{number:03d}.{suffix}"
         (image if mode == "I;16" else image.convert(mode)).save(path)
-        pictures.append(path)
-    split = Split(tuple(path.name for path in pictures), tuple(pictures), None)
+        images.append(path)
+    split = Split(tuple(path.name for path in images), tuple(images), None)
     preprocess = Preprocess(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
-    store = open_store(make_stores(split, tmp_path / "stores", preprocess, 90).training)
+    cache = open_image_cache(
+        make_image_caches(split, tmp_path / "image_caches", preprocess, 90).training
+    )
     settings = PLAIN._replace(scale=(0.3, 1.0), ratio=RATIO, flip_probability=0.5)
-    draws = augmentation.draw(jax.random.key(11), jnp.asarray(store.sizes), settings)
+    draws = augmentation.draw(jax.random.key(11), jnp.asarray(cache.sizes), settings)
     assert 0.15 < np.mean(draws.flip) < 0.85
-    crops = jax.jit(augmentation.apply_draws, static_argnums=2)(store.pixels, draws, SIZE)
+    crops = jax.jit(augmentation.apply_draws, static_argnums=2)(cache.pixels, draws, SIZE)
     differences = []
-    for path, crop, box, flip in zip(pictures, crops, draws.boxes, draws.flip, strict=True):
-        original = open_picture(path).convert("RGB")
+    for path, crop, box, flip in zip(images, crops, draws.boxes, draws.flip, strict=True):
+        original = open_image(path).convert("RGB")
         expected = functional.resized_crop(
             original, *map(int, box), SIZE, torchvision.InterpolationMode.BICUBIC
         )
@@ -296,15 +299,15 @@ def test_device_crops_are_torchvision_s_of_the_original_file(torchvision, tmp_pa
     assert max(d.mean() for d in differences) <= 0.02
 
 
-def test_greyscale_all_or_none():
+def test_grayscale_all_or_none():
     frames, sizes = squares()
     plain = np.asarray(apply(jax.random.key(0), frames, sizes, (24, 24), PLAIN))
-    grey = np.asarray(
-        apply(jax.random.key(0), frames, sizes, (24, 24), PLAIN._replace(greyscale_probability=1.0))
+    gray = np.asarray(
+        apply(jax.random.key(0), frames, sizes, (24, 24), PLAIN._replace(grayscale_probability=1.0))
     )
     assert (plain.max(axis=-1) > plain.min(axis=-1)).any(axis=(1, 2)).all()
-    for colour, level in zip(plain, grey, strict=True):
-        image = Image.fromarray(np.round(colour * 255).astype(np.uint8)).convert("L")
+    for color, level in zip(plain, gray, strict=True):
+        image = Image.fromarray(np.round(color * 255).astype(np.uint8)).convert("L")
         expected = np.asarray(image, np.float32)[..., None] / 255
         np.testing.assert_allclose(level, np.broadcast_to(expected, level.shape), atol=1e-6)
 
@@ -316,20 +319,20 @@ def test_the_key_decides_everything():
     )
     np.testing.assert_array_equal(one, again)
     assert (np.abs(one - other).max(axis=(1, 2, 3)) > 0.05).all()
-    # Equal pictures in one batch get draws of their own.
+    # Equal images in one batch get draws of their own.
     same = np.asarray(
         apply(jax.random.key(5), frames[:1].repeat(4, 0), sizes[:1].repeat(4, 0), (24, 24), ALL)
     )
     assert all(np.abs(a - b).max() > 0.05 for a, b in itertools.combinations(same, 2))
 
 
-def test_pictures_cropped_piece_by_piece_are_those_of_the_batch():
-    pictures, sizes = squares()
+def test_images_cropped_piece_by_piece_are_those_of_the_batch():
+    images, sizes = squares()
     draws = jax.jit(augmentation.draw, static_argnums=2)(jax.random.key(2), sizes, ALL)
     crop = jax.jit(augmentation.apply_draws, static_argnums=2)
-    pieces = [
-        crop(pictures[i::2], jax.tree.map(lambda x, i=i: x[i::2], draws), (24, 24)) for i in (0, 1)
+    num_microbatches = [
+        crop(images[i::2], jax.tree.map(lambda x, i=i: x[i::2], draws), (24, 24)) for i in (0, 1)
     ]
-    whole = apply(jax.random.key(2), pictures, sizes, (24, 24), ALL)
-    np.testing.assert_array_equal(whole[0::2], pieces[0])
-    np.testing.assert_array_equal(whole[1::2], pieces[1])
+    whole = apply(jax.random.key(2), images, sizes, (24, 24), ALL)
+    np.testing.assert_array_equal(whole[0::2], num_microbatches[0])
+    np.testing.assert_array_equal(whole[1::2], num_microbatches[1])

@@ -45,9 +45,9 @@ def test_any_step_can_be_rebuilt_on_its_own(batches):
 
 def test_text_rows_and_places_lead_back_to_each_images_texts(batches):
     for host in batches.iterate(0, 12):
-        rows = np.concatenate(host.text_rows)[host.text_places].reshape(B, K)
+        rows = np.concatenate(host.text_indices)[host.text_positions].reshape(B, K)
         np.testing.assert_array_equal(rows, host.images[:, None] * K + np.arange(K))
-        for group, room in zip(host.text_rows, host.text_lengths, strict=True):
+        for group, room in zip(host.text_indices, host.text_lengths, strict=True):
             assert batches.lengths.reshape(-1)[group].max(initial=0) <= room
 
 
@@ -64,7 +64,7 @@ def test_one_plan_holds_all_batches_of_a_run_however_rare_long_texts_are(
     run = dataclasses.replace(batches, lengths=lengths, seed=seed, steps=600, redraw=redraw)
     shapes, longest = set(), 0
     for host in run.iterate(0, 600):
-        shapes.add((host.text_lengths, tuple(map(len, host.text_rows))))
+        shapes.add((host.text_lengths, tuple(map(len, host.text_indices))))
         longest = max(longest, int((lengths[host.text_images, np.arange(K)] == 40).sum()))
     assert shapes == {(run.plan.lengths, run.plan.sizes)}
     assert longest > 1 and run.plan.sizes[0] == longest
@@ -81,7 +81,7 @@ def test_redrawn_groups_share_the_label_and_change_with_the_step(batches):
         np.testing.assert_array_equal(
             redrawn.groups[host.text_images[:, 1]], redrawn.groups[host.images]
         )
-        rows = np.concatenate(host.text_rows)[host.text_places].reshape(B, K)
+        rows = np.concatenate(host.text_indices)[host.text_positions].reshape(B, K)
         np.testing.assert_array_equal(rows, host.text_images * K + np.arange(K))
         others += int((host.text_images[:, 1] != host.images).sum())
     assert others > 60  # of 96, drawn among some 13 with the same label

@@ -19,11 +19,11 @@ def event_files_in_order(monkeypatch):
     monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
-def write(workdir, start: int, steps: list[int], **figures: float) -> None:
+def write(workdir, start: int, steps: list[int], **metrics: float) -> None:
     with RunLog(workdir, start, 10, 4) as log:
         for step in steps:
             log.advance()
-            log.write(step, {"loss": 10.0 - step, **figures})
+            log.write(step, {"loss": 10.0 - step, **metrics})
 
 
 def lines(workdir) -> list[dict]:

@@ -20,8 +20,8 @@ from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.batches import Batches
-from lattec_jax.training.microbatches import Encoder
-from lattec_jax.training.step import Batch, StepSettings, Tables, encode_images, gather_features
+from lattec_jax.training.microbatches import StepEncoder
+from lattec_jax.training.step import Batch, DeviceData, StepSettings, encode_images, gather_features
 from tests.dummy import WORDS, dummy_checkpoint
 
 BATCH, CLASSES, KINDS, CONTEXT = 256, 37, 2, 24
@@ -29,7 +29,7 @@ LATTECLIP = LatteCLIP(0.5, 0.9)
 
 
 class World:
-    """One batch of random pictures and texts, whose lengths make groups that do not divide."""
+    """One batch of random images and texts, whose lengths make groups that do not divide."""
 
     def __init__(self, streamed: bool = False) -> None:
         rng = np.random.default_rng(12)
@@ -41,14 +41,14 @@ class World:
         tokens = tokenizer([" ".join(rng.choice(words, n)) for n in spread])
         lengths = text_lengths(tokens, self.checkpoint.config.text)
         host = Batches(BATCH, BATCH, 0, 1, lengths.reshape(BATCH, KINDS), CONTEXT).at(0)
-        assert any(len(rows) % 8 for rows in host.text_rows)  # or nothing is filled up
+        assert any(len(rows) % 8 for rows in host.text_indices)  # or nothing is filled up
         pixels = jnp.asarray(rng.integers(0, 256, (BATCH, 20, 24, 3)).astype(np.uint8))
         sizes = jnp.asarray(
             np.stack([rng.integers(10, 21, BATCH), rng.integers(10, 25, BATCH)], axis=1)
         )
         labels = jnp.asarray(rng.integers(0, CLASSES, BATCH).astype(np.int32))
         self.text_lengths = host.text_lengths
-        self.tables = Tables(
+        self.device_data = DeviceData(
             class_tokens=jnp.asarray(class_tokens),
             description_tokens=jnp.asarray(tokens),
             present=jnp.asarray(rng.random((BATCH, KINDS)) > 0.1),
@@ -58,8 +58,8 @@ class World:
         )
         self.batch = Batch(
             images=jnp.asarray(host.images),
-            text_rows=tuple(map(jnp.asarray, host.text_rows)),
-            text_places=jnp.asarray(host.text_places),
+            text_indices=tuple(map(jnp.asarray, host.text_indices)),
+            text_positions=jnp.asarray(host.text_positions),
             text_images=jnp.asarray(host.text_images),
             ends_epoch=jnp.asarray(False),
             pixels=pixels[host.images] if streamed else None,
@@ -81,19 +81,19 @@ class World:
         state = method.init(self.prototypes, BATCH)
         batch = self.batch
         if not method.description_kinds:
-            batch = batch._replace(text_rows=(), text_images=jnp.zeros((BATCH, 0), jnp.int32))
+            batch = batch._replace(text_indices=(), text_images=jnp.zeros((BATCH, 0), jnp.int32))
 
-        def loss(params, tables, batch):
-            encoder = Encoder(definition, params, mesh, settings.pieces)
-            images = encode_images(encoder, jax.random.key(1), tables, batch, settings)
+        def loss(params, device_data, batch):
+            encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
+            images = encode_images(encoder, jax.random.key(1), device_data, batch, settings)
             lengths = self.text_lengths if method.description_kinds else ()
             features, labels = gather_features(
-                encoder, method, state, images, tables, batch, lengths
+                encoder, method, state, images, device_data, batch, lengths
             )
             return method.loss(features, labels, state)[0]
 
         params = sharding.put(mesh, self.checkpoint.params)
-        arguments = (params, *jax.device_put((self.tables, batch), sharding.replicated(mesh)))
+        arguments = (params, *jax.device_put((self.device_data, batch), sharding.replicated(mesh)))
         return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
 
 
@@ -153,14 +153,14 @@ def test_pieces_keep_less_in_memory():
 
 def test_the_number_of_pieces():
     config, one, eight = get_config(), *(sharding.make_mesh(1, jax.devices()[:n]) for n in (1, 8))
-    assert input_pipeline.choose_pieces(config, 512, one) == 1
-    config.train.batch_size, config.train.micro_batch = 512, 64
-    assert input_pipeline.choose_pieces(config, 512, eight) == 8
+    assert input_pipeline.choose_num_microbatches(config, 512, one) == 1
+    config.train.batch_size, config.train.microbatch_size = 512, 64
+    assert input_pipeline.choose_num_microbatches(config, 512, eight) == 8
     assert (
-        input_pipeline.choose_pieces(config, 500, one) == 8
+        input_pipeline.choose_num_microbatches(config, 500, one) == 8
     )  # a small set; the last piece is filled up
-    assert input_pipeline.choose_pieces(config, 40, one) == 1
+    assert input_pipeline.choose_num_microbatches(config, 40, one) == 1
     for micro, message in [(100, "found 100; 8, 16, 32"), (4, "8 devices")]:
-        config.train.micro_batch = micro
-        with pytest.raises(ConfigError, match=rf"config\.train\.micro_batch: .*{message}"):
-            input_pipeline.choose_pieces(config, 512, eight)
+        config.train.microbatch_size = micro
+        with pytest.raises(ConfigError, match=rf"config\.train\.microbatch_size: .*{message}"):
+            input_pipeline.choose_num_microbatches(config, 512, eight)

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from lattec_jax import pseudo_label
-from lattec_jax.inference.feature_extractor import Encoders
+from lattec_jax.inference.feature_extractor import FeatureExtractor
 from tests.runs import arguments, run
 
-ZERO_SHOT = ("labelled", "--config.method.name=zero_shot")
+ZERO_SHOT = ("labeled", "--config.method.name=zero_shot")
 
 
 def test_training_images_are_encoded_once_where_they_are_tested_too(place, monkeypatch):
     encoded = []
-    images = Encoders.images
+    images = FeatureExtractor.images
 
     def counting(self, params, pixels, progress=None):
         encoded.append((progress, len(pixels)))
         return images(self, params, pixels, progress)
 
-    monkeypatch.setattr(Encoders, "images", counting)
-    alone = ("--config.dataset.test=", "--config.dataset.held_out=0", "--workdir=alone")
+    monkeypatch.setattr(FeatureExtractor, "images", counting)
+    alone = ("--config.dataset.test=", "--config.dataset.held_out_fraction=0", "--workdir=alone")
     found = run(*ZERO_SHOT, *alone)
     assert encoded == [("pseudo-labels", 36), ("evaluation", 36), ("evaluation", 36)]
     encoded.clear()
@@ -34,7 +34,7 @@ def test_training_images_are_encoded_once_where_they_are_tested_too(place, monke
 
 def test_only_what_augments_makes_a_training_store(place):
     run(*ZERO_SHOT)
-    stores = place / "artifacts/labelled/stores"
-    assert {path.name.split("-")[0] for path in stores.iterdir()} == {"evaluation"}
-    pseudo_label.main(["pseudo_label", *arguments("labelled")[1:]])
-    assert {path.name.split("-")[0] for path in stores.iterdir()} == {"evaluation", "training"}
+    caches = place / "artifacts/labeled/image_caches"
+    assert {path.name.split("-")[0] for path in caches.iterdir()} == {"evaluation"}
+    pseudo_label.main(["pseudo_label", *arguments("labeled")[1:]])
+    assert {path.name.split("-")[0] for path in caches.iterdir()} == {"evaluation", "training"}

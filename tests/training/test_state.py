@@ -1,4 +1,4 @@
-"""The schedule, the optimiser and the first state, against OpenCLIP's trainer and PyTorch."""
+"""The schedule, the optimizer and the first state, against OpenCLIP's trainer and PyTorch."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_the_schedule_is_open_clip_s(warmup, steps):
     pytest.importorskip("torch")
     scheduler = pytest.importorskip("open_clip_train.scheduler")
 
-    class Optimiser:
+    class Optimizer:
         """Holds the rate that open_clip assigns."""
 
         param_groups: list[dict] = [{}]  # noqa: RUF012
 
-    adjust = scheduler.cosine_lr(Optimiser(), 1e-3, warmup, steps)
+    adjust = scheduler.cosine_lr(Optimizer(), 1e-3, warmup, steps)
     schedule = state.learning_rate_schedule(settings(warmup_steps=warmup), steps)
     found = np.asarray(jax.jit(schedule)(np.arange(steps)))
     np.testing.assert_allclose(found, [adjust(s) for s in range(steps)], rtol=1e-5, atol=1e-9)
@@ -80,7 +80,7 @@ def test_a_warm_up_longer_than_the_run_is_cut_to_it():
     )
 
 
-# The optimiser --------------------------------------------------------------------------------
+# The optimizer --------------------------------------------------------------------------------
 
 
 def parameters() -> dict[str, np.ndarray]:
@@ -122,7 +122,7 @@ def open_clip_decays(name: str, ndim: int) -> bool:
 
 
 def test_decay_is_for_open_clip_s_parameters_only():
-    """For all our names and layouts, by OpenCLIP's rule for its own; and as the optimiser does."""
+    """For all our names and layouts, by OpenCLIP's rule for its own; and as the optimizer does."""
     config = CLIPConfig(
         embed_dim=6,
         vision=VisionConfig(8, 1, 2, patch_size=4, image_size=(8, 8), layer_scale=0.1),
@@ -142,9 +142,9 @@ def test_decay_is_for_open_clip_s_parameters_only():
         "text/positional_embedding",
         "text/projection",
     }
-    optimiser = state.make_optimiser(settings(warmup_steps=0), 10)
+    optimizer = state.make_optimizer(settings(warmup_steps=0), 10)
     zeros = {name: np.zeros_like(value) for name, value in ours.items()}
-    change, _ = jax.jit(optimiser.update)(zeros, optimiser.init(ours), ours)
+    change, _ = jax.jit(optimizer.update)(zeros, optimizer.init(ours), ours)
     assert {name for name, value in change.items() if np.asarray(value).any()} == {
         name for name, decayed in expected.items() if decayed
     }
@@ -152,13 +152,13 @@ def test_decay_is_for_open_clip_s_parameters_only():
 
 def trajectory(config: ConfigDict, steps: int) -> list[dict[str, np.ndarray]]:
     """Our parameters after each step."""
-    optimiser = state.make_optimiser(config, steps)
+    optimizer = state.make_optimizer(config, steps)
     params = {name: jnp.asarray(value) for name, value in parameters().items()}
-    moments = optimiser.init(params)
+    moments = optimizer.init(params)
 
     @jax.jit
     def update(params, moments, gradient):
-        change, moments = optimiser.update(gradient, moments, params)
+        change, moments = optimizer.update(gradient, moments, params)
         return optax.apply_updates(params, change), moments
 
     visited = []
@@ -173,18 +173,18 @@ def test_ten_steps_of_adamw_are_pytorch_s():
     theirs = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in parameters().items()}
     matrices = [p for n, p in theirs.items() if open_clip_decays(n, p.ndim)]
     others = [p for n, p in theirs.items() if not open_clip_decays(n, p.ndim)]
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [{"params": others, "weight_decay": 0.0}, {"params": matrices, "weight_decay": 0.2}],
         lr=1e-3,
         betas=(0.9, 0.98),
         eps=1e-6,
     )
     for step, ours in enumerate(trajectory(settings(), 10)):
-        for group in optimiser.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = cosine(1e-3, 4, 10, step)
         for name, gradient in gradients(step).items():
             theirs[name].grad = torch.tensor(gradient)
-        optimiser.step()
+        optimizer.step()
         for name, value in ours.items():
             expected = theirs[name].detach().numpy()
             error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
@@ -196,11 +196,11 @@ def test_ten_steps_of_sgd_are_pytorch_s():
     torch = pytest.importorskip("torch")
     config = settings(optimizer="sgd", schedule="constant", warmup_steps=0, weight_decay=0.1)
     theirs = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in parameters().items()}
-    optimiser = torch.optim.SGD(theirs.values(), 1e-3, momentum=0.9, weight_decay=0.1)
+    optimizer = torch.optim.SGD(theirs.values(), 1e-3, momentum=0.9, weight_decay=0.1)
     for step, ours in enumerate(trajectory(config, 10)):
         for name, gradient in gradients(step).items():
             theirs[name].grad = torch.tensor(gradient)
-        optimiser.step()
+        optimizer.step()
         for name, value in ours.items():
             expected = theirs[name].detach().numpy()
             error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
@@ -213,12 +213,12 @@ def test_a_constant_schedule_stays_after_its_warm_up():
     np.testing.assert_allclose(np.asarray(jax.jit(schedule)(np.arange(10))), expected, rtol=1e-6)
 
 
-def test_the_optimiser_knows_the_trained_parameters_only():
+def test_the_optimizer_knows_the_trained_parameters_only():
     mesh = sharding.make_mesh()
-    optimiser = state.make_optimiser(settings(optimizer="sgd"), 10)
+    optimizer = state.make_optimizer(settings(optimizer="sgd"), 10)
     params = sharding.put(mesh, parameters())
-    made = state.init_state(params, optimiser, (), mesh, lambda name: "ln_pre" in name)
-    sizes = sorted(x.shape for x in jax.tree.leaves(made.optimiser) if x.ndim)
+    made = state.init_state(params, optimizer, (), mesh, lambda name: "ln_pre" in name)
+    sizes = sorted(x.shape for x in jax.tree.leaves(made.optimizer) if x.ndim)
     assert sizes == [(6,), (6,)]  # the momentum of weight and bias
     assert made.params.keys() == params.keys()
 
@@ -246,10 +246,10 @@ def test_ten_steps_of_adamw_are_the_formula_s():
 
 
 def test_without_gradients_only_matrices_shrink():
-    optimiser = state.make_optimiser(settings(warmup_steps=0), 10)
+    optimizer = state.make_optimizer(settings(warmup_steps=0), 10)
     params = parameters()
     zeros = jax.tree.map(np.zeros_like, params)
-    change, _ = jax.jit(optimiser.update)(zeros, optimiser.init(params), params)
+    change, _ = jax.jit(optimizer.update)(zeros, optimizer.init(params), params)
     for name, value in parameters().items():
         factor = 1e-3 * 0.2 if value.ndim >= 2 else 0.0
         np.testing.assert_allclose(change[name], -factor * value, rtol=1e-5, atol=0)
@@ -289,8 +289,8 @@ def first_state(fsdp: int = 1) -> tuple[dict[str, jax.Array], jax.Array, state.T
     )
     params["also twin"] = params["twin"]
     prototypes = jax.device_put(jnp.eye(3), sharding.replicated(mesh))
-    optimiser = state.make_optimiser(settings(), 10)
-    made = state.init_state(params, optimiser, Prototypes(prototypes, prototypes), mesh)
+    optimizer = state.make_optimizer(settings(), 10)
+    made = state.init_state(params, optimizer, Prototypes(prototypes, prototypes), mesh)
     return params, prototypes, made
 
 
@@ -327,7 +327,7 @@ def test_the_first_state_starts_at_zero_and_lies_as_declared(all_devices):
     np.testing.assert_array_equal(made.method.current, np.eye(3))
     for name, value in params.items():
         np.testing.assert_array_equal(made.params[name], value)
-    adam = made.optimiser[0]
+    adam = made.optimizer[0]
     for moments in (adam.mu, adam.nu):
         assert all(not np.asarray(m).any() for m in moments.values())
         # A parameter and its moments are split alike: 4 of the 8 devices hold a quarter each.

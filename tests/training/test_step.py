@@ -21,12 +21,12 @@ from lattec_jax.models.clip import Params, bind, define
 from lattec_jax.runtime import sharding
 from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.batches import Batches
-from lattec_jax.training.microbatches import Encoder
-from lattec_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimiser
+from lattec_jax.training.microbatches import StepEncoder
+from lattec_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer
 from lattec_jax.training.step import (
     Batch,
+    DeviceData,
     StepSettings,
-    Tables,
     encode_images,
     gather_features,
     make_train_step,
@@ -58,10 +58,10 @@ class World:
         self.present = rng.random((N, K)) > 0.1
         self.class_vectors = unit(rng, classes)
 
-    def tables(self, kinds: int, whole: bool = True) -> Tables:
+    def device_data(self, kinds: int, whole: bool = True) -> DeviceData:
         """With class tokens as short as they may be and images of all sizes, or neither."""
         width = self.texts.shape[1]
-        return Tables(
+        return DeviceData(
             class_tokens=jnp.asarray(self.class_tokens[:, : 16 if whole else width]),
             description_tokens=jnp.asarray(
                 self.texts.reshape(N, K, width)[:, :kinds].reshape(N * kinds, width)
@@ -92,8 +92,8 @@ def unit(rng: np.random.Generator, count: int) -> np.ndarray:
 def on_device(host) -> Batch:
     return Batch(
         images=jnp.asarray(host.images),
-        text_rows=tuple(map(jnp.asarray, host.text_rows)),
-        text_places=jnp.asarray(host.text_places),
+        text_indices=tuple(map(jnp.asarray, host.text_indices)),
+        text_positions=jnp.asarray(host.text_positions),
         text_images=jnp.asarray(host.text_images),
         ends_epoch=jnp.asarray(host.ends_epoch),
     )
@@ -117,24 +117,24 @@ def train(
     config = get_config().train
     config.learning_rate, config.warmup_steps, config.weight_decay = 1e-3, 2, 0.2
     config.schedule, config.optimizer = "cosine", "adamw"
-    optimiser = make_optimiser(config, steps)
+    optimizer = make_optimizer(config, steps)
     preprocess = world.checkpoint.preprocess
     settings = StepSettings(
         preprocess.size, preprocess.mean, preprocess.std, ALL if whole else None
     )
     definition = define(world.checkpoint.config, mesh=mesh)
     schedule = learning_rate_schedule(config, steps)
-    step = make_train_step(definition, method, optimiser, schedule, settings, mesh)
+    step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
     params = sharding.put(mesh, world.checkpoint.params)
     first = method.init(jnp.asarray(world.class_vectors), N)
-    state = init_state(params, optimiser, first, mesh, seed=3)
+    state = init_state(params, optimizer, first, mesh, seed=3)
     before = jax.device_get(state)
     kinds = len(method.description_kinds)
-    tables = jax.device_put(world.tables(kinds, whole), sharding.replicated(mesh))
+    device_data = jax.device_put(world.device_data(kinds, whole), sharding.replicated(mesh))
     for host in world.batches(batch_size, kinds, steps, mesh.size, whole).iterate(0, steps):
         batch = jax.device_put(on_device(host), sharding.replicated(mesh))
-        state, figures = step(state, tables, batch, host.text_lengths)
-        assert np.isfinite(float(figures["loss"]))
+        state, metrics = step(state, device_data, batch, host.text_lengths)
+        assert np.isfinite(float(metrics["loss"]))
     return before, jax.device_get(state)
 
 
@@ -185,11 +185,11 @@ def test_cropping_and_deduplication_change_nothing(classes):
     assert len(host.text_lengths) > 1  # several groups, or the test shows nothing
     features, labels = jax.jit(
         lambda params: gather_features(
-            Encoder(definition, params, mesh),
+            StepEncoder(definition, params, mesh),
             method,
             state,
             jnp.asarray(images),
-            world.tables(K),
+            world.device_data(K),
             on_device(host),
             host.text_lengths,
         )
@@ -234,15 +234,15 @@ def test_streamed_images_give_the_same_step():
     )
     mesh = sharding.make_mesh()
     definition = define(world.checkpoint.config, mesh=mesh)
-    encoder = Encoder(definition, world.checkpoint.params, mesh)
+    encoder = StepEncoder(definition, world.checkpoint.params, mesh)
     host = world.batches(8, K, 1).at(0)
     streamed = on_device(host)._replace(
         pixels=jnp.asarray(world.pixels[host.images]), sizes=jnp.asarray(world.sizes[host.images])
     )
-    tables = world.tables(K)
-    empty = tables._replace(pixels=None, sizes=None)
+    device_data = world.device_data(K)
+    empty = device_data._replace(pixels=None, sizes=None)
     found = [
         jax.jit(lambda b, t=t: encode_images(encoder, jax.random.key(0), t, b, settings))(batch)
-        for t, batch in ((tables, on_device(host)), (empty, streamed))
+        for t, batch in ((device_data, on_device(host)), (empty, streamed))
     ]
     np.testing.assert_array_equal(*found)

@@ -20,7 +20,7 @@ from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
 from lattec_jax.training import input_pipeline, prepare
 from tests.dummy import dummy_checkpoint
-from tests.runs import CLASSES, arguments, make_pictures
+from tests.runs import CLASSES, arguments, make_images
 
 UNSUPERVISED = [name for name in METHODS if name != "flyp_oracle"]
 LABELS = ("absent", "true", "permuted")
@@ -40,14 +40,14 @@ def mesh():
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory, mesh) -> dict[str, Prepared]:
-    """The same pictures with the labels of `LABELS`, each with artifacts of its own."""
+    """The same images with the labels of `LABELS`, each with artifacts of its own."""
     folder = tmp_path_factory.mktemp("labels")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        make_pictures(folder / "unlabelled", 6, labelled=False)
+        make_images(folder / "unlabeled", 6, labeled=False)
         dummy_checkpoint().save(folder / "weights")
-        train = sorted((folder / "unlabelled" / "train").iterdir())
-        test = sorted((folder / "unlabelled" / "test").iterdir())
+        train = sorted((folder / "unlabeled" / "train").iterdir())
+        test = sorted((folder / "unlabeled" / "test").iterdir())
         true = {path: next(c for c in CLASSES if c[0] == path.name[0]) for path in train + test}
         permuted = true | dict(zip(train, [true[p] for p in train[5:] + train[:5]], strict=True))
         found = {}
@@ -56,15 +56,17 @@ def prepared(tmp_path_factory, mesh) -> dict[str, Prepared]:
             if labels:
                 chosen = f"{name}.csv"
                 rows = (
-                    f"{path.relative_to(folder / 'unlabelled').as_posix()},{label}\n"
+                    f"{path.relative_to(folder / 'unlabeled').as_posix()},{label}\n"
                     for path, label in labels.items()
                 )
                 (folder / chosen).write_text("image,label\n" + "".join(rows), encoding="utf-8")
             own = (f"--config.artifacts={name}", f"--config.dataset.labels={chosen}")
-            config, _ = parse(arguments("unlabelled", *own))
+            config, _ = parse(arguments("unlabeled", *own))
             dataset = check_data.check(config)
             method = make_method(config.method)
-            found[name] = Prepared(config, prepare.gather(config, dataset, "", method, mesh))
+            found[name] = Prepared(
+                config, prepare.prepare_inputs(config, dataset, "", method, mesh)
+            )
     return found
 
 
@@ -72,18 +74,20 @@ def trained_on(prepared: Prepared, mesh, *overrides: str) -> list[np.ndarray]:
     """All arrays that a method's steps and epochs begin with."""
     name = prepared.config.dataset.labels
     own = (f"--config.artifacts={prepared.config.artifacts}", f"--config.dataset.labels={name}")
-    config, _ = parse(arguments("unlabelled", *own, *overrides))
+    config, _ = parse(arguments("unlabeled", *own, *overrides))
     inputs, method = prepared.inputs, make_method(config.method)
     batches, texts, present = input_pipeline.make_batches(config, inputs, method, 16, 4, mesh)
     params = sharding.put(mesh, inputs.weights.params)
     frozen = input_pipeline.frozen_features(inputs, method, params)
-    tables = input_pipeline.make_tables(config, inputs, method, texts, present, frozen, mesh)
-    stream = input_pipeline.device_batches(
-        batches, input_pipeline.training_store(inputs.pictures), tables, 0, 4, mesh
+    device_data = input_pipeline.make_device_data(
+        config, inputs, method, texts, present, frozen, mesh
     )
-    classes = inputs.encoders.classes(params, inputs.prompts)
-    pixels = inputs.pictures.evaluation.pixels  # of which an epoch may ask features
-    leaves = jax.tree.leaves((tables, [batch for _, batch in stream], classes, pixels))
+    stream = input_pipeline.device_batches(
+        batches, input_pipeline.training_cache(inputs.images), device_data, 0, 4, mesh
+    )
+    classes = inputs.extractor.classes(params, inputs.prompts)
+    pixels = inputs.images.evaluation.pixels  # of which an epoch may ask features
+    leaves = jax.tree.leaves((device_data, [batch for _, batch in stream], classes, pixels))
     return [np.asarray(leaf) for leaf in leaves]
 
 
@@ -93,7 +97,7 @@ def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 
 def test_the_labels_are_there_and_differ(prepared):
-    absent, true, permuted = (prepared[name].inputs.pictures.labels for name in LABELS)
+    absent, true, permuted = (prepared[name].inputs.images.labels for name in LABELS)
     assert absent is None
     assert 0 < np.mean(true == permuted) < 1
 

@@ -35,7 +35,7 @@ def vectors_of(directory: Path) -> np.ndarray:
 @pytest.mark.full
 def test_no_step_from_a_run_gives_that_run(trained):
     first = json.loads((trained / "first/results.json").read_text(encoding="utf-8"))
-    again = run("labelled", "--workdir=again", "--config.init=first", NONE)
+    again = run("labeled", "--workdir=again", "--config.init=first", NONE)
     assert (again["adapted"], again["zero_shot"]) == (first["adapted"], first["zero_shot"])
     assert again["label_free"] == first["label_free"]
     assert bytes_of(trained / "first") == bytes_of(trained / "again")
@@ -46,10 +46,10 @@ def test_no_step_from_a_run_gives_that_run(trained):
 
 
 def test_a_run_goes_on_from_a_run_or_from_its_saved_step(trained):
-    run("labelled", "--workdir=second", "--config.init=first")
-    run("labelled", "--workdir=step", "--config.init=first/checkpoints/6")
+    run("labeled", "--workdir=second", "--config.init=first")
+    run("labeled", "--workdir=step", "--config.init=first/checkpoints/6")
     assert bytes_of(trained / "second") == bytes_of(trained / "step")
-    run("labelled", "--workdir=earlier", "--config.init=first/checkpoints/4")
+    run("labeled", "--workdir=earlier", "--config.init=first/checkpoints/4")
     assert bytes_of(trained / "earlier") != bytes_of(trained / "second")
     # Steps from another place are other steps, and the second moves on from the first.
     assert bytes_of(trained / "second") != bytes_of(trained / "first")
@@ -58,63 +58,63 @@ def test_a_run_goes_on_from_a_run_or_from_its_saved_step(trained):
 
 
 def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(trained):
-    found = run("labelled", "--workdir=towers", "--config.init=first/model", NONE)
+    found = run("labeled", "--workdir=towers", "--config.init=first/model", NONE)
     assert not found["init_prototypes"]
     assert bytes_of(trained / "towers")[0] == bytes_of(trained / "first")[0]
     assert not np.allclose(vectors_of(trained / "towers"), vectors_of(trained / "first"), atol=1e-4)
     # The vectors are the class texts as the start's text tower encodes them: FLYP's classifier.
-    run("labelled", "--workdir=flyp", "--config.init=first", NONE, "--config.method.name=flyp")
+    run("labeled", "--workdir=flyp", "--config.init=first", NONE, "--config.method.name=flyp")
     np.testing.assert_array_equal(vectors_of(trained / "towers"), vectors_of(trained / "flyp"))
-    run("labelled", "--workdir=same", "--config.init=weights")
+    run("labeled", "--workdir=same", "--config.init=weights")
     assert bytes_of(trained / "same") == bytes_of(trained / "first")
 
 
 @pytest.mark.full
 def test_a_step_of_a_method_without_prototypes(trained):
-    run("labelled", "--workdir=flyp", "--config.method.name=flyp")
-    found = run("labelled", "--workdir=on", NONE, "--config.init=flyp/checkpoints/6")
+    run("labeled", "--workdir=flyp", "--config.method.name=flyp")
+    found = run("labeled", "--workdir=on", NONE, "--config.init=flyp/checkpoints/6")
     assert not found["init_prototypes"]
     assert bytes_of(trained / "on")[0] == bytes_of(trained / "flyp")[0]
 
 
 @pytest.mark.full
 def test_two_models_give_their_adapted_one(trained):
-    run("labelled", "--workdir=reclip", *RECLIP)
-    run("labelled", "--workdir=run", NONE, "--config.init=reclip")
-    run("labelled", "--workdir=step", NONE, "--config.init=reclip/checkpoints/6")
+    run("labeled", "--workdir=reclip", *RECLIP)
+    run("labeled", "--workdir=run", NONE, "--config.init=reclip")
+    run("labeled", "--workdir=step", NONE, "--config.init=reclip/checkpoints/6")
     assert bytes_of(trained / "run") == bytes_of(trained / "step")
     assert bytes_of(trained / "run")[0] == bytes_of(trained / "reclip")[0]
     np.testing.assert_array_equal(vectors_of(trained / "run"), vectors_of(trained / "reclip"))
 
 
 def test_other_classes_keep_the_parameters_alone(trained, capsys):
-    (trained / "labelled/classes.txt").write_text("cat\ndog\nbird\nred\n", encoding="utf-8")
-    found = run("labelled", "--workdir=other", "--config.init=first", NONE)
+    (trained / "labeled/classes.txt").write_text("cat\ndog\nbird\nred\n", encoding="utf-8")
+    found = run("labeled", "--workdir=other", "--config.init=first", NONE)
     assert "first has other classes" in capsys.readouterr().out
     assert not found["init_prototypes"]
     assert bytes_of(trained / "other")[0] == bytes_of(trained / "first")[0]
 
 
 def test_a_start_that_changed_is_not_continued(trained):
-    run("labelled", "--workdir=second", "--config.init=first")
+    run("labeled", "--workdir=second", "--config.init=first")
     changed = vectors_of(trained / "first")[::-1].copy()
     safetensors.numpy.save_file({"classifier": changed}, trained / "first/classifier.safetensors")
     with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*init_sha256: there"):
-        run("labelled", "--workdir=second", "--config.init=first")
+        run("labeled", "--workdir=second", "--config.init=first")
 
 
 def test_what_cannot_be_started_from(trained):
     with pytest.raises(WeightsError, match=r"config\.init: there is no directory 'nowhere'"):
-        train.main(arguments("labelled", "--config.init=nowhere"))
+        train.main(arguments("labeled", "--config.init=nowhere"))
     with pytest.raises(WeightsError, match="no step 7 in first/checkpoints; saved there: 4, 6"):
-        train.main(arguments("labelled", "--config.init=first/checkpoints/7"))
+        train.main(arguments("labeled", "--config.init=first/checkpoints/7"))
     array = next(p for p in (trained / "first/checkpoints/4/state/d").iterdir())
     array.write_bytes(array.read_bytes()[:-1])
     with pytest.raises(WeightsError, match=r"checkpoints/4 cannot be used: state/d/.* is not as"):
-        train.main(arguments("labelled", "--config.init=first/checkpoints/4"))
+        train.main(arguments("labeled", "--config.init=first/checkpoints/4"))
     (trained / "first/classifier.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"not finished[\s\S]*first/checkpoints/STEP"):
-        train.main(arguments("labelled", "--config.init=first"))
+        train.main(arguments("labeled", "--config.init=first"))
 
 
 def test_another_model_is_refused(trained):
@@ -131,14 +131,14 @@ def test_another_model_is_refused(trained):
     for name, other in others.items():
         other.save(trained / name)
         with pytest.raises(WeightsError, match=f"differs from config.weights, weights, in {name};"):
-            train.main(arguments("labelled", f"--config.init={name}"))
+            train.main(arguments("labeled", f"--config.init={name}"))
 
 
 @pytest.mark.full
 def test_pseudo_labels_stay_those_of_the_frozen_model(trained):
     base_model(seed=5).save(trained / "elsewhere")
-    run("labelled", "--workdir=plain", NONE)
-    found = run("labelled", "--workdir=second", NONE, "--config.init=elsewhere")
+    run("labeled", "--workdir=plain", NONE)
+    found = run("labeled", "--workdir=second", NONE, "--config.init=elsewhere")
     inputs = [json.loads((trained / d / "inputs.json").read_text()) for d in ("plain", "second")]
     assert inputs[0]["pseudo_labels_sha256"] == inputs[1]["pseudo_labels_sha256"]
     assert found["weights_sha256"] == Checkpoint.load(trained / "weights").sha256

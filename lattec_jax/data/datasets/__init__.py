@@ -2,7 +2,7 @@
 
 A new kind is a file, one entry in `KINDS` and its name in `lattec_jax/runtime/config_schema.py`.
 
-A reader names classes and pictures and writes nothing. Where the pictures are not files yet, the
+A reader names classes and images and writes nothing. Where the images are not files yet, the
 data set that it returns carries the function that writes them.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from lattec_jax.data.datasets.coop import read_coop
-from lattec_jax.data.datasets.dataset import Dataset, check, take_share
+from lattec_jax.data.datasets.dataset import Dataset, check, take_fraction
 from lattec_jax.data.datasets.digits import read_digits
 from lattec_jax.data.datasets.fgvc import read_fgvc
 from lattec_jax.data.datasets.folder import read_folder
@@ -32,7 +32,7 @@ KINDS: dict[str, Callable[[ConfigDict], Dataset]] = {
 
 
 def load(config: ConfigDict) -> Dataset:
-    """The data set that `config.dataset` describes, its pictures on disk; raises as `read` does."""
+    """The data set that `config.dataset` describes, its images on disk; raises as `read` does."""
     dataset = read(config)
     remove_leftovers(config)
     return dataset.on_disk()
@@ -58,4 +58,4 @@ def read(config: ConfigDict) -> Dataset:
         )
     dataset = KINDS[config.dataset.kind](config)
     check(dataset)
-    return take_share(dataset, config.dataset.share, config.dataset.split_seed)
+    return take_fraction(dataset, config.dataset.train_fraction, config.dataset.split_seed)

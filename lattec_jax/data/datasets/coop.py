@@ -4,7 +4,7 @@
     $LATTECLIP_DATA_DIR/eurosat/split_zhou_EuroSAT.json      config.dataset.split
 
 A split file is `{"train": [[path, label, class name], ...], "val": ..., "test": ...}` with paths
-below the image folder. "train" and "val" are the unlabelled training images, as in the paper; their
+below the image folder. "train" and "val" are the unlabeled training images, as in the paper; their
 labels serve the oracle and analysis only.
 """
 
@@ -31,7 +31,7 @@ def read_coop(config: ConfigDict) -> Dataset:
 
     Raises:
         ConfigError: no split file is named.
-        DataError: the folder, the split file or pictures are missing, or the split file is not one;
+        DataError: the folder, the split file or images are missing, or the split file is not one;
             all that is wrong in one message.
     """
     settings = config.dataset
@@ -48,7 +48,7 @@ def read_coop(config: ConfigDict) -> Dataset:
         with collect(layout.problems):
             parts = read_split(path)
             names = split_class_names(parts, path, settings.name_spaces)
-    layout.check_pictures([row[0] for rows in parts.values() for row in rows], "the split file")
+    layout.check_images([row[0] for rows in parts.values() for row in rows], "the split file")
     layout.refuse_problems([settings.split])
     return Dataset(
         settings.name,

@@ -1,4 +1,4 @@
-"""A data set: class names, and which pictures are for training and for testing."""
+"""A data set: class names, and which images are for training and for testing."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from lattec_jax.runtime.errors import DataError
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """N pictures. `ids` are POSIX paths relative to the data root, unique within the split."""
+    """N images. `ids` are POSIX paths relative to the data root, unique within the split."""
 
     ids: tuple[str, ...]
     paths: tuple[Path, ...]
     labels: np.ndarray | None  # [N] int32, None where they are not known
-    source: str = ""  # what names the pictures, for messages
+    source: str = ""  # what names the images, for messages
 
     @classmethod
     def of(cls, rows: Sequence[tuple[str, int, object]], folder: Path, source: str) -> Split:
-        """The pictures of rows (id, label, anything), ids being paths below `folder`."""
+        """The images of rows (id, label, anything), ids being paths below `folder`."""
         return cls(
             ids=tuple(image for image, _, _ in rows),
             paths=tuple(folder / image for image, _, _ in rows),
@@ -43,12 +43,12 @@ class Dataset:
     class_names: tuple[str, ...]
     train: Split
     test: Split | None
-    protocol: str  # how the test figures come about, for results.json
+    protocol: str  # how the test metrics come about, for results.json
     synonyms: tuple[tuple[str, ...], ...] = ()  # further names of each class; (): none has any
     names_source: str = ""  # what names the classes, for messages
     places: tuple[tuple[str, Path], ...] = ()  # what was read, and where: ("split file", path)
-    # Writes the pictures that are not on disk yet; None where they are the user's own files.
-    write_pictures: Callable[[], None] | None = None
+    # Writes the images that are not on disk yet; None where they are the user's own files.
+    write_images: Callable[[], None] | None = None
 
     @property
     def names(self) -> tuple[tuple[str, ...], ...]:
@@ -57,42 +57,42 @@ class Dataset:
         return tuple((name, *more) for name, more in zip(self.class_names, further, strict=True))
 
     def on_disk(self) -> Dataset:
-        """This data set, after its pictures were written where that was to be done."""
-        if self.write_pictures is not None:
-            self.write_pictures()
+        """This data set, after its images were written where that was to be done."""
+        if self.write_images is not None:
+            self.write_images()
         return self
 
 
-def share_count(images: int, share: float) -> int:
+def fraction_count(images: int, fraction: float) -> int:
     """How many of `images` training images a share of them is: at least 2 of them."""
-    return min(images, max(2, round(share * images)))
+    return min(images, max(2, round(fraction * images)))
 
 
-def share_protocol(protocol: str, images: int, of: int) -> str:
+def fraction_protocol(protocol: str, images: int, of: int) -> str:
     """The protocol of a run on `images` of the `of` training images."""
     return f"{protocol}, {images:,} of {of:,} training images"
 
 
-def take_share(dataset: Dataset, share: float, seed: int) -> Dataset:
+def take_fraction(dataset: Dataset, fraction: float, seed: int) -> Dataset:
     """The data set with a share of its training images (Figure 6), chosen by a hash of seed and id.
 
     A smaller share lies inside a larger one, and labels take no part.
     """
-    if share == 1:
+    if fraction == 1:
         return dataset
     train = dataset.train
     order = sorted(
         range(len(train.ids)),
         key=lambda n: hashlib.sha256(f"share {seed} {train.ids[n]}".encode()).digest(),
     )
-    rows = sorted(order[: share_count(len(order), share)])
+    rows = sorted(order[: fraction_count(len(order), fraction)])
     part = dataclasses.replace(
         train,
         ids=tuple(train.ids[row] for row in rows),
         paths=tuple(train.paths[row] for row in rows),
         labels=None if train.labels is None else train.labels[rows],
     )
-    protocol = share_protocol(dataset.protocol, len(rows), len(order))
+    protocol = fraction_protocol(dataset.protocol, len(rows), len(order))
     return dataclasses.replace(dataset, train=part, protocol=protocol)
 
 
@@ -100,7 +100,7 @@ def check(dataset: Dataset) -> None:
     """Raise DataError where a data set breaks what everything else relies on.
 
     At least two classes, no name twice or with control characters; ids unique within a split; one
-    label a picture, each of an existing class; no picture in both splits.
+    label an image, each of an existing class; no image in both splits.
     """
     names = dataset.class_names
     where = f"{dataset.names_source or dataset.name}: "
@@ -126,11 +126,11 @@ def check(dataset: Dataset) -> None:
 
 def _check_split(where: str, part: str, split: Split, classes: int) -> None:
     if not split.ids:
-        raise DataError(f"{where}expected pictures in the {part} part, found none")
+        raise DataError(f"{where}expected images in the {part} part, found none")
     image, count = Counter(split.ids).most_common(1)[0]
     if count > 1:
         raise DataError(
-            f"{where}the {part} part names the picture {image!r} {count} times; name it once"
+            f"{where}the {part} part names the image {image!r} {count} times; name it once"
         )
     if split.labels is None:
         return
@@ -142,7 +142,7 @@ def _check_split(where: str, part: str, split: Split, classes: int) -> None:
 
 
 def _check_apart(train: Split, test: Split) -> None:
-    """The protocol is inductive: training never sees a test picture, by whatever path."""
+    """The protocol is inductive: training never sees a test image, by whatever path."""
     trained = {
         os.path.realpath(path): image for image, path in zip(train.ids, train.paths, strict=True)
     }
@@ -154,7 +154,7 @@ def _check_apart(train: Split, test: Split) -> None:
     if both:
         named = [split.source or "the reader of config.dataset.kind" for split in (train, test)]
         raise DataError(
-            f"{len(both)} of {len(test.ids)} test pictures are training pictures as well, the "
-            f"first: {both[0]!r}; training must not see test pictures. Take them out of one of the "
+            f"{len(both)} of {len(test.ids)} test images are training images as well, the "
+            f"first: {both[0]!r}; training must not see test images. Take them out of one of the "
             f"two parts, which are named by {' and '.join(dict.fromkeys(named))}"
         )

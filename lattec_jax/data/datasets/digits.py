@@ -1,11 +1,11 @@
 """The demo's target domain: the handwritten digits that scikit-learn carries, as PNG files.
 
-1,797 pictures of 8 × 8 pixels in 17 grey levels, light ink on a dark ground: the test part of
+1,797 images of 8 × 8 pixels in 17 gray levels, light ink on a dark ground: the test part of
 "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning
 Repository, 1998, CC BY 4.0), `sklearn.datasets.load_digits`.
 
 The split is fixed: of each class, the first 100 of a permutation by NumPy's `default_rng(0)` are
-the training part (1,000 pictures) and the others the test part (797). So the training images are
+the training part (1,000 images) and the others the test part (797). So the training images are
 balanced with the help of their labels. scikit-learn does not say who wrote which digit, so both
 parts show the same hands.
 """
@@ -40,7 +40,7 @@ def read_digits(config: ConfigDict) -> Dataset:
     Raises:
         DataError: scikit-learn is not installed.
     """
-    pictures, labels = _sklearn_digits()
+    images, labels = _sklearn_digits()
     folder = set_dir(config) / "images"
     parts = dict(zip(("train", "test"), split_indices(labels), strict=True))
     splits = {}
@@ -52,8 +52,8 @@ def read_digits(config: ConfigDict) -> Dataset:
         name=config.dataset.name,
         class_names=CLASS_NAMES,
         protocol=PROTOCOL,
-        places=(("pictures, written at first use", folder),),
-        write_pictures=functools.partial(_write, folder, pictures, parts),
+        places=(("images, written at first use", folder),),
+        write_images=functools.partial(_write, folder, images, parts),
         **splits,
     )
 
@@ -71,7 +71,7 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
-    """`[N, 8, 8]` uint8 pictures and `[N]` int32 labels."""
+    """`[N, 8, 8]` uint8 images and `[N]` int32 labels."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -80,11 +80,11 @@ def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
             "pip install scikit-learn"
         ) from error
     digits = load_digits()
-    # 17 grey levels, 0 to 16, spread over 0 to 255.
+    # 17 gray levels, 0 to 16, spread over 0 to 255.
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int32)
 
 
-def _write(folder: Path, pictures: np.ndarray, parts: dict[str, np.ndarray]) -> None:
+def _write(folder: Path, images: np.ndarray, parts: dict[str, np.ndarray]) -> None:
     """Write the PNG files, once; `folder` appears, by one rename, only when all are there."""
     remove_abandoned(folder.parent, folder.name)
     if folder.is_dir():
@@ -95,7 +95,7 @@ def _write(folder: Path, pictures: np.ndarray, parts: dict[str, np.ndarray]) -> 
         for part, indices in parts.items():
             (new / part).mkdir(parents=True)
             for index in indices:
-                Image.fromarray(pictures[index]).save(new / part / f"{index:04d}.png")
+                Image.fromarray(images[index]).save(new / part / f"{index:04d}.png")
         try:
             os.replace(new, folder)
         except OSError:  # another process was faster: its files are the same

@@ -5,7 +5,7 @@
     $LATTECLIP_DATA_DIR/fgvc_aircraft/images_variant_train.txt, ..._val.txt, ..._test.txt
 
 A line of the lists is an image and its class name, "0034309 707-320". "train" and "val" are the
-unlabelled training images; their labels serve the oracle and analysis only.
+unlabeled training images; their labels serve the oracle and analysis only.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_fgvc(config: ConfigDict) -> Dataset:
     """The data set of `config.dataset`.
 
     Raises:
-        DataError: the folder, lists or pictures are missing, or a list is not one; all that is
+        DataError: the folder, lists or images are missing, or a list is not one; all that is
             wrong in one message.
     """
     settings = config.dataset
@@ -46,7 +46,7 @@ def read_fgvc(config: ConfigDict) -> Dataset:
         if path is not None:
             with collect(layout.problems):
                 parts[part] = _read_list(path, variants)
-    layout.check_pictures([row[0] for rows in parts.values() for row in rows], "the lists")
+    layout.check_images([row[0] for rows in parts.values() for row in rows], "the lists")
     layout.refuse_problems([VARIANTS, *LISTS.values()])
     lists = {part: str(layout.root / name) for part, name in LISTS.items()}
     trained = f"{lists['train']} and {lists['val']}"

@@ -1,4 +1,4 @@
-"""A data set from any folder of pictures: class names and labels from folders, lists or a CSV.
+"""A data set from any folder of images: class names and labels from folders, lists or a CSV.
 
     root/                         root/                    root/
       train/cat/1.jpg               cat/1.jpg                a.jpg
@@ -46,20 +46,21 @@ def read_folder(config: ConfigDict) -> Dataset:
     root = _root(settings.root)
     train_source = _source(root, settings.train, "train")
     test_source = _source(root, settings.test, "test")
-    train = _pictures(root, train_source or root, "train")
-    test = _pictures(root, test_source, "test") if test_source else {}
+    train = _images(root, train_source or root, "train")
+    test = _images(root, test_source, "test") if test_source else {}
     if test_source and test_source.is_dir() and (train_source or root) in test_source.parents:
         train = {image: path for image, path in train.items() if image not in test}
     _refuse_class_as_split(root, settings, train_source, test_source)
     names = _class_names(root, settings.class_names, train_source or root, train)
-    protocol = "own test pictures, inductive, last step"
+    protocol = "own test images, inductive, last step"
     if not test:
-        train, test = _hold_out(train, settings.held_out, settings.split_seed)
+        train, test = _hold_out(train, settings.held_out_fraction, settings.split_seed)
         protocol = (
-            f"{settings.held_out:g} held out (seed {settings.split_seed}), inductive, last step"
+            f"{settings.held_out_fraction:g} held out (seed {settings.split_seed}), inductive, "
+            "last step"
         )
     if not test:
-        protocol = "no test pictures, inductive, last step"
+        protocol = "no test images, inductive, last step"
     bases = {"train": train_source or root, "test": test_source or train_source or root}
     parts = {"train": train, "test": test}
     labels = _labels(root, settings.labels, parts, bases, names)
@@ -71,7 +72,7 @@ def read_folder(config: ConfigDict) -> Dataset:
     }
     if splits["train"] is None:
         raise DataError(
-            f"no training pictures are left below {root}: the test part takes all "
+            f"no training images are left below {root}: the test part takes all "
             f"{len(test)}; check config.dataset.train and config.dataset.test"
         )
     return Dataset(
@@ -81,20 +82,20 @@ def read_folder(config: ConfigDict) -> Dataset:
         splits["test"],
         protocol,
         tuple(own[1:] for own in names),
-        places=(("pictures", root),),
+        places=(("images", root),),
     )
 
 
 def _root(value: str) -> Path:
     if not value:
         raise ConfigError(
-            "config.dataset.root is empty; set --config.dataset.root=DIR, the folder of pictures"
+            "config.dataset.root is empty; set --config.dataset.root=DIR, the folder of images"
         )
     root = Path(value).expanduser()
     if not os.path.isdir(root):
         what = "is a file" if os.path.exists(root) else "does not exist"
         raise DataError(
-            f"config.dataset.root: expected a folder of pictures, but {root.absolute()} {what}"
+            f"config.dataset.root: expected a folder of images, but {root.absolute()} {what}"
         )
     if not os.access(root, os.R_OK | os.X_OK):
         raise DataError(f"config.dataset.root: no permission to look into {root.absolute()}")
@@ -151,15 +152,15 @@ def _refuse_class_as_split(
             )
 
 
-def _pictures(root: Path, source: Path, part: str) -> dict[str, Path]:
+def _images(root: Path, source: Path, part: str) -> dict[str, Path]:
     """Id -> path, sorted by id."""
-    paths = find_pictures(source) if source.is_dir() else _read_list(root, source)
+    paths = find_images(source) if source.is_dir() else _read_list(root, source)
     found: dict[str, Path] = {}
     for path in paths:
         image = Path(os.path.relpath(path, root)).as_posix()
         if image in found:
             raise DataError(
-                f"{source} names the picture {image!r} twice (as {found[image]} and {path}); "
+                f"{source} names the image {image!r} twice (as {found[image]} and {path}); "
                 "name it once"
             )
         try:
@@ -173,12 +174,12 @@ def _pictures(root: Path, source: Path, part: str) -> dict[str, Path]:
         found[image] = path
     if not found:
         kinds = " ".join(SUFFIXES)
-        raise DataError(f"no pictures for the {part} part in {source}; looked for {kinds}")
+        raise DataError(f"no images for the {part} part in {source}; looked for {kinds}")
     return dict(sorted(found.items()))
 
 
-def find_pictures(folder: Path) -> list[Path]:
-    """Every picture below `folder`, following links but no folder twice."""
+def find_images(folder: Path) -> list[Path]:
+    """Every image below `folder`, following links but no folder twice."""
 
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot look into {error.filename}: {error.strerror}") from error
@@ -200,10 +201,10 @@ def find_pictures(folder: Path) -> list[Path]:
 
 
 def _read_list(root: Path, source: Path) -> list[Path]:
-    """The pictures that a .txt file names, one a line, relative to the root or absolute.
+    """The images that a .txt file names, one a line, relative to the root or absolute.
 
-    A list that lies below the root may have come with the data set: it names pictures below the
-    root only, because pictures may be sent to a server.
+    A list that lies below the root may have come with the data set: it names images below the
+    root only, because images may be sent to a server.
     """
     roots = tuple(Path(os.path.abspath(folder)) for folder in (root, root.resolve()))
     is_foreign = _is_below(source, roots)
@@ -215,7 +216,7 @@ def _read_list(root: Path, source: Path) -> list[Path]:
         if is_foreign and not _is_below(path, roots):
             raise DataError(
                 f"{source}, line {number}: expected a path below {roots[0]}, in which the list "
-                f"lies, found {shortened(line)}. A list that lies elsewhere may name any picture"
+                f"lies, found {shortened(line)}. A list that lies elsewhere may name any image"
             )
         paths.append(path)
         if not os.path.isfile(path):
@@ -223,7 +224,7 @@ def _read_list(root: Path, source: Path) -> list[Path]:
     if missing:
         more = f"\n  and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
         raise DataError(
-            f"{source} names {len(missing)} pictures that do not exist; expected one path a line, "
+            f"{source} names {len(missing)} images that do not exist; expected one path a line, "
             f"relative to {root.absolute()}:{''.join(missing[:_LISTED])}{more}"
         )
     return paths
@@ -235,18 +236,18 @@ def _is_below(path: Path, folders: Iterable[Path]) -> bool:
 
 
 def _class_names(
-    root: Path, setting: str, source: Path, pictures: dict[str, Path]
+    root: Path, setting: str, source: Path, images: dict[str, Path]
 ) -> list[tuple[str, ...]]:
     """The names of each class from their file, or else from the class sub-folders."""
     if setting:
         names, where = _read_class_names(root, setting), setting
     else:
-        folders = {_class_folder(source, path) for path in pictures.values()} - {None}
+        folders = {_class_folder(source, path) for path in images.values()} - {None}
         names = [(" ".join(name.replace("_", " ").split()),) for name in sorted(folders)]
         where = f"the sub-folders of {source}"
     advice = (
         "Name them in a text file, one a line, and set --config.dataset.class_names=FILE, or put "
-        "the pictures into one folder for each class"
+        "the images into one folder for each class"
     )
     class_names.check(names, where, advice + _hint_about_split(source))
     return names
@@ -269,7 +270,7 @@ def _read_class_names(root: Path, setting: str) -> list[tuple[str, ...]]:
 
 
 def _class_folder(source: Path, path: Path) -> str | None:
-    """The sub-folder of `source` that a picture lies in; of a list, the folder it lies in."""
+    """The sub-folder of `source` that an image lies in; of a list, the folder it lies in."""
     if not source.is_dir():
         return path.parent.name or None
     parts = Path(os.path.relpath(path, source)).parts
@@ -277,15 +278,15 @@ def _class_folder(source: Path, path: Path) -> str | None:
 
 
 def _hold_out(
-    pictures: dict[str, Path], share: float, seed: int
+    images: dict[str, Path], fraction: float, seed: int
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Split pictures into training and held-out ones by a hash of seed and id, so that pictures
+    """Split images into training and held-out ones by a hash of seed and id, so that images
     that are added later leave the others where they are."""
-    ids = list(pictures)
-    count = min(max(1, round(share * len(ids))), len(ids) - 1) if share else 0
+    ids = list(images)
+    count = min(max(1, round(fraction * len(ids))), len(ids) - 1) if fraction else 0
     held = set(sorted(ids, key=lambda i: hashlib.sha256(f"{seed} {i}".encode()).digest())[:count])
-    train = {image: pictures[image] for image in ids if image not in held}
-    return train, {image: pictures[image] for image in ids if image in held}
+    train = {image: images[image] for image in ids if image not in held}
+    return train, {image: images[image] for image in ids if image in held}
 
 
 def _labels(
@@ -302,24 +303,24 @@ def _labels(
         return _labels_from_csv(root, setting, parts, names)
     classes = class_names.labels_by_key(names)
     labels: dict[str, np.ndarray | None] = {}
-    for part, pictures in parts.items():
-        found = [_label_of_folders(root, bases[part], p, classes) for p in pictures.values()]
+    for part, images in parts.items():
+        found = [_label_of_folders(root, bases[part], p, classes) for p in images.values()]
         labels[part] = None
         if None not in found:
             labels[part] = np.array(found, np.int32)
         elif setting == "auto" and any(label is not None for label in found):
             log.warning(
-                "%d of %d pictures of the %s part lie in folders that bear a class name; others, "
+                "%d of %d images of the %s part lie in folders that bear a class name; others, "
                 "the first %r, do not, so no labels are read there. Rename their folders, or set "
                 "config.dataset.labels",
                 *(len(found) - found.count(None), len(found), part),
-                list(pictures)[found.index(None)],
+                list(images)[found.index(None)],
             )
         elif setting == "folders":
-            image = list(pictures)[found.index(None)]
+            image = list(images)[found.index(None)]
             shown = [own[0] for own in names]
             raise DataError(
-                f'config.dataset.labels="folders": expected every picture below a folder that '
+                f'config.dataset.labels="folders": expected every image below a folder that '
                 f"bears a class name, but {found.count(None)} of {len(found)} in the {part} part "
                 f"are not, the first: {image!r}. The class names are {_listing(shown)}"
             )
@@ -327,7 +328,7 @@ def _labels(
 
 
 def _label_of_folders(root: Path, base: Path, path: Path, classes: dict[str, int]) -> int | None:
-    """The class of the nearest folder above a picture, within its part, that bears one's name."""
+    """The class of the nearest folder above an image, within its part, that bears one's name."""
     within = base if base.is_dir() else root
     for folder in reversed(Path(os.path.relpath(path, within)).parts[:-1]):
         if key(folder) in classes:
@@ -346,15 +347,15 @@ def _labels_from_csv(
         )
     table = _read_csv(root, file, parts, names)
     labels: dict[str, np.ndarray | None] = {}
-    for part, pictures in parts.items():
-        missing = [image for image in pictures if image not in table]
+    for part, images in parts.items():
+        missing = [image for image in images if image not in table]
         if not missing:
-            labels[part] = np.array([table[image] for image in pictures], np.int32)
-        elif len(missing) == len(pictures):
+            labels[part] = np.array([table[image] for image in images], np.int32)
+        elif len(missing) == len(images):
             labels[part] = None
         else:
             raise DataError(
-                f"{file} has no label for {len(missing)} of {len(pictures)} pictures of the {part} "
+                f"{file} has no label for {len(missing)} of {len(images)} images of the {part} "
                 f"part, the first: {missing[0]!r}; label all of a part or none"
             )
     return labels
@@ -380,7 +381,7 @@ def _read_csv(
         image = PurePosixPath(image).as_posix()
         if image not in known and not os.path.isfile(root / image):
             raise DataError(
-                f"{where}: there is no picture {shortened(image)}; expected a path relative to "
+                f"{where}: there is no image {shortened(image)}; expected a path relative to "
                 f"{root.absolute()} such as {min(known)!r}"
             )
         index = classes.get(key(label))

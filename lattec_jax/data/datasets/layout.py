@@ -1,7 +1,7 @@
 """Where the files of a public data set lie, and all that is missing or misplaced, in one message.
 
 The sets lie below `$LATTECLIP_DATA_DIR`: `config.dataset.root`, the image folder
-`config.dataset.images` in it, and beside that the files that name the pictures. What is not in its
+`config.dataset.images` in it, and beside that the files that name the images. What is not in its
 place is looked for nearby, to say where it was found; it is never used from there.
 """
 
@@ -69,7 +69,7 @@ class Layout:
         self.problems: list[str] = []
         self._nearby: Nearby | None = None
         self._found: list[Path] = []  # files that lie elsewhere
-        self._found_images: Path | None = None  # the pictures, if they do
+        self._found_images: Path | None = None  # the images, if they do
 
     @property
     def nearby(self) -> Nearby:
@@ -104,8 +104,8 @@ class Layout:
         self.problems.append(problem)
         return copies[0] if copies else None
 
-    def check_pictures(self, ids: Sequence[str], source: str) -> None:
-        """Look for the pictures.
+    def check_images(self, ids: Sequence[str], source: str) -> None:
+        """Look for the images.
 
         Args:
             ids: paths below the image folder; none where the files that name them are missing.
@@ -120,14 +120,14 @@ class Layout:
         if closed:
             named = ", ".join(str(folder) for folder in sorted(closed)[:LISTED])
             self.problems.append(
-                f"no permission to look into {named}, where pictures of {source} should lie; "
+                f"no permission to look into {named}, where images of {source} should lie; "
                 "allow it with chmod u+rx, or ask the owner to"
             )
             return
         problem = f"no image folder {self.images}"
         if there:
             problem = (
-                f"{len(missing):,} of {len(ids):,} pictures of {source} are missing below "
+                f"{len(missing):,} of {len(ids):,} images of {source} are missing below "
                 f"{self.images}"
             )
         folder, lacking = self._copy(ids)
@@ -146,7 +146,7 @@ class Layout:
         self.problems.append(problem)
 
     def _copy(self, ids: Sequence[str]) -> tuple[Path | None, list[str]]:
-        """The folder that may be the image folder, renamed, and the pictures that it lacks."""
+        """The folder that may be the image folder, renamed, and the images that it lacks."""
         if not ids:
             expected = self._settings.expected
             known = expected.train and expected.test
@@ -157,7 +157,7 @@ class Layout:
         return folder, lacking
 
     def _remedy(self, folder: Path) -> str:
-        """What to do about pictures that lie in another folder."""
+        """What to do about images that lie in another folder."""
         inside = self.root in folder.parents
         setting = folder.relative_to(self.root).as_posix() if inside else folder
         remedy = f"set --config.dataset.images={setting}"
@@ -209,7 +209,7 @@ class Layout:
 def _how_many(ids: Sequence[str], lacking: Sequence[str], source: str) -> str:
     """What a copy of the image folder holds."""
     if not ids:
-        return "as many pictures as expected"
+        return "as many images as expected"
     if not lacking:
-        return f"all {len(ids):,} pictures of {source}"
-    return f"{len(ids) - len(lacking):,} of the {len(ids):,} pictures of {source}"
+        return f"all {len(ids):,} images of {source}"
+    return f"{len(ids) - len(lacking):,} of the {len(ids):,} images of {source}"

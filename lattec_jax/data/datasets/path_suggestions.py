@@ -11,19 +11,19 @@ from lattec_jax.data.datasets.folder import SUFFIXES
 _FOLDERS = 5000  # that are looked into, so that a huge disk does not hold up a message
 _DEPTH = 6  # SUN397/c/church/outdoor has three levels below the image folder
 _LISTS = (".json", ".txt")
-_PROBES = 8  # pictures that are looked for in a folder before all are
+_PROBES = 8  # images that are looked for in a folder before all are
 
 
 class Nearby:
-    """The folders below some folders, nearest first: their list files and numbers of pictures."""
+    """The folders below some folders, nearest first: their list files and numbers of images."""
 
     def __init__(self, *bases: Path) -> None:
         self._files: dict[str, list[Path]] = {}  # lower-cased name -> paths
-        self._pictures: dict[Path, int] = {}  # folder -> pictures in it
+        self._images: dict[Path, int] = {}  # folder -> images in it
         queue = [(base, 0) for base in bases if os.path.isdir(base)]
         seen: set[tuple[int, int]] = set()
         for folder, depth in queue:
-            if len(self._pictures) >= _FOLDERS:
+            if len(self._images) >= _FOLDERS:
                 break
             try:
                 status = folder.stat()
@@ -39,7 +39,7 @@ class Nearby:
         self, folder: Path, entries: Sequence[os.DirEntry], depth: int
     ) -> list[tuple[Path, int]]:
         """Note the files of a folder; return the folders in it."""
-        self._pictures[folder] = 0
+        self._images[folder] = 0
         folders = []
         for entry in entries:
             name = entry.name.lower()
@@ -49,7 +49,7 @@ class Nearby:
                 if depth < _DEPTH:
                     folders.append((folder / entry.name, depth + 1))
             elif name.endswith(SUFFIXES):
-                self._pictures[folder] += 1
+                self._images[folder] += 1
             elif name.endswith(_LISTS) and os.path.isfile(folder / entry.name):
                 self._files.setdefault(name, []).append(folder / entry.name)
         return folders
@@ -59,14 +59,14 @@ class Nearby:
         return self._files.get(name.lower(), [])
 
     def best(self, ids: Sequence[str]) -> tuple[Path | None, list[str]]:
-        """The folder that holds the most of the pictures `ids`, paths below it; those it lacks.
+        """The folder that holds the most of the images `ids`, paths below it; those it lacks.
 
         None where no folder holds half of them.
         """
         probes = ids[:: max(1, len(ids) // _PROBES)]
         lacking = {
             folder: [image for image in ids if not os.path.isfile(folder / image)]
-            for folder in self._pictures
+            for folder in self._images
             if any(os.path.isfile(folder / image) for image in probes)
         }
         best = min(lacking, key=lambda folder: len(lacking[folder]), default=None)
@@ -75,12 +75,12 @@ class Nearby:
         return best, lacking[best]
 
     def counts(self, wanted: int) -> Path | None:
-        """The innermost folder that holds that many pictures, at any depth."""
-        below = dict.fromkeys(self._pictures, 0)
-        for folder, pictures in self._pictures.items():
+        """The innermost folder that holds that many images, at any depth."""
+        below = dict.fromkeys(self._images, 0)
+        for folder, images in self._images.items():
             for parent in (folder, *folder.parents):
                 if parent in below:
-                    below[parent] += pictures
+                    below[parent] += images
         fitting = [folder for folder, count in below.items() if count == wanted]
         return max(fitting, key=lambda folder: len(folder.parts), default=None)
 

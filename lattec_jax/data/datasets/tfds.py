@@ -5,8 +5,8 @@
 Where the examples spell the paths of the split file (`config.dataset.tfds.file_name`), CoOp's split
 applies: its rows are matched with the examples of all the builder's splits, and ids and class names
 are those of kind "coop". So is the protocol, if the builder is known to hand on the public files as
-they are (`UNALTERED`); of any other the protocol says whose pictures they are. Otherwise the
-builder's own splits are used, and the protocol says so. The builder's encoded pictures are written
+they are (`UNALTERED`); of any other the protocol says whose images they are. Otherwise the
+builder's own splits are used, and the protocol says so. The builder's encoded images are written
 as files, once.
 """
 
@@ -36,9 +36,9 @@ from lattec_jax.runtime.files import partial_file, remove_abandoned, write_json
 from lattec_jax.runtime.safe_read import MAX_FILE_BYTES, read_json
 
 PROTOCOL = "tfds, inductive, last step"
-INDEX = "index.json"  # beside the pictures: the examples' names, which take long to read
+INDEX = "index.json"  # beside the images: the examples' names, which take long to read
 # Builders whose source, in tensorflow-datasets 4.9.10, copies the bytes of the public files. Not
-# sun397, which resizes and compresses all pictures, nor oxford_iiit_pet, which does it to twelve.
+# sun397, which resizes and compresses all images, nor oxford_iiit_pet, which does it to twelve.
 UNALTERED = frozenset(
     {
         "eurosat/rgb/2.0.0",
@@ -57,9 +57,9 @@ class Example:
 
     split: str  # of the builder
     row: int  # in that split
-    name: str  # spelt as `config.dataset.tfds.file_name` says; "" where that is empty
+    name: str  # spelled as `config.dataset.tfds.file_name` says; "" where that is empty
     label: int
-    suffix: str  # of a file with its encoded picture
+    suffix: str  # of a file with its encoded image
     size: int  # of that file, bytes
 
     @property
@@ -69,7 +69,7 @@ class Example:
 
 
 def read_tfds(config: ConfigDict) -> Dataset:
-    """The data set of `config.dataset`. Pictures that are not on disk yet can be written.
+    """The data set of `config.dataset`. Images that are not on disk yet can be written.
 
     Raises:
         ConfigError: there is no such builder, feature or split.
@@ -89,7 +89,7 @@ def read_tfds(config: ConfigDict) -> Dataset:
     folder = set_dir(config) / f"tfds-{digest}"
     noted = _read_index(folder, source, builder)
     examples = noted or list(_read_examples(builder, settings.tfds.file_name))
-    places = [("examples", Path(builder.data_path)), ("pictures, written at first use", folder)]
+    places = [("examples", Path(builder.data_path)), ("images, written at first use", folder)]
     if path is not None:
         names, train, test = _coop_split(settings, path, builder, examples)
         protocol, places = _protocol(builder), [("split file", path), *places]
@@ -111,7 +111,7 @@ def read_tfds(config: ConfigDict) -> Dataset:
         protocol,
         names_source=builder.info.full_name if path is None else str(path),
         places=tuple(places),
-        write_pictures=functools.partial(
+        write_images=functools.partial(
             _write, folder, builder, wanted, None if noted else (source, examples)
         ),
     )
@@ -121,10 +121,10 @@ Row = tuple[str, int, Example]  # id, label, example
 
 
 def _protocol(builder: Any) -> str:
-    """With CoOp's split: the paper's only where the pictures are the public files."""
+    """With CoOp's split: the paper's only where the images are the public files."""
     if builder.info.full_name in UNALTERED:
         return coop.PROTOCOL
-    return f"coop split, pictures of {builder.info.full_name}, inductive, last step"
+    return f"coop split, images of {builder.info.full_name}, inductive, last step"
 
 
 # ------------------------------------------------------------------------------------ the builder
@@ -147,7 +147,7 @@ def _builder(settings: ConfigDict) -> Any:
     if not settings.builder:
         raise ConfigError(
             "config.dataset.tfds.builder is empty: TensorFlow Datasets has no builder with the "
-            "pictures of this set; use its files (--config.dataset.kind=coop, or fgvc for FGVC "
+            "images of this set; use its files (--config.dataset.kind=coop, or fgvc for FGVC "
             "Aircraft), or name a builder of yours"
         )
     tfds = _import()
@@ -182,7 +182,7 @@ def _builder(settings: ConfigDict) -> Any:
 
 
 def _identity(builder: Any, pattern: str) -> list:
-    """What the index and the pictures belong to."""
+    """What the index and the images belong to."""
     sizes = [[n, s.num_examples, s.num_bytes] for n, s in sorted(builder.info.splits.items())]
     return [builder.info.full_name, sizes, pattern]
 
@@ -199,7 +199,7 @@ def _spoken(name: str, name_spaces: str) -> str:
 
 
 def _open(builder: Any, split: str) -> Any:
-    """The examples of a split, pictures as encoded bytes."""
+    """The examples of a split, images as encoded bytes."""
     tfds = _import()
     skip = {
         key: tfds.decode.SkipDecoding()
@@ -209,14 +209,14 @@ def _open(builder: Any, split: str) -> Any:
     return builder.as_data_source(split=split, decoders=skip)
 
 
-def _picture(example: dict[str, Any], builder: Any) -> bytes:
-    picture = example["image"]
-    if not isinstance(picture, bytes):
+def _image(example: dict[str, Any], builder: Any) -> bytes:
+    image = example["image"]
+    if not isinstance(image, bytes):
         raise DataError(
-            f"{builder.info.full_name}: expected encoded pictures, found {type(picture).__name__}; "
+            f"{builder.info.full_name}: expected encoded images, found {type(image).__name__}; "
             "only builders whose image feature holds encoded files can be read"
         )
-    return picture
+    return image
 
 
 # ----------------------------------------------------------------------------------- the examples
@@ -238,9 +238,9 @@ def _read_examples(builder: Any, pattern: str) -> Iterator[Example]:
             record = records[row]
             values = {**record, "split": split, "label": labels[record["label"]]}
             name = re.sub(r"{(.*?)}", lambda match: _text(values[match[1]]), pattern)  # noqa: B023
-            picture = _picture(record, builder)
-            suffix = ".png" if picture.startswith(b"\x89PNG") else ".jpg"
-            yield Example(split, row, name, int(record["label"]), suffix, len(picture))
+            image = _image(record, builder)
+            suffix = ".png" if image.startswith(b"\x89PNG") else ".jpg"
+            yield Example(split, row, name, int(record["label"]), suffix, len(image))
 
 
 def _text(value: Any) -> str:
@@ -280,7 +280,7 @@ def _write(
     wanted: dict[str, Example],
     index: tuple[list, Sequence[Example]] | None,
 ) -> None:
-    """Write the index, if it is to be, and the pictures that are not there, or not whole."""
+    """Write the index, if it is to be, and the images that are not there, or not whole."""
     if index is not None:
         source, examples = index
         folder.mkdir(parents=True, exist_ok=True)
@@ -291,13 +291,13 @@ def _write(
     for parent in {(folder / image).parent for image, _ in missing}:
         remove_abandoned(parent)
     records: dict[str, Any] = {}
-    for image, example in tqdm(missing, desc="writing pictures", unit="image", disable=not missing):
+    for image, example in tqdm(missing, desc="writing images", unit="image", disable=not missing):
         if example.split not in records:
             records[example.split] = _open(builder, example.split)
         path = folder / image
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial_file(path) as file:
-            file.write(_picture(records[example.split][example.row], builder))
+            file.write(_image(records[example.split][example.row], builder))
 
 
 def _size(path: Path) -> int | None:
@@ -352,7 +352,7 @@ def _split_file(settings: ConfigDict) -> Path | None:
 def _coop_split(
     settings: ConfigDict, path: Path, builder: Any, examples: Sequence[Example]
 ) -> tuple[tuple[str, ...], list[Row], list[Row]]:
-    """Class names, training and test pictures of the split file; other examples are left out."""
+    """Class names, training and test images of the split file; other examples are left out."""
     parts = coop.read_split(path)
     names = coop.split_class_names(parts, path, settings.name_spaces)
     by_name: dict[str, list[Example]] = {}
@@ -362,7 +362,7 @@ def _coop_split(
     missing = [image for image, _, _ in rows if _key(image) not in by_name]
     if missing:
         raise DataError(
-            f"{len(missing):,} of {len(rows):,} pictures of {path} are not among the "
+            f"{len(missing):,} of {len(rows):,} images of {path} are not among the "
             f"{len(examples):,} examples of {builder.info.full_name}, whose names are such as "
             f"{examples[0].name!r} (config.dataset.tfds.file_name={settings.tfds.file_name}); "
             f"{_OWN_SPLITS}:{listing(missing, '  ')}"
@@ -383,21 +383,21 @@ def _key(name: str) -> str:
 def _check_matches(
     rows: Sequence[coop.Row], by_name: dict[str, list[Example]], builder: Any
 ) -> None:
-    """Raise DataError where names do not tell the pictures apart, or labels contradict them."""
+    """Raise DataError where names do not tell the images apart, or labels contradict them."""
     labels: dict[int, int] = {}
     for image, label, name in rows:
         found = by_name[_key(image)]
         if len(found) > 1:
             raise DataError(
                 f"{len(found)} examples of {builder.info.full_name} are named {found[0].name!r}, "
-                f"as is the picture {image!r} of the split file; set config.dataset.tfds.file_name "
+                f"as is the image {image!r} of the split file; set config.dataset.tfds.file_name "
                 "to a spelling that tells them apart, such as '{label}/{file_name}'"
             )
         if labels.setdefault(label, found[0].label) != found[0].label:
             own = _label_names(builder)
             raise DataError(
                 f"{builder.info.full_name}: the example {found[0].name!r} has the label "
-                f"{own[found[0].label]!r}, but other pictures that the split file calls {name!r} "
-                f"have {own[labels[label]]!r}; the names do not identify the pictures, so the "
+                f"{own[found[0].label]!r}, but other images that the split file calls {name!r} "
+                f"have {own[labels[label]]!r}; the names do not identify the images, so the "
                 f"split file cannot be used; {_OWN_SPLITS}"
             )

@@ -1,4 +1,4 @@
-"""The content of picture files, as SHA-256, so that a description belongs to what was described.
+"""The content of image files, as SHA-256, so that a description belongs to what was described.
 
 Files are read once: hashes are kept beside the size and time of the file they were taken of, in
 `<artifacts>/<dataset>/content.json`.
@@ -35,7 +35,7 @@ def content_hashes(paths: Sequence[str | os.PathLike[str]], cache: Path) -> list
     """The SHA-256 of each file in hexadecimal, `UNREADABLE` where it cannot be read.
 
     Args:
-        paths: N picture files.
+        paths: N image files.
         cache: JSON file of what is known; added to. One that is damaged is made again.
     """
     known = _read(cache)
@@ -55,7 +55,7 @@ def _entry(name: str, known: Entry | None) -> Entry | None:
         size, time = status.st_size, status.st_mtime_ns
         if known is not None and known[:2] == [size, time]:
             return known
-        if size > safe_read.MAX_FILE_BYTES:  # `open_picture` does not read it either
+        if size > safe_read.MAX_FILE_BYTES:  # `open_image` does not read it either
             return None
         with safe_read.open_regular(name) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,15 +1,17 @@
-"""Pictures decoded once into two stores of uint8 pixels, which are read as memory maps.
+"""Images decoded once into two image caches of uint8 pixels, which are read as memory maps.
 
-The evaluation store holds what `Preprocess.pixels` gives, `[N, S, S, 3]`: S·S·3 bytes a picture
-(150,528 at 224). The training store holds whole pictures, `[N, H, W, 3]`, with their aspect kept,
-the long side bounded, zeros below and to the right, and their sizes beside them: H·W·3 bytes a
-picture, H and W being the largest height and width in the set (338,688 at most for a bound of 336).
+The evaluation image cache holds what `Preprocess.pixels` gives, `[N, S, S, 3]`: S·S·3 bytes an
+image (150,528 at 224). The training image cache holds whole images, `[N, H, W, 3]`, with their
+aspect kept, the long side bounded, zeros below and to the right, and their sizes beside them: H·W·3
+bytes an image, H and W being the largest height and width in the set (338,688 at most for a bound
+of 336).
 
-A store is a directory `<kind>-<fingerprint>` with `pixels.npy`, `sizes.npy` (training only) and
-`index.json`. It is written under another name and moved into place when complete, so what carries
-the name is whole. The fingerprint covers the ids, the files' sizes and times, and the settings:
-when any of them changes another store is made, and the old directory may be deleted by hand. The
-files' headers are read first, because H and W must be known; then each file is decoded once.
+An image cache is a directory `<kind>-<fingerprint>` with `pixels.npy`, `sizes.npy` (training only)
+and `index.json`. It is written under another name and moved into place when complete, so what
+carries the name is whole. The fingerprint covers the ids, the files' sizes and times, and the
+settings: when any of them changes another image cache is made, and the old directory may be deleted
+by hand. The files' headers are read first, because H and W must be known; then each file is decoded
+once.
 """
 
 from __future__ import annotations
@@ -35,37 +37,37 @@ from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.images.ordered_map import in_order
 from lattec_jax.data.images.preprocess import (
     Preprocess,
-    UnreadablePicture,
-    open_picture,
-    picture_errors,
-    picture_size,
+    UnreadableImage,
+    image_errors,
+    image_size,
+    open_image,
 )
 from lattec_jax.data.images.row_reader import RowReader
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.errors import DataError, shortened
 from lattec_jax.runtime.files import partial_directory, remove_abandoned, replace_directory
 
-_FORMAT = "lattec_jax-store-1"
-_LISTED = 10  # pictures that an error message names
+_FORMAT = "lattec_jax-image-cache-1"
+_LISTED = 10  # images that an error message names
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class StorePaths:
-    """The two stores of a split, for `open_store`."""
+class ImageCachePaths:
+    """The two image caches of a split, for `open_image_cache`."""
 
     evaluation: Path
     training: Path | None  # None for a split that is only evaluated
 
 
 @dataclasses.dataclass(frozen=True)
-class Store:
-    """A store on disk. Row i of every array belongs to `ids[i]`."""
+class ImageCache:
+    """An image cache on disk. Row i of every array belongs to `ids[i]`."""
 
     ids: tuple[str, ...]
     pixels: np.memmap  # [N, S, S, 3] or [N, H, W, 3] uint8
-    sizes: np.ndarray | None  # [N, 2] int32 (height, width); None in an evaluation store
+    sizes: np.ndarray | None  # [N, 2] int32 (height, width); None in an evaluation image cache
     failed: tuple[dict[str, str], ...]  # {"image": id, "reason": why it could not be read}
 
     def read(self, rows: np.ndarray) -> np.ndarray:
@@ -79,51 +81,52 @@ class Store:
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """One store that is to be made."""
+    """One image cache that is to be made."""
 
     path: Path
     settings: dict[str, Any]  # what, beside the files, its pixels depend on
     shape: tuple[int, int]  # height and width of a row
-    convert: Callable[[Image.Image], np.ndarray]  # picture -> [h, w, 3] uint8, at most `shape`
-    sizes: bool  # whether the pictures' sizes are kept
+    convert: Callable[[Image.Image], np.ndarray]  # image -> [h, w, 3] uint8, at most `shape`
+    sizes: bool  # whether the images' sizes are kept
 
 
-def make_stores(
+def make_image_caches(
     split: Split,
     directory: str | os.PathLike[str],
     preprocess: Preprocess,
-    long_side: int | None,
-    max_unreadable: float = 0.01,
-) -> StorePaths:
-    """Make what is missing of a split's evaluation and training store, decoding each file once.
+    max_side: int | None,
+    max_unreadable_fraction: float = 0.01,
+) -> ImageCachePaths:
+    """Make what is missing of a split's evaluation and training image cache, decoding each file
+    once.
 
-    Pictures that cannot be read are left out of both and named with the reason in `index.json`.
+    Images that cannot be read are left out of both and named with the reason in `index.json`.
 
     Args:
-        split: the pictures.
-        directory: the stores go below it.
-        preprocess: of the model; the evaluation store depends on it.
-        long_side: bound on the long side of training pictures in pixels, which are never enlarged;
-            0 for no bound; None for a split that is only evaluated and needs no training store.
-        max_unreadable: share of unreadable pictures above which nothing is kept.
+        split: the images.
+        directory: the image caches go below it.
+        preprocess: of the model; the evaluation image cache depends on it.
+        max_side: bound on the long side of training images in pixels, which are never enlarged;
+            0 for no bound; None for a split that is only evaluated and needs no training cache.
+        max_unreadable_fraction: share of unreadable images above which nothing is kept.
 
     Returns:
-        The paths for `open_store`. Both stores have the same ids.
+        The paths for `open_image_cache`. Both image caches have the same ids.
 
     Raises:
-        DataError: more unreadable pictures than allowed (the message lists the first ten), none
+        DataError: more unreadable images than allowed (the message lists the first ten), none
             that is readable, or too little space on the disk.
     """
     directory = Path(directory)
     settings: dict[str, dict[str, Any]] = {"evaluation": {"preprocess": preprocess.to_dict()}}
-    if long_side is not None:
-        settings["training"] = {"long_side": long_side}
+    if max_side is not None:
+        settings["training"] = {"max_side": max_side}
     files = _digest_of_files(split)
     paths = {kind: _store_path(directory, kind, settings[kind], files) for kind in settings}
 
     def make(kinds: Iterable[str]) -> None:
         plans = [_plan(paths[k], k, settings[k], split, preprocess) for k in kinds]
-        _make(split, directory, plans, max_unreadable)
+        _make(split, directory, plans, max_unreadable_fraction)
 
     remove_abandoned(directory)
     missing = [kind for kind in paths if not paths[kind].is_dir()]
@@ -134,11 +137,11 @@ def make_stores(
         _check_ids(path, index, split)
     if len({tuple(index["ids"]) for index in indices.values()}) > 1:
         make(paths)  # made at different times, and a file was unreadable at one of them
-    return StorePaths(paths["evaluation"], paths.get("training"))
+    return ImageCachePaths(paths["evaluation"], paths.get("training"))
 
 
-def open_store(directory: str | os.PathLike[str]) -> Store:
-    """Open a store without reading its pixels.
+def open_image_cache(directory: str | os.PathLike[str]) -> ImageCache:
+    """Open an image cache without reading its pixels.
 
     Raises:
         DataError: there is none, or it is damaged.
@@ -153,13 +156,16 @@ def open_store(directory: str | os.PathLike[str]) -> Store:
             sizes = np.array(_map(directory / "sizes.npy", np.int32, 2))
         _check_arrays(index["settings"], pixels, sizes)
     except _DAMAGED as error:
-        raise DataError(f"the store {directory} is damaged ({error}); {_REMAKE}") from error
+        raise DataError(f"the image cache {directory} is damaged ({error}); {_REMAKE}") from error
     rows = min(len(pixels), len(pixels) if sizes is None else len(sizes))
     if rows < len(ids):
         raise DataError(
-            f"the store {directory} is damaged: expected {len(ids)} rows, found {rows}; {_REMAKE}"
+            f"the image cache {directory} is damaged: expected {len(ids)} rows, "
+            f"found {rows}; {_REMAKE}"
         )
-    return Store(ids=ids, pixels=pixels[: len(ids)], sizes=sizes, failed=tuple(index["failed"]))
+    return ImageCache(
+        ids=ids, pixels=pixels[: len(ids)], sizes=sizes, failed=tuple(index["failed"])
+    )
 
 
 _REMAKE = "delete the directory and run the command again"
@@ -194,7 +200,7 @@ def _map(path: Path, dtype: type, axes: int) -> np.ndarray:
 def _check_arrays(
     settings: Mapping[str, Any], pixels: np.ndarray, sizes: np.ndarray | None
 ) -> None:
-    """Raise ValueError where the arrays are not of a store with these settings."""
+    """Raise ValueError where the arrays are not of an image cache with these settings."""
     height, width, channels = pixels.shape[1:]
     preprocess = settings.get("preprocess")
     expected = [height, width] if preprocess is None else preprocess["size"]
@@ -210,17 +216,17 @@ def _read_index(directory: Path) -> dict[str, Any]:
     try:
         index = safe_read.read_json(directory / "index.json", safe_read.MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
-        raise DataError(f"no readable store in {directory} ({error}); {_REMAKE}") from error
+        raise DataError(f"no readable image cache in {directory} ({error}); {_REMAKE}") from error
     found = index.get("format") if isinstance(index, dict) else type(index).__name__
     if found != _FORMAT:
         raise DataError(
-            f"expected a store of format {_FORMAT} in {directory}, "
+            f"expected an image cache of format {_FORMAT} in {directory}, "
             f"found {shortened(found)}; {_REMAKE}"
         )
     if not _is_index(index):
         raise DataError(
             f"{directory / 'index.json'}: expected settings, a list of ids and a list of unreadable"
-            f" pictures with reasons, found {shortened(index)}; {_REMAKE}"
+            f" images with reasons, found {shortened(index)}; {_REMAKE}"
         )
     return index
 
@@ -242,17 +248,17 @@ def _is_index(index: Mapping[str, Any]) -> bool:
 
 
 def _check_ids(directory: Path, index: Mapping[str, Any], split: Split) -> None:
-    """Raise DataError for an index that does not name the split's pictures, each once."""
+    """Raise DataError for an index that does not name the split's images, each once."""
     found = [*index["ids"], *(entry["image"] for entry in index["failed"])]
     if sorted(found) != sorted(split.ids):
         raise DataError(
-            f"the store {directory} is damaged: its index does not name the {len(split.ids)} "
-            f"pictures of the split; {_REMAKE}"
+            f"the image cache {directory} is damaged: its index does not name the {len(split.ids)} "
+            f"images of the split; {_REMAKE}"
         )
 
 
 def _digest_of_files(split: Split) -> str:
-    """Changes when a picture is added, removed, renamed or written anew."""
+    """Changes when an image is added, removed, renamed or written anew."""
     digest = hashlib.sha256()
     for image, path in zip(split.ids, split.paths, strict=True):
         try:
@@ -276,16 +282,19 @@ def _plan(
     split: Split,
     preprocess: Preprocess,
 ) -> _Plan:
-    """How to make a store of this kind; for a training store the files' headers are read."""
+    """How to make an image cache of this kind; for a training image cache the files' headers are
+    read."""
     if kind == "evaluation":
         return _Plan(path, settings, preprocess.size, preprocess.pixels, sizes=False)
-    shape = _largest(split, settings["long_side"])
-    convert = functools.partial(_whole, long_side=settings["long_side"], shape=shape)
+    shape = _largest(split, settings["max_side"])
+    convert = functools.partial(_whole, max_side=settings["max_side"], shape=shape)
     return _Plan(path, settings, shape, convert, sizes=True)
 
 
-def _make(split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable: float) -> None:
-    """Make stores in one pass and put them in the place of what is there."""
+def _make(
+    split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable_fraction: float
+) -> None:
+    """Make image caches in one pass and put them in the place of what is there."""
     directory.mkdir(parents=True, exist_ok=True)
     _check_space(directory, plans, len(split.ids))
     with partial_directory(plans[0].path) as partial:
@@ -294,16 +303,17 @@ def _make(split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable:
             failed = _write(split, plans, made)
         except OSError as error:
             raise DataError(
-                f"the stores cannot be written to {directory}: {error.strerror}; make room, or set "
-                "--config.artifacts to another disk, and repeat the command"
+                f"the image caches cannot be written to {directory}: {error.strerror}; "
+                "make room, or set --config.artifacts to another disk, and repeat the command"
             ) from error
-        _check_failed(failed, len(split.ids), max_unreadable)
+        _check_failed(failed, len(split.ids), max_unreadable_fraction)
         for plan in plans:
             replace_directory(made / plan.path.name, plan.path)
 
 
 def _write(split: Split, plans: Sequence[_Plan], made: Path) -> list[dict[str, str]]:
-    """Decode every picture and write the stores below `made`. Returns what could not be read."""
+    """Decode every image and write the image caches below `made`. Returns what could not be
+    read."""
     total = len(split.ids)
     sizes = np.zeros((total, 2), np.int32)
     ids, failed = [], []
@@ -311,9 +321,9 @@ def _write(split: Split, plans: Sequence[_Plan], made: Path) -> list[dict[str, s
     with ExitStack() as stack:
         files = [stack.enter_context(_begin(made / plan.path.name, plan, total)) for plan in plans]
         results = stack.enter_context(closing(in_order(decode, split.paths)))
-        bar = tqdm(results, total=total, desc="decoding pictures", unit="image", mininterval=0.5)
+        bar = tqdm(results, total=total, desc="decoding images", unit="image", mininterval=0.5)
         for image, result in zip(split.ids, bar, strict=True):
-            if isinstance(result, UnreadablePicture):
+            if isinstance(result, UnreadableImage):
                 failed.append({"image": image, "reason": result.reason})
                 continue
             for file, values, plan in zip(files, result, plans, strict=True):
@@ -328,26 +338,26 @@ def _write(split: Split, plans: Sequence[_Plan], made: Path) -> list[dict[str, s
             file.truncate(file.tell() + left * plan.shape[0] * plan.shape[1] * 3)
             os.fsync(file.fileno())  # before the index can say that the rows are there
     for plan in plans:
-        store = made / plan.path.name
+        cache = made / plan.path.name
         if plan.sizes:
-            np.save(store / "sizes.npy", sizes[: len(ids)], allow_pickle=False)
+            np.save(cache / "sizes.npy", sizes[: len(ids)], allow_pickle=False)
         index = {"format": _FORMAT, "settings": plan.settings, "ids": ids, "failed": failed}
-        (store / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        (cache / "index.json").write_text(json.dumps(index), encoding="utf-8")
     return failed
 
 
-def _begin(store: Path, plan: _Plan, total: int) -> BinaryIO:
-    """The file of a store's pixels, with a header for `total` rows. Written as a stream: writing
-    lets other threads run, which copying into a memory map does not."""
-    store.mkdir(parents=True)
-    file = open(store / "pixels.npy", "wb")  # noqa: SIM115
+def _begin(cache: Path, plan: _Plan, total: int) -> BinaryIO:
+    """The file of an image cache's pixels, with a header for `total` rows. Written as a stream:
+    writing lets other threads run, which copying into a memory map does not."""
+    cache.mkdir(parents=True)
+    file = open(cache / "pixels.npy", "wb")  # noqa: SIM115
     header = {"descr": "|u1", "fortran_order": False, "shape": (total, *plan.shape, 3)}
     np.lib.format.write_array_header_1_0(file, header)
     return file
 
 
 def _filled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """`[H, W, 3]` contiguous, with zeros below and to the right of a smaller picture."""
+    """`[H, W, 3]` contiguous, with zeros below and to the right of a smaller image."""
     if values.shape[:2] == shape:
         return np.ascontiguousarray(values)
     row = np.zeros((*shape, 3), np.uint8)
@@ -357,19 +367,19 @@ def _filled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def _decode(
     path: Path, converts: Sequence[Callable[[Image.Image], np.ndarray]]
-) -> list[np.ndarray] | UnreadablePicture:
-    """One picture's pixels for each store."""
+) -> list[np.ndarray] | UnreadableImage:
+    """One image's pixels for each cache."""
     try:
-        image = open_picture(path)
-        with picture_errors(path):
+        image = open_image(path)
+        with image_errors(path):
             return [convert(image) for convert in converts]
-    except UnreadablePicture as error:
+    except UnreadableImage as error:
         return error
 
 
-def _whole(image: Image.Image, long_side: int, shape: tuple[int, int]) -> np.ndarray:
-    """The whole picture as `[h, w, 3]` uint8, bounded by bicubic filtering with antialias."""
-    height, width = _bounded(image.size, long_side)
+def _whole(image: Image.Image, max_side: int, shape: tuple[int, int]) -> np.ndarray:
+    """The whole image as `[h, w, 3]` uint8, bounded by bicubic filtering with antialias."""
+    height, width = _bounded(image.size, max_side)
     if height > shape[0] or width > shape[1]:  # larger than its header said
         factor = min(shape[0] / height, shape[1] / width)
         height, width = max(1, int(height * factor)), max(1, int(width * factor))
@@ -379,21 +389,21 @@ def _whole(image: Image.Image, long_side: int, shape: tuple[int, int]) -> np.nda
     return np.asarray(image)
 
 
-def _bounded(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """(height, width) of a picture of size (width, height) when its long side is bounded."""
+def _bounded(size: tuple[int, int], max_side: int) -> tuple[int, int]:
+    """(height, width) of an image of size (width, height) when its long side is bounded."""
     width, height = size
-    factor = min(1.0, long_side / max(size)) if long_side else 1.0
+    factor = min(1.0, max_side / max(size)) if max_side else 1.0
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def _largest(split: Split, long_side: int) -> tuple[int, int]:
+def _largest(split: Split, max_side: int) -> tuple[int, int]:
     """The largest bounded height and width in the split, from the files' headers."""
     height = width = 1
     with closing(in_order(_header_size, split.paths)) as results:
         total = len(split.paths)
         for size in tqdm(results, total=total, desc="reading headers", unit="image", leave=False):
             if size is not None:
-                bounded = _bounded(size, long_side)
+                bounded = _bounded(size, max_side)
                 height, width = max(height, bounded[0]), max(width, bounded[1])
     return height, width
 
@@ -401,8 +411,8 @@ def _largest(split: Split, long_side: int) -> tuple[int, int]:
 def _header_size(path: Path) -> tuple[int, int] | None:
     """(width, height) as the header states it; None where decoding will fail as well."""
     try:
-        size = picture_size(path)
-    except UnreadablePicture:
+        size = image_size(path)
+    except UnreadableImage:
         return None
     return size if min(size) > 0 else None
 
@@ -413,27 +423,30 @@ def _check_space(directory: Path, plans: Sequence[_Plan], count: int) -> None:
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise DataError(
-            f"the stores of {count} pictures need {needed / 1e9:.1f} GB, found {free / 1e9:.1f} GB "
-            f"free in {directory}; make room, set --config.artifacts to another disk, or lower "
-            "--config.store.long_side"
+            f"the image caches of {count} images need {needed / 1e9:.1f} GB, found "
+            f"{free / 1e9:.1f} GB free in {directory}; make room, set "
+            "--config.artifacts to another disk, or lower --config.image_cache.max_side"
         )
 
 
-def _check_failed(failed: Sequence[dict[str, str]], total: int, max_unreadable: float) -> None:
+def _check_failed(
+    failed: Sequence[dict[str, str]], total: int, max_unreadable_fraction: float
+) -> None:
     if not failed:
         return
-    if len(failed) <= max_unreadable * total and len(failed) < total:
+    if len(failed) <= max_unreadable_fraction * total and len(failed) < total:
         first = failed[0]
         log.warning(
-            "%d of %d pictures cannot be read and are left out; the first: %s (%s). "
-            "index.json in the store names them all",
+            "%d of %d images cannot be read and are left out; the first: %s (%s). "
+            "index.json in the image cache names them all",
             *(len(failed), total, first["image"], first["reason"]),
         )
         return
     lines = [f"\n  {entry['image']}: {entry['reason']}" for entry in failed[:_LISTED]]
     more = f"\n  and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
     raise DataError(
-        f"{len(failed)} of {total} pictures cannot be read ({len(failed) / total:.1%}); "
-        f"config.store.max_unreadable allows {max_unreadable:.1%}. Repair or remove them, or raise "
-        f"--config.store.max_unreadable:{''.join(lines)}{more}"
+        f"{len(failed)} of {total} images cannot be read ({len(failed) / total:.1%}); "
+        f"config.image_cache.max_unreadable_fraction allows "
+        f"{max_unreadable_fraction:.1%}. Repair or remove them, or raise "
+        f"--config.image_cache.max_unreadable_fraction:{''.join(lines)}{more}"
     )

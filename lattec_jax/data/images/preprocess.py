@@ -1,9 +1,9 @@
-"""From a picture file to the pixels that the image tower is evaluated on.
+"""From an image file to the pixels that the image tower is evaluated on.
 
 `Preprocess.pixels` does what `open_clip.image_transform(..., is_train=False)` does before ToTensor
-and Normalize, operation by operation and to the pixel, with Pillow alone: the picture is resized
+and Normalize, operation by operation and to the pixel, with Pillow alone: the image is resized
 and cropped in its own mode and turned into RGB only then. The order is visible in the result:
-palette pictures are resized by nearest neighbour and transparent ones with premultiplied alpha.
+palette images are resized by nearest neighbor and transparent ones with premultiplied alpha.
 """
 
 from __future__ import annotations
@@ -52,51 +52,51 @@ _DAMAGED = (
 )
 
 
-class UnreadablePicture(DataError):
-    """A picture file that cannot be decoded. `reason` is one line without the path."""
+class UnreadableImage(DataError):
+    """An image file that cannot be decoded. `reason` is one line without the path."""
 
     def __init__(self, path: str | os.PathLike[str], reason: str) -> None:
-        super().__init__(f"cannot read the picture {os.fspath(path)}: {reason}")
+        super().__init__(f"cannot read the image {os.fspath(path)}: {reason}")
         self.reason = reason
 
 
 @contextmanager
-def picture_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what Pillow raises on a damaged file into `UnreadablePicture`."""
+def image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turn what Pillow raises on a damaged file into `UnreadableImage`."""
     try:
         yield
     except UnidentifiedImageError as error:
         names = ", ".join(FORMATS)
-        raise UnreadablePicture(path, f"not a picture in one of {names}") from error
+        raise UnreadableImage(path, f"not an image in one of {names}") from error
     except _DAMAGED as error:
         detail = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         reason = f"{type(error).__name__}: {' '.join(detail.split())}"
-        raise UnreadablePicture(path, reason) from error
+        raise UnreadableImage(path, reason) from error
 
 
-def open_picture(path: str | os.PathLike[str]) -> Image.Image:
-    """Open and decode a picture as `PIL.Image.open` gives it to users of open_clip.
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Open and decode an image as `PIL.Image.open` gives it to users of open_clip.
 
     That is: in its own mode, the first frame, and without applying the EXIF orientation (except to
     TIFF, where Pillow itself applies it).
 
     Raises:
-        UnreadablePicture: the file is missing, damaged, not a picture, or far too large.
+        UnreadableImage: the file is missing, damaged, not an image, or far too large.
     """
-    with picture_errors(path), _opened(path) as image:
+    with image_errors(path), _opened(path) as image:
         if 0 in image.size:
             raise ValueError(f"a side of length 0 (width {image.width}, height {image.height})")
         image.load()
         return image
 
 
-def picture_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return (width, height) as the header of a picture states them.
+def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Return (width, height) as the header of an image states them.
 
     Raises:
-        UnreadablePicture: see `open_picture`.
+        UnreadableImage: see `open_image`.
     """
-    with picture_errors(path), _opened(path, header_only=True) as image:
+    with image_errors(path), _opened(path, header_only=True) as image:
         return image.size
 
 
@@ -116,7 +116,7 @@ def _opened(path: str | os.PathLike[str], header_only: bool = False) -> Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its pictures. `size` is (height, width); mean and deviation are of RGB."""
+    """How a model wants its images. `size` is (height, width); mean and deviation are of RGB."""
 
     __pydantic_config__ = STRICT
 
@@ -128,9 +128,9 @@ class Preprocess:
     fill_color: Annotated[int, Interval(ge=0, le=255)] = 0  # of the borders that "longest" adds
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The `[H, W, 3]` uint8 pixels of one picture, before normalisation.
+        """The `[H, W, 3]` uint8 pixels of one image, before normalization.
 
-        Where open_clip fails because a very thin picture would shrink to nothing ("longest"), the
+        Where open_clip fails because a very thin image would shrink to nothing ("longest"), the
         thin side is one pixel here.
         """
         height, width = self.size
@@ -211,7 +211,7 @@ class _OpenClipPreprocess:
 
 
 def _resize(image: Image.Image, height: int, width: int, filter_: int) -> Image.Image:
-    """Pillow's antialiased resize; a picture that has the size already is left alone."""
+    """Pillow's antialiased resize; an image that has the size already is left alone."""
     if image.size == (width, height):
         return image
     return image.resize((width, height), filter_)
@@ -226,13 +226,13 @@ def _shortest_side(image: Image.Image, side: int) -> tuple[int, int]:
 
 
 def _kept_ratio(image: Image.Image, size: tuple[int, int], choose: Any) -> tuple[int, int]:
-    """(height, width) at which the picture fits into (`max`) or covers (`min`) `size`."""
+    """(height, width) at which the image fits into (`max`) or covers (`min`) `size`."""
     ratio = choose(image.height / size[0], image.width / size[1])
     return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
 
 
 def _center(image: Image.Image, height: int, width: int, fill: int) -> Image.Image:
-    """Cut out the centre; where the picture is smaller, first add borders of colour `fill`."""
+    """Cut out the center; where the image is smaller, first add borders of color `fill`."""
     if image.size == (width, height):
         return image
     missing_x, missing_y = max(0, width - image.width), max(0, height - image.height)

@@ -20,7 +20,7 @@ DEVIATIONS = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
-class TextPlan:
+class BucketPlan:
     """Groups in descending length: `sizes[i]` texts are encoded at `lengths[i]` tokens."""
 
     lengths: tuple[int, ...]
@@ -64,38 +64,38 @@ def bucket_length(length: int, context_length: int) -> int:
     return next((b for b in BUCKETS if length <= b < context_length), context_length)
 
 
-def group_bounds(context_length: int) -> np.ndarray:
+def bucket_bounds(context_length: int) -> np.ndarray:
     """What the texts of each group are longer than, from the longest group down."""
     return np.array([0, *(b for b in BUCKETS if b < context_length)][::-1])
 
 
-def make_plan(
+def make_bucket_plan(
     lengths: np.ndarray, most: np.ndarray, texts: int, context_length: int, multiple: int = 1
-) -> TextPlan:
+) -> BucketPlan:
     """Choose group sizes for batches of a collection of texts.
 
     Args:
         lengths: `[N, K]` tokens that each text of the collection needs.
-        most: for each of `group_bounds` how many longer texts a batch has at most.
+        most: for each of `bucket_bounds` how many longer texts a batch has at most.
         texts: in a batch; a multiple of `multiple`.
         context_length: length of the longest group.
         multiple: group sizes are multiples of this (the devices that share a batch).
     """
     if texts == 0:
-        return TextPlan((), ())
-    bounds = group_bounds(context_length)
+        return BucketPlan((), ())
+    bounds = bucket_bounds(context_length)
     group_lengths, sizes, placed = [], [], 0
     # From the longest group down: room for all texts that need more than the next bound.
     for bound, length, held in zip(bounds, [context_length, *bounds[:-1]], most, strict=True):
-        share = float(np.mean(lengths > bound))
-        spread = DEVIATIONS * np.sqrt(texts * share * (1 - share))
-        room = round_up(max(texts * share + spread, held), multiple)
+        fraction = float(np.mean(lengths > bound))
+        spread = DEVIATIONS * np.sqrt(texts * fraction * (1 - fraction))
+        room = round_up(max(texts * fraction + spread, held), multiple)
         needed = texts if bound == 0 else min(texts, room)
         if needed > placed:
             group_lengths.append(int(length))
             sizes.append(needed - placed)
             placed = needed
-    return TextPlan(tuple(group_lengths), tuple(sizes))
+    return BucketPlan(tuple(group_lengths), tuple(sizes))
 
 
 class TextTower(Protocol):

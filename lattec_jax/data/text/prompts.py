@@ -1,7 +1,7 @@
 """Class-descriptions: every template with every name of every class; and the describing prompts.
 
 The zero-shot classifier is an ensemble, as open_clip's `build_zero_shot_classifier` makes it: the
-features of all descriptions of a class, each normalised, are averaged and normalised again. It
+features of all descriptions of a class, each normalized, are averaged and normalized again. It
 gives the pseudo-labels, the initial prototypes and FLYP's final classifier. Inside of a training
 step a class has one description, that of the first template and the first name: the text tower
 encodes it anew at each step, and an ensemble of 80 templates would cost 80 times as much.

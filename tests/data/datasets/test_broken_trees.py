@@ -70,7 +70,7 @@ def empty_folder_as_split_file(root: Path) -> None:
     ("spoil", "expected"),
     [
         (link_to_itself, ["no image folder {root}/images"]),
-        (link_among_folders, ["6 of 18 pictures of the split file are missing", "banded/banded_"]),
+        (link_among_folders, ["6 of 18 images of the split file are missing", "banded/banded_"]),
         (link_as_split_file, ["- no split file {root}/{split}\n"]),
         (
             folder_as_split_file,
@@ -82,11 +82,11 @@ def empty_folder_as_split_file(root: Path) -> None:
         (empty_folder_as_split_file, ["- {root}/{split} is a folder, expected the split file\n"]),
         (
             lambda root: edit(root, lambda s: s["test"].append(["n" * 300, 0, "banded"])),
-            ["1 of 19 pictures of the split file are missing below {root}/images", "n" * 300],
+            ["1 of 19 images of the split file are missing below {root}/images", "n" * 300],
         ),
         (
             lambda root: edit(root, lambda s: s["test"].append(["a\0.jpg", 0, "banded"])),
-            ["1 of 19 pictures of the split file are missing below {root}/images"],
+            ["1 of 19 images of the split file are missing below {root}/images"],
         ),
         (
             lambda root: (root / SPLIT).write_text("[" * 100_000, encoding="utf-8"),
@@ -147,17 +147,17 @@ def test_folders_that_may_not_be_looked_into(root, folder):
     if closed == root:
         assert found.startswith(f"error: {expected}{root} is looked for")
     else:
-        assert f"1 problem:\n- {expected}pictures of the split file should lie" in found
+        assert f"1 problem:\n- {expected}images of the split file should lie" in found
 
 
-def test_a_closed_folder_beside_the_pictures(root):
-    (root / "images").rename(root / "pictures")
+def test_a_closed_folder_beside_the_images(root):
+    (root / "images").rename(root / "photos")
     (root / "closed").mkdir()
     found = refused(root, root / "closed", 0o444)  # its names can be listed, no more
-    assert f"{root / 'pictures'} holds all 18 pictures of the split file" in found
+    assert f"{root / 'photos'} holds all 18 images of the split file" in found
 
 
-def test_an_empty_folder_is_not_the_expected_number_of_pictures(root):
+def test_an_empty_folder_is_not_the_expected_number_of_images(root):
     shutil.rmtree(root / "images")
     (root / SPLIT).unlink()
     (root / "empty").mkdir()
@@ -183,11 +183,11 @@ def test_what_contradicts_itself_is_named_with_its_file(root, tmp_path):
     assert message() == f"{root / SPLIT}: expected at least two class names, found 0: none"
     (root / SPLIT).write_text(whole, encoding="utf-8")
     edit(root, lambda s: s["test"].clear())
-    assert message() == f"{root / SPLIT}: expected pictures in the test part, found none"
+    assert message() == f"{root / SPLIT}: expected images in the test part, found none"
     (root / SPLIT).write_text(whole, encoding="utf-8")
     edit(root, lambda s: s["test"].append(s["train"][0]))
     assert message().endswith(
-        "training must not see test pictures. Take them out of one of the two parts, which are "
+        "training must not see test images. Take them out of one of the two parts, which are "
         f"named by {root / SPLIT}"
     )
     aircraft = make_tree(tmp_path, "fgvc_aircraft")

@@ -22,7 +22,7 @@ SPLIT = {
 
 @pytest.fixture
 def tree(tmp_path, monkeypatch):
-    """EuroSAT's layout with five pictures."""
+    """EuroSAT's layout with five images."""
     monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tmp_path))
     root = tmp_path / "eurosat"
     for rows in SPLIT.values():
@@ -54,9 +54,9 @@ def test_train_and_val_are_the_training_images(tree):
         (lambda s: s["train"].append(["x.jpg", "0", "Forest"]), r"train\[2\]: expected \[path"),
         (lambda s: s["test"].append(["x.jpg", 0, "Forest"]), "label 0 is 'Annual_Crop Land'"),
         (lambda s: s["test"].append(["x.jpg", 3, "River"]), r"found none of \[2\]"),
-        (lambda s: s["test"].append(["x.jpg", 1, "Forest"]), r"1 of 6 pictures.*\n    x\.jpg"),
+        (lambda s: s["test"].append(["x.jpg", 1, "Forest"]), r"1 of 6 images.*\n    x\.jpg"),
         (lambda s: s["test"].append(["../x.jpg", 1, "Forest"]), "a path below the image folder"),
-        (lambda s: s["test"].append(s["train"][0]), "training must not see test pictures"),
+        (lambda s: s["test"].append(s["train"][0]), "training must not see test images"),
     ],
 )
 def test_a_split_file_that_is_wrong_is_refused_by_name(tree, change, message):

@@ -34,7 +34,9 @@ def test_reading_writes_nothing_and_names_the_same(place):
 
 def test_shares_are_nested(place):
     whole = datasets.read(digits())
-    parts = {s: datasets.read(digits(f"--config.dataset.share={s}")) for s in (0.01, 0.2, 0.5)}
+    parts = {
+        s: datasets.read(digits(f"--config.dataset.train_fraction={s}")) for s in (0.01, 0.2, 0.5)
+    }
     assert [len(part.train.ids) for part in parts.values()] == [10, 200, 500]
     ids = [set(part.train.ids) for part in (*parts.values(), whole)]
     assert all(smaller < larger for smaller, larger in itertools.pairwise(ids))
@@ -43,47 +45,49 @@ def test_shares_are_nested(place):
     label = dict(zip(whole.train.ids, whole.train.labels, strict=True))
     for part in parts.values():
         assert [label[image] for image in part.train.ids] == list(part.train.labels)
-    other = datasets.read(digits("--config.dataset.share=0.2", "--config.dataset.split_seed=1"))
+    other = datasets.read(
+        digits("--config.dataset.train_fraction=0.2", "--config.dataset.split_seed=1")
+    )
     assert set(other.train.ids) != set(parts[0.2].train.ids)
 
 
 def test_labels_take_no_part_in_a_share(place):
     for number in range(20):
-        folder = place / "pictures" / ("cat" if number % 3 else "dog")
+        folder = place / "images" / ("cat" if number % 3 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number}.jpg").touch()
     command = ["x", "--config=configs/folder.py", "--config.dataset.name=a"]
-    command += ["--config.dataset.root=pictures", "--config.dataset.share=0.5"]
-    labelled = datasets.read(parse(command)[0])
-    unlabelled = datasets.read(parse([*command, "--config.dataset.labels=none"])[0])
-    assert unlabelled.train.labels is None
-    assert labelled.train.ids == unlabelled.train.ids and len(labelled.train.ids) == 8
+    command += ["--config.dataset.root=images", "--config.dataset.train_fraction=0.5"]
+    labeled = datasets.read(parse(command)[0])
+    unlabeled = datasets.read(parse([*command, "--config.dataset.labels=none"])[0])
+    assert unlabeled.train.labels is None
+    assert labeled.train.ids == unlabeled.train.ids and len(labeled.train.ids) == 8
 
 
 def test_at_least_two_images_are_left(place):
     make_tree(place / "data", "dtd")
-    config = parse(["x", "--config=configs/dtd.py", "--config.dataset.share=1e-9"])[0]
+    config = parse(["x", "--config=configs/dtd.py", "--config.dataset.train_fraction=1e-9"])[0]
     dataset = datasets.read(config)
     assert len(dataset.train.ids) == 2
     assert dataset.protocol == "coop, inductive, last step, 2 of 12 training images"
 
 
-@pytest.mark.parametrize("share", ["0", "-0.5", "1.5", "nan"])
-def test_a_share_out_of_range(place, share):
-    with pytest.raises(ConfigError, match=r"config\.dataset\.share: expected a number"):
-        datasets.read(digits(f"--config.dataset.share={share}"))
+@pytest.mark.parametrize("fraction", ["0", "-0.5", "1.5", "nan"])
+def test_a_share_out_of_range(place, fraction):
+    with pytest.raises(ConfigError, match=r"config\.dataset\.train_fraction: expected a number"):
+        datasets.read(digits(f"--config.dataset.train_fraction={fraction}"))
 
 
-def test_shares_have_their_own_artefacts_and_share_written_pictures(place):
-    share = "--config.dataset.share=0.2"
-    config = digits(share)
-    assert artifacts_dir(config) == Path("artifacts/digits/share-0.2")
+def test_shares_have_their_own_artifacts_and_share_written_images(place):
+    fraction = "--config.dataset.train_fraction=0.2"
+    config = digits(fraction)
+    assert artifacts_dir(config) == Path("artifacts/digits/fraction-0.2")
     assert artifacts_dir(digits()) == Path("artifacts/digits")
     other = [
-        digits(share, "--config.dataset.split_seed=3"),
-        digits("--config.dataset.share=0.25"),
-        digits("--config.dataset.name=digits-share-0.2"),
-        digits(share, "--config.dataset.name=digits-share-0.2"),
+        digits(fraction, "--config.dataset.split_seed=3"),
+        digits("--config.dataset.train_fraction=0.25"),
+        digits("--config.dataset.name=digits-fraction-0.2"),
+        digits(fraction, "--config.dataset.name=digits-fraction-0.2"),
     ]
     assert len({artifacts_dir(each) for each in (config, digits(), *other)}) == 6
     datasets.load(config)

@@ -15,7 +15,7 @@ from lattec_jax.data.datasets import digits
 
 @pytest.fixture
 def config(tmp_path: Path) -> ConfigDict:
-    section = {"kind": "digits", "name": "digits", "share": 1.0, "split_seed": 0}
+    section = {"kind": "digits", "name": "digits", "train_fraction": 1.0, "split_seed": 0}
     return ConfigDict({"artifacts": str(tmp_path), "dataset": section})
 
 
@@ -29,7 +29,7 @@ def test_counts_and_no_overlap(config: ConfigDict) -> None:
     assert np.bincount(found.test.labels).min() > 70
 
 
-def test_files_hold_the_digits_in_17_grey_levels(config: ConfigDict) -> None:
+def test_files_hold_the_digits_in_17_gray_levels(config: ConfigDict) -> None:
     from sklearn.datasets import load_digits
 
     found, original = datasets.load(config), load_digits()

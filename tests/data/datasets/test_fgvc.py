@@ -37,7 +37,7 @@ def test_train_and_val_are_the_training_images(root):
         ("images_variant_val.txt", "0034304", r"_val\.txt, line 4: expected an image and one of"),
         ("images_variant_test.txt", "1 Boeing 999", "found '1 Boeing 999'"),
         ("images_variant_train.txt", "9999999 Cessna 172", r"1 of 19 .*\n    9999999\.jpg"),
-        ("images_variant_test.txt", "0034301 707-320", "training must not see test pictures"),
+        ("images_variant_test.txt", "0034301 707-320", "training must not see test images"),
     ],
 )
 def test_lists_that_are_wrong(root, file, line, message):

@@ -52,14 +52,14 @@ def test_train_and_test_folders(usual):
     assert dataset.train.labels.dtype == np.int32
     assert dataset.test.ids == ("test/big_cat/8.webp", "test/dog/7.PNG")
     assert dataset.test.labels.tolist() == [0, 1]
-    assert dataset.protocol == "own test pictures, inductive, last step"
+    assert dataset.protocol == "own test images, inductive, last step"
 
 
 def test_every_suffix_in_any_case(tmp_path):
     suffixes = ("jpg", "jpeg", "PNG", "webp", "Bmp", "gif", "tif", "TIFF")
     names = [f"a/{number}.{suffix}" for number, suffix in enumerate(suffixes)]
     touch(tmp_path, *names, "b/x.txt", "b/y.jpg.part", "b/z.jpg")
-    assert load(tmp_path, held_out=0.0).train.ids == (*names, "b/z.jpg")
+    assert load(tmp_path, held_out_fraction=0.0).train.ids == (*names, "b/z.jpg")
 
 
 def test_held_out_share(tmp_path):
@@ -81,7 +81,7 @@ def test_held_out_share(tmp_path):
     assert load(tmp_path, split_seed=1).test.ids != dataset.test.ids
     assert dataset.protocol == "0.2 held out (seed 0), inductive, last step"
     before = set(dataset.train.ids)
-    touch(tmp_path, "a/00b.jpg")  # one more picture moves at most one other
+    touch(tmp_path, "a/00b.jpg")  # one more image moves at most one other
     assert (
         len(before - set(load(tmp_path).train.ids))
         + len(set(dataset.test.ids) - set(load(tmp_path).test.ids))
@@ -89,13 +89,13 @@ def test_held_out_share(tmp_path):
     )
 
 
-def test_no_test_pictures(tmp_path):
+def test_no_test_images(tmp_path):
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
-    dataset = load(tmp_path, held_out=0.0)
+    dataset = load(tmp_path, held_out_fraction=0.0)
     assert dataset.test is None and len(dataset.train.ids) == 2
     assert "no test" in dataset.protocol
     with pytest.raises(ConfigError, match=r"at least 0 and below 1, found 1\.0"):
-        load(tmp_path, held_out=1.0)
+        load(tmp_path, held_out_fraction=1.0)
 
 
 def test_root_as_training_folder_with_a_test_folder_inside(tmp_path):
@@ -117,12 +117,12 @@ def test_flat_folder_with_class_names(tmp_path):
 def test_labels_from_folders_are_matched_loosely(tmp_path):
     touch(tmp_path, "Annual_Crop/x/1.jpg", "sea LAKE/2.jpg", "sea LAKE/annual crop/3.jpg")
     (tmp_path / "names.txt").write_text("sea lake\nannual  crop\nforest", encoding="utf-8")
-    dataset = load(tmp_path, class_names=str(tmp_path / "names.txt"), held_out=0.0)
+    dataset = load(tmp_path, class_names=str(tmp_path / "names.txt"), held_out_fraction=0.0)
     assert dataset.class_names == ("sea lake", "annual  crop", "forest")
     assert dataset.train.labels.tolist() == [1, 0, 1]  # the nearest folder counts
 
 
-def test_auto_labels_want_every_picture_in_a_class_folder(usual):
+def test_auto_labels_want_every_image_in_a_class_folder(usual):
     touch(usual, "train/stray.jpg")
     assert load(usual).train.labels is None
     assert load(usual).test.labels.tolist() == [0, 1]
@@ -145,12 +145,12 @@ def test_labels_from_csv(usual, tmp_path):
     [
         ("image;label\na;b", r"labels\.csv, line 1: .*image,label, found image;label"),
         ("", "line 1: .*found nothing"),
-        ("image,label\ntest/dog/9.PNG,dog", r"line 2: there is no picture 'test/dog/9\.PNG'"),
+        ("image,label\ntest/dog/9.PNG,dog", r"line 2: there is no image 'test/dog/9\.PNG'"),
         ("image,label\ntest/dog/7.PNG,wolf", "line 2: .*found 'wolf'.*big cat, dog"),
         ("image,label\ntest/dog/7.PNG,2", "line 2: .*index from 0 to 1, found '2'"),
         ("image,label\ntest/dog/7.PNG", "line 2: .*found ''"),
         ("image,label\ntest/dog/7.PNG,dog\n\ntest/dog/7.PNG,0", "line 4: a second label"),
-        ("image,label\ntest/dog/7.PNG,dog", r"no label for 1 of 2 pictures of the test part"),
+        ("image,label\ntest/dog/7.PNG,dog", r"no label for 1 of 2 images of the test part"),
     ],
 )
 def test_mistakes_in_csv(usual, text, message):
@@ -193,13 +193,13 @@ def test_a_list_that_comes_with_the_data_names_nothing_outside(usual, tmp_path_f
 def test_mistakes_in_lists(usual):
     listed = usual / "train.txt"
     listed.write_text("train/dog/0.jpg\n" + "".join(f"no/{i}.jpg\n" for i in range(12)))
-    with pytest.raises(DataError, match=r"(?s)names 12 pictures.*line 2: no/0\.jpg.*and 2 more"):
+    with pytest.raises(DataError, match=r"(?s)names 12 images.*line 2: no/0\.jpg.*and 2 more"):
         load(usual, train="train.txt")
     listed.write_text("train/dog/0.jpg\ntrain/./dog/0.jpg\n")
     with pytest.raises(DataError, match=r"'train/dog/0\.jpg' twice"):
         load(usual, train="train.txt")
     listed.write_text("\n")
-    with pytest.raises(DataError, match="no pictures for the train part"):
+    with pytest.raises(DataError, match="no images for the train part"):
         load(usual, train="train.txt")
     listed.write_bytes(b"caf\xe9.jpg\n")
     with pytest.raises(DataError, match="UTF-8"):
@@ -209,12 +209,12 @@ def test_mistakes_in_lists(usual):
         load(usual, train="train.lst")
 
 
-def test_train_and_test_may_not_share_a_picture(usual):
+def test_train_and_test_may_not_share_a_image(usual):
     (usual / "test.txt").write_text("test/dog/7.PNG\ntrain/dog/0.jpg\n")
-    with pytest.raises(DataError, match=r"1 of 2 test pictures.*'train/dog/0\.jpg'"):
+    with pytest.raises(DataError, match=r"1 of 2 test images.*'train/dog/0\.jpg'"):
         load(usual, test="test.txt")
     os.symlink(usual / "train", usual / "again")
-    with pytest.raises(DataError, match=r"6 of 6 test pictures.*'again/big_cat/0\.jpg'"):
+    with pytest.raises(DataError, match=r"6 of 6 test images.*'again/big_cat/0\.jpg'"):
         load(usual, test="again")
 
 
@@ -268,7 +268,7 @@ def test_mistakes_in_class_names(usual, text, message):
 def test_several_names_of_a_class(tmp_path):
     touch(tmp_path, "motor_car/1.jpg", "Automobile/2.jpg", "dog/3.jpg", "car/4.jpg")
     (tmp_path / "names.txt").write_text("dog\nautomobile | car|motor car\n", encoding="utf-8")
-    dataset = load(tmp_path, class_names="names.txt", held_out=0.0)
+    dataset = load(tmp_path, class_names="names.txt", held_out_fraction=0.0)
     assert dataset.class_names == ("dog", "automobile")
     assert dataset.names == (("dog",), ("automobile", "car", "motor car"))
     assert dataset.train.ids[0] == "Automobile/2.jpg"
@@ -276,12 +276,12 @@ def test_several_names_of_a_class(tmp_path):
     (tmp_path / "labels.csv").write_text("image,label\n" + "dog/3.jpg,Motor_Car\n")
     lists = {"train": "train.txt", "labels": "labels.csv", "class_names": "names.txt"}
     (tmp_path / "train.txt").write_text("dog/3.jpg\n")
-    assert load(tmp_path, **lists, held_out=0.0).train.labels.tolist() == [1]
+    assert load(tmp_path, **lists, held_out_fraction=0.0).train.labels.tolist() == [1]
 
 
-def test_no_pictures(tmp_path):
+def test_no_images(tmp_path):
     touch(tmp_path, "readme.md")
-    with pytest.raises(DataError, match=r"no pictures for the train part.*looked for \.jpg"):
+    with pytest.raises(DataError, match=r"no images for the train part.*looked for \.jpg"):
         load(tmp_path)
 
 
@@ -295,11 +295,11 @@ def test_a_class_called_train(tmp_path):
     touch(tmp_path, "car/1.jpg", "train/2.jpg", "bus/3.jpg")
     with pytest.raises(DataError, match=r"'train' is a class of yours.*dataset\.train=\"\""):
         load(tmp_path)
-    assert load(tmp_path, train="", held_out=0.0).class_names == ("bus", "car", "train")
+    assert load(tmp_path, train="", held_out_fraction=0.0).class_names == ("bus", "car", "train")
     (tmp_path / "names.txt").write_text("car\ntrain\nbus\n")
     with pytest.raises(DataError, match="'train' is one of the class names, as is 'bus'"):
         load(tmp_path, class_names="names.txt")
-    dataset = load(tmp_path, class_names="names.txt", train="", held_out=0.0)
+    dataset = load(tmp_path, class_names="names.txt", train="", held_out_fraction=0.0)
     assert dataset.train.labels.tolist() == [2, 0, 1]
 
 
@@ -316,7 +316,7 @@ def test_works_in_the_c_locale(tmp_path):
     (tmp_path / "names.txt").write_text("Rosé\nÉpée\n", encoding="utf-8")
     program = (
         "from tests.data.datasets.test_folder import load, Path; import sys\n"
-        "d = load(Path(sys.argv[1]), class_names='names.txt', held_out=0.0)\n"
+        "d = load(Path(sys.argv[1]), class_names='names.txt', held_out_fraction=0.0)\n"
         "print(ascii((d.class_names, d.train.ids, d.train.labels.tolist())))"
     )
     environment = {**os.environ, "LC_ALL": "C"}
@@ -341,8 +341,8 @@ def test_check_of_other_data_sets(tmp_path):
         ({"train": other}, "'a' 2 times"),
         ({"train": dataclasses.replace(good, labels=np.array([0, 2]))}, "from 0 to 1 .* 0 to 2"),
         ({"train": dataclasses.replace(good, labels=np.array([0]))}, "expected 2 labels"),
-        ({"test": Split((), (), None)}, "pictures in the test part, found none"),
-        ({"test": dataclasses.replace(good, ids=("q", "r"))}, "2 of 2 test pictures"),
+        ({"test": Split((), (), None)}, "images in the test part, found none"),
+        ({"test": dataclasses.replace(good, ids=("q", "r"))}, "2 of 2 test images"),
     ]:
         with pytest.raises(DataError, match=message):
             check(dataclasses.replace(dataset, **changes))
@@ -358,7 +358,7 @@ def test_digits(tmp_path):
 
 
 @pytest.mark.parametrize("form", ["relative", "absolute", "through"])
-def test_a_list_does_not_name_pictures_outside_of_the_root(usual, form):
+def test_a_list_does_not_name_images_outside_of_the_root(usual, form):
     touch(usual.parent, "private.jpg")
     outside = {
         "relative": "../private.jpg",
@@ -374,4 +374,4 @@ def test_a_list_may_name_the_place_that_the_root_is_a_link_to(usual):
     (usual / "train.txt").write_text(f"{usual}/train/dog/0.jpg\n{usual}/train/big_cat/0.jpg\n")
     link = usual.parent / "link"
     link.symlink_to(usual)
-    assert len(load(link, train="train.txt", held_out=0.0).train.ids) == 2
+    assert len(load(link, train="train.txt", held_out_fraction=0.0).train.ids) == 2

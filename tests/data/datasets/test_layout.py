@@ -50,9 +50,9 @@ def test_everything_is_missing(data_dir, name):
 
 
 @pytest.mark.parametrize("name", SETS)
-def test_a_renamed_image_folder_is_recognised(data_dir, name):
+def test_a_renamed_image_folder_is_recognized(data_dir, name):
     root = make_tree(data_dir, name)
-    moved = data_dir / "downloads" / "pictures"
+    moved = data_dir / "downloads" / "images"
     moved.parent.mkdir()
     if SETS[name].images:
         (root / SETS[name].images).rename(moved)
@@ -61,7 +61,7 @@ def test_a_renamed_image_folder_is_recognised(data_dir, name):
         for folder in ("cars_train", "cars_test"):
             (root / folder).rename(moved / folder)
     (found,) = problems(name, data_dir)
-    assert f"{moved} holds all 18 pictures of" in found
+    assert f"{moved} holds all 18 images of" in found
     assert f"set --config.dataset.images={moved}" in found
     # What it proposes works, and gives the same ids.
     config = parse(["x", f"--config=configs/{name}.py", f"--config.dataset.images={moved}"])[0]
@@ -79,19 +79,19 @@ def test_eurosats_usual_copies(data_dir):
     assert "set --config.dataset.images=EuroSAT/2750" in found
 
 
-def test_a_copy_without_a_split_file_is_recognised_by_count(data_dir):
+def test_a_copy_without_a_split_file_is_recognized_by_count(data_dir):
     root = make_tree(data_dir, "eurosat")
     (root / "2750").rename(root / "EuroSAT_RGB")
     (root / "split_zhou_EuroSAT.json").unlink()
     counts = ["--config.dataset.expected.train=12", "--config.dataset.expected.test=6"]
     split, images = problems("eurosat", data_dir, *counts)
     assert split.startswith("no split file")
-    assert f"{root / 'EuroSAT_RGB'} holds as many pictures as expected" in images
+    assert f"{root / 'EuroSAT_RGB'} holds as many images as expected" in images
     _, images = problems("eurosat", data_dir)
     assert "holds" not in images
 
 
-def test_misplaced_files_and_missing_pictures_are_named_together(data_dir):
+def test_misplaced_files_and_missing_images_are_named_together(data_dir):
     root = make_tree(data_dir, "dtd")
     split = root / "split_zhou_DescribableTextures.json"
     split.rename(data_dir / split.name)
@@ -99,15 +99,15 @@ def test_misplaced_files_and_missing_pictures_are_named_together(data_dir):
         shutil.rmtree(root / "images" / folder)
     misplaced, missing = problems("dtd", data_dir)
     assert f"it was found as {data_dir / split.name}: move it to {split}" in misplaced
-    assert "12 of 18 pictures of the split file are missing" in missing
+    assert "12 of 18 images of the split file are missing" in missing
     assert "banded/banded_0001.jpg" in missing and "and 2 more" in missing
 
 
-def test_misplaced_pictures_are_found(data_dir):
+def test_misplaced_images_are_found(data_dir):
     root = make_tree(data_dir, "dtd")
     (root / "images" / "zigzagged").rename(root / "zigzagged")
     (found,) = problems("dtd", data_dir)
-    assert f"6 of 18 pictures of the split file are missing below {root / 'images'}" in found
+    assert f"6 of 18 images of the split file are missing below {root / 'images'}" in found
     assert f"{root} holds them: move them" in found
 
 
@@ -121,10 +121,10 @@ def test_misplaced_lists_of_fgvc_aircraft(data_dir):
     found = problems("fgvc_aircraft", data_dir)
     assert len(found) == 5
     assert f"found as {nested / 'images_variant_val.txt'}: move it" in "".join(found)
-    assert "1 of 18 pictures of the lists are missing" in found[-1]
+    assert "1 of 18 images of the lists are missing" in found[-1]
 
 
-def test_a_renamed_root_is_recognised(data_dir):
+def test_a_renamed_root_is_recognized(data_dir):
     make_tree(data_dir, "eurosat").rename(data_dir / "EuroSAT")
     (found,) = problems("eurosat", data_dir)
     assert f"{data_dir / 'EuroSAT'} has its files: move it to {data_dir / 'eurosat'}" in found
@@ -135,7 +135,7 @@ def test_a_renamed_root_is_recognised(data_dir):
     (data_dir / "EuroSAT/2750/Forest/Forest_1.jpg").unlink()
     split, images = problems("eurosat", data_dir)
     assert "was found as" in split and images.startswith("no image folder")
-    assert "holds 17 of the 18 pictures" in images and "\n    Forest/Forest_1.jpg" in images
+    assert "holds 17 of the 18 images" in images and "\n    Forest/Forest_1.jpg" in images
 
 
 def test_a_data_directory_that_is_the_set_itself(data_dir, monkeypatch):

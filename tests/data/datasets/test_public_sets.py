@@ -149,20 +149,20 @@ def describe_and_check_prompts(
     for file, prompt in zip(("pixels-image", "pixels-group-of-4"), prompts, strict=True):
         (path,) = (artifacts / "descriptions").glob(f"{file}*.jsonl")  # "-drawn" as released
         lines = path.read_text("utf-8").splitlines()
-        asked = [json.loads(line)["prompt"] for line in lines]
-        assert len(asked) == 3 * (TRAIN + VAL)
-        assert set(asked) <= {prompt.replace("{class}", name) for name in names}
+        requested = [json.loads(line)["prompt"] for line in lines]
+        assert len(requested) == 3 * (TRAIN + VAL)
+        assert set(requested) <= {prompt.replace("{class}", name) for name in names}
 
 
-def test_a_share_of_the_training_images_has_its_own_artefacts(place):
+def test_a_share_of_the_training_images_has_its_own_artifacts(place):
     make_tree(place / "data", "dtd")
-    share = ["--config.weights=weights", "--config.dataset.share=0.7"]
-    pseudo_label.main(["pseudo_label", "--config=configs/dtd.py", *share])
-    config = config_of("dtd", *share)
-    assert artifacts_dir(config).as_posix() == "artifacts/dtd/share-0.7"
+    fraction = ["--config.weights=weights", "--config.dataset.train_fraction=0.7"]
+    pseudo_label.main(["pseudo_label", "--config=configs/dtd.py", *fraction])
+    config = config_of("dtd", *fraction)
+    assert artifacts_dir(config).as_posix() == "artifacts/dtd/fraction-0.7"
     labels = next((place / artifacts_dir(config) / "pseudo_labels").glob("*.jsonl"))
     assert labels.read_text("utf-8").count('"image"') == 8
-    assert [path.name for path in (place / "artifacts/dtd").iterdir()] == ["share-0.7"]
+    assert [path.name for path in (place / "artifacts/dtd").iterdir()] == ["fraction-0.7"]
 
 
 def test_train_names_what_is_missing_first(place):
@@ -189,6 +189,6 @@ def test_from_a_builder_of_tensorflow_datasets_to_results(place):
         ["train", "--config=configs/dtd.py", *SHORT, *extra, "--config.method.texts=('class',)"]
     )
     found = json.loads((place / "runs/dtd-latteclip-s0/results.json").read_text("utf-8"))
-    assert found["protocol"] == "coop split, pictures of small_dtd/1.0.0, inductive, last step"
+    assert found["protocol"] == "coop split, images of small_dtd/1.0.0, inductive, last step"
     assert (found["n_train"], found["n_test"]) == (12, 6)
     assert "tensorflow" not in sys.modules

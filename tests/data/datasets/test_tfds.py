@@ -20,7 +20,7 @@ from tests.data.public_sets import SETS, content
 
 MATCHED = [name for name in BUILDERS if name != "food101"]
 COOP, OWN = "coop, inductive, last step", "tfds, inductive, last step"
-OTHER = "coop split, pictures of {}/1.0.0, inductive, last step"
+OTHER = "coop split, images of {}/1.0.0, inductive, last step"
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def config_of(name: str, *extra: str):
 
 
 def with_split_file(place: Path, name: str) -> Path:
-    """Prepare the builder; lay CoOp's split file, without pictures, where it belongs."""
+    """Prepare the builder; lay CoOp's split file, without images, where it belongs."""
     tree = prepare(name, place)
     split = place / "data" / SETS[name].root / SETS[name].split
     split.parent.mkdir(parents=True)
@@ -65,7 +65,7 @@ def test_coops_split_is_applied(place, monkeypatch, name):
     monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tree.parent))
     files = datasets.read(parse(["x", f"--config=configs/{name}.py"])[0])
     assert dataset.class_names == files.class_names
-    # Nobody knows what these builders do to pictures, so their numbers stand beside no paper's.
+    # Nobody knows what these builders do to images, so their numbers stand beside no paper's.
     assert (dataset.protocol, files.protocol) == (OTHER.format(BUILDERS[name].name), COOP)
     for one, other in ((dataset.train, files.train), (dataset.test, files.test)):
         assert one.ids == other.ids and list(one.labels) == list(other.labels)
@@ -143,13 +143,13 @@ def test_writing_goes_on_where_it_was_interrupted(place, monkeypatch):
     assert count == 6 + 13
 
 
-def test_names_are_noted_and_written_pictures_are_those_of_the_whole_set(place, monkeypatch):
+def test_names_are_noted_and_written_images_are_those_of_the_whole_set(place, monkeypatch):
     with_split_file(place, "dtd")
-    share = datasets.load(config_of("dtd", "--config.dataset.share=0.5"))
-    assert len(share.train.ids) == 6
+    fraction = datasets.load(config_of("dtd", "--config.dataset.train_fraction=0.5"))
+    assert len(fraction.train.ids) == 6
     monkeypatch.setattr(reader, "_open", None)  # nothing is read again
     whole = datasets.load(config_of("dtd"))
-    assert set(share.train.paths) < set(whole.train.paths)
+    assert set(fraction.train.paths) < set(whole.train.paths)
     assert all(path.is_file() for path in whole.train.paths)
 
 
@@ -186,14 +186,14 @@ def test_a_damaged_index_is_made_again(place, spoil):
     assert path.read_bytes() == good
 
 
-def test_pictures_that_are_not_whole_are_written_again(place):
+def test_images_that_are_not_whole_are_written_again(place):
     with_split_file(place, "dtd")
     dataset = datasets.load(config_of("dtd"))
-    pictures = [path.read_bytes() for path in dataset.train.paths]
+    images = [path.read_bytes() for path in dataset.train.paths]
     dataset.train.paths[0].write_bytes(b"")
-    dataset.train.paths[1].write_bytes(pictures[1][:-1])
+    dataset.train.paths[1].write_bytes(images[1][:-1])
     datasets.load(config_of("dtd"))
-    assert [path.read_bytes() for path in dataset.train.paths] == pictures
+    assert [path.read_bytes() for path in dataset.train.paths] == images
 
 
 def test_rows_without_an_example_are_named(place):
@@ -205,7 +205,7 @@ def test_rows_without_an_example_are_named(place):
     with pytest.raises(DataError) as caught:
         datasets.read(config_of("dtd"))
     message = str(caught.value)
-    assert "12 of 30 pictures" in message and "18 examples of small_dtd/1.0.0" in message
+    assert "12 of 30 images" in message and "18 examples of small_dtd/1.0.0" in message
     assert message.count("\n  banded/") == 10 and message.endswith("and 2 more")
     assert '--config.dataset.split=""' in message
     # Examples that the split file does not name are left out.
@@ -214,10 +214,10 @@ def test_rows_without_an_example_are_named(place):
     assert len(datasets.read(config_of("dtd")).test.ids) == 2
 
 
-def test_names_that_do_not_identify_pictures_are_refused(place):
+def test_names_that_do_not_identify_images_are_refused(place):
     with_split_file(place, "caltech101")
     extra = "--config.dataset.tfds.file_name={image/file_name}"
-    with pytest.raises(DataError, match="18 of 18 pictures"):
+    with pytest.raises(DataError, match="18 of 18 images"):
         datasets.read(config_of("caltech101", extra))
     split = place / "data/caltech-101" / SETS["caltech101"].split
     parts = json.loads(split.read_text())
@@ -231,14 +231,14 @@ def test_names_that_do_not_identify_pictures_are_refused(place):
         datasets.read(config_of("caltech101", "--config.dataset.tfds.file_name={name}.jpg"))
 
 
-def test_numbers_that_mean_other_pictures_are_noticed_by_their_labels(place):
+def test_numbers_that_mean_other_images_are_noticed_by_their_labels(place):
     with_split_file(place, "stanford_cars")
     split = place / "data/stanford_cars" / SETS["stanford_cars"].split
     parts = json.loads(split.read_text())
     first, last = parts["train"][0], parts["train"][-1]
     first[0], last[0] = last[0], first[0]
     split.write_text(json.dumps(parts))
-    with pytest.raises(DataError, match="the names do not identify the pictures"):
+    with pytest.raises(DataError, match="the names do not identify the images"):
         datasets.read(config_of("stanford_cars"))
 
 

@@ -1,4 +1,4 @@
-"""Hashes of picture files: right, kept, and taken anew when a file changes."""
+"""Hashes of image files: right, kept, and taken anew when a file changes."""
 
 from __future__ import annotations
 

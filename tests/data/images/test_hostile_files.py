@@ -17,9 +17,9 @@ from lattec_jax.data.images import image_cache
 from lattec_jax.data.images.content_hashes import UNREADABLE, content_hashes
 from lattec_jax.data.images.preprocess import (
     Preprocess,
-    UnreadablePicture,
-    open_picture,
-    picture_size,
+    UnreadableImage,
+    image_size,
+    open_image,
 )
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.cli import command
@@ -74,15 +74,15 @@ def folder(tmp_path):
 @special
 def test_images_that_are_no_regular_files_are_unreadable(make, folder):
     make(folder / "a" / "special.png")
-    for read in (open_picture, picture_size):
-        with pytest.raises(UnreadablePicture, match="expected a regular file, found a "):
+    for read in (open_image, image_size):
+        with pytest.raises(UnreadableImage, match="expected a regular file, found a "):
             read(folder / "a" / "special.png")
-    train = folder_of(folder, "--config.dataset.held_out=0").train
+    train = folder_of(folder, "--config.dataset.held_out_fraction=0").train
     assert "a/special.png" in train.ids
-    paths = image_cache.make_stores(
-        train, folder.parent / "stores", PREPROCESS, 8, max_unreadable=0.2
+    paths = image_cache.make_image_caches(
+        train, folder.parent / "image_caches", PREPROCESS, 8, max_unreadable_fraction=0.2
     )
-    failed = image_cache.open_store(paths.training).failed
+    failed = image_cache.open_image_cache(paths.training).failed
     assert [entry["image"] for entry in failed] == ["a/special.png"]
     assert content_hashes([folder / "a" / "special.png"], folder.parent / "c.json") == [UNREADABLE]
 
@@ -90,8 +90,8 @@ def test_images_that_are_no_regular_files_are_unreadable(make, folder):
 def test_images_of_more_bytes_than_are_read_are_unreadable(tmp_path):
     with open(tmp_path / "huge.png", "wb") as file:
         file.truncate(safe_read.MAX_FILE_BYTES + 1)
-    with pytest.raises(UnreadablePicture, match=r"has 1,073,741,825 bytes, more than"):
-        open_picture(tmp_path / "huge.png")
+    with pytest.raises(UnreadableImage, match=r"has 1,073,741,825 bytes, more than"):
+        open_image(tmp_path / "huge.png")
     assert content_hashes([tmp_path / "huge.png"], tmp_path / "cache.json") == [UNREADABLE]
 
 
@@ -166,21 +166,21 @@ def test_a_deep_content_cache_is_made_again(folder, tmp_path):
     ],
 )
 def test_an_index_with_wrong_types_or_ids_is_damaged(change, says, folder, tmp_path):
-    split = folder_of(folder, "--config.dataset.held_out=0").train
+    split = folder_of(folder, "--config.dataset.held_out_fraction=0").train
     path = (
-        image_cache.make_stores(split, tmp_path / "stores", PREPROCESS, None).evaluation
+        image_cache.make_image_caches(split, tmp_path / "image_caches", PREPROCESS, None).evaluation
         / "index.json"
     )
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(DataError, match=says):
-        paths = image_cache.make_stores(split, tmp_path / "stores", PREPROCESS, None)
-        image_cache.open_store(paths.evaluation)
+        paths = image_cache.make_image_caches(split, tmp_path / "image_caches", PREPROCESS, None)
+        image_cache.open_image_cache(paths.evaluation)
 
 
 def test_an_array_header_that_asks_for_much_is_damaged(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     split = Split(("a.png",), (tmp_path / "a.png",), None)
-    paths = image_cache.make_stores(split, tmp_path / "stores", PREPROCESS, 8)
+    paths = image_cache.make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 8)
     for array, old, new in (
         ("sizes.npy", b"(1, 2)", b"(999999999999, 2)"),
         ("sizes.npy", b"<i4", b"<f4"),
@@ -193,7 +193,7 @@ def test_an_array_header_that_asks_for_much_is_damaged(tmp_path):
             header[: 127 + len(new) - len(old)][:128] + content[128:]
         )
         with pytest.raises(DataError, match="is damaged"):
-            image_cache.open_store(paths.training)
+            image_cache.open_image_cache(paths.training)
         (paths.training / array).write_bytes(content)
 
 

@@ -1,4 +1,4 @@
-"""The stores: what is in them, what is left out, and that none is ever half there."""
+"""The image caches: what is in them, what is left out, and that none is ever half there."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.images import image_cache
-from lattec_jax.data.images.image_cache import make_stores, open_store
+from lattec_jax.data.images.image_cache import make_image_caches, open_image_cache
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import partial_directory, temporary
@@ -25,7 +25,7 @@ PREPROCESS = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
 SIZES = [(40, 20), (20, 40), (8, 6), (64, 64), (33, 10)]  # width, height
 
 
-def write_pictures(root: Path, sizes=SIZES) -> Split:
+def write_images(root: Path, sizes=SIZES) -> Split:
     root.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     paths = []
@@ -37,7 +37,7 @@ def write_pictures(root: Path, sizes=SIZES) -> Split:
 
 @pytest.fixture
 def split(tmp_path) -> Split:
-    return write_pictures(tmp_path / "pictures")
+    return write_images(tmp_path / "images")
 
 
 def left_overs(directory: Path) -> list[str]:
@@ -45,8 +45,8 @@ def left_overs(directory: Path) -> list[str]:
 
 
 def test_contents(split, tmp_path):
-    paths = make_stores(split, tmp_path / "stores", PREPROCESS, long_side=32)
-    evaluation, training = open_store(paths.evaluation), open_store(paths.training)
+    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=32)
+    evaluation, training = open_image_cache(paths.evaluation), open_image_cache(paths.training)
     assert evaluation.ids == training.ids == split.ids
     assert isinstance(evaluation.pixels, np.memmap) and evaluation.sizes is None
     assert evaluation.pixels.shape == (5, 16, 16, 3)
@@ -62,103 +62,119 @@ def test_contents(split, tmp_path):
         np.testing.assert_array_equal(training.pixels[row, :height, :width], np.asarray(image))
         assert not training.pixels[row, height:].any()
         assert not training.pixels[row, :, width:].any()
-    assert not left_overs(tmp_path / "stores")
+    assert not left_overs(tmp_path / "image_caches")
 
 
 def test_without_bound_and_without_training_store(split, tmp_path):
-    paths = make_stores(split, tmp_path / "stores", PREPROCESS, long_side=0)
-    training = open_store(paths.training)
+    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=0)
+    training = open_image_cache(paths.training)
     assert training.pixels.shape == (5, 64, 64, 3)
     np.testing.assert_array_equal(training.sizes[:, ::-1], SIZES)
-    assert make_stores(split, tmp_path / "other", PREPROCESS, long_side=None).training is None
+    assert make_image_caches(split, tmp_path / "other", PREPROCESS, max_side=None).training is None
     assert len(list((tmp_path / "other").iterdir())) == 1
 
 
-def test_rows_are_as_tight_as_the_pictures(tmp_path):
-    split = write_pictures(tmp_path / "pictures", [(40, 20), (60, 31)])
-    paths = make_stores(split, tmp_path / "stores", PREPROCESS, long_side=50)
-    assert open_store(paths.training).pixels.shape == (2, 26, 50, 3)
+def test_rows_are_as_tight_as_the_images(tmp_path):
+    split = write_images(tmp_path / "images", [(40, 20), (60, 31)])
+    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=50)
+    assert open_image_cache(paths.training).pixels.shape == (2, 26, 50, 3)
 
 
 def test_each_file_is_decoded_once_and_stores_are_reused(split, tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr(
         image_cache,
-        "open_picture",
-        lambda path, real=image_cache.open_picture: (decoded.append(path), real(path))[1],
+        "open_image",
+        lambda path, real=image_cache.open_image: (decoded.append(path), real(path))[1],
     )
-    first = make_stores(split, tmp_path / "stores", PREPROCESS, long_side=32)
+    first = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=32)
     assert sorted(decoded) == sorted(split.paths)
-    assert make_stores(split, tmp_path / "stores", PREPROCESS, long_side=32) == first
+    assert make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=32) == first
     assert len(decoded) == 5
-    # Another model shares the training store.
+    # Another model shares the training cache.
     wide = Preprocess(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
-    other = make_stores(split, tmp_path / "stores", wide, long_side=32)
+    other = make_image_caches(split, tmp_path / "image_caches", wide, max_side=32)
     assert other.training == first.training and other.evaluation != first.evaluation
-    # A picture written anew, another bound, and one picture less make new stores.
+    # An image written anew, another bound, and one image less make new image caches.
     Image.new("RGB", (9, 9)).save(split.paths[0])
-    changed = make_stores(split, tmp_path / "stores", PREPROCESS, long_side=32)
+    changed = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=32)
     assert changed.training != first.training and changed.evaluation != first.evaluation
-    assert open_store(changed.training).sizes[0].tolist() == [9, 9]
-    assert make_stores(split, tmp_path / "stores", PREPROCESS, 31).training != changed.training
+    assert open_image_cache(changed.training).sizes[0].tolist() == [9, 9]
+    assert (
+        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 31).training
+        != changed.training
+    )
     fewer = Split(split.ids[1:], split.paths[1:], None)
-    assert make_stores(fewer, tmp_path / "stores", PREPROCESS, 32).training != changed.training
+    assert (
+        make_image_caches(fewer, tmp_path / "image_caches", PREPROCESS, 32).training
+        != changed.training
+    )
 
 
-def test_unreadable_pictures_are_left_out_and_named(split, tmp_path, caplog):
+def test_unreadable_images_are_left_out_and_named(split, tmp_path, caplog):
     split.paths[1].write_bytes(split.paths[1].read_bytes()[:200])
-    split.paths[4].write_text("no picture")
+    split.paths[4].write_text("no image")
     split.paths[2].unlink()
-    paths = make_stores(split, tmp_path / "stores", PREPROCESS, 32, max_unreadable=0.6)
+    paths = make_image_caches(
+        split, tmp_path / "image_caches", PREPROCESS, 32, max_unreadable_fraction=0.6
+    )
     for path in (paths.evaluation, paths.training):
-        opened = open_store(path)
+        opened = open_image_cache(path)
         assert opened.ids == ("0.png", "3.png")
         assert len(opened.pixels) == 2
         reasons = {entry["image"]: entry["reason"] for entry in opened.failed}
         assert list(reasons) == ["1.png", "2.png", "4.png"]
-        assert "not a picture" in reasons["4.png"] and "No such file" in reasons["2.png"]
+        assert "not an image" in reasons["4.png"] and "No such file" in reasons["2.png"]
     np.testing.assert_array_equal(
-        open_store(paths.evaluation).pixels[1], PREPROCESS.pixels(Image.open(split.paths[3]))
+        open_image_cache(paths.evaluation).pixels[1], PREPROCESS.pixels(Image.open(split.paths[3]))
     )
-    assert open_store(paths.training).sizes.tolist() == [[16, 32], [32, 32]]
-    assert "3 of 5 pictures cannot be read" in caplog.text
+    assert open_image_cache(paths.training).sizes.tolist() == [[16, 32], [32, 32]]
+    assert "3 of 5 images cannot be read" in caplog.text
 
 
-def test_too_many_unreadable_pictures(tmp_path):
-    split = write_pictures(tmp_path / "pictures", [(5, 5)] * 20)
+def test_too_many_unreadable_images(tmp_path):
+    split = write_images(tmp_path / "images", [(5, 5)] * 20)
     for path in split.paths[:12]:
-        path.write_text("no picture")
-    with pytest.raises(DataError, match=r"12 of 20 pictures.*60\.0%.*allows 1\.0%") as caught:
-        make_stores(split, tmp_path / "stores", PREPROCESS, 32)
+        path.write_text("no image")
+    with pytest.raises(DataError, match=r"12 of 20 images.*60\.0%.*allows 1\.0%") as caught:
+        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
     message = str(caught.value)
     assert all(f"\n  {number}.png: " in message for number in range(10))
     assert "11.png" not in message and "and 2 more" in message
-    assert not list((tmp_path / "stores").iterdir())
+    assert not list((tmp_path / "image_caches").iterdir())
 
 
-def test_no_readable_picture_is_refused_whatever_is_allowed(tmp_path):
-    split = write_pictures(tmp_path / "pictures", [(5, 5)])
-    split.paths[0].write_text("no picture")
-    with pytest.raises(DataError, match="1 of 1 pictures"):
-        make_stores(split, tmp_path / "stores", PREPROCESS, 32, max_unreadable=1.0)
+def test_no_readable_image_is_refused_whatever_is_allowed(tmp_path):
+    split = write_images(tmp_path / "images", [(5, 5)])
+    split.paths[0].write_text("no image")
+    with pytest.raises(DataError, match="1 of 1 images"):
+        make_image_caches(
+            split, tmp_path / "image_caches", PREPROCESS, 32, max_unreadable_fraction=1.0
+        )
 
 
-def test_both_stores_have_the_same_pictures(split, tmp_path):
+def test_both_stores_have_the_same_images(split, tmp_path):
     """A file that was unreadable for a while, with the size and time that it had before."""
     content, status = split.paths[0].read_bytes(), split.paths[0].stat()
     split.paths[0].write_bytes(b"x" * len(content))
     os.utime(split.paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
-    make_stores(split, tmp_path / "stores", PREPROCESS, None, max_unreadable=0.5)
+    make_image_caches(
+        split, tmp_path / "image_caches", PREPROCESS, None, max_unreadable_fraction=0.5
+    )
     split.paths[0].write_bytes(content)
     os.utime(split.paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
-    paths = make_stores(split, tmp_path / "stores", PREPROCESS, 32)
-    assert open_store(paths.evaluation).ids == open_store(paths.training).ids == split.ids
-    assert not left_overs(tmp_path / "stores")
+    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    assert (
+        open_image_cache(paths.evaluation).ids == open_image_cache(paths.training).ids == split.ids
+    )
+    assert not left_overs(tmp_path / "image_caches")
 
 
-def test_a_picture_larger_than_its_header(split, tmp_path, monkeypatch):
+def test_a_image_larger_than_its_header(split, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "_header_size", lambda path: (10, 5))
-    training = open_store(make_stores(split, tmp_path / "stores", PREPROCESS, 32).training)
+    training = open_image_cache(
+        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32).training
+    )
     assert training.pixels.shape == (5, 5, 10, 3)
     assert training.sizes.tolist() == [[5, 10], [5, 2], [5, 6], [5, 5], [3, 10]]
 
@@ -167,53 +183,53 @@ def test_disk_too_small(split, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"need .* GB, found 0\.0 GB free"):
-        make_stores(split, tmp_path / "stores", PREPROCESS, 32)
+        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
 
 
 def test_interrupt_leaves_nothing(split, tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_cache, "open_picture", interrupt)
+    monkeypatch.setattr(image_cache, "open_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        make_stores(split, tmp_path / "stores", PREPROCESS, 32)
-    assert not list((tmp_path / "stores").iterdir())
+        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    assert not list((tmp_path / "image_caches").iterdir())
 
 
 def test_abandoned_partial_stores_are_removed_also_beside_whole_ones(split, tmp_path):
-    make_stores(split, tmp_path / "stores", PREPROCESS, 32)
-    abandoned = temporary(tmp_path / "stores" / "evaluation-0", "0" * 16)
+    make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    abandoned = temporary(tmp_path / "image_caches" / "evaluation-0", "0" * 16)
     abandoned.mkdir()
     (abandoned / "pixels.npy").write_bytes(b"x")
-    with partial_directory(tmp_path / "stores" / "training-0") as being_written:
-        make_stores(split, tmp_path / "stores", PREPROCESS, 32)
-        assert left_overs(tmp_path / "stores") == [being_written.name]
+    with partial_directory(tmp_path / "image_caches" / "training-0") as being_written:
+        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+        assert left_overs(tmp_path / "image_caches") == [being_written.name]
 
 
 MAKE = """
 import sys
 from pathlib import Path
-from lattec_jax.data import store
+from lattec_jax.data.images import image_cache
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.images.preprocess import Preprocess
-pictures, target = Path(sys.argv[1]), sys.argv[2]
-opened = store.open_picture
+images, target = Path(sys.argv[1]), sys.argv[2]
+opened = image_cache.open_image
 def waiting(path):
     print(path, flush=True)
     sys.stdin.read()  # until it is closed
     return opened(path)
-store.open_picture = waiting
-paths = sorted(pictures.iterdir())
+image_cache.open_image = waiting
+paths = sorted(images.iterdir())
 split = Split(tuple(p.name for p in paths), tuple(paths), None)
 preprocess = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
-store.make_stores(split, target, preprocess, 32)
+image_cache.make_image_caches(split, target, preprocess, 32)
 """
 
 
-def start(pictures: Path, target: Path) -> subprocess.Popen:
-    """A process that makes stores; it names a picture and waits before it decodes any."""
+def start(images: Path, target: Path) -> subprocess.Popen:
+    """A process that makes image caches; it names an image and waits before it decodes any."""
     return subprocess.Popen(
-        [sys.executable, "-c", MAKE, str(pictures), str(target)],
+        [sys.executable, "-c", MAKE, str(images), str(target)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -223,44 +239,44 @@ def start(pictures: Path, target: Path) -> subprocess.Popen:
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
 def test_killed_runs_leave_no_store(split, tmp_path, ending):
-    process = start(tmp_path / "pictures", tmp_path / "stores")
+    process = start(tmp_path / "images", tmp_path / "image_caches")
     process.stdout.readline()
     process.send_signal(ending)
     process.communicate(timeout=300)
     assert process.returncode != 0
-    stores = [p.name for p in (tmp_path / "stores").iterdir() if not p.name.startswith(".")]
-    assert stores == []
+    caches = [p.name for p in (tmp_path / "image_caches").iterdir() if not p.name.startswith(".")]
+    assert caches == []
     if ending == signal.SIGINT:
-        assert not left_overs(tmp_path / "stores")
-    paths = make_stores(split, tmp_path / "stores", PREPROCESS, 32)
-    assert open_store(paths.evaluation).ids == split.ids
-    assert not left_overs(tmp_path / "stores")
+        assert not left_overs(tmp_path / "image_caches")
+    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    assert open_image_cache(paths.evaluation).ids == split.ids
+    assert not left_overs(tmp_path / "image_caches")
 
 
 def test_two_processes_at_once(split, tmp_path):
-    processes = [start(tmp_path / "pictures", tmp_path / "stores") for _ in range(2)]
+    processes = [start(tmp_path / "images", tmp_path / "image_caches") for _ in range(2)]
     for process in processes:  # both are in the middle of it
         process.stdout.readline()
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()
-    assert len(list((tmp_path / "stores").iterdir())) == 2
-    paths = make_stores(split, tmp_path / "stores", PREPROCESS, 32)
-    assert open_store(paths.training).ids == split.ids
+    assert len(list((tmp_path / "image_caches").iterdir())) == 2
+    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    assert open_image_cache(paths.training).ids == split.ids
 
 
 def test_damaged_stores_are_refused(split, tmp_path):
-    paths = make_stores(split, tmp_path / "stores", PREPROCESS, 32)
-    with pytest.raises(DataError, match="no readable store"):
-        open_store(tmp_path)
+    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    with pytest.raises(DataError, match="no readable image cache"):
+        open_image_cache(tmp_path)
     pixels = paths.evaluation / "pixels.npy"
     pixels.write_bytes(pixels.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged"):
-        open_store(paths.evaluation)
+        open_image_cache(paths.evaluation)
     np.save(pixels, np.zeros((2, 16, 16, 3), np.uint8))
     with pytest.raises(DataError, match="expected 5 rows, found 2"):
-        open_store(paths.evaluation)
+        open_image_cache(paths.evaluation)
     index = paths.training / "index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "format": "other"}))
     with pytest.raises(DataError, match="found 'other'"):
-        open_store(paths.training)
+        open_image_cache(paths.training)

@@ -1,4 +1,4 @@
-"""Whatever lies in a folder: from the file to the store as open_clip sees it, or named."""
+"""Whatever lies in a folder: from the file to the image cache as open_clip sees it, or named."""
 
 from __future__ import annotations
 
@@ -8,42 +8,42 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lattec_jax.data.images.image_cache import make_stores, open_store
+from lattec_jax.data.images.image_cache import make_image_caches, open_image_cache
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime.errors import DataError
 from tests.data.datasets.test_folder import load
-from tests.data.images.test_preprocess import bomb, encoded, image_transform, picture
+from tests.data.images.test_preprocess import bomb, encoded, image_transform, make_image
 
 __all__ = ["image_transform"]  # a fixture
 MEAN = (0.5, 0.5, 0.5)
 
 
 def frames(count: int, mode: str) -> list[Image.Image]:
-    return [picture((40 + n, 30), mode).resize((40, 30)) for n in range(count)]
+    return [make_image((40 + n, 30), mode).resize((40, 30)) for n in range(count)]
 
 
 def save_readable(root) -> dict[str, int]:
-    """Write every kind of readable picture; returns how many of each group."""
+    """Write every kind of readable image; returns how many of each group."""
     for mode in ("RGB", "L", "LA", "RGBA", "P", "1", "I;16"):
-        picture((61, 47), mode).save(root / f"mode {mode.replace(';', '')}.png")
-    palette = picture((61, 47), "P")
+        make_image((61, 47), mode).save(root / f"mode {mode.replace(';', '')}.png")
+    palette = make_image((61, 47), "P")
     palette.save(root / "palette with transparency.png", transparency=3)
     for mode in ("CMYK", "L"):
-        picture((61, 47), mode).save(root / f"{mode}.jpg")
-    picture((61, 47), "CMYK").save(root / "print.tiff")
+        make_image((61, 47), mode).save(root / f"{mode}.jpg")
+    make_image((61, 47), "CMYK").save(root / "print.tiff")
     turned = Image.Exif()
     turned[0x0112] = 6
-    picture((61, 47), "RGB").save(root / "turned.jpg", exif=turned)
+    make_image((61, 47), "RGB").save(root / "turned.jpg", exif=turned)
     for suffix in ("gif", "webp", "png"):
         first, *more = frames(3, "RGB")
         first.save(root / f"animated.{suffix}", save_all=True, append_images=more)
-    picture((1, 1), "RGB").save(root / "pixel.png")
-    picture((3000, 4), "RGB").save(root / "panorama.png")
-    picture((2, 900), "L").save(root / "tower.png")
-    picture((500, 400), "L").resize((2500, 2000)).save(root / "huge.png", compress_level=1)
+    make_image((1, 1), "RGB").save(root / "pixel.png")
+    make_image((3000, 4), "RGB").save(root / "panorama.png")
+    make_image((2, 900), "L").save(root / "tower.png")
+    make_image((500, 400), "L").resize((2500, 2000)).save(root / "huge.png", compress_level=1)
     (root / "really a webp.jpg").write_bytes(encoded("WEBP"))
     for name in ("猫.png", "قطة.png", "café.png", "cafe\u0301 2.png", "🐈.png", "two\nlines.png"):
-        picture((20, 30), "RGB").save(root / name)
+        make_image((20, 30), "RGB").save(root / name)
     os.symlink(root / "pixel.png", root / "link.png")
     return len(list(root.iterdir()))
 
@@ -57,8 +57,8 @@ UNREADABLE = {
 
 
 @pytest.mark.filterwarnings("ignore:Image size:Warning")
-def test_a_folder_of_odd_pictures(tmp_path, image_transform):
-    root = tmp_path / "pictures"
+def test_a_folder_of_odd_images(tmp_path, image_transform):
+    root = tmp_path / "images"
     root.mkdir()
     readable = save_readable(root)
     for name, content in UNREADABLE.items():
@@ -66,18 +66,20 @@ def test_a_folder_of_odd_pictures(tmp_path, image_transform):
     os.symlink(root / "nowhere.png", root / "dangling.png")
     (tmp_path / "names.txt").write_text("cat\ndog\n")
     names = str(tmp_path / "names.txt")
-    split = load(root, train="", test="", held_out=0.0, class_names=names).train
+    split = load(root, train="", test="", held_out_fraction=0.0, class_names=names).train
     preprocess = Preprocess(size=(24, 24), mean=MEAN, std=MEAN)
-    with pytest.raises(DataError, match=r"config\.store\.max_unreadable"):
-        make_stores(split, tmp_path / "stores", preprocess, 60)
-    store = open_store(make_stores(split, tmp_path / "stores", preprocess, 60, 0.2).evaluation)
-    assert len(store.ids) == readable
-    left_out = {entry["image"]: entry["reason"] for entry in store.failed}
+    with pytest.raises(DataError, match=r"config\.image_cache\.max_unreadable_fraction"):
+        make_image_caches(split, tmp_path / "image_caches", preprocess, 60)
+    cache = open_image_cache(
+        make_image_caches(split, tmp_path / "image_caches", preprocess, 60, 0.2).evaluation
+    )
+    assert len(cache.ids) == readable
+    left_out = {entry["image"]: entry["reason"] for entry in cache.failed}
     assert left_out.keys() - {"dangling.png"} == UNREADABLE.keys()
     assert all(left_out.values())
     transform = image_transform(24, is_train=False, mean=MEAN, std=MEAN)
     transform.transforms = transform.transforms[:-1]
-    for name, found in zip(store.ids, store.pixels, strict=True):
+    for name, found in zip(cache.ids, cache.pixels, strict=True):
         with Image.open(root / name) as image:
             expected = np.rint(transform(image).numpy().transpose(1, 2, 0) * 255)
         np.testing.assert_array_equal(found, expected.astype(np.uint8), err_msg=name)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lattec_jax.data.images.preprocess import Preprocess, UnreadablePicture, open_picture
+from lattec_jax.data.images.preprocess import Preprocess, UnreadableImage, open_image
 from lattec_jax.runtime.errors import WeightsError
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
@@ -28,8 +28,8 @@ SIZES = [
 MODES = ["RGB", "L", "P", "RGBA", "LA", "1", "I;16", "CMYK"]
 
 
-def picture(size: tuple[int, int], mode: str) -> Image.Image:
-    """A generated picture with smooth and noisy parts."""
+def make_image(size: tuple[int, int], mode: str) -> Image.Image:
+    """A generated image with smooth and noisy parts."""
     rng = np.random.default_rng([*size, len(mode)])
     width, height = size
     y, x = np.mgrid[:height, :width]
@@ -56,14 +56,14 @@ def image_transform():
     return pytest.importorskip("open_clip.transform").image_transform
 
 
-def pictures(sizes: int) -> list[tuple[str, Image.Image]]:
-    """Pictures of so many sizes, each in 8 modes."""
+def images(sizes: int) -> list[tuple[str, Image.Image]]:
+    """Images of so many sizes, each in 8 modes."""
     rng = np.random.default_rng(7)
     more = [tuple(int(n) for n in rng.integers(1, 160, 2)) for _ in range(sizes - len(SIZES))]
-    return [(f"{s} {m}", picture(s, m)) for s, m in itertools.product(SIZES + more, MODES)]
+    return [(f"{s} {m}", make_image(s, m)) for s, m in itertools.product(SIZES + more, MODES)]
 
 
-def normalisations() -> list[tuple[tuple, tuple]]:
+def normalizations() -> list[tuple[tuple, tuple]]:
     """Every pair of mean and deviation among open_clip's pretrained weights."""
     from open_clip.pretrained import get_pretrained_cfg, list_pretrained
 
@@ -78,13 +78,13 @@ def normalisations() -> list[tuple[tuple, tuple]]:
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("sizes", [len(SIZES), pytest.param(25, marks=pytest.mark.full)])
 def test_pixels_equal_open_clip(image_transform, interpolation, resize_mode, sizes):
-    """Before normalisation to the bit, and after it, for every mean and deviation in use."""
-    pairs = normalisations()
+    """Before normalization to the bit, and after it, for every mean and deviation in use."""
+    pairs = normalizations()
     assert len(pairs) >= 3
     ours = preprocess((24, 24), interpolation=interpolation, resize_mode=resize_mode)
     settings = {"interpolation": interpolation, "resize_mode": resize_mode}
     transforms = [image_transform(24, is_train=False, mean=m, std=s, **settings) for m, s in pairs]
-    compared, chosen = 0, pictures(sizes)
+    compared, chosen = 0, images(sizes)
     for name, image in chosen:
         found = ours.pixels(image)
         assert found.dtype == np.uint8 and found.shape == (24, 24, 3)
@@ -112,17 +112,17 @@ def test_pixels_equal_open_clip(image_transform, interpolation, resize_mode, siz
 def test_pixels_of_oblong_inputs_equal_open_clip(image_transform, interpolation, resize_mode):
     settings = {"interpolation": interpolation, "resize_mode": resize_mode, "fill_color": 77}
     transform = image_transform((24, 36), is_train=False, mean=MEAN, std=STD, **settings)
-    transform.transforms = transform.transforms[:-1]  # without normalisation
+    transform.transforms = transform.transforms[:-1]  # without normalization
     ours = preprocess((24, 36), **settings)
     for shape, mode in itertools.product(SIZES[3:8], MODES):
-        expected = transform(picture(shape, mode)).numpy().transpose(1, 2, 0) * 255
-        found = ours.pixels(picture(shape, mode))
+        expected = transform(make_image(shape, mode)).numpy().transpose(1, 2, 0) * 255
+        found = ours.pixels(make_image(shape, mode))
         np.testing.assert_array_equal(found, np.rint(expected).astype(np.uint8), f"{shape} {mode}")
 
 
 def test_the_order_of_operations_shows():
     """Resizing before turning to RGB differs from the reverse: the test above can fail."""
-    image = picture((333, 97), "P")
+    image = make_image((333, 97), "P")
     ours = preprocess((24, 24))
     assert (ours.pixels(image) != ours.pixels(image.convert("RGB"))).any()
 
@@ -148,15 +148,15 @@ def test_from_open_clip():
 
 def encoded(kind: str, **options) -> bytes:
     buffer = io.BytesIO()
-    picture((64, 48), "RGB").save(buffer, kind, **options)
+    make_image((64, 48), "RGB").save(buffer, kind, **options)
     return buffer.getvalue()
 
 
 def test_every_format_opens(tmp_path):
     for kind in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"):
-        path = tmp_path / "picture.jpg"  # what counts is the content
+        path = tmp_path / "image.jpg"  # what counts is the content
         path.write_bytes(encoded(kind))
-        image = open_picture(path)
+        image = open_image(path)
         assert image.size == (64, 48)
         assert preprocess((24, 24)).pixels(image).shape == (24, 24, 3)
 
@@ -165,7 +165,7 @@ def test_orientation_is_not_applied(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "a.jpg").write_bytes(encoded("JPEG", exif=exif))
-    assert open_picture(tmp_path / "a.jpg").size == (64, 48)
+    assert open_image(tmp_path / "a.jpg").size == (64, 48)
 
 
 def bomb() -> bytes:
@@ -178,9 +178,9 @@ def bomb() -> bytes:
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "not a picture"),
-        (b"<html>no picture</html>", "not a picture"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
+        (b"", "not an image"),
+        (b"<html>no image</html>", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image"),
         (encoded("JPEG")[:-300], "OSError: image file is truncated"),
         (encoded("PNG")[:300], "OSError"),
         (encoded("PNG")[:20], "ValueError|OSError"),
@@ -192,16 +192,16 @@ def bomb() -> bytes:
 def test_damaged_files(tmp_path, content, reason):
     path = tmp_path / "broken.jpg"
     path.write_bytes(content)
-    with pytest.raises(UnreadablePicture, match=reason) as caught:
-        open_picture(path)
+    with pytest.raises(UnreadableImage, match=reason) as caught:
+        open_image(path)
     assert str(path) in str(caught.value) and str(path) not in caught.value.reason
 
 
 def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(UnreadablePicture, match="No such file"):
-        open_picture(tmp_path / "none.jpg")
-    with pytest.raises(UnreadablePicture, match="regular file, found a directory"):
-        open_picture(tmp_path)
+    with pytest.raises(UnreadableImage, match="No such file"):
+        open_image(tmp_path / "none.jpg")
+    with pytest.raises(UnreadableImage, match="regular file, found a directory"):
+        open_image(tmp_path)
 
 
 def damaged(seed: int) -> bytes:
@@ -223,8 +223,8 @@ def test_random_damage_is_either_read_or_reported(tmp_path, count):
     for seed in range(count):
         path.write_bytes(damaged(seed))
         try:
-            outcomes.append(open_picture(path).size[0] > 0)
-        except UnreadablePicture as error:
+            outcomes.append(open_image(path).size[0] > 0)
+        except UnreadableImage as error:
             assert error.reason and "\n" not in error.reason
             outcomes.append(False)
     assert 0.1 < np.mean(outcomes) < 0.9  # both happen

@@ -5,7 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from lattec_jax.data.text.bucketing import TextPlan, bucket_length, group_bounds, make_plan
+from lattec_jax.data.text.bucketing import (
+    BucketPlan,
+    bucket_bounds,
+    bucket_length,
+    make_bucket_plan,
+)
 
 
 def realistic_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -15,10 +20,10 @@ def realistic_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def counted(batches: np.ndarray) -> np.ndarray:
     """For each bound the most longer texts of one of the batches `[S, M]`."""
-    return np.stack([(batches > bound).sum(axis=1).max() for bound in group_bounds(77)])
+    return np.stack([(batches > bound).sum(axis=1).max() for bound in bucket_bounds(77)])
 
 
-def tokens(plan: TextPlan) -> int:
+def tokens(plan: BucketPlan) -> int:
     """Encoded per batch."""
     return sum(size * length for size, length in zip(plan.sizes, plan.lengths, strict=True))
 
@@ -28,7 +33,7 @@ def test_a_plan_holds_its_batches_and_every_text_fits(multiple):
     rng = np.random.default_rng(0)
     lengths = realistic_lengths(rng, 5000)
     batches = np.stack([rng.choice(lengths, 512, replace=False) for _ in range(200)])
-    plan = make_plan(lengths, counted(batches), 512, 77, multiple)
+    plan = make_bucket_plan(lengths, counted(batches), 512, 77, multiple)
     assert sum(plan.sizes) == 512
     assert all(size % multiple == 0 for size in plan.sizes)
     for batch in batches:
@@ -43,45 +48,45 @@ def test_a_plan_holds_its_batches_and_every_text_fits(multiple):
 def test_a_plan_costs_less_than_full_length():
     lengths = realistic_lengths(np.random.default_rng(1), 5000)
     assert 20 < lengths.mean() < 24 and lengths.max() > 60
-    plan = make_plan(lengths, np.zeros(6), 1024, 77)
+    plan = make_bucket_plan(lengths, np.zeros(6), 1024, 77)
     assert lengths.mean() * 1024 <= tokens(plan) < 0.5 * 1024 * 77
 
 
 def test_batches_of_most_seeds_share_a_plan():
     lengths = realistic_lengths(np.random.default_rng(1), 5000)
-    expected = make_plan(lengths, np.zeros(6), 1024, 77)
+    expected = make_bucket_plan(lengths, np.zeros(6), 1024, 77)
     same = 0
     for seed in range(10):
         rng = np.random.default_rng(seed)
         batches = np.stack([rng.choice(lengths, 1024, replace=False) for _ in range(60)])
-        same += make_plan(lengths, counted(batches), 1024, 77) == expected
+        same += make_bucket_plan(lengths, counted(batches), 1024, 77) == expected
     assert same >= 8
 
 
 def test_the_largest_batch_has_room_beyond_what_chance_expects():
     lengths = np.array([10] * 998 + [70] * 2)
-    one = make_plan(lengths, np.array([1, 1, 1, 1, 1, 100]), 100, 77)
+    one = make_bucket_plan(lengths, np.array([1, 1, 1, 1, 1, 100]), 100, 77)
     assert one.sizes[0] < 10
-    ten = make_plan(lengths, np.array([10, 10, 10, 10, 10, 100]), 100, 77)
+    ten = make_bucket_plan(lengths, np.array([10, 10, 10, 10, 10, 100]), 100, 77)
     assert (ten.lengths, ten.sizes) == ((77, 16), (10, 90))
 
 
 def test_too_many_long_texts_are_refused():
     lengths = np.array([10] * 990 + [70] * 10)
-    plan = make_plan(lengths, np.zeros(6), 100, 77)
+    plan = make_bucket_plan(lengths, np.zeros(6), 100, 77)
     with pytest.raises(ValueError, match="at most 16 tokens in a group, found one of 70"):
         plan.assign(np.full(100, 70))
 
 
 @pytest.mark.parametrize("length", [1, 16, 17, 48, 77])
 def test_texts_of_one_length_make_one_group(length):
-    plan = make_plan(np.full(50, length), np.zeros(6), 20, 77)
+    plan = make_bucket_plan(np.full(50, length), np.zeros(6), 20, 77)
     assert (plan.lengths, plan.sizes) == ((bucket_length(length, 77),), (20,))
 
 
 def test_no_texts_make_no_groups():
-    plan = make_plan(np.zeros((50, 0), np.int32), np.zeros(6), 0, 77)
-    assert plan == TextPlan((), ())
+    plan = make_bucket_plan(np.zeros((50, 0), np.int32), np.zeros(6), 0, 77)
+    assert plan == BucketPlan((), ())
     groups, places = plan.assign(np.zeros(0, np.int32))
     assert groups == [] and len(places) == 0
 

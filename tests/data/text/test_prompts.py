@@ -9,7 +9,7 @@ import pytest
 from configs.common import get_config
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.data.text.prompts import class_prompts
-from lattec_jax.inference.feature_extractor import Encoders
+from lattec_jax.inference.feature_extractor import FeatureExtractor
 from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import resolve
@@ -20,10 +20,10 @@ from tests.openclip_models import flat_params, random_open_clip, shrunken
 TEMPLATES = ("a photo of a {}.", "a {} in the wild", "art of the {}, seen from above on a {} day")
 
 
-def encoders(config, preprocess: Preprocess | None = None) -> Encoders:
+def extractor(config, preprocess: Preprocess | None = None) -> FeatureExtractor:
     preprocess = preprocess or dummy_checkpoint().preprocess
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    return Encoders(define(config), preprocess, mesh, 3)  # so that one shape serves all
+    return FeatureExtractor(define(config), preprocess, mesh, 3)  # so that one shape serves all
 
 
 def test_an_ensemble_is_open_clip_s_zero_shot_classifier():
@@ -36,7 +36,7 @@ def test_an_ensemble_is_open_clip_s_zero_shot_classifier():
 
     tokenizer = SimpleTokenizer()
     tokenize = lambda texts: tokenizer(texts).numpy()  # noqa: E731
-    encode = encoders(ours)
+    encode = extractor(ours)
 
     names = ("car", "sea lake", "dog")
     prompts = class_prompts([(name,) for name in names], TEMPLATES, tokenize, ours.text)
@@ -64,7 +64,7 @@ def test_one_template_and_one_name_are_the_plain_descriptions():
         names, ("a photo of a {}",), checkpoint.tokenizer, checkpoint.config.text
     )
     np.testing.assert_array_equal(prompts.tokens, prompts.first)
-    encode = encoders(checkpoint.config)
+    encode = extractor(checkpoint.config)
     np.testing.assert_array_equal(
         encode.classes(checkpoint.params, prompts), encode.texts(checkpoint.params, prompts.first)
     )

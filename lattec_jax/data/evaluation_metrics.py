@@ -1,4 +1,4 @@
-"""Accuracies and label-free figures, in NumPy. All shares are fractions, not per cent."""
+"""Accuracies and label-free metrics, in NumPy. All shares are fractions, not per cent."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def top_k_accuracy(
 ) -> float:
     """Share of images whose true class is among the k best scores.
 
-    Equal scores are resolved in favour of the lower class, as `argmax` does; an image with a score
+    Equal scores are resolved in favor of the lower class, as `argmax` does; an image with a score
     that is not a number counts as wrong.
     """
     true = scores[np.arange(len(labels)), labels][:, None]
@@ -29,15 +29,15 @@ def per_class_accuracy(
     return [float(r / n) if n else None for r, n in zip(right, counts, strict=True)]
 
 
-def class_shares(predictions: Int[np.ndarray, " N"], classes: int) -> list[float]:
+def class_fractions(predictions: Int[np.ndarray, " N"], classes: int) -> list[float]:
     """Share of the images that each class is predicted for."""
     return (np.bincount(predictions, minlength=classes) / max(len(predictions), 1)).tolist()
 
 
-def entropy(shares: list[float]) -> float:
+def entropy(fractions: list[float]) -> float:
     """Entropy of class shares divided by that of even shares: 1 is even, 0 is one class."""
-    p = np.asarray([share for share in shares if share > 0])
-    return float(-(p * np.log(p)).sum() / np.log(len(shares)))
+    p = np.asarray([fraction for fraction in fractions if fraction > 0])
+    return float(-(p * np.log(p)).sum() / np.log(len(fractions)))
 
 
 def drift(before: Float[np.ndarray, "C D"], after: Float[np.ndarray, "C D"]) -> list[float]:

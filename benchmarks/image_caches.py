@@ -1,4 +1,4 @@
-"""Stores of random bytes, and a cold page cache: what the measurements of stores share."""
+"""Image caches of random bytes, and a cold page cache: shared by the measurements."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from lattec_jax.data.images.image_cache import Store
+from lattec_jax.data.images.image_cache import ImageCache
 
 _AT_ONCE = 2**26  # bytes that are written at a time
 
 
 @contextmanager
-def random_store(directory: Path, images: int, side: int) -> Iterator[Store]:
-    """A training store of square pictures, which is deleted afterwards."""
+def random_cache(directory: Path, images: int, side: int) -> Iterator[ImageCache]:
+    """A training image cache of square images, which is deleted afterwards."""
     path = directory / f"pixels-{images}-{side}.npy"
     try:
         shape = (images, side, side, 3)
@@ -29,7 +29,7 @@ def random_store(directory: Path, images: int, side: int) -> Iterator[Store]:
         del pixels, flat, part
         ids = tuple(f"{n:07}.jpg" for n in range(images))
         sizes = np.full((images, 2), side, np.int32)
-        yield Store(ids, np.load(path, mmap_mode="r"), sizes, ())
+        yield ImageCache(ids, np.load(path, mmap_mode="r"), sizes, ())
     finally:
         path.unlink(missing_ok=True)
 
