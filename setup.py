@@ -61,9 +61,11 @@ TEST_WITHOUT_TORCH = [
     *OPENAI,
     *DEMO,
     *TFDS,
+    "basedpyright==1.40.2",
     "build>=1.2",
     "fastapi>=0.115",  # with rich and uvicorn: `transformers serve`
     "hypothesis>=6.100,<7",
+    "import-linter>=2.5,<3",
     "protobuf>=4",
     "pytest>=8,<10",
     "pytest-xdist>=3.6,<4",
@@ -86,7 +88,9 @@ setup(
         include=["lattec_jax*", "captioning*", "convert*", "configs*"], exclude=["tests*"]
     ),
     package_data={
-        "captioning": ["browse.html"],
+        "captioning": ["browse.html", "py.typed"],
+        "convert": ["py.typed"],
+        "lattec_jax": ["py.typed"],
         "lattec_jax.demo": ["tiny_clip/*"],
         "lattec_jax.reporting": ["page.html"],
         "lattec_jax.paper_tables": ["paper_tables.json"],

@@ -1,4 +1,4 @@
-"""The two lines between the stages, and what no module may do."""
+"""What importing loads, and what no module may do. (`lint-imports` checks who imports whom.)"""
 
 from __future__ import annotations
 
@@ -117,12 +117,10 @@ BROAD = {
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_module_imports_the_other_side_or_runs_data(package):
-    """Imports inside of functions count too; no pickle, `eval`, `exec` or unsafe load."""
-    foreign = {"lattec_jax": {"torch", "open_clip"}, "captioning": {"jax", "flax", "optax"}}
+def test_no_module_runs_data(package):
+    """No pickle, `eval`, `exec` or unsafe load."""
     for file in sorted((ROOT / package).rglob("*.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
-        assert not imported_names(tree) & foreign.get(package, set()), file
         assert not unsafe(tree), file
         for node in ast.walk(tree):
             if isinstance(node, ast.ExceptHandler):
