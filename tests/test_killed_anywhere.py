@@ -67,12 +67,10 @@ class Killed:
         assert found.returncode in allowed, found.stdout.decode()[-3000:]
         self.killed = found.returncode != 0
 
-    def kill_and_repeat(self, kills: int) -> int:
-        """Kill it at so many moments, each in a fresh directory; return how many met it alive."""
+    def kill_and_repeat(self, kills: int) -> None:
+        """Kill it at so many moments, each in a fresh directory; nearly all must meet it alive."""
         met = 0
-        # The last operations are of threads, whose number differs a little from run to run.
-        last = max(kills, len(self.operations) - 5)
-        moments = np.linspace(1, last, kills).round().astype(int).tolist()
+        moments = np.linspace(1, len(self.operations), kills).round().astype(int).tolist()
         for moment in moments:
             shutil.rmtree(self.place, ignore_errors=True)
             shutil.copytree(self._inputs, self.place)
@@ -81,7 +79,8 @@ class Killed:
             operations = self._log.read_text(encoding="utf-8").splitlines()
             self.run(0, *self._command)
             assert_same(self._whole, self.place, f"killed before {operations[-1]}")
-        return met
+        # The last operations are of threads, whose number differs a little from run to run.
+        assert met >= kills - max(1, kills // 5)
 
 
 def assert_same(whole: Path, place: Path, when: str) -> None:
@@ -126,7 +125,7 @@ def test_training_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kills):
     parts = ("labeled/train", "image_caches", "pseudo_labels", "descriptions", "run/checkpoints/6")
     for part in parts:
         assert part in reached
-    assert killed.kill_and_repeat(kills) >= 0.8 * kills
+    killed.kill_and_repeat(kills)
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -136,7 +135,7 @@ def test_describing_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kills):
         self.run(0, "lattec_jax.pseudo_label", *options())
 
     describe = ["captioning.describe", *options()]
-    assert Killed(tmp_path, prepare, describe).kill_and_repeat(kills) >= 0.8 * kills
+    Killed(tmp_path, prepare, describe).kill_and_repeat(kills)
 
 
 @pytest.mark.parametrize("kills", KILLS)
@@ -147,4 +146,4 @@ def test_predicting_killed_anywhere_ends_as_if_it_had_not_been(tmp_path, kind, k
         self.run(0, "lattec_jax.train", *options(), "--workdir=run")
 
     predict = ["lattec_jax.predict", "--workdir=run", f"--out=out.{kind}", "labeled"]
-    assert Killed(tmp_path, prepare, predict).kill_and_repeat(kills) >= 0.8 * kills
+    Killed(tmp_path, prepare, predict).kill_and_repeat(kills)
