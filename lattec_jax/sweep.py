@@ -4,13 +4,13 @@
         --config.weights=weights/ViT-B-32
 
 runs what is missing, one by one, and writes `tables.md` and `tables.html` to --out. The same
-command goes on after an interruption, and several at once share the work. --config.key=value goes
-to all runs. Other modes run nothing:
+command continues after an interruption, and several at once share the work. --preset=NAME and
+--config.key=value apply to all runs. Other modes run nothing:
 
-    --mode=pseudo_labels  print the commands that make pseudo-labels, one a line
-    --mode=descriptions   print those that make descriptions, to follow these
-    --mode=runs           print those of the runs, to follow these
-    --mode=tables         write the tables from what is there
+    --mode=pseudo_labels  print the commands that make pseudo-labels, one per line
+    --mode=descriptions   print the commands that make descriptions; run these second
+    --mode=runs           print the commands of the runs; run these last
+    --mode=tables         write the tables from the results so far
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from lattec_jax.paper_tables.runner import report, work
 from lattec_jax.paper_tables.tables import TABLES, paper_datasets
 from lattec_jax.paper_tables.write import facts, markdown, page
 from lattec_jax.runtime.cli import command, read
+from lattec_jax.runtime.config_file import DEFAULTS
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.runtime.files import write_whole
 from lattec_jax.runtime.preemption import terminating
@@ -48,6 +49,7 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_list("tables", keys, "Which tables.", flag_values=values)
     flags.DEFINE_list("datasets", names, "Configurations: names or files.", flag_values=values)
     flags.DEFINE_list("seeds", "0,1,2", "Seeds of the runs.", flag_values=values)
+    flags.DEFINE_string("preset", DEFAULTS["preset"], "Preset of all runs.", flag_values=values)
     flags.DEFINE_string("out", "runs/sweep", "Where runs and tables go.", flag_values=values)
     flags.DEFINE_enum("mode", "run", ["run", *PRINTED, "tables"], "What to do.", flag_values=values)
 
@@ -73,6 +75,7 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
         tuple(dict.fromkeys(map(int, values.seeds))),
         Path(values.out),
         tuple(overrides),
+        values.preset,
     )
     return sweep, values.mode
 

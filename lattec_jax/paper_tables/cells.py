@@ -13,7 +13,7 @@ from lattec_jax.paper_tables.comparable import why_not
 from lattec_jax.paper_tables.plan import Sweep, column
 from lattec_jax.paper_tables.tables import Row, Table, paper_datasets
 from lattec_jax.runtime import run_directory
-from lattec_jax.runtime.config import from_json, leaves
+from lattec_jax.runtime.config import flatten, from_json
 from lattec_jax.runtime.errors import ConfigError, DataError
 
 Results = Mapping[str, Any]  # of one run, `results.json`
@@ -158,9 +158,9 @@ def _readings(sweep: Sweep, table: Table, found: Found) -> list[str]:
                 # `why_not` gives a configuration that cannot be read as a reason.
                 with contextlib.suppress(ConfigError):
                     config = from_json(sweep.workdir(dataset, row, seed) / run_directory.CONFIG)
-                    values.append(dict(leaves(config)).get(table.reading))
+                    values.append(dict(flatten(config)).get(table.reading))
     recorded = [value for value in values if value is not None]
-    configured = [dict(leaves(sweep.config(name)))[table.reading] for name in sweep.datasets]
+    configured = [dict(flatten(sweep.config(name)))[table.reading] for name in sweep.datasets]
     return list(dict.fromkeys(map(str, recorded or configured)))
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.data.datasets.coop import PROTOCOL
 from lattec_jax.data.datasets.dataset import fraction_count, fraction_protocol
-from lattec_jax.paper_tables.plan import column, resolved_config
+from lattec_jax.paper_tables.plan import column, config_argument, load_config
 from lattec_jax.paper_tables.tables import (
     CLASSIFY,
     MODEL,
@@ -28,7 +28,8 @@ from lattec_jax.paper_tables.tables import (
     Row,
     paper_datasets,
 )
-from lattec_jax.runtime.config import PACKAGED_CONFIGS, from_json, leaves, to_json
+from lattec_jax.runtime.config import flatten, from_json, to_json
+from lattec_jax.runtime.config_file import PACKAGED_CONFIGS
 from lattec_jax.runtime.errors import ConfigError, shortened
 from lattec_jax.runtime.run_directory import COMPUTED, CONFIG
 
@@ -98,8 +99,7 @@ def why_not(dataset: str, row: Row, directory: Path, run: Mapping[str, Any]) -> 
 def _expected(run: Mapping[str, Any], row: Row) -> ConfigDict:
     """What the run's configuration has to be."""
     file = PACKAGED_CONFIGS / f"{run['dataset']}.py"
-    preset = f"--config.preset={run['preset']}"
-    return resolved_config((f"--config={file}", preset, *row.overrides))
+    return load_config((config_argument(file, run["preset"], row.method), *row.overrides))
 
 
 def _protocol(run: Mapping[str, Any], expected: ConfigDict) -> str | None:
@@ -169,4 +169,4 @@ def _configuration(config: ConfigDict, expected: ConfigDict, row: Row) -> str | 
 def _plain(config: ConfigDict) -> dict[str, Any]:
     """Dotted names and values as JSON keeps them."""
     content = json.loads(to_json(config))
-    return dict(leaves(ConfigDict(content, convert_dict=True)))
+    return dict(flatten(ConfigDict(content, convert_dict=True)))

@@ -15,8 +15,9 @@ from ml_collections import ConfigDict
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.paper_tables.tables import CLASSIFY, TABLES, Row, Table
 from lattec_jax.runtime import run_directory
-from lattec_jax.runtime.config import did_you_mean, leaves, parse
-from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.runtime.config import flatten, parse
+from lattec_jax.runtime.config_file import DEFAULTS
+from lattec_jax.runtime.errors import ConfigError, did_you_mean
 
 PSEUDO_LABEL = "lattec_jax.pseudo_label"
 DESCRIBE = "captioning.describe"
@@ -86,6 +87,7 @@ class Sweep:
     seeds: tuple[int, ...]
     out: Path
     overrides: tuple[str, ...] = ()  # `--config.key=value` for all runs
+    preset: str = DEFAULTS["preset"]  # of all runs
 
     def __post_init__(self) -> None:
         stem, count = Counter(map(column, self.datasets)).most_common(1)[0]
@@ -95,6 +97,8 @@ class Sweep:
             )
         for override in self.overrides:
             key = _key(override)
+            if key in ("preset", "presets"):
+                raise ConfigError(f"{override}: choose the preset of all runs with --preset=NAME")
             if key in _keys_of_rows():
                 raise ConfigError(
                     f"{override}: the rows of the tables set config.{key} themselves; leave it out"
@@ -105,14 +109,16 @@ class Sweep:
         """The rows of all tables, each run once."""
         return tuple({row.name: row for table in self.tables for row in table.rows}.values())
 
-    def arguments(self, dataset: str, overrides: Sequence[str]) -> tuple[str, ...]:
-        """A command's `--config...` arguments."""
+    def arguments(
+        self, dataset: str, overrides: Sequence[str] = (), method: str = ""
+    ) -> tuple[str, ...]:
+        """Return a command's `--config...` arguments; without a method, those of a preparation."""
         file = dataset if dataset.endswith(".py") else f"configs/{dataset}.py"
-        return (f"--config={file}", *self.overrides, *overrides)
+        return (config_argument(file, self.preset, method), *self.overrides, *overrides)
 
-    def config(self, dataset: str, overrides: Sequence[str] = ()) -> ConfigDict:
-        """The resolved configuration of a data set."""
-        return resolved_config(self.arguments(dataset, overrides))
+    def config(self, dataset: str, overrides: Sequence[str] = (), method: str = "") -> ConfigDict:
+        """Return the configuration of a data set."""
+        return load_config(self.arguments(dataset, overrides, method))
 
     def workdir(self, dataset: str, row: Row, seed: int) -> Path:
         """Where a run of a row goes."""
@@ -123,9 +129,14 @@ class Sweep:
         return self.seeds if row.seeded else self.seeds[:1]
 
 
+def config_argument(file: str | Path, preset: str, method: str = "") -> str:
+    """Return `--config=FILE:preset=NAME,method=NAME`."""
+    return f"--config={file}:preset={preset}" + (f",method={method}" if method else "")
+
+
 @functools.cache
-def resolved_config(arguments: tuple[str, ...]) -> ConfigDict:
-    """The resolved configuration, locked, of a command's arguments; the tables ask often."""
+def load_config(arguments: tuple[str, ...]) -> ConfigDict:
+    """Return the locked configuration of a command's arguments; the tables ask often."""
     return parse(["sweep", *arguments])[0]
 
 
@@ -195,7 +206,7 @@ def _keys_of_rows() -> set[str]:
     """What the tables vary, or need as it is."""
     rows = (row for table in TABLES.values() for row in table.rows)
     keys = {_key(override) for row in rows for override in row.overrides}
-    return keys | _METHOD.keys() | {"seed", "dataset.name"}
+    return keys | _METHOD.keys() | {"seed", "dataset.name", "method.name"}
 
 
 def _check_method(sweep: Sweep, dataset: str) -> None:
@@ -203,7 +214,7 @@ def _check_method(sweep: Sweep, dataset: str) -> None:
     config = sweep.config(dataset)
     if not config.dataset.name:
         raise ConfigError(f"--datasets: the configuration {dataset} names no data set")
-    found = dict(leaves(config))
+    found = dict(flatten(config))
     for key, expected in _METHOD.items():
         if found[key] != expected:
             raise ConfigError(
@@ -216,12 +227,12 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
     overrides = (*row.overrides, f"--config.seed={seed}")
     directory = sweep.workdir(dataset, row, seed)
     if (directory / run_directory.CONFIG).exists():
-        config = sweep.config(dataset, overrides)
+        config = sweep.config(dataset, overrides, row.method)
         if row.module == CLASSIFY:  # it records itself as a method of its own
             config = config.copy_and_resolve_references().unlock()
             config.method.name = row.name
         run_directory.check(directory, config)
-    arguments = (*sweep.arguments(dataset, overrides), f"--workdir={directory}")
+    arguments = (*sweep.arguments(dataset, overrides, row.method), f"--workdir={directory}")
     name = f"{directory.parent.name}/{directory.name}"
     return Job(name, row.module, arguments, directory / run_directory.RESULTS, needs)
 
@@ -255,7 +266,7 @@ def _preparation(
     model, prompt or share."""
     config = sweep.config(dataset, overrides)
     sections = ("weights", "templates", "dataset", "descriptions", "image_cache", "artifacts")
-    values = sorted((k, v) for k, v in leaves(config) if k.split(".")[0] in sections)
+    values = sorted((k, v) for k, v in flatten(config) if k.split(".")[0] in sections)
     digest = hashlib.sha256(repr([values, kinds]).encode()).hexdigest()[:8]
     name = f"{'descriptions' if kinds else 'pseudo-labels'}-{digest}"
     arguments = sweep.arguments(dataset, overrides) + ((f"--kind={kinds}",) if kinds else ())

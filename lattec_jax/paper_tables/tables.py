@@ -26,7 +26,8 @@ class Row:
     Attributes:
         name: of the run; rows of several tables that share it share their runs.
         label: the row in the table and in `paper_tables.json`.
-        overrides: `--config...` arguments that make it.
+        method: the option of the configuration file; "": none trains.
+        overrides: `--config.key=value` arguments.
         describes: whether it trains with descriptions.
         module: the command that runs it.
         seeded: False where another seed gives the same result.
@@ -36,6 +37,7 @@ class Row:
 
     name: str
     label: str
+    method: str = "latteclip"
     overrides: tuple[str, ...] = ()
     describes: bool = False
     module: str = TRAIN
@@ -88,7 +90,7 @@ def paper_datasets() -> tuple[str, ...]:
 
 def _latteclip(name: str, label: str, *overrides: str, describes: bool = True) -> Row:
     """A row of LatteCLIP."""
-    return Row(name, label, ("--config.method.name=latteclip", *overrides), describes)
+    return Row(name, label, "latteclip", overrides, describes)
 
 
 def _texts(*texts: str) -> Row:
@@ -104,18 +106,14 @@ def _share(method: str, label: str, fraction: float, describes: bool) -> Row:
     return Row(
         f"{method}-fraction-{fraction:g}",
         f"{label}, {fraction:.0%}",
-        (f"--config.method.name={method}", f"--config.dataset.train_fraction={fraction:g}"),
+        method,
+        (f"--config.dataset.train_fraction={fraction:g}",),
         describes,
         all_data=method,
     )
 
 
-_ORACLE = Row(
-    "flyp_oracle",
-    "oracle (FLYP, true labels)",
-    ("--config.method.name=flyp_oracle",),
-    ranked=False,
-)
+_ORACLE = Row("flyp_oracle", "oracle (FLYP, true labels)", "flyp_oracle", ranked=False)
 
 TABLES: dict[str, Table] = {
     table.key: table
@@ -126,15 +124,10 @@ TABLES: dict[str, Table] = {
             "table1_main",
             (
                 _ORACLE,
-                Row("llava_zero_shot", "llava zero-shot", module=CLASSIFY, seeded=False),
-                Row(
-                    "zero_shot",
-                    "clip zero-shot",
-                    ("--config.method.name=zero_shot",),
-                    seeded=False,
-                ),
-                Row("reclip", "reclip", ("--config.method.name=reclip",)),
-                Row("flyp", "flyp + pseudo-label", ("--config.method.name=flyp",)),
+                Row("llava_zero_shot", "llava zero-shot", "", module=CLASSIFY, seeded=False),
+                Row("zero_shot", "clip zero-shot", "zero_shot", seeded=False),
+                Row("reclip", "reclip", "reclip"),
+                Row("flyp", "flyp + pseudo-label", "flyp"),
                 _latteclip("latteclip", "latteclip"),
             ),
             "The oracle trains with true labels and is not ranked. ReCLIP's repository divides the "

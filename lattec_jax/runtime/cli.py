@@ -14,22 +14,17 @@ import os
 import re
 import signal
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from lattec_jax.runtime.config import leaves, parse, parse_flags
-from lattec_jax.runtime.config_comments import comment_of, comments, in_order
-from lattec_jax.runtime.config_schema import allowed
+from lattec_jax.runtime.config import Define, parse_command_line, parse_flags
+from lattec_jax.runtime.config_display import help_entry, help_lines, print_lines
 from lattec_jax.runtime.errors import ConfigError, UserError
 from lattec_jax.runtime.preemption import STATUS, Terminated
 from lattec_jax.runtime.text import cut, printable
-
-Define = Callable[[flags.FlagValues], None]
 
 # No room, over quota, too large, read-only, not allowed.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -46,7 +41,6 @@ _FORMS = {
     "float": "NUMBER",
     "comma separated list of strings": "A,B,...",
 }
-WIDTH = 100  # columns of the help
 
 
 def define_nothing(values: flags.FlagValues) -> None:
@@ -101,7 +95,7 @@ def read(
     values = flags.FlagValues()
     define(values)
     if asks_for_help(argv):
-        _show([*_head(doc), *_flag_lines(values, required, arguments)])
+        _print_and_exit([*_head(doc), *_flag_lines(values, required, arguments)])
     rest = parse_flags(values, argv)[1:]
     if rest and not arguments:
         raise ConfigError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
@@ -115,29 +109,42 @@ def read_config(
     define: Define = define_nothing,
     required: Mapping[str, str] | None = None,
 ) -> tuple[ConfigDict, flags.FlagValues]:
-    """Parse `--config=FILE`, its `--config.key=value` overrides and a command's own flags.
+    """Parse `--config=FILE:OPTIONS`, its `--config.key=value` overrides and a command's own flags.
 
     Args:
         argv, doc, define, required: see `read`.
 
     Returns:
-        The resolved configuration and the flags.
+        The checked configuration and the flags.
 
     Raises:
-        ConfigError, SystemExit: see `read` and `lattec_jax.runtime.config.parse`.
+        ConfigError: see `read` and `lattec_jax.runtime.config.parse`.
+        SystemExit: after `--help` or `--print_config` was answered.
     """
     required = required or {}
+
+    def define_all(values: flags.FlagValues) -> None:
+        define(values)
+        flags.DEFINE_boolean(
+            "print_config",
+            False,
+            "Print each value and where it comes from, and exit.",
+            flag_values=values,
+        )
+
     if asks_for_help(argv):
         own = flags.FlagValues()
-        define(own)
+        define_all(own)
         lines = [*_head(doc), *_flag_lines(own, required, "", config=True)]
         given = config_arguments(argv[1:])
         if any(re.match(r"--?config(=|$)", argument) for argument in given):
-            lines += ["", *_config_lines(*parse([argv[0], *given]))]
-        _show(lines)
-    config, values = parse(argv, define)
-    _check_required(values, required)
-    return config, values
+            lines += ["", *help_lines(parse_command_line([argv[0], *given]))]
+        _print_and_exit(lines)
+    parsed = parse_command_line(argv, define_all)
+    if parsed.flags.print_config:
+        _print_and_exit(print_lines(parsed))
+    _check_required(parsed.flags, required)
+    return parsed.config, parsed.flags
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
@@ -172,8 +179,7 @@ def config_arguments(arguments: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------------------------------- help text
 
 
-def _show(lines: Sequence[str]) -> NoReturn:
-    """Print the help and exit with status 0."""
+def _print_and_exit(lines: Iterable[str]) -> NoReturn:
     print("\n".join(lines), flush=True)
     sys.exit(0)
 
@@ -182,28 +188,18 @@ def _head(doc: str | None) -> list[str]:
     return [(doc or "").strip(), "", "Flags:"]
 
 
-def _entry(form: str, note: str, *paragraphs: str) -> Iterator[str]:
-    """Lines for a flag or a configuration key and its description."""
-    yield f"  {form}  ({note})" if note else f"  {form}"
-    indent = " " * 8
-    for paragraph in paragraphs:
-        yield from textwrap.wrap(
-            paragraph, WIDTH, initial_indent=indent, subsequent_indent=indent,
-            break_long_words=False, break_on_hyphens=False,
-        )  # fmt: skip
-
-
 def _flag_lines(
     values: flags.FlagValues, required: Mapping[str, str], arguments: str, config: bool = False
 ) -> Iterator[str]:
     """Lines for each flag, with default and description, and for the positional arguments."""
     if config:
-        yield from _entry(
-            "--config=FILE",
+        yield from help_entry(
+            "--config=FILE[:preset=NAME,method=NAME]",
             "required; for example configs/demo.py",
-            "Configuration file, packaged or your own. Add --help to list its keys.",
+            "Configuration file, packaged or your own, and the preset (paper or released_code) and "
+            "the method that it is built for. Add --help to list its keys.",
         )
-        yield from _entry(
+        yield from help_entry(
             "--config.KEY=VALUE", "", "Override a value of the configuration; can be repeated."
         )
     for name in values:
@@ -212,10 +208,10 @@ def _flag_lines(
         if name in required:
             note = f"required; for example {required[name]}"
         choices = "|".join(_choices(flag))
-        yield from _entry(_form(flag), note, flag.help.removeprefix(f"<{choices}>: "))
-    yield from _entry("--help, -h", "", "Print this help and exit.")
+        yield from help_entry(_form(flag), note, flag.help.removeprefix(f"<{choices}>: "))
+    yield from help_entry("--help, -h", "", "Print this help and exit.")
     if arguments:
-        yield from ("", "Arguments:", *_entry(arguments, ""))
+        yield from ("", "Arguments:", *help_entry(arguments, ""))
 
 
 def _form(flag: flags.Flag) -> str:
@@ -236,17 +232,6 @@ def _default(flag: flags.Flag) -> str:
     if isinstance(flag.default, list):
         return ",".join(flag.default)
     return str(flag.default).lower() if flag.boolean else str(flag.default)
-
-
-def _config_lines(config: ConfigDict, values: flags.FlagValues) -> Iterator[str]:
-    """Lines for every key, with its resolved value and its comment."""
-    path = Path(values["config"].config_filename)
-    found, known = comments(path), dict(leaves(config))
-    yield f"Configuration {path}, with the preset and the overrides applied:"
-    for key in in_order(known, found):
-        declared = allowed(key)
-        words = (f"Expects {declared.words}.",) if declared else ()
-        yield from _entry(f"config.{key} = {known[key]!r}", "", *comment_of(key, found), *words)
 
 
 # ------------------------------------------------------------------------------------ exit statuses

@@ -41,7 +41,7 @@ def test_the_rows_of_llava_are_planned_where_the_engine_can_answer(sweep):
 def test_other_groups_and_shares_are_described_on_their_own(sweep):
     jobs = {job.name: job for job in make_jobs(sweep("4,figure6"))}
     labels, texts, groups = (jobs[name] for name in jobs["demo/correct-2-s0"].needs)
-    assert labels.arguments == ("--config=configs/demo.py",)
+    assert labels.arguments == ("--config=configs/demo.py:preset=paper",)
     assert texts.arguments[1:] == ("--kind=image,group",)
     assert groups.arguments[1:] == (
         "--config.descriptions.correct_per_group=2",
@@ -119,7 +119,7 @@ def test_overrides_reach_every_command(tmp_path, capsys, monkeypatch):
     for line in lines:
         assert "--config.train.max_steps=7" in line and "--config.seed=4" in line
         assert "somewhere/demo/" in line or "somewhere/mine/" in line
-    assert sum("--config=mine.py" in line for line in lines) == 8
+    assert sum("--config=mine.py:preset=paper,method=latteclip" in line for line in lines) == 8
     assert not Path("somewhere").exists()
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lattec_jax.methods import METHODS, make_method
+from lattec_jax.paper_tables.plan import config_argument
 from lattec_jax.paper_tables.tables import TABLES, TRAIN, numbers, paper_datasets
 from lattec_jax.runtime.config import parse
 
@@ -47,14 +48,15 @@ def test_rows_that_share_a_name_are_the_same_run():
         names = [row.name for row in table.rows]
         assert len(names) == len(set(names))
         for row in table.rows:
-            run = (row.module, row.overrides, row.describes, row.seeded)
+            run = (row.module, row.method, row.overrides, row.describes, row.seeded)
             assert runs.setdefault(row.name, run) == run
 
 
 def test_rows_make_the_methods_that_they_name():
     made = {}
     for row in (row for table in TABLES.values() for row in table.rows if row.module == TRAIN):
-        config, _ = parse(["train", "--config=configs/eurosat.py", *row.overrides])
+        file = config_argument("configs/eurosat.py", "paper", row.method)
+        config, _ = parse(["train", file, *row.overrides])
         assert config.method.name in METHODS
         method = make_method(config.method)
         made[row.name] = (config, method)
