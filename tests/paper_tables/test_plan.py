@@ -123,6 +123,19 @@ def test_overrides_reach_every_command(tmp_path, capsys, monkeypatch):
     assert not Path("somewhere").exists()
 
 
+def test_the_preset_reaches_every_command(tmp_path, capsys):
+    argv = ["sweep", "--tables=1", "--datasets=demo", "--seeds=0", "--preset=released_code"]
+    methods = ("flyp_oracle", "zero_shot", "reclip", "flyp", "latteclip")
+    for mode, options in (
+        ("pseudo_labels", [""]),
+        ("descriptions", [""]),
+        ("runs", [f",method={method}" for method in methods]),
+    ):
+        main([*argv, f"--mode={mode}", f"--out={tmp_path}"])
+        files = [line.split()[3] for line in capsys.readouterr().out.splitlines()]
+        assert files == [f"--config=configs/demo.py:preset=released_code{o}" for o in options]
+
+
 def test_what_rows_set_cannot_be_overridden(sweep):
     plan = sweep("1")
     keys = {
@@ -166,6 +179,8 @@ def test_a_configuration_that_is_not_the_method_is_refused(sweep, tmp_path):
             "--config.seed=1",
             r"--config\.seed=1: the rows of the tables set config\.seed themselves",
         ),
+        ("--config.preset=paper", r"choose the preset of all runs with --preset=NAME"),
+        ("--preset=papr", r"preset: .*found 'papr'\. Did you mean 'paper'\?"),
         ("--config.sed=1", r"unknown configuration key config\.sed\. Did you mean 'seed'\?"),
         ("eurosat", "unexpected argument 'eurosat'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.methods import METHODS
 from lattec_jax.runtime import cli, config_file
-from lattec_jax.runtime.config import parse
+from lattec_jax.runtime.config import load_run_config, parse
 from lattec_jax.runtime.config_schema import RENAMED, SCHEMA
 from lattec_jax.runtime.errors import ConfigError
 
@@ -97,14 +98,9 @@ def test_a_file_is_executed_once_per_command(tmp_path, capsys):
     mine = write(tmp_path / "mine.py")
     count = tmp_path / "count"
     with open(tmp_path / "mine.py", "a") as file:
-        file.write(f"open({str(count)!r}, 'a').write('x')\n")
-    for extra in (
-        [],
-        ["--config.seed=3"],
-        ["--help"],
-        ["--print_config"],
-        [f"{mine}:preset=paper"],
-    ):
+        file.write(f"with open({str(count)!r}, 'a') as file:\n    file.write('x')\n")
+    twice = [f"{mine}:preset=paper"]  # the last one is used
+    for extra in ([], ["--config.seed=3"], ["--help"], ["--print_config"], twice):
         count.write_text("")
         try:
             cli.read_config(["train", mine, *extra], "Doc.")
@@ -166,21 +162,33 @@ FORMER = {former: new for former, new in RENAMED.items() if new in SCHEMA}
 
 @pytest.mark.parametrize("former", FORMER)
 def test_an_override_of_a_former_key_names_the_new_one(former):
-    with pytest.raises(
-        ConfigError, match=rf"config\.{former} is now called config\.{FORMER[former]}"
-    ):
+    message = rf"config\.{former} is now called config\.{FORMER[former]}$"
+    with pytest.raises(ConfigError, match=message):
         read("--config=configs/demo.py", f"--config.{former}=1")
 
 
 @pytest.mark.parametrize("former", FORMER)
 def test_a_file_with_a_former_key_names_the_new_one(tmp_path, former):
     mine = write(tmp_path / "mine.py", f"config.{former} = 1")
-    new = FORMER[former].replace("image_cache.", r"image_cache\b.?")
-    with pytest.raises(
-        ConfigError, match=rf"is now called config\.({FORMER[former]}|image_cache)$"
-    ):
+    # A section that is missing is told before any key of it.
+    new = RENAMED.get(former.partition(".")[0], FORMER[former])
+    with pytest.raises(ConfigError, match=rf"is now called config\.{new}$"):
         read(mine)
-    assert new
+
+
+@pytest.mark.parametrize("former", FORMER)
+def test_a_run_with_a_former_key_names_the_new_one(tmp_path, former):
+    content = parse(["train", "--config=configs/demo.py"])[0].to_dict()
+    *sections, last = former.split(".")
+    target = content
+    for section in sections:
+        target = target.setdefault(section, {})
+    target[last] = 1
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    message = rf"config\.json: config\.{former} is now called config\.{FORMER[former]}$"
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(path)
 
 
 @pytest.mark.parametrize(
