@@ -222,7 +222,8 @@ def _average(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
     """Over all data sets. The paper's number is the one that it prints, of all ten; of fewer it is
     the mean of its numbers for the same ones."""
     printed = [_cell(sweep, table, row, dataset, found).paper for dataset in sweep.datasets]
-    paper = None if None in printed else statistics.fmean(printed)
+    known = [number for number in printed if number is not None]
+    paper = statistics.fmean(known) if len(known) == len(printed) else None
     if _all_ten(sweep, found, row.name):
         paper = table.printed(row, "average")
     values = tuple(_by_seed(sweep, row.name, found).values())
@@ -245,11 +246,17 @@ def _change(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
 def _rank(cells: Sequence[Cell], ranked: Sequence[bool]) -> list[Cell]:
     """Mark the best and the second best of at least two complete cells; equal means share one."""
     takes_part = [r and len(c.values) == c.wanted for c, r in zip(cells, ranked, strict=True)]
-    means = {cell.mean for cell, part in zip(cells, takes_part, strict=True) if part}
+    means = {
+        cell.mean
+        for cell, part in zip(cells, takes_part, strict=True)
+        if part and cell.mean is not None
+    }
     marks = dict(zip(sorted(means, reverse=True), (BEST, SECOND), strict=False))
     if sum(takes_part) < 2:
         marks = {}
     return [
-        dataclasses.replace(cell, rank=marks.get(cell.mean, 0)) if part else cell
+        dataclasses.replace(cell, rank=marks.get(cell.mean, 0))
+        if part and cell.mean is not None
+        else cell
         for cell, part in zip(cells, takes_part, strict=True)
     ]
