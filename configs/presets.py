@@ -1,7 +1,7 @@
 """The values that a preset or a method chooses, by dotted keys.
 
-`--config=FILE:preset=NAME,method=NAME` names one of each. `configs/common.py` says what the keys
-mean and holds every other value; a data set's file may change both.
+`--config=FILE:preset=NAME,method=NAME` names one of each. `configs/common.py` explains
+the keys and contains all other values; a data set's file may change both.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Run the paper's tables and write ours beside them.
+"""Run the experiments of the paper's tables and write our numbers beside the paper's.
 
     python -m lattec_jax.sweep --tables=1,2,3,4,5,figure6 --datasets=eurosat,dtd --seeds=0,1,2 \\
         --config.weights=weights/ViT-B-32
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax.paper_tables.cells import Found, make_sheet, read_results
+from lattec_jax.paper_tables.cells import CollectedResults, make_sheet, read_results
 from lattec_jax.paper_tables.plan import (
     DESCRIBE,
     PSEUDO_LABEL,
@@ -30,7 +30,7 @@ from lattec_jax.paper_tables.plan import (
     commands,
     make_jobs,
 )
-from lattec_jax.paper_tables.runner import report, work
+from lattec_jax.paper_tables.runner import run_jobs, summarize
 from lattec_jax.paper_tables.tables import TABLES, paper_datasets
 from lattec_jax.paper_tables.write import facts, markdown, page
 from lattec_jax.runtime.cli import command, read
@@ -44,7 +44,7 @@ PRINTED = {"pseudo_labels": PSEUDO_LABEL, "descriptions": DESCRIBE, "runs": None
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the flags of the command."""
     keys, names = ",".join(TABLES), ",".join(paper_datasets())
     flags.DEFINE_list("tables", keys, "Which tables.", flag_values=values)
     flags.DEFINE_list("datasets", names, "Configurations: names or files.", flag_values=values)
@@ -55,10 +55,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
-    """The sweep that the command line asks for, and its mode.
+    """Return the sweep and the mode of a command line.
 
     Raises:
-        ConfigError: an unknown flag or table, or seeds that are no numbers.
+        ConfigError: an unknown flag or table, or seeds that are not numbers.
     """
     overrides = [a for a in argv[1:] if a.startswith(("--config.", "-config."))]
     values, _ = read([a for a in argv if a not in overrides], __doc__, define_flags)
@@ -80,8 +80,8 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
     return sweep, values.mode
 
 
-def write_tables(sweep: Sweep, found: Found) -> str:
-    """Write `tables.md` and `tables.html` from what is there and return the Markdown."""
+def write_tables(sweep: Sweep, found: CollectedResults) -> str:
+    """Write `tables.md` and `tables.html` from the results so far and return the Markdown."""
     sheets = [make_sheet(sweep, table, found) for table in sweep.tables]
     known = facts(sweep, found)
     text = markdown(sheets, known)
@@ -95,7 +95,7 @@ def write_tables(sweep: Sweep, found: Found) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     sweep, mode = parse_sweep(argv)
     jobs = make_jobs(sweep)
     if mode in PRINTED:
@@ -105,12 +105,12 @@ def main(argv: Sequence[str]) -> None:
     outcome = None
     if mode == "run":
         with terminating():
-            outcome = work(jobs, sweep.out)
+            outcome = run_jobs(jobs, sweep.out)
     found = read_results(sweep)
     print(write_tables(sweep, found))
     show(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)
     if outcome is not None:
-        show(report(outcome), file=sys.stderr)
+        show(summarize(outcome), file=sys.stderr)
     if found.damaged or (outcome is not None and outcome.failed):
         sys.exit(1)
 

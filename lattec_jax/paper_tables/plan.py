@@ -1,4 +1,4 @@
-"""Which jobs the tables take: preparations, then one run for each row, data set and seed."""
+"""Jobs of a sweep: preparations, then one run for each row, data set and seed."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from lattec_jax.runtime.errors import ConfigError, did_you_mean
 PSEUDO_LABEL = "lattec_jax.pseudo_label"
 DESCRIBE = "captioning.describe"
 NO_CLASSES = ("pixels",)  # engines that answer no question about classes
-# What the row "latteclip" stands for, which most tables compare with.
-_METHOD = {
+# Values of the row "latteclip", which most tables compare with.
+_LATTECLIP = {
     "dataset.train_fraction": 1,
     "descriptions.correct_per_group": None,
     "descriptions.group_size": 4,
@@ -36,15 +36,14 @@ _METHOD = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command, which leaves `product` behind when it has ended well.
+    """One command; `product` exists once it has succeeded.
 
     Attributes:
         name: unique in a sweep, such as "eurosat/latteclip-s0".
         module: of the command, `python -m <module>`.
-        arguments: of the command.
-        product: `results.json` of a run, the mark of a preparation.
-        needs: names of the preparations that must have ended well before.
-        made: what a preparation makes, where its path is known.
+        product: `results.json` of a run, the marker file of a preparation.
+        needs: names of the preparations that must have succeeded before.
+        made: files of a preparation, as far as their paths are known.
     """
 
     name: str
@@ -55,20 +54,20 @@ class Job:
     made: tuple[Path, ...] = ()
 
     @property
-    def prepares(self) -> bool:
-        """Whether it makes files that several runs read."""
+    def is_preparation(self) -> bool:
+        """Whether the command makes files that several runs read."""
         return self.module in (PSEUDO_LABEL, DESCRIBE)
 
     @property
     def done(self) -> bool:
-        """Whether it has ended well, in this sweep or in an earlier one."""
+        """Whether the command has succeeded, in this sweep or an earlier one."""
         return self.product.exists() and all(path.exists() for path in self.made)
 
     @property
     def command(self) -> str:
-        """As one line for a shell; a preparation marks its end."""
+        """The shell command in one line; a preparation creates its marker file at the end."""
         line = shlex.join(["python", "-m", self.module, *self.arguments])
-        if self.prepares:
+        if self.is_preparation:
             mark = shlex.quote(str(self.product))
             line += f" && mkdir -p {shlex.quote(str(self.product.parent))} && touch {mark}"
         return line
@@ -76,10 +75,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What is asked for.
+    """Tables, data sets and seeds of a sweep.
 
     Raises:
-        ConfigError: two data sets would have the same column, or an override is a row's own.
+        ConfigError: two data sets have the same column name, or an override sets a key that the
+            rows set.
     """
 
     tables: tuple[Table, ...]
@@ -106,7 +106,7 @@ class Sweep:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The rows of all tables, each run once."""
+        """The rows of all tables without repetition."""
         return tuple({row.name: row for table in self.tables for row in table.rows}.values())
 
     def arguments(
@@ -121,11 +121,11 @@ class Sweep:
         return load_config(self.arguments(dataset, overrides, method))
 
     def workdir(self, dataset: str, row: Row, seed: int) -> Path:
-        """Where a run of a row goes."""
+        """Return the work directory of a run."""
         return self.out / column(dataset) / f"{row.name}-s{seed}"
 
     def row_seeds(self, row: Row) -> tuple[int, ...]:
-        """The seeds that a row is run with: the first where all give the same."""
+        """Return the seeds of a row: only the first if all give the same result."""
         return self.seeds if row.seeded else self.seeds[:1]
 
 
@@ -141,12 +141,12 @@ def load_config(arguments: tuple[str, ...]) -> ConfigDict:
 
 
 def column(dataset: str) -> str:
-    """The name of a data set in tables and directories."""
+    """Return the name of a data set in tables and directories."""
     return Path(dataset).stem
 
 
 def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
-    """The tables of these keys.
+    """Return the tables of these keys.
 
     Raises:
         ConfigError: there is no such table.
@@ -161,11 +161,11 @@ def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
 
 
 def make_jobs(sweep: Sweep) -> list[Job]:
-    """All jobs in the order in which they are run; each is there once.
+    """Return all jobs without repetition, in the order in which they are run.
 
     Raises:
-        ConfigError: a configuration does not exist or is not the method as the tables take it, or
-            a work directory holds the run of another configuration.
+        ConfigError: a configuration does not exist or differs from the tables' LatteCLIP, or a work
+            directory contains the run of another configuration.
     """
     jobs: dict[str, Job] = {}
     for dataset in sweep.datasets:
@@ -192,8 +192,8 @@ def runs_here(sweep: Sweep, dataset: str, row: Row) -> bool:
 
 
 def commands(jobs: Sequence[Job], module: str | None) -> list[str]:
-    """The missing preparations of a module, or (None) the missing runs, one a line in any order."""
-    wanted = [job for job in jobs if (job.module == module if module else not job.prepares)]
+    """Return the commands of a module's preparations, or (None) of the runs, that are not done."""
+    wanted = [job for job in jobs if (job.module == module if module else not job.is_preparation)]
     return [job.command for job in wanted if not job.done]
 
 
@@ -203,19 +203,19 @@ def _key(override: str) -> str:
 
 
 def _keys_of_rows() -> set[str]:
-    """What the tables vary, or need as it is."""
+    """Return the keys that the tables vary or expect to be unchanged."""
     rows = (row for table in TABLES.values() for row in table.rows)
     keys = {_key(override) for row in rows for override in row.overrides}
-    return keys | _METHOD.keys() | {"seed", "dataset.name", "method.name"}
+    return keys | _LATTECLIP.keys() | {"seed", "dataset.name", "method.name"}
 
 
 def _check_method(sweep: Sweep, dataset: str) -> None:
-    """Refuse a configuration whose plain run would not be what the tables call LatteCLIP."""
+    """Refuse a configuration that differs from what the tables call LatteCLIP."""
     config = sweep.config(dataset)
     if not config.dataset.name:
         raise ConfigError(f"--datasets: the configuration {dataset} names no data set")
     found = dict(flatten(config))
-    for key, expected in _METHOD.items():
+    for key, expected in _LATTECLIP.items():
         if found[key] != expected:
             raise ConfigError(
                 f"--datasets: the tables expect config.{key}={expected!r}, found {found[key]!r} in "
@@ -238,8 +238,10 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
 
 
 def _preparations(sweep: Sweep, dataset: str, row: Row) -> list[Job]:
-    """Image caches, pseudo-labels and descriptions, before any run reads them: two workers that
-    made them at the same time would do the work twice."""
+    """Return the jobs that make image caches, pseudo-labels and descriptions.
+
+    They precede all runs: two workers that made them at the same time would do the work twice.
+    """
     if row.module == CLASSIFY:
         return []
     shared = tuple(a for a in row.overrides if not _key(a).startswith(("method.", "train.")))
@@ -247,9 +249,9 @@ def _preparations(sweep: Sweep, dataset: str, row: Row) -> list[Job]:
     plain = tuple(a for a in shared if a not in of_groups)
     found = [_preparation(sweep, dataset, PSEUDO_LABEL, plain)]
     needs = (found[0].name,)
-    if row.describes:
+    if row.needs_descriptions:
         found.append(_preparation(sweep, dataset, DESCRIBE, plain, "image,group", needs))
-    if row.describes and of_groups:  # descriptions of single images are the same
+    if row.needs_descriptions and of_groups:  # descriptions of single images are the same
         found.append(_preparation(sweep, dataset, DESCRIBE, shared, "group", needs))
     return found
 
@@ -262,8 +264,7 @@ def _preparation(
     kinds: str = "",
     needs: tuple[str, ...] = (),
 ) -> Job:
-    """A preparation; its mark is named after what it is made for, so that none counts for another
-    model, prompt or share."""
+    """Return a preparation, whose marker file is named after the values that it depends on."""
     config = sweep.config(dataset, overrides)
     sections = ("weights", "templates", "dataset", "descriptions", "image_cache", "artifacts")
     values = sorted((k, v) for k, v in flatten(config) if k.split(".")[0] in sections)

@@ -26,10 +26,10 @@ from lattec_jax.runtime.errors import ConfigError, UserError
 from lattec_jax.runtime.preemption import STATUS, Terminated
 from lattec_jax.runtime.text import cut, printable
 
-# No room, over quota, too large, read-only, not allowed.
+# No space left, over quota, too large, read-only, not allowed.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-# Another kind of file than expected, none at all, too long a name, links in a circle, a device that
-# fails: of a path that the message names.
+# The path that the message names is of another kind than expected, does not exist, is too long, has
+# links in a circle, or is on a device that fails.
 _NOT_USABLE = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
     errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EPERM, errno.EBUSY, errno.EIO, errno.ESTALE,
@@ -77,7 +77,7 @@ def read(
     """Parse the flags of a command that takes no configuration.
 
     Args:
-        argv: the whole command line, program name first.
+        argv: the full command line, program name first.
         doc: the command's docstring, for `--help`.
         define: defines the flags.
         required: required flags, each with an example of its value.
@@ -162,7 +162,7 @@ def _check_required(values: flags.FlagValues, required: Mapping[str, str]) -> No
 
 
 def config_arguments(arguments: Sequence[str]) -> list[str]:
-    """The `--config` arguments, including values written as a separate argument."""
+    """Return the `--config` arguments, including values written as a separate argument."""
     found, may_follow = [], False
     for argument in arguments:
         if re.match(r"--?(no)?config([.=]|$)", argument):
@@ -191,7 +191,7 @@ def _head(doc: str | None) -> list[str]:
 def _flag_lines(
     values: flags.FlagValues, required: Mapping[str, str], arguments: str, config: bool = False
 ) -> Iterator[str]:
-    """Lines for each flag, with default and description, and for the positional arguments."""
+    """Yield lines for each flag, with default and description, and for positional arguments."""
     if config:
         yield from help_entry(
             "--config=FILE[:preset=NAME,method=NAME]",
@@ -215,7 +215,7 @@ def _flag_lines(
 
 
 def _form(flag: flags.Flag) -> str:
-    """How a flag is written on the command line."""
+    """Return how a flag is written on the command line."""
     kind = flag.flag_type()
     if kind == "bool":
         return f"--[no]{flag.name}"
@@ -238,7 +238,7 @@ def _default(flag: flags.Flag) -> str:
 
 
 def shown(message: object) -> str:
-    """A message as the terminal may show it: printable, and not too long."""
+    """Return a message as a terminal may show it: printable, and not too long."""
     return printable(cut(str(message)))
 
 
@@ -246,15 +246,14 @@ class ShownFormatter(logging.Formatter):
     """Formats log records for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as `shown` shows it."""
+        """Format a record as `shown` does."""
         return shown(super().format(record))
 
 
 def _configure_logging() -> None:
-    """Print warnings and errors of all loggers as `shown`.
+    """Print the warnings and errors of all loggers as `shown`.
 
-    A handler of the root logger keeps other packages from adding one of their own, as
-    `logging.warning` does where there is none.
+    With a handler at the root logger, `logging.warning` of other packages adds none of its own.
     """
     root = logging.getLogger()
     if not root.handlers:
@@ -268,18 +267,17 @@ def _configure_logging() -> None:
 def command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command: print user errors without a traceback and exit with status 2.
 
-    A command that a signal ended exits with 75 (`lattec_jax.runtime.preemption`), one that Ctrl-C
-    ended with 130.
+    The status is 75 after a termination signal (`lattec_jax.runtime.preemption`), 130 after Ctrl-C.
     """
     _configure_logging()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # paths that are no text, as standard error does
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths may not be valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv)
     except UserError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of the output has gone, as `| head` goes
+    except BrokenPipeError:  # the reader of the output has closed it, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:

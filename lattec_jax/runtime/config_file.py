@@ -8,13 +8,14 @@ What follows the colon is the argument of the file's `get_config`. Imports no JA
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -91,16 +92,21 @@ def check_choice(key: str, found: str, choices: Collection[str]) -> None:
         )
 
 
-def method_names() -> list[str] | None:
+def method_names() -> Sequence[str] | None:
     """Return the methods' names without importing JAX; None where a file does not spell them out.
 
-    They are the keys of the dictionary `METHODS` in each file of `lattec_jax/methods`; where these
-    have been imported already, a program may have added one of its own.
+    They are the keys of the dictionary `METHODS` in each file of `lattec_jax/methods`. If these
+    have been imported already, their registry is asked: a program may have added a method.
     """
     if loaded := getattr(sys.modules.get("lattec_jax.methods"), "METHODS", None):
         return list(loaded)
+    return _declared_methods(_METHODS)
+
+
+@functools.cache
+def _declared_methods(folder: Path) -> tuple[str, ...] | None:
     names: list[str] = []
-    for file in sorted(_METHODS.glob("*.py")):
+    for file in sorted(folder.glob("*.py")):
         source = file.read_text(encoding="utf-8")
         if file.name == "__init__.py" or not re.search(r"^METHODS\b", source, re.MULTILINE):
             continue
@@ -111,7 +117,7 @@ def method_names() -> list[str] | None:
                 if keys is None or not all(isinstance(key, ast.Constant) for key in keys):
                     return None
                 names += [key.value for key in keys]
-    return names
+    return tuple(names)
 
 
 def packaged_module(name: str) -> ModuleType:

@@ -89,7 +89,7 @@ REFUSED = {
     ),
     "weights that are not stated": (
         {"weights_source": None},
-        "results.json does not say where the weights come from",
+        "results.json does not record where the weights come from",
     ),
     "averaged weights": ({"overrides": ("--config.wise_ft=0.5",)}, "config.wise_ft is 0.5"),
     "shuffled descriptions": (

@@ -20,7 +20,7 @@ def test_runs_that_tables_share_are_there_once(sweep):
     jobs = make_jobs(sweep("1,2,3,4,5,figure6", seeds=(0, 1, 2)))
     names = [job.name for job in jobs]
     assert len(names) == len(set(names))
-    runs = [job for job in jobs if not job.prepares]
+    runs = [job for job in jobs if not job.is_preparation]
     # 6 + 4 + 4 + 3 + 4 rows beside those of Table 1, of which zero-shot needs one seed only and the
     # demo's engine cannot name classes.
     assert len(runs) == 3 * (4 + 6 + 4 + 4 + 3 + 4) + 1
@@ -60,7 +60,7 @@ def test_a_preparation_counts_only_for_what_it_was_made_for(sweep):
     prompt = "--config.descriptions.prompts.image=What is it?"
     other = dataclasses.replace(plan, overrides=(prompt,))
     jobs, changed = (
-        {job.module: job for job in make_jobs(s) if job.prepares} for s in (plan, other)
+        {job.module: job for job in make_jobs(s) if job.is_preparation} for s in (plan, other)
     )
     for job in jobs.values():
         job.product.parent.mkdir(parents=True, exist_ok=True)

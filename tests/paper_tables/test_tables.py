@@ -48,7 +48,7 @@ def test_rows_that_share_a_name_are_the_same_run():
         names = [row.name for row in table.rows]
         assert len(names) == len(set(names))
         for row in table.rows:
-            run = (row.module, row.method, row.overrides, row.describes, row.seeded)
+            run = (row.module, row.method, row.overrides, row.needs_descriptions, row.seeded)
             assert runs.setdefault(row.name, run) == run
 
 
@@ -60,7 +60,7 @@ def test_rows_make_the_methods_that_they_name():
         assert config.method.name in METHODS
         method = make_method(config.method)
         made[row.name] = (config, method)
-        assert row.describes == ("descriptions" in method.requires)
+        assert row.needs_descriptions == ("descriptions" in method.requires)
     whole = made["latteclip"][1]
     assert (whole.alpha, whole.momentum, whole.mixer) == (0.99, 0.99, True)
     assert made["texts-image"][1].description_kinds == ("image",)

@@ -138,15 +138,24 @@ def test_the_methods_are_known_without_importing_them():
     assert sorted(names) == sorted(METHODS)
 
 
+def use_methods(monkeypatch, folder: Path, text: str) -> None:
+    """Let `folder` with a file of this text stand for `lattec_jax/methods`."""
+    folder.mkdir()
+    (folder / "mine.py").write_text(text)
+    monkeypatch.setattr(config_file, "_METHODS", folder)
+    monkeypatch.delitem(sys.modules, "lattec_jax.methods", raising=False)
+
+
 def test_a_method_of_ones_own_needs_no_values(tmp_path, monkeypatch):
-    (tmp_path / "mine.py").write_text("METHODS = {'my_method': None}\n")
-    monkeypatch.setattr(config_file, "_METHODS", tmp_path)
-    monkeypatch.delitem(sys.modules, "lattec_jax.methods")
+    use_methods(monkeypatch, tmp_path / "literal", "METHODS = {'my_method': None}\n")
     config = read("--config=configs/folder.py:method=my_method")
     assert (config.method.name, config.train.batch_size) == ("my_method", 512)
     with pytest.raises(ConfigError, match="Did you mean 'my_method'"):
         read("--config=configs/folder.py:method=my_methd")
-    (tmp_path / "mine.py").write_text("METHODS = dict(my_method=None)\n")  # not spelled out
+
+
+def test_a_method_whose_name_is_computed_is_not_refused(tmp_path, monkeypatch):
+    use_methods(monkeypatch, tmp_path / "computed", "METHODS = dict(my_method=None)\n")
     assert read("--config=configs/folder.py:method=another").method.name == "another"
 
 
