@@ -23,26 +23,23 @@ from lattec_jax.runtime.config import parse
 from lattec_jax.train_loop import train
 
 CONFIG = "configs/demo.py"
-ROWS = {
-    "LatteCLIP": ["--config.method.name=latteclip"],
-    "LatteCLIP, shuffled descriptions": [
-        "--config.method.name=latteclip",
-        "--config.descriptions.shuffle=True",
-    ],
-    'LatteCLIP, class texts alone (`texts=("class",)`)': [
-        "--config.method.name=latteclip",
+ROWS = {  # method and overrides
+    "LatteCLIP": ("latteclip",),
+    "LatteCLIP, shuffled descriptions": ("latteclip", "--config.descriptions.shuffle=True"),
+    'LatteCLIP, class texts alone (`texts=("class",)`)': (
+        "latteclip",
         "--config.method.texts=('class',)",
-    ],
-    "LatteCLIP, WiSE-FT 0.5": ["--config.method.name=latteclip", "--config.wise_ft=0.5"],
+    ),
+    "LatteCLIP, WiSE-FT 0.5": ("latteclip", "--config.wise_ft=0.5"),
     **{
-        f"FLYP, pseudo-labels, learning rate {rate}": [
-            "--config.method.name=flyp",
+        f"FLYP, pseudo-labels, learning rate {rate}": (
+            "flyp",
             f"--config.train.learning_rate={rate}",
-        ]
+        )
         for rate in ("1e-4", "3e-4", "1e-3")
     },
-    "ReCLIP": ["--config.method.name=reclip"],
-    "FLYP, true labels (oracle)": ["--config.method.name=flyp_oracle"],
+    "ReCLIP": ("reclip",),
+    "FLYP, true labels (oracle)": ("flyp_oracle",),
 }
 
 
@@ -50,9 +47,10 @@ def measure(out: Path, seeds: int) -> tuple[list[float], dict[str, list[float]]]
     """Zero-shot top-1 of each seed's run, and the adapted top-1 by row and seed, in per cent."""
     zero_shot: list[float] = []
     found: dict[str, list[float]] = {row: [] for row in ROWS}
-    for row, overrides in ROWS.items():
+    for row, (method, *overrides) in ROWS.items():
         for seed in range(seeds):
-            argv = ["train", f"--config={CONFIG}", f"--config.seed={seed}", *overrides]
+            file = f"--config={CONFIG}:method={method}"
+            argv = ["train", file, f"--config.seed={seed}", *overrides]
             argv.append(f"--config.artifacts={out / 'artifacts'}")
             config, _ = parse(argv)
             name = "".join(c if c.isalnum() else "-" for c in row.lower()).strip("-")

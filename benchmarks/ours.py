@@ -32,9 +32,7 @@ class Ours:
     def __init__(self, work: Workload, dtype: str):
         config = get_config()
         section = config.train
-        section.update(config.presets.paper.train)
         section.learning_rate = workload.LEARNING_RATE
-        config.augment.update(config.presets.paper.augment)
         self.work = work
         self.mesh = sharding.make_mesh(1, jax.devices()[:1])
         self.params = to_flax(work.weights, work.config, "the workload")

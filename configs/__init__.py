@@ -1,1 +1,1 @@
-"""Configurations, one file per dataset; `common.py` holds what they share."""
+"""Configurations, one file per data set; `common.py` and `presets.py` hold what they share."""

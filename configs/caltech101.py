@@ -4,23 +4,23 @@
 
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/caltech-101/101_ObjectCategories/` and
 `split_zhou_Caltech101.json` beside it.
-`python -m lattec_jax.check_data --config=configs/caltech101.py` says what is missing.
+`python -m lattec_jax.check_data --config=configs/caltech101.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 550 steps of 512 images (600 with --config.preset=released_code). Accuracy not yet measured
+Expect: 550 steps of 512 images (600 with preset=released_code). Accuracy not yet measured
 here (the paper: 94.77 against 94.73 zero-shot); time not yet measured.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, public
 
 
-def get_config() -> ConfigDict:
-    """The paper's settings, or the released code's (--config.preset=released_code)."""
-    config = common.get_config()
-    common.public_set(
+def get_config(options: str = "") -> ConfigDict:
+    """Return the settings of a preset and a method."""
+    config = common.get_config(options)
+    public.describe_dataset(
         config,
         "caltech101",
         counts=(100, 5_777, 2_465),
@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
         split="split_zhou_Caltech101.json",
         tfds=("caltech101", "{label}/{image/file_name}"),
     )
-    common.public_prompts(config, domain="object", domains="objects")
-    common.released_schedule(config, epochs=50, warmup_steps=10)
-    config.presets.released_code.train.weight_decay = 1e-7
+    public.set_usual_prompts(config, domain="object", domains="objects")
+    public.set_released_schedule(config, epochs=50, warmup_steps=10)
+    if config.preset == "released_code":
+        common.set_train(config, weight_decay=1e-7)
     return config

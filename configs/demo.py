@@ -25,9 +25,9 @@ from configs import common
 TINY_CLIP = Path(__file__).resolve().parent.parent / "lattec_jax" / "demo" / "tiny_clip"
 
 
-def get_config() -> ConfigDict:
-    """The demo's values; everything else is the paper's (`configs/common.py`)."""
-    config = common.get_config()
+def get_config(options: str = "") -> ConfigDict:
+    """Return the demo's settings; other values are those of `configs/common.py`."""
+    config = common.get_config(options)
     config.weights = str(TINY_CLIP)
     config.dataset.kind = "digits"
     config.dataset.name = "digits"
@@ -41,12 +41,14 @@ def get_config() -> ConfigDict:
         "in fewer than 20 words."
     )
 
-    for preset in config.presets.values():  # a method with values of its own keeps them
-        preset.train.batch_size = 128
-        preset.train.max_steps = 60
-        preset.train.epochs = 10  # 7 steps each; max_steps decides
-        preset.train.learning_rate = 1e-3
-        preset.train.warmup_steps = 6
+    common.set_train(
+        config,
+        batch_size=128,
+        max_steps=60,
+        epochs=10,  # 7 steps each; max_steps decides
+        learning_rate=1e-3,
+        warmup_steps=6,
+    )
     config.method.alpha = 0.74
     config.method.momentum = 0.74
     config.log_every = 5

@@ -4,11 +4,11 @@
 
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/eurosat/2750/` and
 `split_zhou_EuroSAT.json` beside it.
-`python -m lattec_jax.check_data --config=configs/eurosat.py` says what is missing.
+`python -m lattec_jax.check_data --config=configs/eurosat.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 1,800 steps of 512 images (585 with --config.preset=released_code). Accuracy not yet
+Expect: 1,800 steps of 512 images (585 with preset=released_code). Accuracy not yet
 measured here (the paper: 80.27 against 42.95 zero-shot); time not yet measured on these images
 (noise of their size, bfloat16, one H200: 3 minutes 22 seconds with a compilation of 21 s that no
 longer occurs).
@@ -16,13 +16,13 @@ longer occurs).
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, public
 
 
-def get_config() -> ConfigDict:
-    """The paper's settings, or the released code's (--config.preset=released_code)."""
-    config = common.get_config()
-    common.public_set(
+def get_config(options: str = "") -> ConfigDict:
+    """Return the settings of a preset and a method."""
+    config = common.get_config(options)
+    public.describe_dataset(
         config,
         "eurosat",
         counts=(10, 18_900, 8_100),
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     )
     config.dataset.tfds.train, config.dataset.tfds.test = "train[:70%]", "train[70%:]"
     config.image_cache.max_side = 0  # the images are 64 x 64
-    common.set_prompts(
+    public.set_prompts(
         config,
         domain="land use",
         domains="land use",
@@ -42,5 +42,5 @@ def get_config() -> ConfigDict:
         group="Describe the common visual attributes of the land use in all the satellite images "
         "concisely, less than 20 words.",
     )
-    common.released_schedule(config, epochs=15, warmup_steps=40)
+    public.set_released_schedule(config, epochs=15, warmup_steps=40)
     return config

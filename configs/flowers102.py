@@ -4,23 +4,23 @@
 
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/oxford_flowers/jpg/` and
 `split_zhou_OxfordFlowers.json` beside it.
-`python -m lattec_jax.check_data --config=configs/flowers102.py` says what is missing.
+`python -m lattec_jax.check_data --config=configs/flowers102.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 550 steps of 512 images (600 with --config.preset=released_code). Accuracy not yet measured
+Expect: 550 steps of 512 images (600 with preset=released_code). Accuracy not yet measured
 here (the paper: 71.94 against 71.30 zero-shot); time not yet measured.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, public
 
 
-def get_config() -> ConfigDict:
-    """The paper's settings, or the released code's (--config.preset=released_code)."""
-    config = common.get_config()
-    common.public_set(
+def get_config(options: str = "") -> ConfigDict:
+    """Return the settings of a preset and a method."""
+    config = common.get_config(options)
+    public.describe_dataset(
         config,
         "flowers102",
         counts=(102, 5_726, 2_463),
@@ -31,8 +31,8 @@ def get_config() -> ConfigDict:
         tfds=("oxford_flowers102", "{file_name}"),
     )
     config.dataset.tfds.train = "train+validation"
-    common.public_prompts(config, domain="flower", domains="flowers", image="{class} flower")
-    common.released_schedule(
+    public.set_usual_prompts(config, domain="flower", domains="flowers", image="{class} flower")
+    public.set_released_schedule(
         config,
         epochs=50,
         warmup_steps=12,

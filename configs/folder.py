@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from configs import common
 
 
-def get_config() -> ConfigDict:
-    """The paper's settings for images of anything."""
-    config = common.get_config()
+def get_config(options: str = "") -> ConfigDict:
+    """Return the settings for a folder of images, of a preset and a method."""
+    config = common.get_config(options)
     config.dataset.kind = "folder"
     prompts = config.descriptions.prompts
     prompts.image = "Describe the object in the photo concisely, using less than 20 words."

@@ -4,24 +4,24 @@
 
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/oxford_pets/images/` and
 `split_zhou_OxfordPets.json` beside it.
-`python -m lattec_jax.check_data --config=configs/oxford_pets.py` says what is missing.
+`python -m lattec_jax.check_data --config=configs/oxford_pets.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`; it compresses 12 images again, so results name
 it as their protocol and have no number of the paper beside them.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 350 steps of 512 images (900 with --config.preset=released_code). Accuracy not yet measured
+Expect: 350 steps of 512 images (900 with preset=released_code). Accuracy not yet measured
 here (the paper: 89.21 against 87.30 zero-shot); time not yet measured.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, public
 
 
-def get_config() -> ConfigDict:
-    """The paper's settings, or the released code's (--config.preset=released_code)."""
-    config = common.get_config()
-    common.public_set(
+def get_config(options: str = "") -> ConfigDict:
+    """Return the settings of a preset and a method."""
+    config = common.get_config(options)
+    public.describe_dataset(
         config,
         "oxford_pets",
         counts=(37, 3_680, 3_669),
@@ -31,6 +31,6 @@ def get_config() -> ConfigDict:
         split="split_zhou_OxfordPets.json",
         tfds=("oxford_iiit_pet", "{file_name}"),
     )
-    common.public_prompts(config, domain="pet", domains="pets")
-    common.released_schedule(config, epochs=100, warmup_steps=10)
+    public.set_usual_prompts(config, domain="pet", domains="pets")
+    public.set_released_schedule(config, epochs=100, warmup_steps=10)
     return config

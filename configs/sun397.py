@@ -4,24 +4,24 @@
 
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/sun397/SUN397/` and
 `split_zhou_SUN397.json` beside it.
-`python -m lattec_jax.check_data --config=configs/sun397.py` says what is missing.
+`python -m lattec_jax.check_data --config=configs/sun397.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`; it has the images at 120,000 pixels at most,
 compressed again, so results name it as their protocol and have no number of the paper beside them.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 1,900 steps of 512 images (585 with --config.preset=released_code). Accuracy not yet
+Expect: 1,900 steps of 512 images (585 with preset=released_code). Accuracy not yet
 measured here (the paper: 70.68 against 68.20 zero-shot); time not yet measured.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, public
 
 
-def get_config() -> ConfigDict:
-    """The paper's settings, or the released code's (--config.preset=released_code)."""
-    config = common.get_config()
-    common.public_set(
+def get_config(options: str = "") -> ConfigDict:
+    """Return the settings of a preset and a method."""
+    config = common.get_config(options)
+    public.describe_dataset(
         config,
         "sun397",
         counts=(397, 19_850, 19_850),
@@ -32,7 +32,8 @@ def get_config() -> ConfigDict:
         tfds=("sun397/tfds", "{file_name}"),
     )
     config.dataset.tfds.train = "train+validation"
-    common.public_prompts(config, domain="scene", domains="scenes")
-    common.released_schedule(config, epochs=15, warmup_steps=40)
-    config.presets.paper.train.learning_rate = 1e-6
+    public.set_usual_prompts(config, domain="scene", domains="scenes")
+    public.set_released_schedule(config, epochs=15, warmup_steps=40)
+    if config.preset == "paper":
+        common.set_train(config, learning_rate=1e-6)
     return config

@@ -4,22 +4,22 @@
 
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/ucf101/UCF-101-midframes/` and
 `split_zhou_UCF101.json` beside it.
-`python -m lattec_jax.check_data --config=configs/ucf101.py` says what is missing.
+`python -m lattec_jax.check_data --config=configs/ucf101.py` lists what is missing.
 The README, "A real run", has the commands before this one (weights, descriptions).
 
-Expect: 900 steps of 512 images (1,050 with --config.preset=released_code). Accuracy not yet
+Expect: 900 steps of 512 images (1,050 with preset=released_code). Accuracy not yet
 measured here (the paper: 70.08 against 64.37 zero-shot); time not yet measured.
 """
 
 from ml_collections import ConfigDict
 
-from configs import common
+from configs import common, public
 
 
-def get_config() -> ConfigDict:
-    """The paper's settings, or the released code's (--config.preset=released_code)."""
-    config = common.get_config()
-    common.public_set(
+def get_config(options: str = "") -> ConfigDict:
+    """Return the settings of a preset and a method."""
+    config = common.get_config(options)
+    public.describe_dataset(
         config,
         "ucf101",
         counts=(101, 9_537, 3_783),
@@ -29,8 +29,8 @@ def get_config() -> ConfigDict:
         split="split_zhou_UCF101.json",
         name_spaces="_.",
     )
-    common.public_prompts(config, domain="action of the person", domains="person's actions")
-    common.released_schedule(
+    public.set_usual_prompts(config, domain="action of the person", domains="person's actions")
+    public.set_released_schedule(
         config, epochs=50, warmup_steps=20, template="a photo of a person doing {}"
     )
     return config

@@ -34,7 +34,7 @@ from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
-from lattec_jax.runtime.config import of_run
+from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import WeightsError
 from lattec_jax.runtime.files import partial_directory, remove_abandoned, write_safetensors
 from lattec_jax.runtime.run_directory import CONFIG
@@ -63,7 +63,9 @@ def export(workdir: Path, to: str, out: Path) -> None:
     checkpoint, vectors = run_artifacts.load(workdir)
     models = {"": checkpoint}
     if vectors.frozen is not None and to != "prototypes":
-        models[PRETRAINED] = run_artifacts.load_pretrained(of_run(workdir / CONFIG), workdir)
+        models[PRETRAINED] = run_artifacts.load_pretrained(
+            load_run_config(workdir / CONFIG), workdir
+        )
     if to == "huggingface":
         for model in models.values():
             to_huggingface.refuse_unrepresentable(model)

@@ -15,7 +15,7 @@ from absl import flags
 
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.cli import WORKDIR, command, define_distributed, define_workdir, read
-from lattec_jax.runtime.config import of_run, to_json
+from lattec_jax.runtime.config import load_run_config, to_json
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.text import show
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str]) -> None:
 
     directory = Path(values.workdir)
     distributed.join(values.distributed)
-    config = of_run(directory / run_directory.CONFIG)
+    config = load_run_config(directory / run_directory.CONFIG)
     compilation_cache.enable()
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
     with distributed.main_process_first():

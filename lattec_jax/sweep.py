@@ -1,16 +1,16 @@
-"""Run the paper's tables and write ours beside them.
+"""Run the experiments of the paper's tables and write our numbers beside the paper's.
 
     python -m lattec_jax.sweep --tables=1,2,3,4,5,figure6 --datasets=eurosat,dtd --seeds=0,1,2 \\
         --config.weights=weights/ViT-B-32
 
 runs what is missing, one by one, and writes `tables.md` and `tables.html` to --out. The same
-command goes on after an interruption, and several at once share the work. --config.key=value goes
-to all runs. Other modes run nothing:
+command continues after an interruption, and several at once share the work. --preset=NAME and
+--config.key=value apply to all runs. Other modes run nothing:
 
-    --mode=pseudo_labels  print the commands that make pseudo-labels, one a line
-    --mode=descriptions   print those that make descriptions, to follow these
-    --mode=runs           print those of the runs, to follow these
-    --mode=tables         write the tables from what is there
+    --mode=pseudo_labels  print the commands that make pseudo-labels, one per line
+    --mode=descriptions   print the commands that make descriptions; run these second
+    --mode=runs           print the commands of the runs; run these last
+    --mode=tables         write the tables from the results so far
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from absl import flags
 
-from lattec_jax.paper_tables.cells import Found, make_sheet, read_results
+from lattec_jax.paper_tables.cells import CollectedResults, make_sheet, read_results
 from lattec_jax.paper_tables.plan import (
     DESCRIBE,
     PSEUDO_LABEL,
@@ -30,10 +30,11 @@ from lattec_jax.paper_tables.plan import (
     commands,
     make_jobs,
 )
-from lattec_jax.paper_tables.runner import report, work
+from lattec_jax.paper_tables.runner import run_jobs, summarize
 from lattec_jax.paper_tables.tables import TABLES, paper_datasets
 from lattec_jax.paper_tables.write import facts, markdown, page
 from lattec_jax.runtime.cli import command, read
+from lattec_jax.runtime.config_file import DEFAULTS
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.runtime.files import write_whole
 from lattec_jax.runtime.preemption import terminating
@@ -43,20 +44,21 @@ PRINTED = {"pseudo_labels": PSEUDO_LABEL, "descriptions": DESCRIBE, "runs": None
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the flags of the command."""
     keys, names = ",".join(TABLES), ",".join(paper_datasets())
     flags.DEFINE_list("tables", keys, "Which tables.", flag_values=values)
     flags.DEFINE_list("datasets", names, "Configurations: names or files.", flag_values=values)
     flags.DEFINE_list("seeds", "0,1,2", "Seeds of the runs.", flag_values=values)
+    flags.DEFINE_string("preset", DEFAULTS["preset"], "Preset of all runs.", flag_values=values)
     flags.DEFINE_string("out", "runs/sweep", "Where runs and tables go.", flag_values=values)
     flags.DEFINE_enum("mode", "run", ["run", *PRINTED, "tables"], "What to do.", flag_values=values)
 
 
 def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
-    """The sweep that the command line asks for, and its mode.
+    """Return the sweep and the mode of a command line.
 
     Raises:
-        ConfigError: an unknown flag or table, or seeds that are no numbers.
+        ConfigError: an unknown flag or table, or seeds that are not numbers.
     """
     overrides = [a for a in argv[1:] if a.startswith(("--config.", "-config."))]
     values, _ = read([a for a in argv if a not in overrides], __doc__, define_flags)
@@ -73,12 +75,13 @@ def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
         tuple(dict.fromkeys(map(int, values.seeds))),
         Path(values.out),
         tuple(overrides),
+        values.preset,
     )
     return sweep, values.mode
 
 
-def write_tables(sweep: Sweep, found: Found) -> str:
-    """Write `tables.md` and `tables.html` from what is there and return the Markdown."""
+def write_tables(sweep: Sweep, found: CollectedResults) -> str:
+    """Write `tables.md` and `tables.html` from the results so far and return the Markdown."""
     sheets = [make_sheet(sweep, table, found) for table in sweep.tables]
     known = facts(sweep, found)
     text = markdown(sheets, known)
@@ -92,7 +95,7 @@ def write_tables(sweep: Sweep, found: Found) -> str:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     sweep, mode = parse_sweep(argv)
     jobs = make_jobs(sweep)
     if mode in PRINTED:
@@ -102,12 +105,12 @@ def main(argv: Sequence[str]) -> None:
     outcome = None
     if mode == "run":
         with terminating():
-            outcome = work(jobs, sweep.out)
+            outcome = run_jobs(jobs, sweep.out)
     found = read_results(sweep)
     print(write_tables(sweep, found))
     show(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)
     if outcome is not None:
-        show(report(outcome), file=sys.stderr)
+        show(summarize(outcome), file=sys.stderr)
     if found.damaged or (outcome is not None and outcome.failed):
         sys.exit(1)
 

@@ -47,10 +47,11 @@ def make_inputs(directory: Path) -> None:
 
 
 def arguments(root: str, *extra: str) -> list[str]:
-    """The command line of a short run."""
+    """The command line of a short run; what begins with ":" is an option of the configuration."""
+    options = ",".join(argument[1:] for argument in extra if argument.startswith(":"))
     return [
         "train",
-        "--config=configs/folder.py",
+        f"--config=configs/folder.py:{options}",
         f"--config.dataset.name={root}",
         f"--config.dataset.root={root}",
         f"--config.dataset.class_names={root}/classes.txt",
@@ -63,7 +64,7 @@ def arguments(root: str, *extra: str) -> list[str]:
         "--config.checkpoint_every=2",
         "--config.log_every=1",
         "--config.image_cache.max_side=24",
-        *extra,
+        *(argument for argument in extra if not argument.startswith(":")),
     ]
 
 

@@ -171,7 +171,7 @@ def test_an_interrupted_run_continues_as_if_nothing_had_been(trained, monkeypatc
     [*(pytest.param(m, marks=pytest.mark.full) for m in ("flyp", "flyp_oracle")), "zero_shot"],
 )
 def test_other_methods(trained, method):
-    found = run("labeled", f"--config.method.name={method}")
+    found = run("labeled", f":method={method}")
     assert found["method"] == method
     assert found["steps"] == (0 if method == "zero_shot" else 6)
     base, adapted = base_model().params, model_of(trained / f"runs/labeled-{method}-s0")
@@ -183,7 +183,7 @@ def test_other_methods(trained, method):
 
 @pytest.mark.full
 def test_the_released_preset_and_a_streamed_store(place):
-    found = run("labeled", "--config.preset=released_code", "--config.image_cache.placement=host")
+    found = run("labeled", ":preset=released_code", "--config.image_cache.placement=host")
     assert (found["preset"], found["momentum"], found["steps"]) == ("released_code", 0.0, 6)
 
 
@@ -194,7 +194,7 @@ def test_what_is_missing_is_said(trained, all_devices):
         train.main(arguments("labeled", "--config.descriptions.engine=llava"))
     assert not (trained / "runs").exists()  # nothing was claimed for a run that cannot start
     with pytest.raises(DataError, match="flyp_oracle trains with true labels"):
-        train.main(arguments("unlabeled", "--config.method.name=flyp_oracle"))
+        train.main(arguments("unlabeled", ":method=flyp_oracle"))
     with pytest.raises(ConfigError, match=r"config\.weights: expected a converted directory"):
         train.main(arguments("labeled", "--config.weights="))
     with pytest.raises(ConfigError, match="multiple of the 8 devices"):
@@ -206,11 +206,11 @@ def test_what_is_missing_is_said(trained, all_devices):
     with pytest.raises(ConfigError, match=r"config\.augment\.flip_probability: expected"):
         train.main(arguments("labeled", "--config.augment.flip_probability=2"))
     with pytest.raises(ConfigError, match="Did you mean 'latteclip'"):
-        train.main(arguments("labeled", "--config.method.name=lateclip"))
+        train.main(arguments("labeled", ":method=lateclip"))
 
 
 def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(trained, capsys):
-    command = ("labeled", "--config.train.batch_size=512", "--config.method.name=zero_shot")
+    command = ("labeled", "--config.train.batch_size=512", ":method=zero_shot")
     found = run(*command)
     assert found["batch_size"] == 36
     assert "batch of 36 instead of 512" in capsys.readouterr().out
@@ -222,7 +222,7 @@ def test_a_set_smaller_than_the_batch_makes_the_batch_its_own_size(trained, caps
 def test_a_class_without_images_is_trained_with_and_reported(place, method):
     names = place / "labeled" / "classes.txt"
     names.write_text(names.read_text() + "fish\n")
-    found = run("labeled", f"--config.method.name={method}")
+    found = run("labeled", f":method={method}")
     assert found["class_names"][3] == "fish"
     assert found["per_class"]["adapted"][3] is None and found["per_class"]["adapted"][0] is not None
     assert "no images" in found["table"]

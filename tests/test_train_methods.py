@@ -18,7 +18,7 @@ from lattec_jax.runtime.errors import ConfigError, WeightsError
 from lattec_jax.training.metrics_log import RunLog
 from tests.runs import arguments, assert_equal, base_model, classifier_of, logged, model_of, run
 
-RECLIP = ("--config.method.name=reclip", "--config.method.reclip.images_per_epoch=0")
+RECLIP = (":method=reclip", "--config.method.reclip.images_per_epoch=0")
 AS_RECLIP = ("labeled", *RECLIP, "--config.eval_every=3", "--config.checkpoint_every=3")
 
 
@@ -148,18 +148,18 @@ def test_a_share_that_is_none_is_refused():
 @pytest.mark.parametrize(
     "ablations",
     [
-        ("preset=paper", "method.mixer=False", "method.labels=('zero_shot',)"),
+        (":preset=paper", "--config.method.mixer=False", "--config.method.labels=('zero_shot',)"),
         (
-            "preset=released_code",
-            "method.labels=('current',)",
-            "method.texts=('image','group')",
-            "method.momentum=0.0",
-            "method.alpha=0.0",
+            ":preset=released_code",
+            "--config.method.labels=('current',)",
+            "--config.method.texts=('image','group')",
+            "--config.method.momentum=0.0",
+            "--config.method.alpha=0.0",
         ),
     ],
 )
 def test_the_ablations_of_table_3_run_from_the_command_line(trained, ablations):
-    found = run("labeled", *[f"--config.{value}" for value in ablations])
+    found = run("labeled", *ablations)
     assert found["steps"] == 6
     directory = trained / "runs/labeled-latteclip-s0"
     vectors = classifier_of(directory)["classifier"]
@@ -185,6 +185,6 @@ class Entropy(Method):
 @pytest.mark.full
 def test_a_method_of_two_functions_is_a_whole_run(trained, monkeypatch):
     monkeypatch.setitem(METHODS, "entropy", lambda config: Entropy())
-    found = run("labeled", "--config.method.name=entropy", "--config.train.batch_size=32")
+    found = run("labeled", ":method=entropy", "--config.train.batch_size=32")
     losses = [line["loss"] for line in logged(trained / "runs/labeled-entropy-s0")]
     assert losses[-1] < losses[0] and found["method"] == "entropy"

@@ -44,7 +44,7 @@ from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
 from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.runtime import run_directory, sharding
-from lattec_jax.runtime.config import of_run
+from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import ConfigError, DataError
 
 BATCH_SIZE = 256  # where there is no configuration beside the model
@@ -146,7 +146,7 @@ class Classifier:
         directory = Path(directory)
         checkpoint, vectors = run_artifacts.load(directory)
         path = directory / run_directory.CONFIG
-        config = of_run(path) if path.exists() or vectors.frozen is not None else None
+        config = load_run_config(path) if path.exists() or vectors.frozen is not None else None
         if config is None:
             return cls(checkpoint, vectors)
         pretrained = None

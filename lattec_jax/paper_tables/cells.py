@@ -1,4 +1,4 @@
-"""What the runs of a sweep found, as the cells of its tables. Accuracies are in per cent."""
+"""Results of a sweep's runs as the cells of its tables. Accuracies are in percent."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lattec_jax.paper_tables.comparable import why_not
+from lattec_jax.paper_tables.comparable import reason_not_comparable
 from lattec_jax.paper_tables.plan import Sweep, column
 from lattec_jax.paper_tables.tables import Row, Table, paper_datasets
 from lattec_jax.runtime import run_directory
-from lattec_jax.runtime.config import from_json, leaves
+from lattec_jax.runtime.config import flatten, from_json
 from lattec_jax.runtime.errors import ConfigError, DataError
 
 Results = Mapping[str, Any]  # of one run, `results.json`
@@ -21,13 +21,13 @@ BEST, SECOND = 1, 2
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """The results that are there.
+class CollectedResults:
+    """Results of the runs that have finished.
 
     Attributes:
         runs: by data set, row and seed.
-        damaged: what is wrong with a `results.json` that cannot be used; it counts as missing.
-        reasons: by data set and row, why its runs are not compared with the paper's.
+        damaged: errors of `results.json` files that cannot be used; these runs count as missing.
+        reasons: by data set and row, why the runs are not compared with the paper's.
     """
 
     runs: Mapping[tuple[str, str], Mapping[int, Results]]
@@ -39,7 +39,7 @@ class Found:
         return self.runs.get((dataset, row), {})
 
     def top1(self, dataset: str, row: str) -> dict[int, float]:
-        """The accuracies in per cent by seed, of runs that had labels to measure with."""
+        """Return the accuracies in percent by seed, of runs with labels to measure with."""
         return {
             seed: 100 * run["adapted"]["top1"]
             for seed, run in self.of(dataset, row).items()
@@ -53,8 +53,8 @@ class Cell:
 
     Attributes:
         values: of the runs, or their changes in points.
-        wanted: how many runs there should be.
-        paper: what the paper prints, None where it does not or where it cannot be compared.
+        wanted: number of runs when the sweep is complete.
+        paper: the paper's number; None if it prints none or the runs cannot be compared with it.
         rank: BEST, SECOND or 0 in its column.
         change: whether the values are differences between two accuracies.
     """
@@ -83,7 +83,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Sheet:
-    """One table, ready to be written: `cells[r][c]` is row r in column c."""
+    """A table to write: `cells[r][c]` is row r in column c."""
 
     title: str
     columns: tuple[str, ...]
@@ -92,8 +92,8 @@ class Sheet:
     note: str
 
 
-def read_results(sweep: Sweep) -> Found:
-    """The results of the runs that have ended."""
+def read_results(sweep: Sweep) -> CollectedResults:
+    """Read the results of the runs that have finished."""
     runs: dict[tuple[str, str], dict[int, Results]] = {}
     damaged: list[str] = []
     for dataset in sweep.datasets:
@@ -110,14 +110,14 @@ def read_results(sweep: Sweep) -> Found:
     for dataset in sweep.datasets:
         for row in sweep.rows:
             for seed, run in runs.get((dataset, row.name), {}).items():
-                reason = why_not(dataset, row, sweep.workdir(dataset, row, seed), run)
+                reason = reason_not_comparable(dataset, row, sweep.workdir(dataset, row, seed), run)
                 if reason is not None:
                     reasons.setdefault((dataset, row.name), reason)
-    return Found(runs, tuple(damaged), reasons)
+    return CollectedResults(runs, tuple(damaged), reasons)
 
 
 def read_run(path: Path) -> Results:
-    """The results of one run, as far as the tables need them.
+    """Read the results of one run that the tables need.
 
     Raises:
         DataError: the file is damaged.
@@ -130,9 +130,11 @@ def read_run(path: Path) -> Results:
     return run
 
 
-def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:
-    """One table with the columns of its data sets and, of several, their average; of Figure 6 the
-    average change."""
+def make_sheet(sweep: Sweep, table: Table, found: CollectedResults) -> Sheet:
+    """Return a table with a column per data set and one for the average of several.
+
+    The last column of Figure 6 is the average change.
+    """
     names = [column(dataset) for dataset in sweep.datasets]
     columns = [[_cell(sweep, table, row, d, found) for row in table.rows] for d in sweep.datasets]
     if any(row.all_data for row in table.rows):
@@ -149,23 +151,23 @@ def make_sheet(sweep: Sweep, table: Table, found: Found) -> Sheet:
     return Sheet(table.title, tuple(names), labels, cells, _note(sweep, table, found))
 
 
-def _readings(sweep: Sweep, table: Table, found: Found) -> list[str]:
-    """The values that the runs of a table record for its reading; without any, the configured."""
+def _readings(sweep: Sweep, table: Table, found: CollectedResults) -> list[str]:
+    """Return the values of the table's reading that its runs record, or the configured ones."""
     values = []
     for dataset in sweep.datasets:
         for row in table.rows:
             for seed in found.of(dataset, row.name):
-                # `why_not` gives a configuration that cannot be read as a reason.
+                # `reason_not_comparable` gives a configuration that cannot be read as a reason.
                 with contextlib.suppress(ConfigError):
                     config = from_json(sweep.workdir(dataset, row, seed) / run_directory.CONFIG)
-                    values.append(dict(leaves(config)).get(table.reading))
+                    values.append(dict(flatten(config)).get(table.reading))
     recorded = [value for value in values if value is not None]
-    configured = [dict(leaves(sweep.config(name)))[table.reading] for name in sweep.datasets]
+    configured = [dict(flatten(sweep.config(name)))[table.reading] for name in sweep.datasets]
     return list(dict.fromkeys(map(str, recorded or configured)))
 
 
-def _note(sweep: Sweep, table: Table, found: Found) -> str:
-    """The table's note, the values of its reading, and what was compared and what not, and why."""
+def _note(sweep: Sweep, table: Table, found: CollectedResults) -> str:
+    """Return the table's note, its reading, and what was and was not compared, and why."""
     parts = [table.note] if table.note else []
     if table.reading:
         parts.append(f"Here: config.{table.reading}={', '.join(_readings(sweep, table, found))}.")
@@ -193,50 +195,53 @@ def _note(sweep: Sweep, table: Table, found: Found) -> str:
 
 
 def listed(runs: Iterable[Results], key: str) -> str:
-    """All values of a key in the runs, most frequent first."""
+    """Return all values of a key in the runs, most frequent first."""
     found = [str(run[key]) for run in runs if run.get(key) is not None]
     return " | ".join(sorted(set(found), key=lambda v: (-found.count(v), v))) or "none"
 
 
-def _cell(sweep: Sweep, table: Table, row: Row, dataset: str, found: Found) -> Cell:
+def _cell(sweep: Sweep, table: Table, row: Row, dataset: str, found: CollectedResults) -> Cell:
     values = tuple(found.top1(dataset, row.name).values())
     printed = table.printed(row, column(dataset))
     paper = None if (dataset, row.name) in found.reasons else printed
     return Cell(values, len(sweep.row_seeds(row)), paper)
 
 
-def _by_seed(sweep: Sweep, name: str, found: Found) -> dict[int, float]:
-    """The average over the data sets for the seeds that all of them have."""
+def _by_seed(sweep: Sweep, name: str, found: CollectedResults) -> dict[int, float]:
+    """Return the average over the data sets, for the seeds that all of them have."""
     accuracies = [found.top1(dataset, name) for dataset in sweep.datasets]
     seeds = set.intersection(*(set(values) for values in accuracies))
     return {seed: statistics.fmean(values[seed] for values in accuracies) for seed in sorted(seeds)}
 
 
-def _all_ten(sweep: Sweep, found: Found, *rows: str) -> bool:
+def _all_ten(sweep: Sweep, found: CollectedResults, *rows: str) -> bool:
     """Whether the columns are the paper's and all runs of the rows can be compared."""
     refused = any((dataset, row) in found.reasons for dataset in sweep.datasets for row in rows)
     return {*map(column, sweep.datasets)} == {*paper_datasets()} and not refused
 
 
-def _average(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
-    """Over all data sets. The paper's number is the one that it prints, of all ten; of fewer it is
-    the mean of its numbers for the same ones."""
+def _average(sweep: Sweep, table: Table, row: Row, found: CollectedResults) -> Cell:
+    """Return the cell of the average over the data sets.
+
+    The paper's number is the printed one for all ten, and the mean of its numbers for fewer.
+    """
     printed = [_cell(sweep, table, row, dataset, found).paper for dataset in sweep.datasets]
-    paper = None if None in printed else statistics.fmean(printed)
+    known = [number for number in printed if number is not None]
+    paper = statistics.fmean(known) if len(known) == len(printed) else None
     if _all_ten(sweep, found, row.name):
         paper = table.printed(row, "average")
     values = tuple(_by_seed(sweep, row.name, found).values())
     return Cell(values, len(sweep.row_seeds(row)), paper)
 
 
-def _change(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
-    """The average change against all the training images, for the seeds that both have."""
+def _change(sweep: Sweep, table: Table, row: Row, found: CollectedResults) -> Cell:
+    """Return the average change against all training images, for the seeds that both rows have."""
     wanted = len(sweep.row_seeds(row))
     if row.all_data is None:
         return Cell((), wanted, change=True)
     ours = _by_seed(sweep, row.name, found)
-    whole = _by_seed(sweep, row.all_data, found)
-    values = tuple(ours[seed] - whole[seed] for seed in ours if seed in whole)
+    full = _by_seed(sweep, row.all_data, found)
+    values = tuple(ours[seed] - full[seed] for seed in ours if seed in full)
     known = _all_ten(sweep, found, row.name, row.all_data)
     paper = table.printed_change(row) if known else None
     return Cell(values, wanted, paper, change=True)
@@ -244,12 +249,15 @@ def _change(sweep: Sweep, table: Table, row: Row, found: Found) -> Cell:
 
 def _rank(cells: Sequence[Cell], ranked: Sequence[bool]) -> list[Cell]:
     """Mark the best and the second best of at least two complete cells; equal means share one."""
-    takes_part = [r and len(c.values) == c.wanted for c, r in zip(cells, ranked, strict=True)]
-    means = {cell.mean for cell, part in zip(cells, takes_part, strict=True) if part}
-    marks = dict(zip(sorted(means, reverse=True), (BEST, SECOND), strict=False))
-    if sum(takes_part) < 2:
+    means = [
+        cell.mean if is_ranked and len(cell.values) == cell.wanted else None
+        for cell, is_ranked in zip(cells, ranked, strict=True)
+    ]
+    complete = [mean for mean in means if mean is not None]
+    marks = dict(zip(sorted({*complete}, reverse=True), (BEST, SECOND), strict=False))
+    if len(complete) < 2:
         marks = {}
     return [
-        dataclasses.replace(cell, rank=marks.get(cell.mean, 0)) if part else cell
-        for cell, part in zip(cells, takes_part, strict=True)
+        cell if mean is None else dataclasses.replace(cell, rank=marks.get(mean, 0))
+        for cell, mean in zip(cells, means, strict=True)
     ]

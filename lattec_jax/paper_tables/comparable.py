@@ -1,10 +1,10 @@
-"""Whether the paper's numbers belong beside a run: what the paper fixes must be equal.
+"""Whether a run can be compared with the paper: whatever the paper fixes must be equal.
 
-A run's `config.json` is compared, key by key, with what the packaged configuration of its data set
-resolves to under the run's preset and the overrides of its row. Every key counts but `EXEMPT`. A
-run of either preset can be compared: which of the two gave the printed numbers is not known, so the
-note below a table names the preset. Weights, protocol and the counts of classes and images are
-compared as `results.json` records them.
+A run's `config.json` is compared, key by key, with the packaged configuration of its data set for
+the run's preset and the method and overrides of its row. Every key counts except `EXEMPT`. Runs of
+both presets can be compared: which of the two gave the printed numbers is not known, so the note
+below a table names the preset. Weights, protocol and the numbers of classes and images are compared
+as `results.json` records them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.data.datasets.coop import PROTOCOL
 from lattec_jax.data.datasets.dataset import fraction_count, fraction_protocol
-from lattec_jax.paper_tables.plan import column, resolved_config
+from lattec_jax.paper_tables.plan import column, config_argument, load_config
 from lattec_jax.paper_tables.tables import (
     CLASSIFY,
     MODEL,
@@ -28,13 +28,14 @@ from lattec_jax.paper_tables.tables import (
     Row,
     paper_datasets,
 )
-from lattec_jax.runtime.config import PACKAGED_CONFIGS, from_json, leaves, to_json
+from lattec_jax.runtime.config import flatten, from_json, to_json
+from lattec_jax.runtime.config_file import PACKAGED_CONFIGS
 from lattec_jax.runtime.errors import ConfigError, shortened
 from lattec_jax.runtime.run_directory import COMPUTED, CONFIG
 
-# Keys (`*`: any) that are not compared: how a run is computed and logged, where its
-# files are, seeds, what is compared by `results.json` instead (weights, protocol, counts), and the
-# reading of Table 4, which the paper does not decide and the table's note states.
+# Keys (`*`: any) that are not compared: how a run is computed and logged, where its files are,
+# seeds, what `results.json` decides (weights, protocol, counts), and the reading of Table 4,
+# which the paper leaves open and the table's note states.
 EXEMPT = (
     *sorted(COMPUTED),
     "artifacts",
@@ -60,22 +61,24 @@ EXEMPT = (
     "seed",
     "weights",
 )
-# What a row's command does not read.
+# Sections that a row's command does not read.
 _NO_DESCRIPTIONS = ("descriptions.*",)
 _NO_CLIP = ("augment.*", "init", "method.*", "image_cache.*", "templates", "train.*", "wise_ft")
-# SHA-256 of `model.safetensors` of the paper's weights, converted. While none is known here, the
+# SHA-256 of the `model.safetensors` converted from the paper's weights. As long as it is empty, the
 # source that the conversion recorded decides.
 WEIGHTS_SHA256: frozenset[str] = frozenset()
 _LISTED = 3  # keys that differ, in one reason
 _ABSENT = "(absent)"
 
 
-def why_not(dataset: str, row: Row, directory: Path, run: Mapping[str, Any]) -> str | None:
-    """Why the paper's number does not belong beside a run; None where it does.
+def reason_not_comparable(
+    dataset: str, row: Row, directory: Path, run: Mapping[str, Any]
+) -> str | None:
+    """Return why a run cannot be compared with the paper, None if it can.
 
     Args:
         dataset: as `--datasets` names it.
-        row: of the tables.
+        row: the run's row.
         directory: the run's work directory.
         run: its `results.json`.
     """
@@ -96,10 +99,9 @@ def why_not(dataset: str, row: Row, directory: Path, run: Mapping[str, Any]) -> 
 
 
 def _expected(run: Mapping[str, Any], row: Row) -> ConfigDict:
-    """What the run's configuration has to be."""
+    """Return the configuration that the run must have."""
     file = PACKAGED_CONFIGS / f"{run['dataset']}.py"
-    preset = f"--config.preset={run['preset']}"
-    return resolved_config((f"--config={file}", preset, *row.overrides))
+    return load_config((config_argument(file, run["preset"], row.method), *row.overrides))
 
 
 def _protocol(run: Mapping[str, Any], expected: ConfigDict) -> str | None:
@@ -113,7 +115,7 @@ def _protocol(run: Mapping[str, Any], expected: ConfigDict) -> str | None:
 
 
 def _counts(run: Mapping[str, Any], row: Row, expected: ConfigDict) -> str | None:
-    """Classes, training and test images; unreadable images count, as the split names them."""
+    """Compare the numbers of classes and images; unreadable images count, the split lists them."""
     wanted = expected.dataset.expected
     unreadable = run["n_left_out"]
     found = [
@@ -128,14 +130,14 @@ def _counts(run: Mapping[str, Any], row: Row, expected: ConfigDict) -> str | Non
 
 
 def _weights(run: Mapping[str, Any]) -> str | None:
-    """By their SHA-256 where that of the paper's weights is known, by their source otherwise."""
+    """Compare the weights' SHA-256 if the paper's is known, otherwise their source."""
     if WEIGHTS_SHA256:
         if run.get("weights_sha256") in WEIGHTS_SHA256:
             return None
         return f"the weights' SHA-256 is {run.get('weights_sha256')}, not that of {PRETRAINED}"
     source = run.get("weights_source")
     if source is None:
-        return "results.json does not say where the weights come from"
+        return "results.json does not record where the weights come from"
     if "adapted_with" in source:
         return f"the weights were adapted with {source['adapted_with']}"
     by_tag = (source.get("model"), source.get("pretrained")) == (MODEL, PRETRAINED)
@@ -147,11 +149,11 @@ def _weights(run: Mapping[str, Any]) -> str | None:
 
 
 def _configuration(config: ConfigDict, expected: ConfigDict, row: Row) -> str | None:
-    """The keys that differ."""
+    """List the keys that differ."""
     exempt = EXEMPT
     if row.module == CLASSIFY:
         exempt += _NO_CLIP
-    elif not row.describes:
+    elif not row.needs_descriptions:
         exempt += _NO_DESCRIPTIONS
     found, wanted = _plain(config), _plain(expected)
     differing = [
@@ -167,6 +169,6 @@ def _configuration(config: ConfigDict, expected: ConfigDict, row: Row) -> str | 
 
 
 def _plain(config: ConfigDict) -> dict[str, Any]:
-    """Dotted names and values as JSON keeps them."""
+    """Return values by dotted keys, as JSON stores them."""
     content = json.loads(to_json(config))
-    return dict(leaves(ConfigDict(content, convert_dict=True)))
+    return dict(flatten(ConfigDict(content, convert_dict=True)))

@@ -1,4 +1,4 @@
-"""Which jobs the tables take: preparations, then one run for each row, data set and seed."""
+"""Jobs of a sweep: preparations, then one run for each row, data set and seed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from ml_collections import ConfigDict
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.paper_tables.tables import CLASSIFY, TABLES, Row, Table
 from lattec_jax.runtime import run_directory
-from lattec_jax.runtime.config import did_you_mean, leaves, parse
-from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.runtime.config import flatten, parse
+from lattec_jax.runtime.config_file import DEFAULTS
+from lattec_jax.runtime.errors import ConfigError, did_you_mean
 
 PSEUDO_LABEL = "lattec_jax.pseudo_label"
 DESCRIBE = "captioning.describe"
 NO_CLASSES = ("pixels",)  # engines that answer no question about classes
-# What the row "latteclip" stands for, which most tables compare with.
-_METHOD = {
+# Values of the row "latteclip", which most tables compare with.
+_LATTECLIP = {
     "dataset.train_fraction": 1,
     "descriptions.correct_per_group": None,
     "descriptions.group_size": 4,
@@ -35,15 +36,14 @@ _METHOD = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command, which leaves `product` behind when it has ended well.
+    """One command; `product` exists once it has succeeded.
 
     Attributes:
         name: unique in a sweep, such as "eurosat/latteclip-s0".
         module: of the command, `python -m <module>`.
-        arguments: of the command.
-        product: `results.json` of a run, the mark of a preparation.
-        needs: names of the preparations that must have ended well before.
-        made: what a preparation makes, where its path is known.
+        product: `results.json` of a run, the marker file of a preparation.
+        needs: names of the preparations that must have succeeded before.
+        made: files of a preparation, as far as their paths are known.
     """
 
     name: str
@@ -54,20 +54,20 @@ class Job:
     made: tuple[Path, ...] = ()
 
     @property
-    def prepares(self) -> bool:
-        """Whether it makes files that several runs read."""
+    def is_preparation(self) -> bool:
+        """Whether the command makes files that several runs read."""
         return self.module in (PSEUDO_LABEL, DESCRIBE)
 
     @property
     def done(self) -> bool:
-        """Whether it has ended well, in this sweep or in an earlier one."""
+        """Whether the command has succeeded, in this sweep or an earlier one."""
         return self.product.exists() and all(path.exists() for path in self.made)
 
     @property
     def command(self) -> str:
-        """As one line for a shell; a preparation marks its end."""
+        """The shell command in one line; a preparation creates its marker file at the end."""
         line = shlex.join(["python", "-m", self.module, *self.arguments])
-        if self.prepares:
+        if self.is_preparation:
             mark = shlex.quote(str(self.product))
             line += f" && mkdir -p {shlex.quote(str(self.product.parent))} && touch {mark}"
         return line
@@ -75,10 +75,11 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """What is asked for.
+    """Tables, data sets and seeds of a sweep.
 
     Raises:
-        ConfigError: two data sets would have the same column, or an override is a row's own.
+        ConfigError: two data sets have the same column name, or an override sets a key that the
+            rows set.
     """
 
     tables: tuple[Table, ...]
@@ -86,6 +87,7 @@ class Sweep:
     seeds: tuple[int, ...]
     out: Path
     overrides: tuple[str, ...] = ()  # `--config.key=value` for all runs
+    preset: str = DEFAULTS["preset"]  # of all runs
 
     def __post_init__(self) -> None:
         stem, count = Counter(map(column, self.datasets)).most_common(1)[0]
@@ -95,6 +97,8 @@ class Sweep:
             )
         for override in self.overrides:
             key = _key(override)
+            if key in ("preset", "presets"):
+                raise ConfigError(f"{override}: choose the preset of all runs with --preset=NAME")
             if key in _keys_of_rows():
                 raise ConfigError(
                     f"{override}: the rows of the tables set config.{key} themselves; leave it out"
@@ -102,40 +106,47 @@ class Sweep:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """The rows of all tables, each run once."""
+        """The rows of all tables without repetition."""
         return tuple({row.name: row for table in self.tables for row in table.rows}.values())
 
-    def arguments(self, dataset: str, overrides: Sequence[str]) -> tuple[str, ...]:
-        """A command's `--config...` arguments."""
+    def arguments(
+        self, dataset: str, overrides: Sequence[str] = (), method: str = ""
+    ) -> tuple[str, ...]:
+        """Return a command's `--config...` arguments; without a method, those of a preparation."""
         file = dataset if dataset.endswith(".py") else f"configs/{dataset}.py"
-        return (f"--config={file}", *self.overrides, *overrides)
+        return (config_argument(file, self.preset, method), *self.overrides, *overrides)
 
-    def config(self, dataset: str, overrides: Sequence[str] = ()) -> ConfigDict:
-        """The resolved configuration of a data set."""
-        return resolved_config(self.arguments(dataset, overrides))
+    def config(self, dataset: str, overrides: Sequence[str] = (), method: str = "") -> ConfigDict:
+        """Return the configuration of a data set."""
+        return load_config(self.arguments(dataset, overrides, method))
 
     def workdir(self, dataset: str, row: Row, seed: int) -> Path:
-        """Where a run of a row goes."""
+        """Return the work directory of a run."""
         return self.out / column(dataset) / f"{row.name}-s{seed}"
 
     def row_seeds(self, row: Row) -> tuple[int, ...]:
-        """The seeds that a row is run with: the first where all give the same."""
+        """Return the seeds of a row: only the first if all give the same result."""
         return self.seeds if row.seeded else self.seeds[:1]
 
 
+def config_argument(file: str | Path, preset: str, method: str = "") -> str:
+    """Return `--config=FILE:preset=NAME,method=NAME`."""
+    return f"--config={file}:preset={preset}" + (f",method={method}" if method else "")
+
+
 @functools.cache
-def resolved_config(arguments: tuple[str, ...]) -> ConfigDict:
-    """The resolved configuration, locked, of a command's arguments; the tables ask often."""
+def load_config(arguments: tuple[str, ...]) -> ConfigDict:
+    """Return the locked configuration of a command's arguments; the tables ask often."""
     return parse(["sweep", *arguments])[0]
 
 
 def column(dataset: str) -> str:
-    """The name of a data set in tables and directories."""
+    """Return the name of a data set in tables and directories."""
     return Path(dataset).stem
 
 
 def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
-    """The tables of these keys.
+    """Return the tables of these keys.
 
     Raises:
         ConfigError: there is no such table.
@@ -150,11 +161,11 @@ def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
 
 
 def make_jobs(sweep: Sweep) -> list[Job]:
-    """All jobs in the order in which they are run; each is there once.
+    """Return all jobs without repetition, in the order in which they are run.
 
     Raises:
-        ConfigError: a configuration does not exist or is not the method as the tables take it, or
-            a work directory holds the run of another configuration.
+        ConfigError: a configuration does not exist or differs from the tables' LatteCLIP, or a work
+            directory contains the run of another configuration.
     """
     jobs: dict[str, Job] = {}
     for dataset in sweep.datasets:
@@ -181,8 +192,8 @@ def runs_here(sweep: Sweep, dataset: str, row: Row) -> bool:
 
 
 def commands(jobs: Sequence[Job], module: str | None) -> list[str]:
-    """The missing preparations of a module, or (None) the missing runs, one a line in any order."""
-    wanted = [job for job in jobs if (job.module == module if module else not job.prepares)]
+    """Return the commands of a module's preparations, or (None) of the runs, that are not done."""
+    wanted = [job for job in jobs if (job.module == module if module else not job.is_preparation)]
     return [job.command for job in wanted if not job.done]
 
 
@@ -192,19 +203,19 @@ def _key(override: str) -> str:
 
 
 def _keys_of_rows() -> set[str]:
-    """What the tables vary, or need as it is."""
+    """Return the keys that the tables vary or expect to be unchanged."""
     rows = (row for table in TABLES.values() for row in table.rows)
     keys = {_key(override) for row in rows for override in row.overrides}
-    return keys | _METHOD.keys() | {"seed", "dataset.name"}
+    return keys | _LATTECLIP.keys() | {"seed", "dataset.name", "method.name"}
 
 
 def _check_method(sweep: Sweep, dataset: str) -> None:
-    """Refuse a configuration whose plain run would not be what the tables call LatteCLIP."""
+    """Refuse a configuration that differs from what the tables call LatteCLIP."""
     config = sweep.config(dataset)
     if not config.dataset.name:
         raise ConfigError(f"--datasets: the configuration {dataset} names no data set")
-    found = dict(leaves(config))
-    for key, expected in _METHOD.items():
+    found = dict(flatten(config))
+    for key, expected in _LATTECLIP.items():
         if found[key] != expected:
             raise ConfigError(
                 f"--datasets: the tables expect config.{key}={expected!r}, found {found[key]!r} in "
@@ -216,19 +227,21 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
     overrides = (*row.overrides, f"--config.seed={seed}")
     directory = sweep.workdir(dataset, row, seed)
     if (directory / run_directory.CONFIG).exists():
-        config = sweep.config(dataset, overrides)
+        config = sweep.config(dataset, overrides, row.method)
         if row.module == CLASSIFY:  # it records itself as a method of its own
             config = config.copy_and_resolve_references().unlock()
             config.method.name = row.name
         run_directory.check(directory, config)
-    arguments = (*sweep.arguments(dataset, overrides), f"--workdir={directory}")
+    arguments = (*sweep.arguments(dataset, overrides, row.method), f"--workdir={directory}")
     name = f"{directory.parent.name}/{directory.name}"
     return Job(name, row.module, arguments, directory / run_directory.RESULTS, needs)
 
 
 def _preparations(sweep: Sweep, dataset: str, row: Row) -> list[Job]:
-    """Image caches, pseudo-labels and descriptions, before any run reads them: two workers that
-    made them at the same time would do the work twice."""
+    """Return the jobs that make image caches, pseudo-labels and descriptions.
+
+    They precede all runs: two workers that made them at the same time would do the work twice.
+    """
     if row.module == CLASSIFY:
         return []
     shared = tuple(a for a in row.overrides if not _key(a).startswith(("method.", "train.")))
@@ -236,9 +249,9 @@ def _preparations(sweep: Sweep, dataset: str, row: Row) -> list[Job]:
     plain = tuple(a for a in shared if a not in of_groups)
     found = [_preparation(sweep, dataset, PSEUDO_LABEL, plain)]
     needs = (found[0].name,)
-    if row.describes:
+    if row.needs_descriptions:
         found.append(_preparation(sweep, dataset, DESCRIBE, plain, "image,group", needs))
-    if row.describes and of_groups:  # descriptions of single images are the same
+    if row.needs_descriptions and of_groups:  # descriptions of single images are the same
         found.append(_preparation(sweep, dataset, DESCRIBE, shared, "group", needs))
     return found
 
@@ -251,11 +264,10 @@ def _preparation(
     kinds: str = "",
     needs: tuple[str, ...] = (),
 ) -> Job:
-    """A preparation; its mark is named after what it is made for, so that none counts for another
-    model, prompt or share."""
+    """Return a preparation, whose marker file is named after the values that it depends on."""
     config = sweep.config(dataset, overrides)
     sections = ("weights", "templates", "dataset", "descriptions", "image_cache", "artifacts")
-    values = sorted((k, v) for k, v in leaves(config) if k.split(".")[0] in sections)
+    values = sorted((k, v) for k, v in flatten(config) if k.split(".")[0] in sections)
     digest = hashlib.sha256(repr([values, kinds]).encode()).hexdigest()[:8]
     name = f"{'descriptions' if kinds else 'pseudo-labels'}-{digest}"
     arguments = sweep.arguments(dataset, overrides) + ((f"--kind={kinds}",) if kinds else ())

@@ -1,9 +1,9 @@
 """Run the jobs of a sweep one by one. Any number of workers may share one sweep.
 
-A worker that is told to end (SIGTERM, SIGUSR1, Ctrl-C) passes it on and waits for its process.
+A worker that receives SIGTERM, SIGUSR1 or Ctrl-C terminates its process and waits for it to end.
 
-A job is locked (flock) by the worker and by the process that it has started, so that a job whose
-worker was killed is not begun a second time while its process goes on. The lock ends with them.
+The worker and the process that it has started both hold the lock (flock) of a job. So a job whose
+worker was killed is not started again while its process continues. The lock ends with both.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ _PAUSE = 2.0  # seconds between looks at jobs that other workers have
 
 @dataclasses.dataclass
 class Outcome:
-    """What became of the jobs, by name."""
+    """Names of the jobs by what happened to them."""
 
     done: list[str] = dataclasses.field(default_factory=list)  # by this worker
-    others: list[str] = dataclasses.field(default_factory=list)  # before, or by other workers
+    done_before: list[str] = dataclasses.field(default_factory=list)  # before, or by other workers
     failed: list[str] = dataclasses.field(default_factory=list)
-    left_out: list[str] = dataclasses.field(default_factory=list)  # what they need has failed
+    skipped: list[str] = dataclasses.field(default_factory=list)  # a job that they need has failed
 
 
-def work(jobs: Sequence[Job], out: Path) -> Outcome:
-    """Run what is not done, in order, and wait for what other workers have begun.
+def run_jobs(jobs: Sequence[Job], out: Path) -> Outcome:
+    """Run the jobs that are not done, in order, and wait for those that other workers run.
 
     Args:
-        jobs: of `lattec_jax.paper_tables.plan.make_jobs`.
-        out: directory of the sweep; locks and logs go below it.
+        jobs: see `lattec_jax.paper_tables.plan.make_jobs`.
+        out: directory of the sweep, for locks and logs.
 
     Raises:
         ConfigError: `out` cannot be written, or its file system has no flock.
@@ -55,7 +55,7 @@ def work(jobs: Sequence[Job], out: Path) -> Outcome:
 
 
 class _Worker:
-    """One pass after the other over the jobs until none is left."""
+    """Passes over the jobs until none is left."""
 
     def __init__(self, jobs: Sequence[Job], out: Path) -> None:
         self._jobs, self._out = jobs, out
@@ -63,24 +63,24 @@ class _Worker:
         self._seconds: list[float] = []
 
     def run(self) -> Outcome:
-        """What became of the jobs."""
+        """Run or await all jobs."""
         left = list(self._jobs)
         while left:
             left = [job for job in left if not self._settle(job)]
             if left:
-                _say(f"waiting for {len(left)} jobs of other workers, the first: {left[0].name}")
+                _print(f"waiting for {len(left)} jobs of other workers, the first: {left[0].name}")
                 while all(self._waits(job) for job in left):
                     time.sleep(_PAUSE)
         return self._outcome
 
     def _settle(self, job: Job) -> bool:
-        """Run a job, unless that is done, or not possible. False: another worker has it."""
+        """Run a job unless it is done or cannot run; False if another worker runs it."""
         outcome = self._outcome
         if job.done:
-            outcome.others.append(job.name)
+            outcome.done_before.append(job.name)
             return True
-        if any(need in outcome.failed or need in outcome.left_out for need in job.needs):
-            outcome.left_out.append(job.name)
+        if any(need in outcome.failed or need in outcome.skipped for need in job.needs):
+            outcome.skipped.append(job.name)
             return True
         if self._lacks(job):
             return False  # another worker makes what it needs
@@ -88,36 +88,36 @@ class _Worker:
             if lock is None:
                 return False
             if job.done:  # by another worker, since we looked
-                outcome.others.append(job.name)
+                outcome.done_before.append(job.name)
                 return True
             self._run(job, lock)
         return True
 
     def _run(self, job: Job, lock: int) -> None:
-        """Run a job and say how it went, and how much is left."""
+        """Run a job and print its outcome and the remaining time."""
         number = next(n for n, other in enumerate(self._jobs, 1) if other.name == job.name)
-        _say(f"[{number}/{len(self._jobs)}] {job.name} ...")
+        _print(f"[{number}/{len(self._jobs)}] {job.name} ...")
         start = time.perf_counter()
         ended_well = _run(job, self._out / "logs" / f"{_file_name(job)}.log", lock)
         taken = time.perf_counter() - start
         (self._outcome.done if ended_well else self._outcome.failed).append(job.name)
-        if ended_well and not job.prepares:
+        if ended_well and not job.is_preparation:
             self._seconds.append(taken)
         left = sum(not other.done for other in self._jobs)
         said = f"    {'done' if ended_well else 'FAILED'} in {taken:.0f} s; {left} left"
         if left and self._seconds:
             mean = sum(self._seconds) / len(self._seconds)
             said += f", {mean:.0f} s a run, {left * mean / 60:.0f} min to go"
-        _say(said)
+        _print(said)
 
     def _lacks(self, job: Job) -> bool:
-        """Whether something that a job needs is still to come."""
-        over = {*self._outcome.failed, *self._outcome.left_out}
+        """Whether a preparation that a job needs is not done yet."""
+        over = {*self._outcome.failed, *self._outcome.skipped}
         needed = (other for other in self._jobs if other.name in job.needs)
         return any(not other.done and other.name not in over for other in needed)
 
     def _waits(self, job: Job) -> bool:
-        """Whether there is nothing to do for a job yet."""
+        """Whether a job must wait for another worker."""
         if job.done:
             return False
         if self._lacks(job):
@@ -127,7 +127,7 @@ class _Worker:
 
     @contextlib.contextmanager
     def _lock(self, job: Job) -> Iterator[int | None]:
-        """The descriptor of the job's locked file; None where another process has it."""
+        """Yield the descriptor of the job's locked file, None if another process holds the lock."""
         path = self._out / "locks" / f"{_file_name(job)}.lock"
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -141,18 +141,18 @@ class _Worker:
             os.close(descriptor)
 
 
-def report(outcome: Outcome) -> str:
-    """One line of what `work` did, and the names of what is missing."""
+def summarize(outcome: Outcome) -> str:
+    """Return the numbers of jobs by outcome, and the names of those that failed or were skipped."""
     lines = [
-        f"{len(outcome.done)} jobs done now, {len(outcome.others)} before or by other workers, "
-        f"{len(outcome.failed)} failed, {len(outcome.left_out)} without what they need"
+        f"{len(outcome.done)} jobs done now, {len(outcome.done_before)} before or by other "
+        f"workers, {len(outcome.failed)} failed, {len(outcome.skipped)} without what they need"
     ]
     lines += [f"  failed: {name}" for name in outcome.failed]
-    lines += [f"  left out: {name}" for name in outcome.left_out]
+    lines += [f"  skipped: {name}" for name in outcome.skipped]
     return "\n".join(lines)
 
 
-def _say(line: str) -> None:
+def _print(line: str) -> None:
     show(line, file=sys.stderr)
 
 
@@ -161,9 +161,9 @@ def _file_name(job: Job) -> str:
 
 
 def _run(job: Job, log: Path, lock: int) -> bool:
-    """Whether the job's process ended well and left its product; its output goes to `log`."""
+    """Run the job's process with its output in `log`; return whether it succeeded."""
     environment = os.environ.copy()
-    # Rows and seeds share their programs: compile each once.
+    # Runs of several rows and seeds compile to the same programs: compile each once.
     cache = (log.parent.parent / "compiled").absolute()
     environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     with open(log, "ab") as file:
@@ -176,17 +176,17 @@ def _run(job: Job, log: Path, lock: int) -> bool:
             try:
                 status = process.wait()
             except KeyboardInterrupt:  # Ctrl-C or SIGTERM: it saves its work and ends
-                _say(f"    stopping {job.name}")
+                _print(f"    stopping {job.name}")
                 process.terminate()
                 process.wait()
                 raise
-    if status == 0 and job.prepares:
+    if status == 0 and job.is_preparation:
         job.product.parent.mkdir(parents=True, exist_ok=True)
         job.product.touch()
     if status == 0 and job.done:
         return True
     lines = log.read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-    _say(f"    exit status {status}; the end of {log}:")
+    _print(f"    exit status {status}; the end of {log}:")
     for line in [line for line in lines if line.strip()][-_LAST_LINES:]:
-        _say(f"      {line}")
+        _print(f"      {line}")
     return False

@@ -1,6 +1,6 @@
 """The tables of the paper (arXiv 2410.08211): their rows as configurations, and its numbers.
 
-`paper_tables.json` holds the accuracies as printed, by table, row and data set, in per cent.
+`paper_tables.json` contains the printed accuracies in percent by table, row and data set.
 """
 
 from __future__ import annotations
@@ -24,20 +24,22 @@ class Row:
     """One configuration of a table.
 
     Attributes:
-        name: of the run; rows of several tables that share it share their runs.
+        name: name of the runs; rows of several tables with the same name have the same runs.
         label: the row in the table and in `paper_tables.json`.
-        overrides: `--config...` arguments that make it.
-        describes: whether it trains with descriptions.
-        module: the command that runs it.
-        seeded: False where another seed gives the same result.
-        ranked: whether it can be best or second best of its table.
+        method: the option of the configuration file; "": none trains.
+        overrides: `--config.key=value` arguments.
+        needs_descriptions: whether it trains with descriptions.
+        module: the command.
+        seeded: False if every seed gives the same result.
+        ranked: whether the row can be best or second best of its table.
         all_data: in Figure 6, the name of the row with all the training images.
     """
 
     name: str
     label: str
+    method: str = "latteclip"
     overrides: tuple[str, ...] = ()
-    describes: bool = False
+    needs_descriptions: bool = False
     module: str = TRAIN
     seeded: bool = True
     ranked: bool = True
@@ -49,12 +51,10 @@ class Table:
     """A table of the paper.
 
     Attributes:
-        key: on the command line.
-        title: above the table.
-        paper: in `paper_tables.json`.
-        rows: from top to bottom.
-        note: below the table.
-        reading: a configuration key that the paper does not decide; its value is in the note.
+        key: name on the command line.
+        paper: key in `paper_tables.json`.
+        note: text below the table.
+        reading: a configuration key that the paper leaves open; the note states its value.
     """
 
     key: str
@@ -65,11 +65,11 @@ class Table:
     reading: str = ""
 
     def printed(self, row: Row, dataset: str) -> float | None:
-        """The paper's accuracy in per cent (`dataset` may be "average"), None where it has none."""
+        """Return the paper's accuracy in percent (`dataset` may be "average") or None."""
         return numbers()[self.paper].get(row.label, {}).get(dataset)
 
     def printed_change(self, row: Row) -> float | None:
-        """The paper's average change against all the training images, in points (Figure 6)."""
+        """Return the paper's average change against all training images, in points (Figure 6)."""
         changes = numbers()[self.paper].get("average change against all the data", {})
         method, _, fraction = row.label.partition(", ")
         return changes.get(method, {}).get(fraction)
@@ -77,45 +77,41 @@ class Table:
 
 @functools.cache
 def numbers() -> dict[str, Any]:
-    """What the paper prints."""
+    """Return the paper's numbers."""
     return json.loads(_NUMBERS.read_text(encoding="utf-8"))
 
 
 def paper_datasets() -> tuple[str, ...]:
-    """The ten data sets in the paper's order."""
+    """Return the ten data sets in the paper's order."""
     return tuple(name for name in numbers()["table1_main"]["latteclip"] if name != "average")
 
 
-def _latteclip(name: str, label: str, *overrides: str, describes: bool = True) -> Row:
-    """A row of LatteCLIP."""
-    return Row(name, label, ("--config.method.name=latteclip", *overrides), describes)
+def _latteclip(name: str, label: str, *overrides: str, needs_descriptions: bool = True) -> Row:
+    """Return a row of LatteCLIP."""
+    return Row(name, label, "latteclip", overrides, needs_descriptions)
 
 
 def _texts(*texts: str) -> Row:
-    """A row of Table 2: the kinds of text that are mixed."""
+    """Return a row of Table 2 for the kinds of text that are mixed."""
     label = "+".join(texts)
     listed = ",".join(f'"{text}"' for text in texts)
     override = f"--config.method.texts=({listed},)"
-    return _latteclip(f"texts-{label}", label, override, describes=texts != ("class",))
+    return _latteclip(f"texts-{label}", label, override, needs_descriptions=texts != ("class",))
 
 
-def _share(method: str, label: str, fraction: float, describes: bool) -> Row:
-    """A row of Figure 6: a share of the training images."""
+def _fraction(method: str, label: str, fraction: float, needs_descriptions: bool) -> Row:
+    """Return a row of Figure 6 for a fraction of the training images."""
     return Row(
         f"{method}-fraction-{fraction:g}",
         f"{label}, {fraction:.0%}",
-        (f"--config.method.name={method}", f"--config.dataset.train_fraction={fraction:g}"),
-        describes,
+        method,
+        (f"--config.dataset.train_fraction={fraction:g}",),
+        needs_descriptions,
         all_data=method,
     )
 
 
-_ORACLE = Row(
-    "flyp_oracle",
-    "oracle (FLYP, true labels)",
-    ("--config.method.name=flyp_oracle",),
-    ranked=False,
-)
+_ORACLE = Row("flyp_oracle", "oracle (FLYP, true labels)", "flyp_oracle", ranked=False)
 
 TABLES: dict[str, Table] = {
     table.key: table
@@ -126,15 +122,10 @@ TABLES: dict[str, Table] = {
             "table1_main",
             (
                 _ORACLE,
-                Row("llava_zero_shot", "llava zero-shot", module=CLASSIFY, seeded=False),
-                Row(
-                    "zero_shot",
-                    "clip zero-shot",
-                    ("--config.method.name=zero_shot",),
-                    seeded=False,
-                ),
-                Row("reclip", "reclip", ("--config.method.name=reclip",)),
-                Row("flyp", "flyp + pseudo-label", ("--config.method.name=flyp",)),
+                Row("llava_zero_shot", "llava zero-shot", "", module=CLASSIFY, seeded=False),
+                Row("zero_shot", "clip zero-shot", "zero_shot", seeded=False),
+                Row("reclip", "reclip", "reclip"),
+                Row("flyp", "flyp + pseudo-label", "flyp"),
                 _latteclip("latteclip", "latteclip"),
             ),
             "The oracle trains with true labels and is not ranked. ReCLIP's repository divides the "
@@ -197,10 +188,10 @@ TABLES: dict[str, Table] = {
                 ),
             ),
             "An analysis: all rows but the first group training images by their true labels; they "
-            "are not ranked. Our reading, for the paper does not say which label counts: an image "
-            "of a group is correct if its true label is the pseudo-label of the image that the "
-            "group is for (config.descriptions.correct_label=pseudo, the default); with true, if "
-            "it is that image's own true label.",
+            "are not ranked. Our reading, since the paper does not state which label counts: an "
+            "image of a group is correct if its true label is the pseudo-label of the image that "
+            "the group is for (config.descriptions.correct_label=pseudo, the default); with true, "
+            "if it is that image's own true label.",
             reading="descriptions.correct_label",
         ),
         Table(
@@ -216,19 +207,19 @@ TABLES: dict[str, Table] = {
         ),
         Table(
             "figure6",
-            "Figure 6. Share of the training images",
+            "Figure 6. Fraction of the training images",
             "figure6_training_data",
             (
                 _latteclip("latteclip", "latteclip, 100%"),
-                _share("latteclip", "latteclip", 0.2, True),
-                _share("latteclip", "latteclip", 0.01, True),
+                _fraction("latteclip", "latteclip", 0.2, True),
+                _fraction("latteclip", "latteclip", 0.01, True),
                 dataclasses.replace(_ORACLE, label="oracle, 100%"),
-                _share("flyp_oracle", "oracle", 0.2, False),
-                _share("flyp_oracle", "oracle", 0.01, False),
+                _fraction("flyp_oracle", "oracle", 0.2, False),
+                _fraction("flyp_oracle", "oracle", 0.01, False),
             ),
             "The change is against the row with all the training images. The paper prints averages "
-            "over its ten data sets only; which of the oracle's two belongs to which share is our "
-            "reading.",
+            "over its ten data sets only; which of the oracle's two belongs to which fraction is "
+            "our reading.",
         ),
     )
 }

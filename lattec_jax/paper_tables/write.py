@@ -1,21 +1,21 @@
-"""Write the tables of a sweep as Markdown and as one HTML page that needs nothing else."""
+"""Format the tables of a sweep as Markdown and as one self-contained HTML page."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from lattec_jax.paper_tables.cells import BEST, SECOND, Cell, Found, Sheet, listed
+from lattec_jax.paper_tables.cells import BEST, SECOND, Cell, CollectedResults, Sheet, listed
 from lattec_jax.paper_tables.plan import Sweep, column, runs_here
 from lattec_jax.reporting.markup import escape
 from lattec_jax.runtime.text import valid_text
 
 _LEGEND = (
-    "Top-1 accuracy on the test images in per cent, last step, mean ± standard deviation over the "
-    "seeds of training; the draw of the groups and of the share of the images is the same for all. "
-    "(2 of 3): so many of the runs are there. Below it the number that the paper prints and, in "
-    "brackets, ours minus the paper's; a run that differs in anything that the paper fixes is "
-    "shown without it, and the note below the table says why. Best and second best of a column are "
-    "marked. Without a number of ours: not run (yet), or there are no labels."
+    "Top-1 accuracy (%) on the test images, last step, mean ± standard deviation over the training "
+    "seeds; all seeds have the same groups and the same fraction of the images. (2 of 3): number "
+    "of finished runs. Below it the paper's number and, in brackets, ours minus the paper's; a run "
+    "that differs in anything that the paper fixes is shown without it, and the note below the "
+    "table gives the reason. Best and second best of a column are marked. Without a number of "
+    "ours: not run yet, or there are no labels."
 )
 _STYLE = """
 body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 90em; padding: 0 1em; }
@@ -30,7 +30,7 @@ small { color: #555; }
 
 
 def markdown(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
-    """The tables; best bold, second best in italics."""
+    """Return the tables as Markdown, best bold, second best in italics."""
     parts = [
         f"{_LEGEND} Bold is best, italics second best.",
         "\n".join(f"- {valid_text(f)}" for f in facts),
@@ -51,7 +51,7 @@ def markdown(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
 
 
 def page(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
-    """The same as HTML; best bold, second best underlined."""
+    """Return the tables as HTML, best bold, second best underlined."""
     body = [f"<p>{escape(_LEGEND)} Bold is best, underlined second best.</p>"]
     body.append("<ul>" + "".join(f"<li>{escape(fact)}</li>" for fact in facts) + "</ul>")
     for sheet in sheets:
@@ -78,8 +78,8 @@ def page(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
     )
 
 
-def facts(sweep: Sweep, found: Found) -> list[str]:
-    """What was run: how many, on what, by which protocol."""
+def facts(sweep: Sweep, found: CollectedResults) -> list[str]:
+    """Return lines that describe the runs: number, models, devices, data sets and protocols."""
     wanted = [
         len(sweep.row_seeds(row))
         for dataset in sweep.datasets
@@ -102,8 +102,8 @@ def facts(sweep: Sweep, found: Found) -> list[str]:
     return [*lines, *(f"Left out: {damage}" for damage in found.damaged)]
 
 
-def _facts_of(sweep: Sweep, dataset: str, found: Found) -> list[str]:
-    """What was run on a data set."""
+def _facts_of(sweep: Sweep, dataset: str, found: CollectedResults) -> list[str]:
+    """Return lines that describe the runs on a data set."""
     own = [run for row in sweep.rows for run in found.of(dataset, row.name).values()]
     lines = []
     if own:
@@ -130,7 +130,7 @@ def _ours(cell: Cell) -> str:
 
 
 def _papers(cell: Cell) -> str:
-    """The paper's number and the difference, empty where there is none."""
+    """Format the paper's number and the difference; "" without one."""
     if cell.paper is None:
         return ""
     sign = "+" if cell.change else ""

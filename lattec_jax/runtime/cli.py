@@ -14,27 +14,22 @@ import os
 import re
 import signal
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from lattec_jax.runtime.config import leaves, parse, parse_flags
-from lattec_jax.runtime.config_comments import comment_of, comments, in_order
-from lattec_jax.runtime.config_schema import allowed
+from lattec_jax.runtime.config import Define, parse_command_line, parse_flags
+from lattec_jax.runtime.config_display import help_entry, help_lines, print_lines
 from lattec_jax.runtime.errors import ConfigError, UserError
 from lattec_jax.runtime.preemption import STATUS, Terminated
 from lattec_jax.runtime.text import cut, printable
 
-Define = Callable[[flags.FlagValues], None]
-
-# No room, over quota, too large, read-only, not allowed.
+# No space left, over quota, too large, read-only, not allowed.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
-# Another kind of file than expected, none at all, too long a name, links in a circle, a device that
-# fails: of a path that the message names.
+# The path that the message names is of another kind than expected, does not exist, is too long, has
+# links in a circle, or is on a device that fails.
 _NOT_USABLE = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
     errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EPERM, errno.EBUSY, errno.EIO, errno.ESTALE,
@@ -46,7 +41,6 @@ _FORMS = {
     "float": "NUMBER",
     "comma separated list of strings": "A,B,...",
 }
-WIDTH = 100  # columns of the help
 
 
 def define_nothing(values: flags.FlagValues) -> None:
@@ -83,7 +77,7 @@ def read(
     """Parse the flags of a command that takes no configuration.
 
     Args:
-        argv: the whole command line, program name first.
+        argv: the full command line, program name first.
         doc: the command's docstring, for `--help`.
         define: defines the flags.
         required: required flags, each with an example of its value.
@@ -101,7 +95,7 @@ def read(
     values = flags.FlagValues()
     define(values)
     if asks_for_help(argv):
-        _show([*_head(doc), *_flag_lines(values, required, arguments)])
+        _print_and_exit([*_head(doc), *_flag_lines(values, required, arguments)])
     rest = parse_flags(values, argv)[1:]
     if rest and not arguments:
         raise ConfigError(f"unexpected argument {rest[0]!r}; flags are written --name=value")
@@ -115,29 +109,42 @@ def read_config(
     define: Define = define_nothing,
     required: Mapping[str, str] | None = None,
 ) -> tuple[ConfigDict, flags.FlagValues]:
-    """Parse `--config=FILE`, its `--config.key=value` overrides and a command's own flags.
+    """Parse `--config=FILE:OPTIONS`, its `--config.key=value` overrides and a command's own flags.
 
     Args:
         argv, doc, define, required: see `read`.
 
     Returns:
-        The resolved configuration and the flags.
+        The checked configuration and the flags.
 
     Raises:
-        ConfigError, SystemExit: see `read` and `lattec_jax.runtime.config.parse`.
+        ConfigError: see `read` and `lattec_jax.runtime.config.parse`.
+        SystemExit: after `--help` or `--print_config` was answered.
     """
     required = required or {}
+
+    def define_all(values: flags.FlagValues) -> None:
+        define(values)
+        flags.DEFINE_boolean(
+            "print_config",
+            False,
+            "Print each value and where it comes from, and exit.",
+            flag_values=values,
+        )
+
     if asks_for_help(argv):
         own = flags.FlagValues()
-        define(own)
+        define_all(own)
         lines = [*_head(doc), *_flag_lines(own, required, "", config=True)]
         given = config_arguments(argv[1:])
         if any(re.match(r"--?config(=|$)", argument) for argument in given):
-            lines += ["", *_config_lines(*parse([argv[0], *given]))]
-        _show(lines)
-    config, values = parse(argv, define)
-    _check_required(values, required)
-    return config, values
+            lines += ["", *help_lines(parse_command_line([argv[0], *given]))]
+        _print_and_exit(lines)
+    parsed = parse_command_line(argv, define_all)
+    if parsed.flags.print_config:
+        _print_and_exit(print_lines(parsed))
+    _check_required(parsed.flags, required)
+    return parsed.config, parsed.flags
 
 
 def asks_for_help(argv: Sequence[str]) -> bool:
@@ -155,7 +162,7 @@ def _check_required(values: flags.FlagValues, required: Mapping[str, str]) -> No
 
 
 def config_arguments(arguments: Sequence[str]) -> list[str]:
-    """The `--config` arguments, including values written as a separate argument."""
+    """Return the `--config` arguments, including values written as a separate argument."""
     found, may_follow = [], False
     for argument in arguments:
         if re.match(r"--?(no)?config([.=]|$)", argument):
@@ -172,8 +179,7 @@ def config_arguments(arguments: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------------------------------- help text
 
 
-def _show(lines: Sequence[str]) -> NoReturn:
-    """Print the help and exit with status 0."""
+def _print_and_exit(lines: Iterable[str]) -> NoReturn:
     print("\n".join(lines), flush=True)
     sys.exit(0)
 
@@ -182,28 +188,18 @@ def _head(doc: str | None) -> list[str]:
     return [(doc or "").strip(), "", "Flags:"]
 
 
-def _entry(form: str, note: str, *paragraphs: str) -> Iterator[str]:
-    """Lines for a flag or a configuration key and its description."""
-    yield f"  {form}  ({note})" if note else f"  {form}"
-    indent = " " * 8
-    for paragraph in paragraphs:
-        yield from textwrap.wrap(
-            paragraph, WIDTH, initial_indent=indent, subsequent_indent=indent,
-            break_long_words=False, break_on_hyphens=False,
-        )  # fmt: skip
-
-
 def _flag_lines(
     values: flags.FlagValues, required: Mapping[str, str], arguments: str, config: bool = False
 ) -> Iterator[str]:
-    """Lines for each flag, with default and description, and for the positional arguments."""
+    """Yield lines for each flag, with default and description, and for positional arguments."""
     if config:
-        yield from _entry(
-            "--config=FILE",
+        yield from help_entry(
+            "--config=FILE[:preset=NAME,method=NAME]",
             "required; for example configs/demo.py",
-            "Configuration file, packaged or your own. Add --help to list its keys.",
+            "Configuration file, packaged or your own, and the preset (paper or released_code) and "
+            "the method that it is built for. Add --help to list its keys.",
         )
-        yield from _entry(
+        yield from help_entry(
             "--config.KEY=VALUE", "", "Override a value of the configuration; can be repeated."
         )
     for name in values:
@@ -212,14 +208,14 @@ def _flag_lines(
         if name in required:
             note = f"required; for example {required[name]}"
         choices = "|".join(_choices(flag))
-        yield from _entry(_form(flag), note, flag.help.removeprefix(f"<{choices}>: "))
-    yield from _entry("--help, -h", "", "Print this help and exit.")
+        yield from help_entry(_form(flag), note, flag.help.removeprefix(f"<{choices}>: "))
+    yield from help_entry("--help, -h", "", "Print this help and exit.")
     if arguments:
-        yield from ("", "Arguments:", *_entry(arguments, ""))
+        yield from ("", "Arguments:", *help_entry(arguments, ""))
 
 
 def _form(flag: flags.Flag) -> str:
-    """How a flag is written on the command line."""
+    """Return how a flag is written on the command line."""
     kind = flag.flag_type()
     if kind == "bool":
         return f"--[no]{flag.name}"
@@ -238,22 +234,11 @@ def _default(flag: flags.Flag) -> str:
     return str(flag.default).lower() if flag.boolean else str(flag.default)
 
 
-def _config_lines(config: ConfigDict, values: flags.FlagValues) -> Iterator[str]:
-    """Lines for every key, with its resolved value and its comment."""
-    path = Path(values["config"].config_filename)
-    found, known = comments(path), dict(leaves(config))
-    yield f"Configuration {path}, with the preset and the overrides applied:"
-    for key in in_order(known, found):
-        declared = allowed(key)
-        words = (f"Expects {declared.words}.",) if declared else ()
-        yield from _entry(f"config.{key} = {known[key]!r}", "", *comment_of(key, found), *words)
-
-
 # ------------------------------------------------------------------------------------ exit statuses
 
 
 def shown(message: object) -> str:
-    """A message as the terminal may show it: printable, and not too long."""
+    """Return a message as a terminal may show it: printable, and not too long."""
     return printable(cut(str(message)))
 
 
@@ -261,15 +246,14 @@ class ShownFormatter(logging.Formatter):
     """Formats log records for a terminal."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The record as `shown` shows it."""
+        """Format a record as `shown` does."""
         return shown(super().format(record))
 
 
 def _configure_logging() -> None:
-    """Print warnings and errors of all loggers as `shown`.
+    """Print the warnings and errors of all loggers as `shown`.
 
-    A handler of the root logger keeps other packages from adding one of their own, as
-    `logging.warning` does where there is none.
+    With a handler at the root logger, `logging.warning` of other packages adds none of its own.
     """
     root = logging.getLogger()
     if not root.handlers:
@@ -283,18 +267,17 @@ def _configure_logging() -> None:
 def command(main: Callable[[Sequence[str]], None]) -> None:
     """Run a command: print user errors without a traceback and exit with status 2.
 
-    A command that a signal ended exits with 75 (`lattec_jax.runtime.preemption`), one that Ctrl-C
-    ended with 130.
+    The status is 75 after a termination signal (`lattec_jax.runtime.preemption`), 130 after Ctrl-C.
     """
     _configure_logging()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # paths that are no text, as standard error does
+    if isinstance(sys.stdout, io.TextIOWrapper):  # paths may not be valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv)
     except UserError as error:
         print(f"error: {shown(error)}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of the output has gone, as `| head` goes
+    except BrokenPipeError:  # the reader of the output has closed it, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(128 + signal.SIGPIPE)
     except OSError as error:

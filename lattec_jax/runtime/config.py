@@ -1,99 +1,125 @@
-"""Configuration: read a Python file, apply overrides, fill in the preset. Imports no JAX.
+"""Configurations: read a file and its overrides, check them, and store them as JSON.
 
-A configuration file defines `get_config()` and returns an `ml_collections.ConfigDict`. Values that
-are `None` are filled in by `resolve`: from `config.method_presets.<method>`, if the method that
-`config.method.name` names has one, then from the preset `config.presets.<preset>` that
-`config.preset` names. So an explicit value, in the file or on the command line, always wins.
+A configuration file defines `get_config(options)` and returns an `ml_collections.ConfigDict` with
+every value set: `configs/common.py` chooses those of the preset and the method that the options
+name, the file changes what its data set needs. `--config.key=value` overrides both. Imports no JAX.
 """
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import json
 import numbers
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from lattec_jax.runtime import config_schema, safe_read
+from lattec_jax.runtime.config_file import (
+    ConfigFile,
+    available_configs,
+    check_choice,
+    method_names,
+    packaged_module,
+    use_option,
+)
 from lattec_jax.runtime.errors import ConfigError, did_you_mean
 
-PACKAGED_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-MAX_CONFIG_BYTES = 2**20
+Define = Callable[[flags.FlagValues], None]
 
 
-def parse(
-    argv: Sequence[str], define: Callable[[flags.FlagValues], None] | None = None
-) -> tuple[ConfigDict, flags.FlagValues]:
-    """Read `--config=FILE`, its `--config.key=value` overrides and a command's own flags.
+class Parsed(NamedTuple):
+    """A command line that names a configuration."""
+
+    config: ConfigDict  # checked and locked
+    flags: flags.FlagValues
+    file: ConfigFile
+    overrides: Mapping[str, Any]  # by dotted keys
+
+
+def parse(argv: Sequence[str], define: Define | None = None) -> tuple[ConfigDict, flags.FlagValues]:
+    """Read `--config=FILE:OPTIONS`, its `--config.key=value` overrides and a command's own flags.
 
     Args:
-        argv: the whole command line, program name first.
+        argv: the full command line, program name first.
         define: adds the command's own flags.
 
     Returns:
-        The resolved configuration and the parsed flags.
+        The checked and locked configuration, and the parsed flags.
 
     Raises:
-        ConfigError: no such file, an unknown key or flag, or a value of the wrong type.
+        ConfigError: no such file, an unknown option, key or flag, or a value of the wrong type.
     """
-    argv = [argv[0], *_last_of_each(_find_config_files(_joined(argv[1:])))]
-    files = [argument for argument in argv if re.match(r"--?config=.", argument)]
-    if files:
-        _check_keys(argv[1:], _flags_of([argv[0], files[-1]], None)[0].config)
-    values, rest = _flags_of(argv, define)
-    if len(rest) > 1:
-        raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
-    if values.config is None:
-        raise ConfigError(
-            f"--config is missing; for example --config=configs/demo.py. {_available_configs()}"
-        )
-    if not isinstance(values.config, ConfigDict) or "presets" not in values.config:
-        raise ConfigError(
-            f"get_config of {values['config'].config_filename} returned "
-            f"{type(values.config).__name__}; expected the ConfigDict of configs/common.py, changed"
-        )
-    return resolve(values.config), values
+    parsed = parse_command_line(argv, define)
+    return parsed.config, parsed.flags
 
 
-def _flags_of(
-    argv: Sequence[str], define: Callable[[flags.FlagValues], None] | None
-) -> tuple[flags.FlagValues, list[str]]:
-    """The flags of a command line, and what of it is not a flag."""
+def parse_command_line(argv: Sequence[str], define: Define | None = None) -> Parsed:
+    """Parse as `parse` does, and return the file and the overrides too."""
+    files, arguments = _split(argv[1:])
+    if not files:
+        raise ConfigError(
+            f"--config is missing; for example --config=configs/demo.py. {available_configs()}"
+        )
+    file = ConfigFile.load(files[-1])
+    config = file.build(file.options)
+    _check_keys(arguments, config, files[-1])
     values = flags.FlagValues()
-    config_flags.DEFINE_config_file(
-        "config", None, "Configuration file.", flag_values=values, sys_argv=list(argv)
-    )
+    argv = [argv[0], *arguments]
+    config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
     if define is not None:
         define(values)
-    return values, parse_flags(values, argv)
+    rest = parse_flags(values, argv)
+    if len(rest) > 1:
+        raise ConfigError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    config = validate(config)
+    names = method_names()
+    if names is not None:
+        check_choice("method.name", config.method.name, names)
+    return Parsed(config, values, file, config_flags.get_override_values(values["config"]))
 
 
-def _last_of_each(arguments: Iterable[str]) -> list[str]:
-    """Of an override that is there several times only the last, also where the value is a tuple:
-    absl would join these."""
-    last: dict[str, str] = {}
-    for position, argument in enumerate(arguments):
-        key, equals, _ = argument.partition("=")
-        override = equals and re.match(r"--?config\.", key)
-        name = key.lstrip("-") if override else str(position)
-        last.pop(name, None)
-        last[name] = argument
-    return list(last.values())
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separate the values of `--config` from the other arguments.
+
+    Of a repeated override only the last is returned: absl would concatenate tuples.
+    """
+    files: list[str] = []
+    others: dict[str, str] = {}
+    remaining = iter(arguments)
+    for position, argument in enumerate(remaining):
+        name, equals, value = argument.partition("=")
+        if argument == "--":
+            others |= {f"{position} {n}": a for n, a in enumerate((argument, *remaining))}
+        elif name in ("--config", "-config"):
+            files.append(value if equals else next(remaining, ""))
+        else:
+            is_override = equals and re.match(r"--?config\.", name)
+            key = name.lstrip("-") if is_override else str(position)
+            others.pop(key, None)
+            others[key] = argument
+    return [file for file in files if file], list(others.values())
 
 
-def _check_keys(arguments: Sequence[str], config: Any) -> None:
-    """Raise ConfigError for a `--config.key` that the configuration does not have."""
-    known = [key for key, _ in leaves(config)] if isinstance(config, ConfigDict) else []
+def _check_keys(arguments: Sequence[str], config: ConfigDict, file: str) -> None:
+    """Refuse an override of a key that does not exist or that an option decides."""
+    known = [key for key, _ in flatten(config)]
     for argument in arguments:
-        override = re.match(r"--?(?:no)?config\.([^=]*)", argument)
-        if override and known and override[1] not in known:
-            key = override[1]
+        if argument == "--":
+            break
+        override = re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", argument, re.DOTALL)
+        if override is None:
+            continue
+        key, value = override.groups()
+        if option := {"preset": "preset", "method.name": "method"}.get(key):
+            raise ConfigError(
+                use_option(option, value or "NAME").replace("FILE", file.partition(":")[0])
+            )
+        config_schema.check_renamed([key])
+        if key not in known:
             raise ConfigError(
                 f"unknown configuration key config.{key}. {did_you_mean(key, known)}".rstrip()
             )
@@ -111,132 +137,54 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         raise ConfigError(" ".join(str(error).split())) from error
 
 
-def _joined(arguments: Sequence[str]) -> Iterator[str]:
-    """Write `--config FILE` as `--config=FILE`."""
-    left = iter(arguments)
-    for argument in left:
-        if argument in ("--config", "-config"):
-            argument = f"--config={next(left, '')}"
-        yield argument
-
-
-def _find_config_files(arguments: Sequence[str]) -> Iterator[str]:
-    """Replace a configuration path that does not exist here by the packaged file of that name."""
-    for argument in arguments:
-        name, _, value = argument.partition("=")
-        if name.lstrip("-") == "config" and value and not Path(value).exists():
-            packaged = PACKAGED_CONFIGS / Path(value).name
-            if Path(value).parent != Path("configs") or not packaged.exists():
-                raise ConfigError(
-                    f"no configuration file {value} (looked in {Path.cwd()} and "
-                    f"{PACKAGED_CONFIGS}). {_available_configs(Path(value).name)}"
-                )
-            argument, value = f"--config={packaged}", str(packaged)
-        if name.lstrip("-") == "config" and value:
-            _check_defines_get_config(Path(value))
-        yield argument
-
-
-def _check_defines_get_config(path: Path) -> None:
-    """Raise ConfigError unless `path` is a Python file with a `get_config` at its top level.
-
-    What goes wrong inside of it keeps its traceback: it is the user's program.
-    """
-    try:
-        tree = ast.parse(safe_read.read_text(path, MAX_CONFIG_BYTES), filename=str(path))
-    except (MemoryError, OSError, RecursionError, SyntaxError, ValueError) as error:
-        raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
-    names = {getattr(node, "name", None) for node in tree.body}
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-    if "get_config" not in names:
-        raise ConfigError(
-            f"the configuration file {path} defines no function get_config; expected one that "
-            "returns an ml_collections.ConfigDict, as configs/folder.py has it"
-        )
-
-
-def _available_configs(name: str = "") -> str:
-    names = sorted(p.name for p in PACKAGED_CONFIGS.glob("*.py") if not p.stem.startswith("_"))
-    return (did_you_mean(name, names) + " " if name else "") + f"Available: {', '.join(names)}"
-
-
-def check_choice(key: str, found: object, choices: Sequence[str]) -> None:
-    """Raise ConfigError unless the value of `config.<key>` is one of `choices`."""
-    if found not in choices:
-        raise ConfigError(
-            f"config.{key}: expected one of {', '.join(choices)}, found {found!r}. "
-            f"{did_you_mean(str(found), choices)}".rstrip()
-        )
-
-
-def resolve(config: ConfigDict) -> ConfigDict:
-    """Fill in what the method and the preset decide; return a locked copy without the presets.
+def validate(config: ConfigDict) -> ConfigDict:
+    """Check a configuration and return a locked copy.
 
     Raises:
-        ConfigError: the preset does not exist or names a key that the configuration lacks, a key
-            of `configs/common.py` is missing, or a value is outside its range.
+        ConfigError: a key of `configs/common.py` is missing, has a former name, or a value is
+            outside its range.
     """
     config = ConfigDict(config.to_dict())
-    presets, method_presets = config.get("presets", {}), config.get("method_presets", {})
-    for name in ("presets", "method_presets"):
-        if name in config:
-            del config[name]
-    if absent := config_schema.missing(dict(leaves(config))):
+    config_schema.check_renamed(key for key, _ in flatten(config))
+    if absent := config_schema.missing(dict(flatten(config))):
         raise ConfigError(
             f"the configuration lacks config.{', config.'.join(absent[:3])}"
             f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}; expected all keys of "
-            "configs/common.py: let get_config begin with config = common.get_config()"
+            "configs/common.py: let get_config begin with config = common.get_config(options)"
         )
-    check_choice("preset", config.preset, sorted(presets))
-    if config.method.name in method_presets:
-        _fill_in(config, config.method.name, method_presets[config.method.name])
-    _fill_in(config, config.preset, presets[config.preset])
     _convert_numpy_numbers(config)
-    config_schema.check(dict(leaves(config)))
+    config_schema.check(dict(flatten(config)))
     return config.lock()
-
-
-def _fill_in(config: ConfigDict, name: str, preset: ConfigDict) -> None:
-    """Give the values that are None those of a preset."""
-    with config.ignore_type():
-        for path, value in leaves(preset):
-            section, _, key = path.rpartition(".")
-            target = config[section] if section else config
-            if key not in target:
-                raise ConfigError(f"preset {name!r} sets {path}, which does not exist")
-            if target[key] is None:
-                target[key] = value
 
 
 def _convert_numpy_numbers(config: ConfigDict) -> None:
     """Turn NumPy's numbers, which a configuration file may compute, into Python's."""
     with config.ignore_type():
-        for path, value in list(leaves(config)):
-            if isinstance(value, numbers.Number) and hasattr(value, "item"):
-                config.update_from_flattened_dict({path: value.item()})
+        for path, value in list(flatten(config)):
+            if isinstance(value, numbers.Number) and (item := getattr(value, "item", None)):
+                config.update_from_flattened_dict({path: item()})
 
 
-def leaves(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a configuration with their dotted names."""
+def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of each entry."""
     for key, value in config.items():
         if isinstance(value, ConfigDict):
-            yield from leaves(value, f"{prefix}{key}.")
+            yield from flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
 def to_json(config: ConfigDict) -> str:
-    """The configuration as JSON text; `from_json` reads it back."""
+    """Return the configuration as JSON text; `from_json` reads it back."""
     return json.dumps(config.to_dict(), indent=2, sort_keys=True, default=list) + "\n"
 
 
 def from_json(path: Path) -> ConfigDict:
-    """Read a `config.json` that a run left behind, as it is.
+    """Read the `config.json` of a run, as it is.
 
     Raises:
-        ConfigError: the file is missing, is not JSON, or holds a value outside its range.
+        ConfigError: the file is missing, is not JSON, or contains a former key or a value outside
+            its range.
     """
     try:
         content = safe_read.read_json(path)
@@ -256,48 +204,39 @@ def from_json(path: Path) -> ConfigDict:
         )
     try:
         config = ConfigDict(content, convert_dict=True)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a key that it reserves
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # a reserved key
         raise ConfigError(f"{path}: {error}; {_RESTORE}") from error
     config_schema.check_sections(content, str(path))
-    config_schema.check(dict(leaves(config)), str(path))
+    config_schema.check(dict(flatten(config)), str(path))
     return config.lock()
 
 
-def shared_defaults() -> ConfigDict:
-    """Return the configuration of the packaged `configs/common.py`, before presets are applied.
-
-    It is loaded by its path: a project that uses this package may have a `configs` of its own.
-    """
-    spec = importlib.util.spec_from_file_location(
-        "lattec_jax_common", PACKAGED_CONFIGS / "common.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config()
-
-
-def of_run(path: Path) -> ConfigDict:
+def load_run_config(path: Path) -> ConfigDict:
     """Read the `config.json` of a run; keys that were added after the run get their defaults.
 
     Raises:
-        ConfigError: see `from_json`; or a key is missing that says what was run.
+        ConfigError: see `from_json`; or a key that no default can replace is missing.
     """
     config = from_json(path)
-    found = dict(leaves(config))
+    found = dict(flatten(config))
     if absent := [key for key in _RECORDED if key not in found]:
         raise ConfigError(f"{path}: config.{absent[0]} is missing; {_RESTORE}")
-    defaults = shared_defaults()
-    defaults.method.name = config.method.name
-    if config.preset in defaults.presets:
-        defaults.preset = config.preset
-    whole = resolve(defaults).copy_and_resolve_references().unlock()
-    with whole.ignore_type():
-        whole.update(config)
-    return whole.lock()
+    options = f"method={config.method.name}"
+    if config.preset in packaged_module("presets").PRESETS:
+        options += f",preset={config.preset}"
+    complete = validate(default_config(options)).copy_and_resolve_references().unlock()
+    with complete.ignore_type():
+        complete.update(config)
+    return complete.lock()
+
+
+def default_config(options: str = "") -> ConfigDict:
+    """Return the configuration of the packaged `configs/common.py`."""
+    return packaged_module("common").get_config(options)
 
 
 _RESTORE = "restore the run's own file"
-# What a configuration of any version says, and no default can replace.
+# Keys that every version records, and no default can replace.
 _RECORDED = (
     "preset",
     "seed",
@@ -310,22 +249,22 @@ _RECORDED = (
 
 
 def default_workdir(config: ConfigDict) -> Path:
-    """`runs/<dataset>-<method>-s<seed>`."""
+    """Return `runs/<dataset>-<method>-s<seed>`."""
     return Path("runs") / f"{config.dataset.name}-{config.method.name}-s{config.seed}"
 
 
-def set_dir(config: ConfigDict) -> Path:
-    """Where the images of a data set are written that brings no files of its own."""
+def dataset_dir(config: ConfigDict) -> Path:
+    """Return the folder of the artifacts of a data set."""
     return Path(config.artifacts) / config.dataset.name
 
 
 def artifacts_dir(config: ConfigDict) -> Path:
-    """Where the image caches, pseudo-labels and descriptions of the configured dataset lie.
+    """Return the folder of the image caches, pseudo-labels and descriptions of a data set.
 
-    A share of the training images has its own, below that of the whole: pseudo-labels and groups
-    are those of the share, and of the seed that drew it.
+    A fraction of the training images has a folder below that of all: pseudo-labels and groups
+    depend on the fraction, and on the seed that drew it.
     """
     fraction, seed = config.dataset.train_fraction, config.dataset.split_seed
     if fraction == 1:
-        return set_dir(config)
-    return set_dir(config) / (f"fraction-{fraction}" + (f"-split-seed-{seed}" if seed else ""))
+        return dataset_dir(config)
+    return dataset_dir(config) / (f"fraction-{fraction}" + (f"-split-seed-{seed}" if seed else ""))

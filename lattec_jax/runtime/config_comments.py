@@ -70,7 +70,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
         if isinstance(node, ast.ImportFrom) and node.module == "configs":
             yield from (f"configs.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("configs."):
-            yield node.module
+            yield node.module or ""
         elif isinstance(node, ast.Import):
             yield from (a.name for a in node.names if a.name.startswith("configs."))
 
@@ -135,6 +135,6 @@ def _comment(node: ast.Assign, trailing: Mapping[int, str], own_line: Mapping[in
         first -= 1
     # Comments inside a dictionary describe its entries.
     entries = any(isinstance(part, ast.Dict) for part in ast.walk(node.value))
-    last = node.lineno if entries else node.end_lineno
+    last = node.lineno if entries else node.end_lineno or node.lineno
     both = {**own_line, **trailing}
     return " ".join(both[row] for row in range(first, last + 1) if row in both)

@@ -3,198 +3,64 @@
 `lattec_jax.runtime.config` checks every configuration with it before anything is read or computed,
 `--help` prints it, and `docs/configuration.md` is generated from it (`python -m
 lattec_jax.runtime.config_reference`). What depends on two values or on the data, such as a batch
-that the devices divide, is checked where these meet. Imports no JAX.
+size that the number of devices must divide, is checked where these are known. Imports no JAX.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
+from lattec_jax.runtime.config_values import (
+    Allowed,
+    are_numbers,
+    choice,
+    flag,
+    folder_name,
+    integer,
+    is_sequence,
+    number,
+    number_above,
+    number_below,
+    optional,
+    ordered_pair,
+    string,
+    text,
+    web_address,
+    zero_or,
+)
 from lattec_jax.runtime.errors import ConfigError, did_you_mean, shortened
 
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 10**9  # steps, epochs, images
 MAX_BATCH = 2**20  # images or texts in a batch
-MAX_TEXT = 10_000  # characters of a template or prompt
-MAX_NAME_BYTES = 150  # of a name that becomes part of a folder's or file's name
-MAX_PATH_BYTES = 4096  # PATH_MAX of Linux
-MIN_FLOAT = 1e-30  # of what must be above 0 in float32 too
-
-
-class Allowed(NamedTuple):
-    """The values that a key may have."""
-
-    words: str  # after "expected"
-    accepts: Callable[[Any], bool]
-    choices: tuple[str, ...] = ()
-    secret: bool = False  # whether a value may hold a password, and is never shown
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value is an int or a finite float, and no bool."""
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return _is_integer(value) and abs(value) < 2**1000  # a larger int is no float
-
-
-def _is_text(value: Any, max_bytes: int) -> bool:
-    """Whether a value is text without NUL; undecodable bytes of a path are `os.fsdecode`'s."""
-    if not isinstance(value, str) or "\0" in value or len(value) > max_bytes:
-        return False
-    return len(value.encode("utf-8", "surrogatepass")) <= max_bytes
-
-
-def _is_address(value: Any) -> bool:
-    """Whether a value is an address without user name, password and query."""
-    if not _is_text(value, MAX_PATH_BYTES) or not value.isascii() or not value.isprintable():
-        return False
-    if re.search(r"[@?#%\s]", value):  # "%40" is an "@" too
-        return False
-    try:
-        parts = urlsplit(value)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:  # of the port
-        return False
-
-
-def _numbers(values: Any, count: int) -> bool:
-    return (
-        isinstance(values, (tuple, list)) and len(values) == count and all(map(_is_number, values))
-    )
-
-
-def integer(low: int, high: int) -> Allowed:
-    """Whole numbers, the bounds included."""
-    return Allowed(
-        f"a whole number from {low} to {high}",
-        lambda value: _is_integer(value) and low <= value <= high,
-    )
-
-
-def zero_or(meaning: str, low: int, high: int) -> Allowed:
-    """0 with a meaning of its own, or whole numbers with the bounds included."""
-    return Allowed(
-        f"0 ({meaning}) or a whole number from {low} to {high}",
-        lambda value: _is_integer(value) and (value == 0 or low <= value <= high),
-    )
-
-
-def number(low: float, high: float) -> Allowed:
-    """Finite numbers, the bounds included."""
-    return Allowed(
-        f"a number from {low:g} to {high:g}",
-        lambda value: _is_number(value) and low <= value <= high,
-    )
-
-
-def number_below(low: float, high: float) -> Allowed:
-    """Finite numbers, the upper bound excluded."""
-    return Allowed(
-        f"a number of at least {low:g} and below {high:g}",
-        lambda value: _is_number(value) and low <= value < high,
-    )
-
-
-def number_above(low: float, high: float) -> Allowed:
-    """Finite numbers, the lower bound excluded."""
-    return Allowed(
-        f"a number above {low:g} and at most {high:g}",
-        lambda value: _is_number(value) and low < value <= high,
-    )
-
-
-def choice(*values: str) -> Allowed:
-    """One of some words."""
-    return Allowed(
-        f"one of {', '.join(values)}",
-        lambda value: isinstance(value, str) and value in values,
-        values,
-    )
-
-
-def text(max_chars: int = MAX_TEXT) -> Allowed:
-    """Text that people or models read, possibly empty: valid Unicode, one or more lines."""
-    return Allowed(
-        f"text of at most {max_chars} characters, without control characters",
-        lambda value: (
-            isinstance(value, str)
-            and len(value) <= max_chars
-            and not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", value)
-        ),
-    )
-
-
-def string() -> Allowed:
-    """A path, an address or another name that a program reads; may be empty."""
-    return Allowed(
-        f"a string of at most {MAX_PATH_BYTES} bytes, without NUL",
-        lambda value: _is_text(value, MAX_PATH_BYTES),
-    )
-
-
-def folder_name(pattern: str, characters: str, also: str = "") -> Allowed:
-    """A name that becomes part of a folder's or file's name."""
-    return Allowed(
-        f"a name of {characters}, of at most {MAX_NAME_BYTES} bytes{also}",
-        lambda value: _is_text(value, MAX_NAME_BYTES) and bool(re.fullmatch(pattern, value)),
-    )
-
-
-def optional(allowed: Allowed) -> Allowed:
-    """None, or what `allowed` says."""
-    comma = "," if " or " in allowed.words else " or"
-    return Allowed(
-        f"None{comma} {allowed.words}", lambda value: value is None or allowed.accepts(value)
-    )
-
-
-def _ordered_pair(values: Any, high: float) -> bool:
-    return _numbers(values, 2) and 0 < values[0] <= values[1] <= high
+MAX_TEMPLATES, MAX_KINDS = 1000, 32
+MIN_FLOAT = 1e-30  # above 0 in float32 too
 
 
 def _are_strengths(values: Any) -> bool:
-    return _numbers(values, 4) and all(0 <= v <= 100 for v in values) and values[3] <= 0.5
+    return are_numbers(values, 4) and all(0 <= v <= 100 for v in values) and values[3] <= 0.5
 
 
 def _are_templates(values: Any) -> bool:
-    return (
-        isinstance(values, (tuple, list))
-        and 0 < len(values) <= MAX_TEMPLATES
-        and all(_TEXT.accepts(value) and "{}" in value for value in values)
-    )
+    return is_sequence(values, lambda v: _TEXT.accepts(v) and "{}" in v, MAX_TEMPLATES)
 
 
-def _are_names(values: Any, names: Callable[[Any], bool]) -> bool:
-    """Whether values are at least one name, none of them twice."""
-    return (
-        isinstance(values, (tuple, list))
-        and 0 < len(values) <= MAX_KINDS
-        and all(map(names, values))
-        and len(set(values)) == len(values)
-    )
+def _are_distinct(values: Any, accepts: Callable[[Any], bool]) -> bool:
+    return is_sequence(values, accepts, MAX_KINDS) and len(set(values)) == len(values)
 
 
-MAX_TEMPLATES, MAX_KINDS = 1000, 32
 _TEXT, _STRING = text(), string()
 _SEED = integer(0, MAX_SEED)
-_FLAG = Allowed("True or False", lambda value: isinstance(value, bool))
 _PROBABILITY = number(0, 1)
 _COUNT = integer(0, MAX_COUNT)
 _FILE_PART = folder_name(r"\w[\w.-]*", "letters, digits, '-', '_' and '.'")
-_LABELS = ("zero_shot", "current")
+_NAME = folder_name(r"\w[\w.+-]*", "letters, digits, '-', '_', '.' and '+'")
 
 SCHEMA: dict[str, Allowed] = {
-    "preset": Allowed(
-        "the name of one of the configuration's presets", lambda value: isinstance(value, str)
-    ),
+    "preset": _NAME,
     "seed": _SEED,
     "artifacts": _STRING,
     "weights": _STRING,
@@ -240,39 +106,34 @@ SCHEMA: dict[str, Allowed] = {
     "descriptions.max_new_tokens": integer(1, 65_536),
     "descriptions.seed": _SEED,
     "descriptions.max_missing_fraction": _PROBABILITY,
-    "descriptions.shuffle": _FLAG,
+    "descriptions.shuffle": flag(),
     "descriptions.llava.model": _STRING,
     "descriptions.llava.revision": _STRING,
     "descriptions.llava.precision": choice("nf4", "int8", "bfloat16", "float32"),
     "descriptions.llava.device": choice("auto", "cuda", "cpu"),
     "descriptions.llava.batch_size": integer(0, 4096),
-    "descriptions.openai.base_url": Allowed(
-        "an address such as http://localhost:8000/v1, in ASCII, without user name, password and "
-        "query (the key is taken from the environment)",
-        _is_address,
-        secret=True,
-    ),
+    "descriptions.openai.base_url": web_address(),
     "descriptions.openai.model": _STRING,
     "descriptions.openai.concurrency": integer(1, 1024),
     "descriptions.openai.timeout": number_above(0, 86_400),
     "descriptions.openai.retries": integer(0, 100),
-    "descriptions.openai.allow_redirects": _FLAG,
+    "descriptions.openai.allow_redirects": flag(),
     "descriptions.openai.key_variable": Allowed(
         "the name of an environment variable: letters, digits and '_'",
         lambda value: isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z_]\w{0,99}", value)),
     ),
-    "method.name": folder_name(r"\w[\w.+-]*", "letters, digits, '-', '_', '.' and '+'"),
+    "method.name": _NAME,
     "method.alpha": number(0, 1),
     "method.momentum": number(0, 1),
     "method.texts": Allowed(
         f"1 to {MAX_KINDS} different kinds of text, such as ('class', 'image', 'group')",
-        lambda values: _are_names(values, _FILE_PART.accepts),
+        lambda values: _are_distinct(values, _FILE_PART.accepts),
     ),
     "method.labels": Allowed(
         "one or both of 'zero_shot' and 'current', such as ('zero_shot',)",
-        lambda values: _are_names(values, choice(*_LABELS).accepts),
+        lambda values: _are_distinct(values, choice("zero_shot", "current").accepts),
     ),
-    "method.mixer": _FLAG,
+    "method.mixer": flag(),
     "method.prototype_update": choice("sequential", "joint"),
     "method.mixer_prototypes": choice("current", "epoch_start"),
     "method.group_text": choice("own", "redrawn"),
@@ -299,14 +160,8 @@ SCHEMA: dict[str, Allowed] = {
     "train.beta2": number_below(0, 1),
     "train.epsilon": number(MIN_FLOAT, 1),
     "wise_ft": optional(number(0, 1)),
-    "augment.scale": Allowed(
-        "two numbers above 0 and at most 1, the smaller one first",
-        lambda values: _ordered_pair(values, 1),
-    ),
-    "augment.ratio": Allowed(
-        "two numbers above 0 and at most 100, the smaller one first",
-        lambda values: _ordered_pair(values, 100),
-    ),
+    "augment.scale": ordered_pair(1),
+    "augment.ratio": ordered_pair(100),
     "augment.flip_probability": _PROBABILITY,
     "augment.color_jitter": Allowed(
         "four numbers from 0 to 100, the last (hue) at most 0.5", _are_strengths
@@ -314,7 +169,7 @@ SCHEMA: dict[str, Allowed] = {
     "augment.color_jitter_probability": _PROBABILITY,
     "augment.grayscale_probability": _PROBABILITY,
     "compute.dtype": choice("float32", "bfloat16"),
-    "compute.remat": _FLAG,
+    "compute.remat": flag(),
     "compute.fsdp": integer(1, 65_536),
     "compute.eval_batch_size": integer(1, MAX_BATCH),
     "log_every": integer(1, MAX_COUNT),
@@ -323,19 +178,37 @@ SCHEMA: dict[str, Allowed] = {
     "max_checkpoints": integer(1, 1000),
     "profile": _STRING,
 }
-# Of a key that is not declared, such as one of a method of your own.
-_UNDECLARED = Allowed("finite numbers", lambda value: not _holds_infinite(value))
+# A key that is not declared, such as one of a method of your own.
+_UNDECLARED = Allowed("finite numbers", lambda value: not _contains_nonfinite(value))
+
+# Keys of earlier versions: former -> new. A section's entry holds for all of its keys.
+RENAMED: dict[str, str] = {
+    "store": "image_cache",
+    "store.long_side": "image_cache.max_side",
+    "store.max_unreadable": "image_cache.max_unreadable_fraction",
+    "store.placement": "image_cache.placement",
+    "dataset.share": "dataset.train_fraction",
+    "dataset.held_out": "dataset.held_out_fraction",
+    "descriptions.max_missing": "descriptions.max_missing_fraction",
+    "method.weigh_by": "method.mixer_prototypes",
+    "method.loss": "method.loss_reduction",
+    "method.reclip.neighbours": "method.reclip.neighbors",
+    "train.micro_batch": "train.microbatch_size",
+    "augment.greyscale_probability": "augment.grayscale_probability",
+    "keep_checkpoints": "max_checkpoints",
+}
+# Sections of earlier versions that an option behind the file's name has replaced.
+OPTIONS = {"presets": "preset=NAME", "method_presets": "method=NAME"}
 
 
-def _holds_infinite(value: Any) -> bool:
-    """Whether NaN or an infinity is in a value or a tuple."""
+def _contains_nonfinite(value: Any) -> bool:
     if isinstance(value, (tuple, list)):
-        return any(map(_holds_infinite, value))
+        return any(map(_contains_nonfinite, value))
     return isinstance(value, float) and not math.isfinite(value)
 
 
 def allowed(key: str) -> Allowed | None:
-    """What a dotted key may be; None of a key that is not declared."""
+    """Return what a dotted key may be, or None if the key is not declared."""
     section, _, _ = key.rpartition(".")
     return SCHEMA.get(key) or SCHEMA.get(f"{section}.*")
 
@@ -351,37 +224,63 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
         ConfigError: naming key, expected and found.
     """
     start = f"{where}: " if where else ""
+    check_renamed(values, where)
     for key, value in values.items():
         if key.startswith("descriptions.prompts."):
             kind = key.removeprefix("descriptions.prompts.")
             if not _FILE_PART.accepts(kind):
                 raise ConfigError(
                     f"{start}config.descriptions.prompts: expected keys that are "
-                    f"{_FILE_PART.words}, found {shortened(kind)}"
+                    f"{_FILE_PART.description}, found {shortened(kind)}"
                 )
         expected = allowed(key) or _UNDECLARED
         if not expected.accepts(value):
             hint = did_you_mean(str(value), expected.choices)
             found = "another value" if expected.secret else shortened(value, 200)
-            raise ConfigError(
-                f"{start}config.{key}: expected {expected.words}, found {found}. {hint}".rstrip(
-                    ". "
-                )
-            )
+            message = f"{start}config.{key}: expected {expected.description}, found {found}. {hint}"
+            raise ConfigError(message.rstrip(". "))
+
+
+def check_renamed(keys: Iterable[str], where: str = "") -> None:
+    """Refuse keys of earlier versions.
+
+    Raises:
+        ConfigError: naming the new key.
+    """
+    for key in keys:
+        if message := renamed(key):
+            raise ConfigError(f"{where}: {message}" if where else message)
+
+
+def renamed(key: str) -> str:
+    """Return what has become of a key or section of an earlier version, "" for any other."""
+    former = key
+    while former and former not in RENAMED:
+        former = former.rpartition(".")[0]
+    if former:
+        return f"config.{key} is now called config.{RENAMED[former]}{key.removeprefix(former)}"
+    section = key.partition(".")[0]
+    if section in OPTIONS:
+        return (
+            f"config.{section} no longer exists; choose with --config=FILE:{OPTIONS[section]}, or "
+            f'common.get_config("{OPTIONS[section]}")'
+        )
+    return ""
 
 
 def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    """Refuse a value in the place of a section, and a section in that of a value.
+    """Refuse a value where a section is expected, and a section where a value is.
 
     Raises:
         ConfigError: naming the key.
     """
     for name, value in content.items():
         key = f"{prefix}{name}"
+        expected = allowed(key)
         if isinstance(value, dict):
-            if allowed(key):
+            if expected:
                 raise ConfigError(
-                    f"{where}: config.{key}: expected {allowed(key).words}, found a section"
+                    f"{where}: config.{key}: expected {expected.description}, found a section"
                 )
             check_sections(value, where, f"{key}.")
         elif any(known.startswith(f"{key}.") for known in SCHEMA):
@@ -391,5 +290,5 @@ def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> 
 
 
 def missing(values: Mapping[str, Any]) -> list[str]:
-    """The declared keys that a configuration lacks."""
+    """Return the declared keys that a configuration lacks."""
     return [key for key in SCHEMA if not key.endswith(".*") and key not in values]

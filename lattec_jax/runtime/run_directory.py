@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from lattec_jax.runtime.config import from_json, leaves, to_json
+from lattec_jax.runtime.config import flatten, from_json, to_json
 from lattec_jax.runtime.errors import ConfigError, differences
 from lattec_jax.runtime.files import PARTIAL, appears, remove_abandoned, write_json, write_whole
 
@@ -180,6 +180,6 @@ def _plain(config: ConfigDict) -> dict[str, Any]:
     """Dotted names and values as JSON keeps them (no tuples), of what a run is made of."""
     return {
         key: json.loads(json.dumps(value, default=list))
-        for key, value in leaves(config)
+        for key, value in flatten(config)
         if key not in COMPUTED
     }

@@ -30,7 +30,7 @@ from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint, check_shapes, expected_shapes, shapes_of
 from lattec_jax.models.tensor_files import refuse_not_finite
 from lattec_jax.runtime import run_directory
-from lattec_jax.runtime.config import of_run
+from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import ConfigError, WeightsError
 from lattec_jax.runtime.text import show
 from lattec_jax.runtime.weights import locate
@@ -118,7 +118,7 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
             f"config.init: the checkpoint {path} cannot be used: {reason}; name another step of "
             f"{path.parent}"
         )
-    config = of_run(directory / run_directory.CONFIG)
+    config = load_run_config(directory / run_directory.CONFIG)
     pretrained = run_artifacts.load_pretrained(config, directory)
     class_names = run_directory.read_inputs(directory).get("class_names")
     if class_names is None:

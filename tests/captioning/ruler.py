@@ -14,7 +14,7 @@ from captioning.engines import Failure, Identity, Request
 from configs import common
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import descriptions_path, read
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 
 CLASSES = ("cat", "dog")
 IDS = [f"{i:02d}.png" for i in range(10)]
@@ -74,7 +74,7 @@ def make_config(directory: Path, count: int = 10) -> ConfigDict:
     config.dataset.held_out_fraction = 0.0
     config.descriptions.engine = "ruler"
     config.descriptions.prompts.update({"image": "How wide?", "group": "How wide, all of you?"})
-    return resolve(config).copy_and_resolve_references().unlock()
+    return validate(config).copy_and_resolve_references().unlock()
 
 
 def write_labels(config: ConfigDict, labels=LABELS, ids=tuple(IDS)) -> None:
@@ -98,8 +98,8 @@ def write_config_file(config: ConfigDict, path: Path) -> None:
         "from configs import common\n"
         "from captioning.engines import ENGINES\n"
         'ENGINES["ruler"] = "tests.captioning.ruler"\n'
-        "def get_config():\n"
-        "    config = common.get_config()\n"
+        "def get_config(options=''):\n"
+        "    config = common.get_config(options)\n"
         f"    config.artifacts = {config.artifacts!r}\n"
         f"    config.weights = {config.weights!r}\n"
         f"    config.dataset.update({config.dataset.to_dict()!r})\n"

@@ -113,7 +113,7 @@ def test_the_keys_are_those_of_a_run(config, tmp_path, method):
     make_images(tmp_path / "labeled", 3, labeled=True)
     shutil.rmtree(tmp_path / "weights")  # a stand-in
     dummy_checkpoint().save(tmp_path / "weights")
-    train.main(arguments("labeled", f"--config.method.name={method}"))
+    train.main(arguments("labeled", f":method={method}"))
     trained = json.loads((tmp_path / f"runs/labeled-{method}-s0/results.json").read_text())
     found = classify(config, None, Says())
     assert trained.keys() <= found.keys()

@@ -56,8 +56,7 @@ def test_small_classes_are_drawn_with_replacement():
 def test_the_presets_choose_the_members():
     for preset, members in (("paper", "with_image"), ("released_code", "drawn")):
         for name in ("folder", "eurosat"):  # without and with prompts by preset
-            arguments = [f"--config=configs/{name}.py", f"--config.preset={preset}"]
-            config, _ = parse(["describe", *arguments])
+            config, _ = parse(["describe", f"--config=configs/{name}.py:preset={preset}"])
             assert config.descriptions.group_members == members
 
 

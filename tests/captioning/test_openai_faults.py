@@ -17,7 +17,7 @@ from captioning.engines import Failure, Request
 from captioning.engines.openai import OpenAIEngine
 from captioning.engines.openai_session import log
 from configs import common
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import DataError, EngineError
 from tests.captioning.chat_server import (
     MODEL,
@@ -95,7 +95,7 @@ def make_engine(server: ChatServer, concurrency: int = 4, retries: int = 1, time
     config.descriptions.openai.update(
         {"concurrency": concurrency, "retries": retries, "timeout": timeout}
     )
-    return OpenAIEngine(resolve(config), backoff=0.01)
+    return OpenAIEngine(validate(config), backoff=0.01)
 
 
 def requests(*names: str) -> list[Request]:

@@ -98,7 +98,7 @@ def test_the_shipped_one_is_small_and_the_demo_uses_it() -> None:
     assert sum(path.stat().st_size for path in SHIPPED.iterdir()) < 2.5e6
     config = configs.demo.get_config()
     assert Path(config.weights) == SHIPPED
-    assert config.presets.paper.templates == (pretrain_loop.TEMPLATE,)
+    assert config.templates == (pretrain_loop.TEMPLATE,)
 
 
 def test_the_shipped_tokenizer_knows_the_engines_words() -> None:

@@ -18,7 +18,7 @@ from lattec_jax.paper_tables.cells import read_results
 from lattec_jax.paper_tables.plan import Sweep, choose_tables
 from lattec_jax.reporting import health, page
 from lattec_jax.runtime import run_directory
-from lattec_jax.runtime.config import from_json, leaves, of_run, parse, to_json
+from lattec_jax.runtime.config import flatten, from_json, load_run_config, parse, to_json
 from lattec_jax.runtime.errors import differences
 from lattec_jax.sweep import write_tables
 from lattec_jax.training import metrics_log
@@ -71,8 +71,8 @@ def targets(tmp_path: Path) -> dict[str, Target]:
 
 
 def _read_config(path: Path) -> None:
-    assert to_json(of_run(path))
-    dict(leaves(from_json(path)))
+    assert to_json(load_run_config(path))
+    dict(flatten(from_json(path)))
 
 
 def _in_run(directory: Path, name: str) -> Callable[[Path], None]:

@@ -10,26 +10,24 @@ from hypothesis import strategies as st
 from ml_collections import ConfigDict
 
 from lattec_jax.methods import make_method
-from lattec_jax.runtime.config import from_json, leaves, parse, to_json
+from lattec_jax.runtime.config import flatten, from_json, parse, to_json
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.training.augmentation import Augmentation
 from tests.fuzz.tiers import inputs
 
 
-def read(*arguments: str) -> ConfigDict:
+def read(*arguments: str, options: str = "") -> ConfigDict:
     """What a command makes of its arguments before any file is looked at."""
-    config, _ = parse(["train", "--config=configs/eurosat.py", *arguments])
+    config, _ = parse(["train", f"--config=configs/eurosat.py:{options}", *arguments])
     Augmentation.from_config(config.augment)
     make_method(config.method)
     return config
 
 
-KEYS = [key for key, _ in leaves(read())]
+KEYS = [key for key, _ in flatten(read())]
 # Values that the key's documentation allows.
 VALID = {
     "seed": st.integers(0, 2**32 - 1),
-    "preset": st.sampled_from(["paper", "released_code"]),
-    "method.name": st.sampled_from(["latteclip", "flyp", "flyp_oracle", "reclip", "zero_shot"]),
     "method.alpha": st.floats(0, 1),
     "method.momentum": st.floats(0, 1),
     "method.mixer": st.booleans(),
@@ -57,8 +55,12 @@ VALID = {
 def test_valid_values_are_accepted_and_kept(data):
     keys = data.draw(st.lists(st.sampled_from(sorted(VALID)), min_size=1, max_size=5, unique=True))
     values = {key: data.draw(VALID[key]) for key in keys}
-    config = read(*(f"--config.{key}={value}" for key, value in values.items()))
-    found = dict(leaves(config))
+    preset = data.draw(st.sampled_from(["paper", "released_code"]))
+    method = data.draw(st.sampled_from(["latteclip", "flyp", "flyp_oracle", "reclip", "zero_shot"]))
+    overrides = (f"--config.{key}={value}" for key, value in values.items())
+    config = read(*overrides, options=f"preset={preset},method={method}")
+    values |= {"preset": preset, "method.name": method}
+    found = dict(flatten(config))
     for key, value in values.items():
         assert found[key] == (pytest.approx(value) if isinstance(value, float) else value)
 

@@ -13,16 +13,16 @@ from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError
 
 
-def flyp(*overrides: str, name: str = "flyp") -> FLYP:
-    arguments = ["--config=configs/folder.py", f"--config.method.name={name}", *overrides]
-    return make_method(parse(["train", *arguments])[0].method)
+def flyp(*overrides: str, name: str = "flyp", preset: str = "paper") -> FLYP:
+    file = f"--config=configs/folder.py:preset={preset},method={name}"
+    return make_method(parse(["train", file, *overrides])[0].method)
 
 
 def test_the_presets_choose_the_pseudo_labels():
     assert flyp() == FLYP(pseudo_labels="current", loss_reduction="sum")
-    released = flyp("--config.preset=released_code")
+    released = flyp(preset="released_code")
     assert released == FLYP(pseudo_labels="zero_shot", loss_reduction="mean")
-    one = flyp("--config.preset=released_code", "--config.method.flyp.pseudo_labels=current")
+    one = flyp("--config.method.flyp.pseudo_labels=current", preset="released_code")
     assert one == FLYP(pseudo_labels="current", loss_reduction="mean")
     with pytest.raises(ConfigError, match=r"method\.flyp\.pseudo_labels: expected one of current"):
         flyp("--config.method.flyp.pseudo_labels=frozen")
@@ -46,5 +46,5 @@ def test_labels_and_what_they_require():
             np.testing.assert_array_equal(predicted, labels)
         else:
             assert predicted is None
-    released = flyp("--config.preset=released_code", name="flyp_oracle")
+    released = flyp(name="flyp_oracle", preset="released_code")
     assert released.requires == {"labels"}  # true labels under either preset

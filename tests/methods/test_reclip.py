@@ -15,7 +15,7 @@ from lattec_jax.methods.base import TrainingSetFeatures
 from lattec_jax.methods.reclip import Copies, ReCLIP
 from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
-from lattec_jax.runtime.config import parse, resolve
+from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.train_loop import total_steps
 from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimizer
@@ -26,16 +26,14 @@ from tests.training.test_step import N, World, on_device
 
 
 def configuration(*overrides: str):
-    return parse(["train", "--config=configs/folder.py", "--config.method.name=reclip", *overrides])
+    return parse(["train", "--config=configs/folder.py:method=reclip", *overrides])
 
 
 @functools.cache
 def compiled():
     """What all runs share: images, method, mesh, optimizer and step, warmed up for 5 steps."""
     world, method, mesh = World(classes=5), ReCLIP(), sharding.make_mesh()
-    config = get_config()
-    config.method.name = "reclip"
-    config = resolve(config).train
+    config = get_config("method=reclip").train
     config.warmup_steps = 5
     optimizer = make_optimizer(config, 10)
     preprocess = world.checkpoint.preprocess
@@ -134,7 +132,7 @@ def test_the_repository_s_settings_are_its_own_and_explicit_values_win():
     assert train.momentum == 0.9
     explicit, _ = configuration("--config.train.batch_size=32", "--config.train.optimizer=adamw")
     assert (explicit.train.batch_size, explicit.train.optimizer) == (32, "adamw")
-    demo, _ = parse(["train", "--config=configs/demo.py", "--config.method.name=reclip"])
+    demo, _ = parse(["train", "--config=configs/demo.py:method=reclip"])
     assert demo.train.to_dict() == train.to_dict()
     latteclip, _ = parse(["train", "--config=configs/demo.py"])
     assert (latteclip.train.batch_size, latteclip.train.max_steps) == (128, 60)

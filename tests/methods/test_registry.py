@@ -11,8 +11,8 @@ from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError
 
 
-def method(*overrides: str):
-    config, _ = parse(["train", "--config=configs/folder.py", *overrides])
+def method(*overrides: str, options: str = ""):
+    config, _ = parse(["train", f"--config=configs/folder.py:{options}", *overrides])
     return make_method(config.method)
 
 
@@ -28,7 +28,7 @@ def test_the_presets_make_the_methods_that_they_describe():
         mixer_prototypes="current",
         loss_reduction="sum",
     )
-    assert method("--config.preset=released_code") == LatteCLIP(
+    assert method(options="preset=released_code") == LatteCLIP(
         alpha=0.99,
         momentum=0.0,
         prototype_update="joint",
@@ -51,15 +51,15 @@ def test_ablations_of_the_configuration():
 
 def test_every_method_answers_to_its_name():
     for name in METHODS:
-        assert method(f"--config.method.name={name}").name == name
-    assert method("--config.method.name=flyp_oracle") == FLYP(oracle=True)
+        assert method(options=f"method={name}").name == name
+    assert method(options="method=flyp_oracle") == FLYP(oracle=True)
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         (
-            "--config.method.name=flip",
+            "--config=configs/folder.py:method=flip",
             "expected one of flyp, flyp_oracle, latteclip.*Did you mean 'flyp'",
         ),
         ("--config.method.prototype_update=join", "found 'join'. Did you mean 'joint'"),

@@ -70,8 +70,7 @@ def setting(one_thread) -> Setting:
     config, _ = parse(
         [
             "train",
-            "--config=configs/folder.py",
-            "--config.preset=released_code",
+            "--config=configs/folder.py:preset=released_code",
             f"--config.train.batch_size={B}",
             "--config.train.learning_rate=1e-3",
             "--config.train.warmup_steps=2",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lattec_jax.data.datasets.coop import PROTOCOL
-from lattec_jax.paper_tables.plan import Sweep, choose_tables
+from lattec_jax.paper_tables.plan import Sweep, choose_tables, config_argument
 from lattec_jax.paper_tables.tables import TABLES
 from lattec_jax.runtime.config import parse, to_json
 
@@ -72,8 +72,8 @@ def write_run(tmp_path) -> Callable[..., Path]:
         path = tmp_path / "sweep" / dataset / f"{row}-s{seed}" / "results.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(found), encoding="utf-8")
-        preset = f"--config.preset={found['preset']}"
-        argv = ["train", f"--config=configs/{dataset}.py", preset, *rows[row].overrides, *overrides]
+        file = config_argument(f"configs/{dataset}.py", str(found["preset"]), rows[row].method)
+        argv = ["train", file, *rows[row].overrides, *overrides]
         config, _ = parse([*argv, f"--config.seed={seed}"])
         path.with_name("config.json").write_text(to_json(config), encoding="utf-8")
         return path

@@ -14,7 +14,8 @@ from lattec_jax.paper_tables import comparable
 from lattec_jax.paper_tables.cells import read_results
 from lattec_jax.paper_tables.plan import Sweep
 from lattec_jax.paper_tables.tables import TABLES, paper_datasets
-from lattec_jax.runtime.config import leaves, parse
+from lattec_jax.runtime.config import flatten, parse
+from lattec_jax.runtime.config_file import PACKAGED_CONFIGS
 from lattec_jax.sweep import write_tables
 
 SOURCE = {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79k", "file": "a.safetensors"}
@@ -88,7 +89,7 @@ REFUSED = {
     ),
     "weights that are not stated": (
         {"weights_source": None},
-        "results.json does not say where the weights come from",
+        "results.json does not record where the weights come from",
     ),
     "averaged weights": ({"overrides": ("--config.wise_ft=0.5",)}, "config.wise_ft is 0.5"),
     "shuffled descriptions": (
@@ -243,7 +244,7 @@ def test_a_changed_configuration_file_is_compared_with_the_packaged_one(sweep, w
     write_run("eurosat", "latteclip", 0, 0.8, (RATE,))
     changed = tmp_path / "mine" / "eurosat.py"
     changed.parent.mkdir()
-    shutil.copy(comparable.PACKAGED_CONFIGS / "eurosat.py", changed)
+    shutil.copy(PACKAGED_CONFIGS / "eurosat.py", changed)
     plan = dataclasses.replace(sweep("5", str(changed), (0,)), overrides=(RATE,))
     assert "config.train.learning_rate is 1e-05 instead of 1e-07" in note(plan)
 
@@ -274,7 +275,7 @@ def test_a_run_that_does_not_record_the_reading_stops_no_table(sweep, write_run,
 def test_every_exempt_key_is_a_key_and_none_of_the_papers_settings_is_exempt():
     for dataset in paper_datasets():
         config, _ = parse(["train", f"--config=configs/{dataset}.py"])
-        keys = [key for key, _ in leaves(config)]
+        keys = [key for key, _ in flatten(config)]
         for pattern in comparable.EXEMPT:
             assert fnmatch.filter(keys, pattern), pattern
     exempt = {key for key in keys for p in comparable.EXEMPT if fnmatch.fnmatchcase(key, p)}

@@ -20,7 +20,7 @@ def test_runs_that_tables_share_are_there_once(sweep):
     jobs = make_jobs(sweep("1,2,3,4,5,figure6", seeds=(0, 1, 2)))
     names = [job.name for job in jobs]
     assert len(names) == len(set(names))
-    runs = [job for job in jobs if not job.prepares]
+    runs = [job for job in jobs if not job.is_preparation]
     # 6 + 4 + 4 + 3 + 4 rows beside those of Table 1, of which zero-shot needs one seed only and the
     # demo's engine cannot name classes.
     assert len(runs) == 3 * (4 + 6 + 4 + 4 + 3 + 4) + 1
@@ -41,7 +41,7 @@ def test_the_rows_of_llava_are_planned_where_the_engine_can_answer(sweep):
 def test_other_groups_and_shares_are_described_on_their_own(sweep):
     jobs = {job.name: job for job in make_jobs(sweep("4,figure6"))}
     labels, texts, groups = (jobs[name] for name in jobs["demo/correct-2-s0"].needs)
-    assert labels.arguments == ("--config=configs/demo.py",)
+    assert labels.arguments == ("--config=configs/demo.py:preset=paper",)
     assert texts.arguments[1:] == ("--kind=image,group",)
     assert groups.arguments[1:] == (
         "--config.descriptions.correct_per_group=2",
@@ -60,7 +60,7 @@ def test_a_preparation_counts_only_for_what_it_was_made_for(sweep):
     prompt = "--config.descriptions.prompts.image=What is it?"
     other = dataclasses.replace(plan, overrides=(prompt,))
     jobs, changed = (
-        {job.module: job for job in make_jobs(s) if job.prepares} for s in (plan, other)
+        {job.module: job for job in make_jobs(s) if job.is_preparation} for s in (plan, other)
     )
     for job in jobs.values():
         job.product.parent.mkdir(parents=True, exist_ok=True)
@@ -119,8 +119,21 @@ def test_overrides_reach_every_command(tmp_path, capsys, monkeypatch):
     for line in lines:
         assert "--config.train.max_steps=7" in line and "--config.seed=4" in line
         assert "somewhere/demo/" in line or "somewhere/mine/" in line
-    assert sum("--config=mine.py" in line for line in lines) == 8
+    assert sum("--config=mine.py:preset=paper,method=latteclip" in line for line in lines) == 8
     assert not Path("somewhere").exists()
+
+
+def test_the_preset_reaches_every_command(tmp_path, capsys):
+    argv = ["sweep", "--tables=1", "--datasets=demo", "--seeds=0", "--preset=released_code"]
+    methods = ("flyp_oracle", "zero_shot", "reclip", "flyp", "latteclip")
+    for mode, options in (
+        ("pseudo_labels", [""]),
+        ("descriptions", [""]),
+        ("runs", [f",method={method}" for method in methods]),
+    ):
+        main([*argv, f"--mode={mode}", f"--out={tmp_path}"])
+        files = [line.split()[3] for line in capsys.readouterr().out.splitlines()]
+        assert files == [f"--config=configs/demo.py:preset=released_code{o}" for o in options]
 
 
 def test_what_rows_set_cannot_be_overridden(sweep):
@@ -166,6 +179,8 @@ def test_a_configuration_that_is_not_the_method_is_refused(sweep, tmp_path):
             "--config.seed=1",
             r"--config\.seed=1: the rows of the tables set config\.seed themselves",
         ),
+        ("--config.preset=paper", r"choose the preset of all runs with --preset=NAME"),
+        ("--preset=papr", r"preset: .*found 'papr'\. Did you mean 'paper'\?"),
         ("--config.sed=1", r"unknown configuration key config\.sed\. Did you mean 'seed'\?"),
         ("eurosat", "unexpected argument 'eurosat'"),
     ],

@@ -15,7 +15,7 @@ import pytest
 
 import lattec_jax.paper_tables.runner as sweep_work
 from lattec_jax.paper_tables.plan import Job
-from lattec_jax.paper_tables.runner import report, work
+from lattec_jax.paper_tables.runner import run_jobs, summarize
 from lattec_jax.runtime.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -37,11 +37,11 @@ FAKE = """
 WORKER = """
     import sys
     from pathlib import Path
-    from lattec_jax.paper_tables.runner import report, work
+    from lattec_jax.paper_tables.runner import run_jobs, summarize
     from tests.paper_tables.test_runner import jobs_below
 
     place = Path(sys.argv[1])
-    print(report(work(jobs_below(place), place / "sweep")))
+    print(summarize(run_jobs(jobs_below(place), place / "sweep")))
 """
 
 
@@ -103,20 +103,20 @@ def test_a_killed_sweep_goes_on_and_leaves_the_orphan_alone(place, capsys, monke
     worker.wait()
     worker.stdout.close()
     # The third job goes on without its worker: it is waited for and not begun again.
-    say = sweep_work._say
+    say = sweep_work._print
 
     def say_and_open(line: str) -> None:
         say(line)
         if line.startswith("waiting"):
             gate.unlink(missing_ok=True)
 
-    monkeypatch.setattr(sweep_work, "_say", say_and_open)
+    monkeypatch.setattr(sweep_work, "_print", say_and_open)
     monkeypatch.setattr(sweep_work, "_PAUSE", 0.02)
-    outcome = work(jobs_below(place), place / "sweep")
-    assert (outcome.others, len(outcome.done)) == (["set/0", "set/1", "set/2"], 5)
+    outcome = run_jobs(jobs_below(place), place / "sweep")
+    assert (outcome.done_before, len(outcome.done)) == (["set/0", "set/1", "set/2"], 5)
     assert "waiting for 1 jobs of other workers, the first: set/2" in capsys.readouterr().err
     assert sorted(begun(place)) == [str(n) for n in range(8)]
-    assert len(work(jobs_below(place), place / "sweep").others) == 8
+    assert len(run_jobs(jobs_below(place), place / "sweep").done_before) == 8
 
 
 # A job that is asked to end, and saves when the test lets it.
@@ -147,12 +147,12 @@ def test_a_worker_that_is_told_to_end_lets_its_job_save(place, number):
         "from lattec_jax.runtime.cli import command\n"
         "from lattec_jax.runtime.preemption import terminating\n"
         "from lattec_jax.paper_tables.plan import Job\n"
-        "from lattec_jax.paper_tables.runner import work\n"
+        "from lattec_jax.paper_tables.runner import run_jobs\n"
         "place = Path.cwd()\n"
         "jobs = [Job(f'set/{n}', 'patient_job', (str(place),), place / str(n)) for n in range(2)]\n"
         "def main(argv):\n"
         "    with terminating():\n"
-        "        work(jobs, place / 'sweep')\n"
+        "        run_jobs(jobs, place / 'sweep')\n"
         "command(main)\n",
         encoding="utf-8",
     )
@@ -171,12 +171,12 @@ def test_a_worker_that_is_told_to_end_lets_its_job_save(place, number):
 def test_a_failed_job_is_told_and_tried_again(place, capsys):
     job = Job("set/bad", "fake_job", (str(place / "bad"), "-1"), place / "bad")
     good = jobs_below(place, 1, 0)[0]
-    outcome = work([job, good], place / "sweep")
+    outcome = run_jobs([job, good], place / "sweep")
     assert (outcome.failed, outcome.done) == (["set/bad"], ["set/0"])
     shown = capsys.readouterr().err
     assert "exit status 1" in shown and "no such luck" in shown and "set--bad.log" in shown
-    assert "failed: set/bad" in report(outcome)
-    assert work([job], place / "sweep").failed == ["set/bad"]
+    assert "failed: set/bad" in summarize(outcome)
+    assert run_jobs([job], place / "sweep").failed == ["set/bad"]
     assert begun(place).count("bad") == 2
 
 
@@ -184,16 +184,16 @@ def test_runs_wait_for_preparations_and_are_left_out_where_these_fail(place):
     mark = place / "prepared" / "labels"
     command = (str(place / "labels"), "0")
     ready = Job("set/labels", "lattec_jax.pseudo_label", command, mark)
-    assert ready.prepares and " && touch " in ready.command
+    assert ready.is_preparation and " && touch " in ready.command
     # The real command refuses these arguments: what needs it is not begun.
     after = Job("set/run", "fake_job", (str(place / "run"), "0"), place / "run", ("set/labels",))
     other = jobs_below(place, 1, 0)[0]
-    outcome = work([ready, after, other], place / "sweep")
-    assert (outcome.failed, outcome.left_out) == (["set/labels"], ["set/run"])
+    outcome = run_jobs([ready, after, other], place / "sweep")
+    assert (outcome.failed, outcome.skipped) == (["set/labels"], ["set/run"])
     assert outcome.done == ["set/0"] and not mark.exists() and begun(place) == ["0"]
 
 
 def test_a_place_that_cannot_be_written_is_named(place):
     (place / "file").write_text("")
     with pytest.raises(ConfigError, match=r"--out: cannot work in .*file"):
-        work(jobs_below(place, 1, 0), place / "file")
+        run_jobs(jobs_below(place, 1, 0), place / "file")

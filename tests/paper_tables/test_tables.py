@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lattec_jax.methods import METHODS, make_method
+from lattec_jax.paper_tables.plan import config_argument
 from lattec_jax.paper_tables.tables import TABLES, TRAIN, numbers, paper_datasets
 from lattec_jax.runtime.config import parse
 
@@ -47,18 +48,19 @@ def test_rows_that_share_a_name_are_the_same_run():
         names = [row.name for row in table.rows]
         assert len(names) == len(set(names))
         for row in table.rows:
-            run = (row.module, row.overrides, row.describes, row.seeded)
+            run = (row.module, row.method, row.overrides, row.needs_descriptions, row.seeded)
             assert runs.setdefault(row.name, run) == run
 
 
 def test_rows_make_the_methods_that_they_name():
     made = {}
     for row in (row for table in TABLES.values() for row in table.rows if row.module == TRAIN):
-        config, _ = parse(["train", "--config=configs/eurosat.py", *row.overrides])
+        file = config_argument("configs/eurosat.py", "paper", row.method)
+        config, _ = parse(["train", file, *row.overrides])
         assert config.method.name in METHODS
         method = make_method(config.method)
         made[row.name] = (config, method)
-        assert row.describes == ("descriptions" in method.requires)
+        assert row.needs_descriptions == ("descriptions" in method.requires)
     whole = made["latteclip"][1]
     assert (whole.alpha, whole.momentum, whole.mixer) == (0.99, 0.99, True)
     assert made["texts-image"][1].description_kinds == ("image",)

@@ -244,7 +244,7 @@ TRAINED = [
 
 @pytest.mark.parametrize("method", ["zero_shot", *TRAINED])
 def test_every_method_has_its_health(place, method):
-    found = run("labeled", f"--config.method.name={method}", "--config.wise_ft=0.9")["health"]
+    found = run("labeled", f":method={method}", "--config.wise_ft=0.9")["health"]
     assert set(found) == {"verdict", "alarms", "metrics", "class_fractions"}
     metrics = found["metrics"]
     assert {"agreement_with_frozen", "class_entropy", "drift_mean", "separation"} <= metrics.keys()

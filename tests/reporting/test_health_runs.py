@@ -18,7 +18,7 @@ import pytest
 from configs import demo
 
 COLLAPSED = 0.35  # top-1 below this, from 0.61, is a run that failed
-FLYP = "--config.method.name=flyp"
+FLYP = f"--config={demo.__file__}:method=flyp"
 
 
 class Ended(NamedTuple):

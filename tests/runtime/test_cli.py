@@ -16,8 +16,9 @@ from lattec_jax import __main__ as lister
 from lattec_jax import predict, train
 from lattec_jax.commands import COMMANDS, MODULES, file_of, summary
 from lattec_jax.runtime import cli
-from lattec_jax.runtime.config import leaves, parse
+from lattec_jax.runtime.config import flatten, parse
 from lattec_jax.runtime.config_comments import comment_of, comments
+from lattec_jax.runtime.config_file import packaged_configs
 from lattec_jax.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -96,7 +97,9 @@ def test_each_answers_help(module, every_help):
     assert f"    python -m {module} " in text  # an example
     tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
     takes_config = "read_config" in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
-    assert ("  --config=FILE  (required; for example configs/demo.py)" in text) == takes_config
+    flag = "  --config=FILE[:preset=NAME,method=NAME]  (required; for example configs/demo.py)"
+    assert (flag in text) == takes_config
+    assert ("  --[no]print_config  (default: false)" in text) == takes_config
 
 
 def test_help_loads_neither_jax_nor_torch(every_help):
@@ -154,13 +157,19 @@ def test_arguments_after_two_dashes_are_no_flags():
     assert not cli.asks_for_help(["predict", "--", "-h"])
 
 
-@pytest.mark.parametrize("written", [["--config=configs/demo.py"], ["--config", "configs/demo.py"]])
+FILE = "configs/demo.py:preset=released_code"
+
+
+@pytest.mark.parametrize("written", [[f"--config={FILE}"], ["--config", FILE]])
 def test_the_resolved_configuration_is_shown(written, capsys):
-    overrides = ["--config.preset=released_code", "--config.train.epochs", "3"]
+    overrides = ["--config.train.epochs", "3"]
     text = help_of(capsys, train.main, *written, "--workdir=w", *overrides, "--help")
     config, _ = parse(["train", *written, *overrides])
     assert config.train.epochs == 3
-    assert shown_keys(text) == {key: repr(value) for key, value in leaves(config)}
+    shown = {key: value.partition("  (")[0] for key, value in shown_keys(text).items()}
+    assert shown == {key: repr(value) for key, value in flatten(config)}
+    assert "config.train.max_steps = 60\n" in text  # the demo's, under both presets
+    assert "config.method.group_text = 'redrawn'  (paper: 'own', released_code: 'redrawn')" in text
     # In the order of configs/common.py, each with the comment that stands there.
     keys = list(shown_keys(text))
     assert keys[:3] == ["preset", "seed", "artifacts"]
@@ -168,13 +177,13 @@ def test_the_resolved_configuration_is_shown(written, capsys):
     assert "  config.eval_every = 0\n        steps; 0: only at the end\n" in text
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "configs").glob("[a-z]*.py")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", packaged_configs(), ids=lambda file: file.stem)
 def test_every_key_has_a_comment(file):
     config, _ = parse(["train", f"--config={file}"])
     found = comments(file)
     # These are named by their section.
     named = ("dataset.expected.", "descriptions.prompts.")
-    keys = [key for key, _ in leaves(config)]
+    keys = [key for key, _ in flatten(config)]
     assert not [key for key in keys if not found.get(key) and not key.startswith(named)]
     assert all(comment_of(key, found) for key in keys)
 
@@ -222,15 +231,15 @@ def test_comments_are_those_of_the_files(tmp_path, capsys):
     found = comments(mine)
     assert found["seed"][-1] == "From two lines of its own. And behind it."
     assert found["compute.remat"][-1] == found["compute.fsdp"][-1] == "both"
-    assert found["compute.fsdp"][0].startswith("devices over which parameters are split")
+    assert found["compute.fsdp"][0].startswith("devices that parameters are split over")
     assert found["image_cache"] == ("all of it",)
     assert found["image_cache.max_unreadable_fraction"][-1] == "half"
     assert found["dataset.expected"][-1] == "counts"
     assert found["log_every"] == ("steps",)  # of common.py, which demo.py imports
     assert "other" not in found
     assert set(found) <= {
-        ".".join(key.split(".")[:depth]) for key, _ in leaves(config) for depth in range(1, 9)
-    } | {key for key in found if key.startswith(("presets", "method_presets"))}
+        ".".join(key.split(".")[:depth]) for key, _ in flatten(config) for depth in range(1, 9)
+    }
     text = help_of(capsys, train.main, f"--config={mine}", "-h")
     assert "  config.dataset.expected.classes = 3\n" in text
     assert shown_keys(text)["seed"] == "7"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 
@@ -11,8 +10,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.presets import METHODS, PRESETS
 from lattec_jax.runtime.cli import command
-from lattec_jax.runtime.config import default_workdir, from_json, leaves, parse, resolve, to_json
+from lattec_jax.runtime.config import default_workdir, flatten, from_json, parse, to_json
 from lattec_jax.runtime.errors import ConfigError, DataError
 
 FOLDER = "--config=configs/folder.py"
@@ -35,31 +35,23 @@ def test_the_papers_preset_is_the_default():
         1e-7,
     )
     assert not any(config.augment.color_jitter)
-    assert "presets" not in config
     with pytest.raises(AttributeError, match="epoch"):
         config.train.epoch = 3  # locked: a slip in the code makes no new key
 
 
 def test_the_released_codes_preset():
-    config = read(FOLDER, "--config.preset=released_code")
-    assert (
-        config.method.momentum,
-        config.method.prototype_update,
-        config.method.loss_reduction,
-    ) == (
-        0.0,
-        "joint",
-        "mean",
-    )
+    config = read(f"{FOLDER}:preset=released_code")
+    method = config.method
+    assert (method.momentum, method.prototype_update, method.loss_reduction) == (0, "joint", "mean")
     assert tuple(config.augment.color_jitter) == (0.5, 0.5, 0.5, 0.1)
-    assert read("--config=configs/eurosat.py", "--config.preset=released_code").train.epochs == 15
+    assert read("--config=configs/eurosat.py:preset=released_code").train.epochs == 15
     assert read("--config=configs/eurosat.py").train.epochs == 50
 
 
 def test_the_preset_chooses_the_prompts():
     paper = read("--config=configs/eurosat.py").descriptions.prompts
     assert paper.image == "Describe the land use in the photo concisely, using less than 20 words."
-    released = read("--config=configs/eurosat.py", "--config.preset=released_code")
+    released = read("--config=configs/eurosat.py:preset=released_code")
     assert "less than 20 words" in released.descriptions.prompts.group
     assert "all the satellite images" in released.descriptions.prompts.group
     own = read("--config=configs/eurosat.py", "--config.descriptions.prompts.image=What is it?")
@@ -67,34 +59,103 @@ def test_the_preset_chooses_the_prompts():
     assert own.descriptions.prompts.group == paper.group
 
 
-def test_an_explicit_value_wins_over_the_preset():
+def test_every_value_is_concrete_before_the_command_line_overrides_it():
+    config = common.get_config()
+    empty = [key for key, value in flatten(config) if value is None]
+    assert set(empty) == {"image_cache.max_side", "descriptions.correct_per_group", "wise_ft"}
+    assert (config.preset, config.method.name) == ("paper", "latteclip")
+    assert config.train.max_steps == 2000
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_value_of_a_preset_and_of_a_method_arrives(preset):
+    """A key that `common.py` does not take from the preset would be ignored."""
+    assert PRESETS[preset].keys() == PRESETS["paper"].keys()
+    found = dict(flatten(common.get_config(f"preset={preset}")))
+    assert {key: found[key] for key in PRESETS[preset]} == PRESETS[preset]
+    for method, values in METHODS.items():
+        with_method = dict(flatten(common.get_config(f"preset={preset},method={method}")))
+        assert with_method == found | values | {"method.name": method}
+
+
+def test_an_override_wins_over_the_preset_and_the_file():
     config = read(
-        FOLDER,
-        "--config.preset=released_code",
+        f"{FOLDER}:preset=released_code",
         "--config.method.momentum=0.5",
         "--config.train.epochs=3",
         "--config.method.texts=('class',)",
     )
     assert (config.method.momentum, config.train.epochs) == (0.5, 3)
     assert config.method.texts == ("class",)
-    # Of a value that is given twice the last counts, of a tuple too.
+    # Of a repeated override the last is used, of a tuple too.
     texts = ("--config.method.texts=('class',)", "--config.method.texts=('image','group')")
     assert read(FOLDER, *texts).method.texts == ("image", "group")
-    # A value that the file sets wins as well: the demo's momentum.
-    assert read("--config=configs/demo.py").method.momentum == 0.74
+    # The file's value wins over the preset's.
+    assert read("--config=configs/demo.py:preset=released_code").method.momentum == 0.74
 
 
-def test_a_method_s_own_values_come_before_the_preset_s():
-    reclip = "--config.method.name=reclip"
+def test_a_methods_values_win_over_the_presets_and_the_data_sets_schedule():
     for preset in ("paper", "released_code"):
-        config = read(FOLDER, reclip, f"--config.preset={preset}")
-        assert (config.train.batch_size, config.train.optimizer) == (64, "sgd")
-        assert config.templates == ("a photo of a {}.",)  # what the method leaves open
-    assert "method_presets" not in config
-    assert read(FOLDER, reclip, "--config.train.batch_size=8").train.batch_size == 8
+        for file in ("folder", "food101", "demo"):
+            config = read(f"--config=configs/{file}.py:preset={preset},method=reclip")
+            train = config.train
+            assert (train.batch_size, train.learning_rate, train.epochs) == (64, 1e-3, 100)
+    assert config.templates == ("a photo of a {}.",)  # the method has none
+    reclip = f"{FOLDER}:method=reclip"
+    assert read(reclip, "--config.train.batch_size=8").train.batch_size == 8
     assert read(FOLDER).train.batch_size == 512
-    with pytest.raises(ConfigError, match="preset: expected one of paper, released_code, found"):
-        read(FOLDER, "--config.preset=reclip")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("preset=papr", "preset: expected one of paper, released_code, found 'papr'. Did you"),
+        (
+            "method=lateclip",
+            "method.name: expected one of .*, found 'lateclip'. Did you mean",
+        ),
+        (
+            "presset=paper",
+            "unknown option 'presset=paper' .*:preset=NAME,method=NAME. Did you",
+        ),
+        ("released_code", "unknown option 'released_code' after the configuration file"),
+        ("preset=", "unknown option 'preset='"),
+    ],
+)
+def test_unknown_options_are_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        read(f"{FOLDER}:{options}")
+
+
+@pytest.mark.parametrize(
+    ("override", "form"),
+    [
+        ("--config.preset=released_code", "--config=configs/folder.py:preset=released_code"),
+        ("--config.method.name=flyp", "--config=configs/folder.py:method=flyp"),
+    ],
+)
+def test_preset_and_method_are_no_overrides(override, form):
+    with pytest.raises(ConfigError) as refused:
+        read(FOLDER, override)
+    assert form in str(refused.value)
+
+
+def test_preset_and_method_cannot_be_assigned(tmp_path):
+    """Their other values would stay: the paper's under the name of the released code."""
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from configs import common\n"
+        "def get_config(options=''):\n"
+        "    config = common.get_config(options)\n"
+        "    config.preset = 'released_code'\n"
+        "    return config\n"
+    )
+    message = r"mine\.py, line 4: .*common\.get_config\(\"preset=released_code\"\)"
+    with pytest.raises(ConfigError, match=message):
+        read(f"--config={path}")
+    assert read(f"--config={path}:preset=released_code").method.momentum == 0
+    with pytest.raises(ConfigError, match=r"common\.get_config\(\"method=flyp\"\)"):
+        common.get_config().method.name = "flyp"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +170,6 @@ def test_a_method_s_own_values_come_before_the_preset_s():
             r"unknown configuration key config\.train\.epoch\. Did you mean 'train\.epochs'\?",
         ),
         ("--config.train.epochs=many", "config.train.epochs=many: invalid literal"),
-        ("--config.preset=papr", "expected one of paper, released_code.*Did you mean 'paper'"),
         ("--confg.train.epochs=3", "Unknown command line flag"),
         ("stray", "unexpected argument 'stray'"),
     ],
@@ -118,53 +178,6 @@ def test_mistakes_are_said_with_what_was_meant(argument, message):
     with pytest.raises(ConfigError, match=message) as refused:
         read(FOLDER, argument)
     assert "\n" not in str(refused.value)
-
-
-def test_a_missing_file_is_said_with_what_there_is():
-    with pytest.raises(ConfigError, match=r"Did you mean 'eurosat\.py'.*Available: .*common\.py"):
-        read("--config=configs/eurosta.py")
-    with pytest.raises(ConfigError, match="--config is missing; for example"):
-        read()
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("x = 1\n", r"broken\.py defines no function get_config; expected one"),
-        ("def get_config(:\n", r"broken\.py cannot be read: invalid syntax.*line 1"),
-        ("import not_there\ndef get_config():\n    return None\n", "No module named 'not_there'"),
-        ("def get_config():\n    return 3\n", "returned int; expected the ConfigDict of"),
-    ],
-)
-def test_a_broken_file_is_said(tmp_path, content, message):
-    path = tmp_path / "broken.py"
-    path.write_text(content)
-    with pytest.raises(ConfigError, match=message):
-        read(f"--config={path}")
-
-
-def test_what_goes_wrong_in_a_users_get_config_keeps_its_traceback(tmp_path):
-    path = tmp_path / "broken.py"
-    path.write_text("def get_config():\n    return 1 / 0\n")
-    with pytest.raises(ZeroDivisionError):
-        read(f"--config={path}")
-
-
-def test_packaged_files_are_found_from_anywhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert read("--config=configs/demo.py").dataset.kind == "digits"
-    with pytest.raises(ConfigError, match=r"no configuration file mine/demo\.py"):
-        read("--config=mine/demo.py")  # a slip is not taken for the packaged one
-    # A file of that name in the current directory comes first.
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/demo.py").write_text(
-        "from configs import common\n"
-        "def get_config():\n"
-        "    config = common.get_config()\n"
-        "    config.dataset.name = 'mine'\n"
-        "    return config\n"
-    )
-    assert read("--config=configs/demo.py").dataset.name == "mine"
 
 
 def test_json_and_back(tmp_path):
@@ -179,19 +192,12 @@ def test_json_and_back(tmp_path):
 def test_no_key_hides_behind_a_method_of_the_dictionary():
     """`config.update` would be a bound method, not the value."""
     config = read(FOLDER)
-    keys = {part for path, _ in leaves(config) for part in path.split(".")}
+    keys = {part for path, _ in flatten(config) for part in path.split(".")}
     assert not [key for key in keys if hasattr(ConfigDict, key)]
 
 
-def test_a_preset_that_names_no_key_is_refused():
-    broken = common.get_config()
-    broken.preset, broken.presets.a = "a", ConfigDict({"train": {"x": 1}})
-    with pytest.raises(ConfigError, match=r"'a' sets train\.x, which does not exist"):
-        resolve(broken)
-
-
 def test_the_default_work_directory():
-    config = read("--config=configs/demo.py", "--config.seed=4", "--config.method.name=flyp")
+    config = read("--config=configs/demo.py:method=flyp", "--config.seed=4")
     assert str(default_workdir(config)) == "runs/digits-flyp-s4"
 
 
@@ -227,16 +233,3 @@ def test_the_command_line_as_a_user_types_it():
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: Unknown command line flag 'nope")
     assert "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("kind", ["fifo", "endless", "large"])
-def test_a_configuration_file_that_is_none_is_refused_at_once(tmp_path, kind):
-    path = tmp_path / "mine.py"
-    if kind == "fifo":
-        os.mkfifo(path)
-    elif kind == "endless":
-        path.symlink_to("/dev/zero")
-    else:
-        path.write_bytes(b"#" * (2**20 + 1))
-    with pytest.raises(ConfigError, match=r"cannot be read: .*(regular file|more than 1,048,576)"):
-        parse(["train", f"--config={path}"])

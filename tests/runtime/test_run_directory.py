@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs.common import get_config
 from lattec_jax.runtime import run_directory
-from lattec_jax.runtime.config import leaves
+from lattec_jax.runtime.config import flatten
 from lattec_jax.runtime.errors import ConfigError
 
 RECORD = {"weights_sha256": "ab", "class_names": ["cat", "dog"], "batch_size": 8}
@@ -47,7 +47,7 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
 
 
 def test_how_a_run_is_computed_may_change(tmp_path):
-    assert {key for key, _ in leaves(get_config())} >= run_directory.COMPUTED
+    assert {key for key, _ in flatten(get_config())} >= run_directory.COMPUTED
     run_directory.claim(tmp_path, config(compute={"fsdp": 1}), RECORD)
     before = (tmp_path / "config.json").read_bytes()
     run_directory.claim(tmp_path, config(compute={"fsdp": 8, "remat": True}), RECORD)

@@ -15,7 +15,7 @@ from configs import common
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.images.image_cache import make_image_caches, open_image_cache
 from lattec_jax.data.images.preprocess import Preprocess, open_image
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.training import augmentation
 
@@ -242,11 +242,11 @@ def test_flips_have_their_share_and_leave_the_other_draws_alone():
 )
 def test_settings_that_no_draw_can_be_made_with(name, value):
     config = common.get_config()
-    assert augmentation.Augmentation.from_config(resolve(config).augment).scale == (0.9, 1.0)
+    assert augmentation.Augmentation.from_config(validate(config).augment).scale == (0.9, 1.0)
     with config.ignore_type():
         config.augment[name] = value
     with pytest.raises(ConfigError, match=rf"config\.augment\.{name}: expected"):
-        resolve(config)
+        validate(config)
 
 
 # The original images --------------------------------------------------------------------------

@@ -28,10 +28,12 @@ SETS = {
 }
 
 
-def run_length(name: str, preset: str, *extra: str) -> tuple[int, int, int]:
+def run_length(
+    name: str, preset: str, *overrides: str, method: str = "latteclip"
+) -> tuple[int, int, int]:
     """Training images, batches of an epoch and steps of a data set's configuration."""
-    arguments = (f"--config=configs/{name}.py", f"--config.preset={preset}", *extra)
-    config, _ = parse(["train", *arguments])
+    file = f"--config=configs/{name}.py:preset={preset},method={method}"
+    config, _ = parse(["train", file, *overrides])
     images, size = config.dataset.expected.train, config.train.batch_size
     multiple = config.train.epoch_batch_multiple
     batches = Batches(
@@ -49,14 +51,13 @@ def test_steps_of_the_ten_sets_by_both_presets(name):
     images, paper, released = SETS[name]
     assert run_length(name, "paper") == (images, *paper)
     assert run_length(name, "released_code") == (images, *released)
-    assert run_length(name, "released_code", "--config.method.name=flyp") == (images, *released)
+    assert run_length(name, "released_code", method="flyp") == (images, *released)
 
 
 def test_reclip_keeps_its_own_epochs_under_both_presets():
-    reclip = "--config.method.name=reclip"
     # 3,680 images in batches of 64, and 3680 // 5000 + 2 epochs.
     for preset in ("paper", "released_code"):
-        assert run_length("oxford_pets", preset, reclip) == (3_680, 57, 114)
+        assert run_length("oxford_pets", preset, method="reclip") == (3_680, 57, 114)
 
 
 def epochs_of(count: int, size: int, multiple: int, epochs: int) -> list[list[np.ndarray]]:

@@ -6,7 +6,7 @@ from lattec_jax import pseudo_label
 from lattec_jax.inference.feature_extractor import FeatureExtractor
 from tests.runs import arguments, run
 
-ZERO_SHOT = ("labeled", "--config.method.name=zero_shot")
+ZERO_SHOT = ("labeled", ":method=zero_shot")
 
 
 def test_training_images_are_encoded_once_where_they_are_tested_too(place, monkeypatch):

@@ -106,8 +106,8 @@ def test_the_labels_are_there_and_differ(prepared):
 @pytest.mark.parametrize("name", UNSUPERVISED)
 def test_labels_change_nothing(prepared, mesh, name, preset):
     overrides = (
-        f"--config.method.name={name}",
-        f"--config.preset={preset}",
+        f":method={name}",
+        f":preset={preset}",
         "--config.train.batch_size=16",
     )
     absent, true, permuted = (trained_on(prepared[labels], mesh, *overrides) for labels in LABELS)
@@ -116,6 +116,6 @@ def test_labels_change_nothing(prepared, mesh, name, preset):
 
 
 def test_the_comparison_notices_labels_that_are_used(prepared, mesh):
-    oracle = "--config.method.name=flyp_oracle"
+    oracle = ":method=flyp_oracle"
     true, permuted = (trained_on(prepared[labels], mesh, oracle) for labels in LABELS[1:])
     assert len(true) == len(permuted) and not same(true, permuted)

@@ -63,7 +63,7 @@ def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(trained)
     assert bytes_of(trained / "towers")[0] == bytes_of(trained / "first")[0]
     assert not np.allclose(vectors_of(trained / "towers"), vectors_of(trained / "first"), atol=1e-4)
     # The vectors are the class texts as the start's text tower encodes them: FLYP's classifier.
-    run("labeled", "--workdir=flyp", "--config.init=first", NONE, "--config.method.name=flyp")
+    run("labeled", "--workdir=flyp", "--config.init=first", NONE, ":method=flyp")
     np.testing.assert_array_equal(vectors_of(trained / "towers"), vectors_of(trained / "flyp"))
     run("labeled", "--workdir=same", "--config.init=weights")
     assert bytes_of(trained / "same") == bytes_of(trained / "first")
@@ -71,7 +71,7 @@ def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(trained)
 
 @pytest.mark.full
 def test_a_step_of_a_method_without_prototypes(trained):
-    run("labeled", "--workdir=flyp", "--config.method.name=flyp")
+    run("labeled", "--workdir=flyp", ":method=flyp")
     found = run("labeled", "--workdir=on", NONE, "--config.init=flyp/checkpoints/6")
     assert not found["init_prototypes"]
     assert bytes_of(trained / "on")[0] == bytes_of(trained / "flyp")[0]

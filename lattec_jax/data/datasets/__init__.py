@@ -18,7 +18,7 @@ from lattec_jax.data.datasets.digits import read_digits
 from lattec_jax.data.datasets.fgvc import read_fgvc
 from lattec_jax.data.datasets.folder import read_folder
 from lattec_jax.data.datasets.tfds import read_tfds
-from lattec_jax.runtime.config import artifacts_dir, set_dir
+from lattec_jax.runtime.config import artifacts_dir, dataset_dir
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.runtime.files import remove_abandoned
 
@@ -40,7 +40,7 @@ def load(config: ConfigDict) -> Dataset:
 
 def remove_leftovers(config: ConfigDict) -> None:
     """Delete the temporary files that killed processes left in the directories of the data set."""
-    for base in {set_dir(config), artifacts_dir(config)}:
+    for base in {dataset_dir(config), artifacts_dir(config)}:
         for name in ("", "pseudo_labels", "descriptions", "descriptions/shards"):
             remove_abandoned(base / name)
 

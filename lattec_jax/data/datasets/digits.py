@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lattec_jax.data.datasets.dataset import Dataset, Split
-from lattec_jax.runtime.config import set_dir
+from lattec_jax.runtime.config import dataset_dir
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import partial_directory, remove_abandoned
 
@@ -33,7 +33,7 @@ _TRAINING_PER_CLASS = 100
 
 
 def read_digits(config: ConfigDict) -> Dataset:
-    """The demo's data set, whose files are written once below `set_dir(config) / "images"`.
+    """The demo's data set, whose files are written once below `dataset_dir(config) / "images"`.
 
     Labels of the training part serve the oracle and analysis only.
 
@@ -41,7 +41,7 @@ def read_digits(config: ConfigDict) -> Dataset:
         DataError: scikit-learn is not installed.
     """
     images, labels = _sklearn_digits()
-    folder = set_dir(config) / "images"
+    folder = dataset_dir(config) / "images"
     parts = dict(zip(("train", "test"), split_indices(labels), strict=True))
     splits = {}
     for part, indices in parts.items():

@@ -30,7 +30,7 @@ from lattec_jax.data.datasets.class_names import spoken
 from lattec_jax.data.datasets.dataset import Dataset, Split
 from lattec_jax.data.datasets.layout import data_root
 from lattec_jax.data.datasets.problems import collect, listing
-from lattec_jax.runtime.config import set_dir
+from lattec_jax.runtime.config import dataset_dir
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.files import partial_file, remove_abandoned, write_json
 from lattec_jax.runtime.safe_read import MAX_FILE_BYTES, read_json
@@ -86,7 +86,7 @@ def read_tfds(config: ConfigDict) -> Dataset:
         raise DataError("\n".join(problems))
     source = _identity(builder, settings.tfds.file_name)
     digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:8]
-    folder = set_dir(config) / f"tfds-{digest}"
+    folder = dataset_dir(config) / f"tfds-{digest}"
     noted = _read_index(folder, source, builder)
     examples = noted or list(_read_examples(builder, settings.tfds.file_name))
     places = [("examples", Path(builder.data_path)), ("images, written at first use", folder)]

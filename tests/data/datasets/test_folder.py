@@ -15,7 +15,7 @@ import pytest
 from configs import common
 from lattec_jax.data import datasets
 from lattec_jax.data.datasets.dataset import Dataset, Split, check
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import ConfigError, DataError
 
 
@@ -29,7 +29,7 @@ def touch(root: Path, *names: str) -> None:
 def load(root: Path, **settings) -> Dataset:
     config = common.get_config()
     config.dataset.update({"name": "mine", "root": str(root), **settings})
-    return datasets.load(resolve(config))
+    return datasets.load(validate(config))
 
 
 @pytest.fixture
@@ -353,7 +353,7 @@ def test_digits(tmp_path):
     config = common.get_config()
     config.artifacts = str(tmp_path)
     config.dataset.update({"name": "digits", "kind": "digits"})
-    dataset = datasets.load(resolve(config))
+    dataset = datasets.load(validate(config))
     assert len(dataset.class_names) == 10 and dataset.train.paths[0].is_file()
 
 

@@ -39,14 +39,14 @@ BLOCKS = (Path(__file__).parent / "public_prompts.txt").read_text("utf-8").strip
 PROMPTS = {name: prompts for name, *prompts in (block.split("\n") for block in BLOCKS)}
 
 
-def config_of(name: str, *extra: str):
-    return parse(["train", f"--config=configs/{name}.py", *extra])[0]
+def config_of(name: str, *extra: str, options: str = ""):
+    return parse(["train", f"--config=configs/{name}.py:{options}", *extra])[0]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=[row[0] for row in ROWS])
 def test_settings_of_both_presets(row):
     name, classes, n_train, n_test, rate, epochs, warmup, template = row
-    paper, released = config_of(name), config_of(name, "--config.preset=released_code")
+    paper, released = config_of(name), config_of(name, options="preset=released_code")
     for config in (paper, released):
         expected = config.dataset.expected
         assert (expected.classes, expected.train, expected.test) == (
@@ -68,7 +68,7 @@ def test_settings_of_both_presets(row):
 @pytest.mark.parametrize("name", SETS)
 def test_prompts_of_both_presets(name):
     paper = config_of(name).descriptions.prompts
-    released = config_of(name, "--config.preset=released_code").descriptions.prompts
+    released = config_of(name, options="preset=released_code").descriptions.prompts
     assert [paper.image, paper.group, released.image, released.group] == PROMPTS[name]
 
 
@@ -122,10 +122,10 @@ def test_from_files_to_results(place, capsys, name):
     names = [spoken for _, _, spoken in SETS[name].classes]
     describe_and_check_prompts(command, place / "artifacts" / name, PROMPTS[name][:2], names)
     if "{class}" in PROMPTS[name][2]:
-        released = ["--config.preset=released_code", "--config.artifacts=released"]
-        describe_and_check_prompts(
-            [*command, *released], place / "released" / name, PROMPTS[name][2:], names
-        )
+        file = f"--config=configs/{name}.py:preset=released_code"
+        released = [file, *SHORT, "--config.artifacts=released"]
+        folder, prompts = place / "released" / name, PROMPTS[name][2:]
+        describe_and_check_prompts(released, folder, prompts, names)
     capsys.readouterr()
     train.main(["train", *command])
     found = json.loads((place / f"runs/{name}-latteclip-s0/results.json").read_text("utf-8"))

@@ -12,7 +12,7 @@ from lattec_jax.data.text.prompts import class_prompts
 from lattec_jax.inference.feature_extractor import FeatureExtractor
 from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import ConfigError
 from tests.dummy import dummy_checkpoint
 from tests.openclip_models import flat_params, random_open_clip, shrunken
@@ -95,5 +95,5 @@ def test_mistakes_in_templates(value, message):
     config = get_config()
     config.templates = value
     with pytest.raises(ConfigError, match=rf"config\.templates: .*{message}"):
-        resolve(config)
-    assert resolve(get_config()).templates == ("a photo of a {}.",)
+        validate(config)
+    assert validate(get_config()).templates == ("a photo of a {}.",)
