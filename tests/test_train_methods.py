@@ -178,7 +178,7 @@ class Entropy(Method):
         return jnp.argmax(images @ classifier.T, axis=1)[None]
 
     def loss(self, features, labels, state):
-        log_odds = jax.nn.log_softmax(features.scale * features.images @ features.classes.T)
+        log_odds = jax.nn.log_softmax(features.logit_scale * features.images @ features.classes.T)
         return -jnp.mean(jnp.sum(jnp.exp(log_odds) * log_odds, axis=1)), None
 
 
