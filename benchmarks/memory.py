@@ -120,7 +120,8 @@ def measure(
     config = get_config().train
     config.learning_rate, config.warmup_steps, config.weight_decay = 1e-7, 40, 0.2
     config.schedule, config.optimizer = "cosine", "adamw"
-    optimizer, method = make_optimizer(config, 1800), LatteCLIP(0.99, 0.99)
+    schedule = learning_rate_schedule(config, 1800)
+    optimizer, method = make_optimizer(config, schedule), LatteCLIP(0.99, 0.99)
     settings = StepSettings(
         model.vision.image_size,
         (0.5,) * 3,
@@ -132,7 +133,7 @@ def measure(
         define(model, dtype=dtype, remat=remat, mesh=mesh),
         method,
         optimizer,
-        learning_rate_schedule(config, 1800),
+        schedule,
         settings,
         mesh,
     )

@@ -44,7 +44,8 @@ class Ours:
             Augmentation.from_config(config.augment),
         )
         method = LatteCLIP(workload.ALPHA, workload.MOMENTUM)
-        optimizer = make_optimizer(section, STEPS)
+        schedule = learning_rate_schedule(section, STEPS)
+        optimizer = make_optimizer(section, schedule)
         # Of the frozen model in float32: the programs in PyTorch start from the same ones.
         first = define(work.config)
         encode = jax.jit(lambda params, tokens: bind(first, params).encode_text(tokens))
@@ -53,7 +54,6 @@ class Ours:
         params = sharding.put(self.mesh, self.params)
         self.state = init_state(params, optimizer, method_state, self.mesh)
         del params
-        schedule = learning_rate_schedule(section, STEPS)
         self.jitted = make_train_step(
             self.definition, method, optimizer, schedule, self.settings, self.mesh
         )

@@ -104,7 +104,8 @@ class Run:
             size.images, size.batch, 0, STEPS, lengths, text.context_length, size.devices
         )
         config = validate(get_config()).train
-        optimizer, method = make_optimizer(config, STEPS), LatteCLIP(0.99, 0.99)
+        schedule = learning_rate_schedule(config, STEPS)
+        optimizer, method = make_optimizer(config, schedule), LatteCLIP(0.99, 0.99)
         prototypes = rng.normal(size=(size.classes, size.model.embed_dim)).astype(np.float32)
         prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
         params = sharding.put(mesh, initial_params(size.model, 0))
@@ -114,7 +115,6 @@ class Run:
             (SIDE, SIDE), (0.5,) * 3, (0.25,) * 3,
             Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
         )  # fmt: skip
-        schedule = learning_rate_schedule(config, STEPS)
         definition = define(size.model, mesh=mesh)
         self.step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
         stream = input_pipeline.device_batches(batches, cache, self.device_data, 0, STEPS, mesh)
@@ -189,10 +189,11 @@ def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[f
         tokens: of every description; 0: nine in ten of up to 32, one of up to 48.
     """
     config, batch_size, kinds = validate(get_config()).train, 64, 2
-    optimizer, method = make_optimizer(config, STEPS), LatteCLIP(0.99, 0.99)
+    schedule = learning_rate_schedule(config, STEPS)
+    optimizer, method = make_optimizer(config, schedule), LatteCLIP(0.99, 0.99)
     settings = StepSettings((224, 224), (0.5,) * 3, (0.25,) * 3, None)
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    definition, schedule = define(model, mesh=mesh), learning_rate_schedule(config, STEPS)
+    definition = define(model, mesh=mesh)
     step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
     state, device_data, batch = arguments(model, batch_size, method, optimizer, mesh)
     prototypes = jax.ShapeDtypeStruct((classes, model.embed_dim), np.float32)

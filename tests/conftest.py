@@ -113,22 +113,21 @@ def shared_steps():
 
     made, compile_step = {}, train_loop.compile_step
 
-    def shared(config, inputs, method, optimizer, steps, num_microbatches, mesh):
+    def shared(run, optimizer, schedule):
+        config, inputs = run.config, run.inputs
         sections = tuple(map(to_json, (config.train, config.augment, config.compute)))
         model = (inputs.weights.config, repr(inputs.weights.preprocess))
         rest = (
-            method,
-            steps,
-            num_microbatches,
-            mesh,
+            run.method,
+            run.steps,
+            run.num_microbatches,
+            run.mesh,
             sharding.SMALLEST_SPLIT,
             train_loop.make_train_step,
         )
         key = (*sections, *model, *rest)
         if key not in made:
-            made[key] = compile_step(
-                config, inputs, method, optimizer, steps, num_microbatches, mesh
-            )
+            made[key] = compile_step(run, optimizer, schedule)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.dummy import dummy_checkpoint
-from tests.runs import EQUAL, arguments, make_images
+from tests.runs import arguments, assert_equal, make_images
 from tests.test_resume_killed import environment
 
 # A file system of its own, seen by these processes only. $1: its size; $2: how it is mounted anew
@@ -102,8 +102,7 @@ def test_a_disk_that_fills_up_at_any_moment_loses_nothing(place, tmp_path, fract
         assert "the report could not be written" in said, said
     assert second == 0, then
     assert f"continuing at step {kept} of 6" in then or not kept or not first
-    for file in EQUAL:
-        assert (tmp_path / "second/run" / file).read_bytes() == (whole / file).read_bytes(), file
+    assert_equal(whole, tmp_path / "second/run")
     assert not list((tmp_path / "second/run/checkpoints").glob("damaged*"))
 
 
@@ -144,9 +143,7 @@ def test_results_that_find_no_room_are_made_by_the_same_command(place, tmp_path,
         command(), cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True
     )
     assert "continuing at step 6 of 6" in done.stdout or not second
-    for file in EQUAL:
-        whole = place / "whole/run" / file
-        assert (tmp_path / "work/run" / file).read_bytes() == whole.read_bytes(), file
+    assert_equal(place / "whole/run", tmp_path / "work/run")
 
 
 @pytest.mark.soak

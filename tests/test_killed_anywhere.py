@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from lattec_jax.training.checkpoints import damage
-from tests.runs import arguments, make_inputs
+from tests.runs import arguments, make_inputs, repeated
 
 TIMES = ("train_seconds", "images_per_second")
 SHOWN_TIMES = re.compile(rb"(<dt>(?:seconds of training|images per second)</dt><dd>)[^<]*")
@@ -105,6 +105,8 @@ def contents(directory: Path) -> dict[str, bytes | None]:
         elif path.name == "results.json":
             values = json.loads(path.read_text(encoding="utf-8"))
             found[name] = json.dumps({k: v for k, v in values.items() if k not in TIMES}).encode()
+        elif path.name == "metrics.jsonl":
+            found[name] = json.dumps(repeated(path.parent)).encode()
         else:
             found[name] = path.read_bytes()
             if path.name == "report.html":

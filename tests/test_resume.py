@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lattec_jax import report, train, train_loop
+from lattec_jax import report, train, train_results
 from lattec_jax.runtime.preemption import Terminated
 from lattec_jax.training.metrics_log import RunLog
 from tests.runs import arguments, assert_equal, logged, run
@@ -83,13 +83,13 @@ def test_a_run_that_is_killed_before_its_results_lacks_nothing_of_its_report(
     monkeypatch,
 ):
     """results.json ends a run: what only a training can write is there before."""
-    write = train_loop.write_json
+    write = train_results.write_json
 
     def killed(path, content):
         write(path, content)
         raise Terminated("SIGTERM")
 
-    monkeypatch.setattr(train_loop, "write_json", killed)
+    monkeypatch.setattr(train_results, "write_json", killed)
     with pytest.raises(Terminated):
         train.main(arguments("labeled", "--workdir=killed"))
     directory = trained / "killed"

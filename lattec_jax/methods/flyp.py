@@ -41,6 +41,11 @@ class FLYP(Method):
             return frozenset({"labels"})
         return frozenset({"zero_shot"} if self.pseudo_labels == "zero_shot" else ())
 
+    @property
+    def predicted_label(self) -> int | None:
+        """The only label, where the current model assigns it."""
+        return None if self.oracle or self.pseudo_labels == "zero_shot" else 0
+
     def labels(
         self,
         images: Float[Array, "B D"],
@@ -54,10 +59,6 @@ class FLYP(Method):
         if self.pseudo_labels == "zero_shot":
             return targets.zero_shot[None]
         return jnp.argmax(images @ class_weights.T, axis=1)[None]
-
-    def predictions(self, labels: Int[Array, "1 B"]) -> Int[Array, " B"] | None:
-        """All of them, where the current model assigns them."""
-        return None if self.oracle or self.pseudo_labels == "zero_shot" else labels[0]
 
     def loss(
         self, features: Features, labels: Int[Array, "1 B"], state: tuple[()]

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import EncodeClasses, Features, Method, Targets
+from lattec_jax.methods.base import Features, PrototypeMethod, Targets
 from lattec_jax.methods.contrastive import info_nce
 from lattec_jax.models.clip import normalize
 
@@ -104,13 +104,14 @@ def move_prototypes(
 
 
 @dataclasses.dataclass(frozen=True)
-class LatteCLIP(Method):
+class LatteCLIP(PrototypeMethod):
     """The method with its settings; `config.method` names and explains them."""
 
     alpha: float
     momentum: float
     class_text: bool = True  # Table 2: whether the class-description takes part in the mix
     description_kinds: tuple[str, ...] = ("image", "group")
+    redrawn_kinds: tuple[str, ...] = ()  # the released code: those of groups
     label_names: tuple[str, ...] = ("zero_shot", "current")  # Table 3: L_zs and L_ft
     mixer: bool = True  # Table 3: False sets all weights to 1
     prototype_update: str = "sequential"  # the released code: "joint"
@@ -129,17 +130,20 @@ class LatteCLIP(Method):
         """α and μ."""
         return {"alpha": self.alpha, "momentum": self.momentum}
 
-    def init(self, class_features: Float[Array, "C D"], images: int) -> Prototypes:
+    @property
+    def predicted_label(self) -> int | None:
+        """The index of `c_ft` among the labels, where the method uses it."""
+        return self.label_names.index("current") if "current" in self.label_names else None
+
+    def init(self, class_features: Float[Array, "C D"], num_images: int) -> Prototypes:
         """Prototypes start as the class-descriptions of the pre-trained model."""
         return Prototypes(class_features, class_features)
 
     def start_from(self, state: Prototypes, prototypes: Float[Array, "C D"]) -> Prototypes:
-        """Go on with the prototypes of another run."""
+        """Continue with the prototypes of another run."""
         return Prototypes(prototypes, prototypes)
 
-    def class_weights(
-        self, state: Prototypes, encode_classes: EncodeClasses
-    ) -> Float[Array, "C D"]:
+    def prototypes(self, state: Prototypes) -> Float[Array, "C D"]:
         """Inference is `argmax_c f(x)·p_c`."""
         return state.current
 
@@ -155,16 +159,6 @@ class LatteCLIP(Method):
         if "current" in self.label_names:
             known["current"] = jnp.argmax(images @ class_weights.T, axis=1)
         return jnp.stack([known[name] for name in self.label_names])
-
-    def predictions(self, labels: Int[Array, "J B"]) -> Int[Array, " B"] | None:
-        """`c_ft`, where the method uses it."""
-        if "current" not in self.label_names:
-            return None
-        return labels[self.label_names.index("current")]
-
-    def prototypes(self, state: Prototypes) -> Float[Array, "C D"]:
-        """The current ones."""
-        return state.current
 
     def loss(
         self, features: Features, labels: Int[Array, "J B"], state: Prototypes
@@ -243,12 +237,15 @@ class LatteCLIP(Method):
 
 
 def from_config(config: ConfigDict) -> LatteCLIP:
-    """The method by the section `config.method`."""
+    """Make the method from the section `config.method`."""
+    kinds = tuple(kind for kind in config.texts if kind != "class")
+    redrawn = config.group_text == "redrawn"
     return LatteCLIP(
         alpha=config.alpha,
         momentum=config.momentum,
         class_text="class" in config.texts,
-        description_kinds=tuple(kind for kind in config.texts if kind != "class"),
+        description_kinds=kinds,
+        redrawn_kinds=tuple(kind for kind in kinds if kind.startswith("group") and redrawn),
         label_names=tuple(config.labels),
         mixer=config.mixer,
         prototype_update=config.prototype_update,

@@ -27,7 +27,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import EncodeClasses, Features, Method, Targets, TrainingSetFeatures
+from lattec_jax.methods.base import (
+    EncodeClasses,
+    EpochMethod,
+    Features,
+    PrototypeMethod,
+    Targets,
+    TrainingSetFeatures,
+)
 from lattec_jax.methods.label_propagation import centroids, class_directions, propagate
 from lattec_jax.models.clip import normalize
 
@@ -50,7 +57,7 @@ def agreeing_cross_entropy(
 
 
 @dataclasses.dataclass(frozen=True)
-class ReCLIP(Method):
+class ReCLIP(PrototypeMethod, EpochMethod):
     """The method with its settings; `config.method.reclip` names and explains them."""
 
     neighbors: int = 20
@@ -64,6 +71,7 @@ class ReCLIP(Method):
     requires = frozenset({"frozen_features"})
     augments = False
     encodes_all_classes = True
+    predicted_label = 1  # V's, which follow the model from epoch to epoch
 
     def settings(self) -> dict[str, Any]:
         """All of them."""
@@ -73,22 +81,22 @@ class ReCLIP(Method):
         """The layer norms of both towers."""
         return any(part.startswith("ln_") for part in name.split("/"))
 
-    def max_epochs(self, images: int) -> int | None:
+    def max_epochs(self, num_images: int) -> int | None:
         """More epochs for more images, as the repository counts them."""
-        return images // self.images_per_epoch + 2 if self.images_per_epoch else None
+        return num_images // self.images_per_epoch + 2 if self.images_per_epoch else None
 
-    def init(self, class_features: Float[Array, "C D"], images: int) -> Copies:
+    def init(self, class_features: Float[Array, "C D"], num_images: int) -> Copies:
         """V's classifier starts as the class embeddings; labels come with the first epoch."""
-        return Copies(class_features, class_features, jnp.zeros((2, images), jnp.int32))
+        return Copies(class_features, class_features, jnp.zeros((2, num_images), jnp.int32))
 
-    def begin_epoch(self, state: Copies, survey: TrainingSetFeatures) -> Copies:
+    def begin_epoch(self, state: Copies, features: TrainingSetFeatures) -> Copies:
         """Propagate anew for both copies; V's classifier becomes the centroids of its labels.
 
         T's seeds are the current texts and its images the frozen features, V's seeds the original
         texts and its images the current features; each is projected by its own seeds.
         """
-        texts, current = np.asarray(state.texts), survey.images()
-        of_t = self._propagate(survey.classes(), survey.frozen)
+        texts, current = np.asarray(state.texts), features.images()
+        of_t = self._propagate(features.classes(), features.frozen)
         of_v = self._propagate(texts, current)
         nodes = np.concatenate([texts, current])
         return Copies(
@@ -97,8 +105,8 @@ class ReCLIP(Method):
             np.stack([of_t[len(texts) :], of_v[len(texts) :]]),
         )
 
-    def class_weights(self, state: Copies, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
-        """V's."""
+    def prototypes(self, state: Copies) -> Float[Array, "C D"]:
+        """V's classifier."""
         return state.class_weights
 
     def frozen_class_weights(
@@ -115,15 +123,7 @@ class ReCLIP(Method):
         state: Copies,
     ) -> Int[Array, "2 B"]:
         """The propagated labels of T and V."""
-        return state.labels[:, targets.rows]
-
-    def predictions(self, labels: Int[Array, "2 B"]) -> Int[Array, " B"]:
-        """Those of V, which follow the model from epoch to epoch."""
-        return labels[1]
-
-    def prototypes(self, state: Copies) -> Float[Array, "C D"]:
-        """V's classifier."""
-        return state.class_weights
+        return state.labels[:, targets.indices]
 
     def should_update(self, labels: Int[Array, "2 B"]) -> Bool[Array, ""]:
         """Only where an image has the same label twice."""

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
-from lattec_jax.methods.base import Method
+from lattec_jax.methods.base import Method, PrototypeMethod
 from lattec_jax.reporting import health, page
 from lattec_jax.runtime import schemas
 from lattec_jax.runtime.errors import UserError
@@ -175,7 +175,7 @@ def _examples(
             }
         )
     said = [text for entry in found for text in entry["texts"] if text["text"]]
-    if said:
+    if said and isinstance(method, PrototypeMethod):
         tokens = inputs.weights.tokenizer([text["text"] for text in said])
         weights = method.mixer_weights(inputs.extractor.texts(state.params, tokens), state.method)
         if weights is not None:

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from lattec_jax.data import evaluation_metrics
-from lattec_jax.methods.base import Method
+from lattec_jax.methods.base import EpochMethod, Method
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params
 from lattec_jax.models.run_artifacts import ClassWeights
@@ -30,9 +30,11 @@ def class_weights(inputs: Inputs, method: Method, state: TrainState) -> ClassWei
     """The unit vectors of the classes, as the method has them at this state."""
     extractor, prompts = inputs.extractor, inputs.prompts
     adapted = method.class_weights(state.method, lambda: extractor.classes(state.params, prompts))
-    frozen = method.frozen_class_weights(
-        state.method, lambda: extractor.texts(state.params, prompts.first)
-    )
+    frozen = None
+    if isinstance(method, EpochMethod):
+        frozen = method.frozen_class_weights(
+            state.method, lambda: extractor.texts(state.params, prompts.first)
+        )
     return ClassWeights(np.asarray(adapted), None if frozen is None else np.asarray(frozen))
 
 

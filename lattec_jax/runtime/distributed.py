@@ -19,7 +19,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from lattec_jax.runtime.errors import ConfigError, TrainingError
 from lattec_jax.runtime.files import appears, partial_directory, remove_abandoned, temporary
 from lattec_jax.runtime.preemption import Terminated
 
+T = TypeVar("T")
 INIT_TIMEOUT_S = 300  # seconds that processes wait for each other at the start
 HEARTBEAT_TIMEOUT_S = 60  # seconds without a sign of life after which a process counts as dead
 BARRIER_TIMEOUT_S = 7 * 24 * 3600  # seconds that others wait while the first makes files
@@ -224,6 +225,12 @@ def main_process_first() -> Iterator[None]:
             pass
         with raise_on_all():
             yield
+
+
+def write_then_read(write: Callable[[], T], read: Callable[[], T]) -> T:
+    """Return what the main process returns from `write`, and the others then from `read`."""
+    with main_process_first():
+        return write() if is_main_process() else read()
 
 
 def check_same_on_all(configuration: str, folder: Path) -> None:

@@ -79,9 +79,6 @@ def make_batches(
     ordered = [inputs.texts.texts[kind][n] for n in range(count) for kind in kinds]
     tokens = inputs.weights.tokenizer([text or "" for text in ordered])
     lengths = text_lengths(tokens, text_config)
-    redraw = ()
-    if config.method.group_text == "redrawn":
-        redraw = tuple(i for i, kind in enumerate(kinds) if kind.startswith("group"))
     batches = Batches(
         count=count,
         batch_size=batch_size,
@@ -90,7 +87,7 @@ def make_batches(
         lengths=lengths.reshape(count, len(kinds)),
         context_length=text_config.context_length,
         multiple=mesh.size,
-        redraw=redraw,
+        redraw=tuple(i for i, kind in enumerate(kinds) if kind in method.redrawn_kinds),
         groups=inputs.zero_shot.labels,
         epoch_batch_multiple=config.train.epoch_batch_multiple,
     )

@@ -1,7 +1,7 @@
 """What a run writes while it goes on: metrics as JSON lines, TensorBoard events, a progress bar.
 
-No line of the metrics holds a time: those of a run that was continued are equal, byte for byte, to
-those of one that was not. Of the events only `wall_time` differs.
+Images per second and device memory aside, the metrics of a run that was continued are equal, digit
+by digit, to those of one that was not. Of the events `wall_time` differs too.
 """
 
 from __future__ import annotations

@@ -28,15 +28,16 @@ class TrainState:
     seed: jax.Array  # [] uint32; an array, so that runs of other seeds share the compiled step
     params: Params
     optimizer: optax.OptState
-    method: Any  # of the method, such as the prototypes
+    method: Any  # the method's own state, such as the prototypes
 
 
 def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
-    """Linear warm-up, then half a cosine to zero (open_clip_train's `cosine_lr`) or a constant.
+    """Return linear warm-up, then half a cosine to zero (open_clip_train's `cosine_lr`) or a
+    constant.
 
     Args:
         config: the section `config.train`.
-        steps: of the whole run; a warm-up longer than this is cut to it.
+        steps: of the full run; a longer warm-up is cut to it.
     """
     warmup = min(config.warmup_steps, steps)
 
@@ -49,22 +50,21 @@ def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     return schedule
 
 
-def decays(params: Params) -> dict[str, bool]:
-    """Weight decay is for matrices only: no biases, norms, class embedding or logit scale."""
+def decay_mask(params: Params) -> dict[str, bool]:
+    """Select matrices for weight decay: no biases, norms, class embedding or logit scale."""
     return {name: value.ndim >= 2 for name, value in params.items()}
 
 
-def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW as OpenCLIP has it, or stochastic gradient descent as PyTorch has it.
+def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Make AdamW as OpenCLIP has it, or stochastic gradient descent as PyTorch has it.
 
     AdamW decays matrices only, apart from the gradient. `torch.optim.SGD` adds the decay of every
     trained parameter to its gradient, before the momentum.
 
     Args:
         config: the section `config.train`.
-        steps: of the whole run.
+        schedule: the learning rate by step.
     """
-    schedule = learning_rate_schedule(config, steps)
     if config.optimizer == "sgd":
         return optax.chain(
             optax.add_decayed_weights(config.weight_decay),
@@ -76,13 +76,13 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
         b2=config.beta2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
-        mask=decays,
+        mask=decay_mask,
     )
 
 
-def trainable(params: Params, choose: Callable[[str], bool]) -> Params:
-    """The parameters that are trained, by their names."""
-    return {name: value for name, value in params.items() if choose(name)}
+def select_trainable(params: Params, is_trainable: Callable[[str], bool]) -> Params:
+    """Return the parameters whose names `is_trainable` accepts."""
+    return {name: value for name, value in params.items() if is_trainable(name)}
 
 
 def init_state(
@@ -90,65 +90,57 @@ def init_state(
     optimizer: optax.GradientTransformation,
     method_state: Any,
     mesh: Mesh,
-    choose: Callable[[str], bool] = lambda name: True,
+    is_trainable: Callable[[str], bool] = lambda name: True,
     seed: int = 0,
 ) -> TrainState:
-    """The state before the first step, placed on the mesh.
-
-    Args:
-        params: of the model.
-        optimizer: keeps its state for the trained parameters only.
-        method_state: of the method.
-        mesh: the devices.
-        choose: which parameters are trained, by their names.
-        seed: of the run.
-    """
+    """Return the state before the first step, sharded over the mesh; the optimizer has state for
+    the trained parameters only."""
 
     def build(seed: jax.Array, params: Params, method_state: Any) -> TrainState:
         state = TrainState(
             step=jnp.zeros((), jnp.int32),
             seed=seed,
             params=params,
-            optimizer=optimizer.init(trainable(params, choose)),
+            optimizer=optimizer.init(select_trainable(params, is_trainable)),
             method=method_state,
         )
         return _copies(state)
 
-    # One program; by itself each operation on each shape would be compiled.
-    given = (np.uint32(seed), params, method_state)
-    where = state_shardings(jax.eval_shape(build, *given), mesh)
-    return jax.jit(build, out_shardings=where)(*given)
+    # One jitted function: otherwise each operation is compiled for each shape.
+    arguments = (np.uint32(seed), params, method_state)
+    shardings = state_shardings(jax.eval_shape(build, *arguments), mesh)
+    return jax.jit(build, out_shardings=shardings)(*arguments)
 
 
 def replace_method(state: TrainState, method_state: Any, mesh: Mesh) -> TrainState:
-    """The state with another one of the method, which may be of NumPy arrays."""
+    """Return the train state with another method state, whose arrays may be NumPy's."""
     return state.replace(method=replicate(method_state, mesh))
 
 
 def replicate(method_state: Any, mesh: Mesh) -> Any:
-    """Copies of a method's state on all devices; of several processes the first one's is taken."""
+    """Copy a method's state to all devices; of several processes the main one's is taken."""
     state = _copies(distributed.broadcast(method_state))
     return sharding.place_tree(state, jax.tree.map(lambda _: sharding.replicated(mesh), state))
 
 
 def _copies(tree: Any) -> Any:
-    """Copies, because the next step consumes the state: no two of its arrays may share memory, nor
-    may one be shared with what it was made of."""
+    """Copy all arrays, because the next step donates them: no two may share a buffer, with each
+    other or with the arrays that they were made from."""
     return jax.tree.map(lambda x: jnp.array(x, copy=True), tree)
 
 
 def state_shardings(state: TrainState, mesh: Mesh) -> TrainState:
-    """Where each array of a state lies; `state` may hold shapes instead of arrays."""
-    whole = sharding.replicated(mesh)
+    """Return the sharding of each array of a state; `state` may hold shapes instead of arrays."""
+    replicated = sharding.replicated(mesh)
     return TrainState(
-        step=whole,
-        seed=whole,
+        step=replicated,
+        seed=replicated,
         params=jax.tree.map(lambda x: sharding.over_fsdp(mesh, x.shape), state.params),
         optimizer=jax.tree.map(lambda x: sharding.over_fsdp(mesh, x.shape), state.optimizer),
-        method=jax.tree.map(lambda x: whole, state.method),
+        method=jax.tree.map(lambda x: replicated, state.method),
     )
 
 
 def clamp_logit_scale(params: Params) -> Params:
-    """Keep the logarithm of the inverse temperature within [0, ln 100], as CLIP does."""
+    """Clip the logarithm of the logit scale to [0, ln 100], as CLIP does."""
     return {**params, "logit_scale": jnp.clip(params["logit_scale"], 0.0, MAX_LOG_SCALE)}

@@ -1,8 +1,8 @@
-"""One training step, jitted: images and indices in, the next state and metrics for the log out.
+"""One jitted training step: from images and indices to the next state and metrics for the log.
 
-Cropping, both towers, mixing, pseudo-labels, gradient, optimizer and prototype update happen inside
-of one compiled function; nothing comes back to the host between steps. The step knows no method by
-name (`lattec_jax.methods.base`).
+Cropping, both towers, mixing, pseudo-labels, gradient, optimizer and prototype update are one
+compiled function; nothing comes back to the host between steps. The step knows methods by their
+interface only (`lattec_jax.methods.base`).
 """
 
 from __future__ import annotations
@@ -19,21 +19,26 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from lattec_jax.methods.base import Features, Method, Targets
+from lattec_jax.methods.base import EpochMethod, Features, Method, Targets
 from lattec_jax.models.clip import Params
 from lattec_jax.runtime import compilation_cache, sharding
 from lattec_jax.training.augmentation import Augmentation, Draws, apply_draws, draw
 from lattec_jax.training.microbatches import StepEncoder
-from lattec_jax.training.state import TrainState, clamp_logit_scale, state_shardings, trainable
+from lattec_jax.training.state import (
+    TrainState,
+    clamp_logit_scale,
+    select_trainable,
+    state_shardings,
+)
 
 Metrics = dict[str, Float[Array, ""]]
 
 
 class DeviceData(NamedTuple):
-    """What stays on the device for the whole run. N images, K kinds of text, C classes."""
+    """Arrays that stay on the device for the full run. N images, K kinds of text, C classes."""
 
     class_tokens: Int[Array, "C M"]  # class-descriptions, cropped to the longest
-    description_tokens: Int[Array, "NK L"]  # row n · K + k is the k-th text of image n
+    description_tokens: Int[Array, "NK L"]  # index n · K + k is the k-th text of image n
     present: Bool[Array, "N K"]  # False where that text is missing
     targets: Targets  # of all N images
     pixels: UInt8[Array, "N H W 3"] | None  # None where the image cache is streamed
@@ -42,7 +47,7 @@ class DeviceData(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the host sends for a step; see `lattec_jax.training.batches.HostBatch`."""
+    """Arrays that the host sends for a step; see `lattec_jax.training.batches.HostBatch`."""
 
     images: Int[Array, " B"]
     text_indices: tuple[Int[Array, " n"], ...]
@@ -60,23 +65,24 @@ class StepSettings(NamedTuple):
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     augmentation: Augmentation | None  # None: the pixels are those of evaluation
-    num_microbatches: int = 1  # that a batch is encoded in (`lattec_jax.training.microbatches`)
+    num_microbatches: int = 1  # `lattec_jax.training.microbatches`
 
 
 def unique_classes(
-    labels: Int[Array, "J B"], classes: int
+    labels: Int[Array, "J B"], num_classes: int
 ) -> tuple[Int[Array, " U"], Int[Array, "J B"]]:
-    """The classes whose descriptions a batch needs, and where each label's class stands in them.
+    """Return the classes whose descriptions a batch needs, and the position of each label's class
+    among them.
 
     A batch names at most U = min(C, J · B) classes. Where that is all of them, they are taken in
-    order; otherwise unused places are filled with class 0.
+    order; otherwise unused positions are filled with class 0, so that the shape is static.
     """
-    if classes <= labels.size:
-        return jnp.arange(classes), labels
-    found, inverse = jnp.unique(
+    if num_classes <= labels.size:
+        return jnp.arange(num_classes), labels
+    classes, positions = jnp.unique(
         labels.reshape(-1), return_inverse=True, size=labels.size, fill_value=0
-    )
-    return found, inverse.reshape(labels.shape)
+    )  # [J, B] -> [J · B] -> [U], [J · B]
+    return classes, positions.reshape(labels.shape)
 
 
 def encode_images(
@@ -86,34 +92,39 @@ def encode_images(
     batch: Batch,
     settings: StepSettings,
 ) -> Float[Array, "B D"]:
-    """Features of augmented crops, which are made piece by piece from the draws of the batch; or of
-    the pixels as they are."""
+    """Encode augmented crops, or evaluation pixels where nothing is augmented.
+
+    The random numbers are drawn for the batch at once, the crops made for one microbatch at a time.
+    """
     resident, draws = batch.pixels is None, None
     if settings.augmentation is not None:
         sizes = device_data.sizes[batch.images] if resident else batch.sizes
         draws = draw(key, sizes, settings.augmentation)
     mean, std = jnp.asarray(settings.mean), jnp.asarray(settings.std)
 
-    def load(piece: tuple[jax.Array, Draws | None]) -> Float[Array, "P H W 3"]:
-        pixels = device_data.pixels[piece[0]] if resident else piece[0]
+    def load(microbatch: tuple[jax.Array, Draws | None]) -> Float[Array, "m H W 3"]:
+        indices_or_pixels, draws = microbatch
+        pixels = device_data.pixels[indices_or_pixels] if resident else indices_or_pixels
+        # The image cache is replicated; without the constraint each device might gather and crop
+        # the images of all.
         pixels = jax.lax.with_sharding_constraint(pixels, sharding.over_batch(encoder.mesh))
-        if piece[1] is None:
+        if draws is None:
             return (pixels / 255 - mean) / std
-        return (apply_draws(pixels, piece[1], settings.image_size) - mean) / std
+        return (apply_draws(pixels, draws, settings.image_size) - mean) / std
 
     return encoder.images((batch.images if resident else batch.pixels, draws), load)
 
 
 def encode_texts(
-    encoder: StepEncoder, groups: list[Int[Array, "n L"]]
-) -> list[Float[Array, "n D"]]:
-    """Encode token matrices, those of one length as one."""
+    encoder: StepEncoder, groups: list[Int[Array, "_ _"]]
+) -> list[Float[Array, "_ D"]]:
+    """Encode token matrices; those of the same length are concatenated and encoded as one."""
     by_length: dict[int, list[int]] = {}
     for index, tokens in enumerate(groups):
         by_length.setdefault(tokens.shape[1], []).append(index)
-    joined = [jnp.concatenate([groups[i] for i in same]) for same in by_length.values()]
+    concatenated = [jnp.concatenate([groups[i] for i in same]) for same in by_length.values()]
     encoded: dict[int, jax.Array] = {}
-    for same, features in zip(by_length.values(), encoder.texts(joined), strict=True):
+    for same, features in zip(by_length.values(), encoder.texts(concatenated), strict=True):
         ends = np.cumsum([groups[i].shape[0] for i in same])
         encoded |= dict(zip(same, jnp.split(features, ends[:-1]), strict=True))
     return [encoded[i] for i in range(len(groups))]
@@ -128,7 +139,7 @@ def gather_features(
     batch: Batch,
     text_lengths: tuple[int, ...],
 ) -> tuple[Features, Int[Array, "J B"]]:
-    """All features that a method's loss needs, and the labels it chose."""
+    """Return all features that a method's loss needs, and the method's labels."""
     class_weights = method.class_weights(
         method_state, lambda: encoder.texts([device_data.class_tokens])[0]
     )
@@ -136,17 +147,17 @@ def gather_features(
     labels = method.labels(
         jax.lax.stop_gradient(image_features),
         jax.lax.stop_gradient(class_weights),
-        targets._replace(rows=batch.images),
+        targets._replace(indices=batch.images),
         method_state,
     )
-    count = device_data.class_tokens.shape[0]
+    num_classes = device_data.class_tokens.shape[0]
     if method.encodes_all_classes:
-        classes, places = jnp.arange(count), labels
+        classes, positions = jnp.arange(num_classes), labels
     else:
-        classes, places = unique_classes(labels, count)
+        classes, positions = unique_classes(labels, num_classes)
     groups = [device_data.class_tokens[classes]]
-    for rows, length in zip(batch.text_indices, text_lengths, strict=True):
-        groups.append(device_data.description_tokens[rows, :length])
+    for indices, length in zip(batch.text_indices, text_lengths, strict=True):
+        groups.append(device_data.description_tokens[indices, :length])
     class_features, *texts = encode_texts(encoder, groups)
     batch_size, kinds = batch.text_images.shape
     dimension = image_features.shape[1]
@@ -158,7 +169,7 @@ def gather_features(
         descriptions = jnp.zeros((batch_size, 0, dimension), image_features.dtype)
     features = Features(
         images=image_features,
-        class_texts=class_features[places],
+        class_texts=class_features[positions],  # [U, D] -> [J, B, D]
         descriptions=descriptions,
         present=device_data.present[batch.text_images, jnp.arange(kinds)],
         logit_scale=encoder.logit_scale,
@@ -168,16 +179,45 @@ def gather_features(
     return features, labels
 
 
-def spread(predictions: Int[Array, " B"], classes: int) -> Metrics:
-    """How a batch's predictions spread over the classes: their entropy divided by that of even
-    shares, the largest share and the class that has it (`lattec_jax.reporting.health` watches
-    them)."""
-    fractions = jnp.bincount(predictions, length=classes) / predictions.size
+def prediction_metrics(
+    predictions: Int[Array, " B"], frozen: Int[Array, " B"], num_classes: int
+) -> Metrics:
+    """Return how a batch's predictions are distributed over the classes, and how often they are
+    those of the frozen model (`lattec_jax.reporting.health` watches them).
+
+    `batch_class_entropy` is divided by the entropy of a uniform distribution.
+    """
+    fractions = jnp.bincount(predictions, length=num_classes) / predictions.size
     return {
-        "batch_class_entropy": jax.scipy.special.entr(fractions).sum() / math.log(classes),
+        "batch_class_entropy": jax.scipy.special.entr(fractions).sum() / math.log(num_classes),
         "batch_largest_fraction": fractions.max(),
         "batch_largest_class": fractions.argmax().astype(jnp.float32),
+        "agreement_with_frozen": jnp.mean(predictions == frozen),
     }
+
+
+def apply_gradient(
+    method: Method,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    gradient: Params,
+    labels: Int[Array, "J B"],
+) -> tuple[Params, optax.OptState, Float[Array, ""]]:
+    """Return the next parameters and optimizer state, and the norm of the update.
+
+    An `EpochMethod` may reject the batch: then both stay as they are.
+    """
+    trained = select_trainable(state.params, method.trainable)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
+    updated, norm = optax.apply_updates(trained, updates), optax.tree.norm(updates)
+    if isinstance(method, EpochMethod):
+        accepted = method.should_update(labels)
+        updated, optimizer_state, norm = jax.tree.map(
+            lambda new, old: jnp.where(accepted, new, old),
+            (updated, optimizer_state, norm),
+            (trained, state.optimizer, jnp.zeros_like(norm)),
+        )
+    return clamp_logit_scale({**state.params, **updated}), optimizer_state, norm
 
 
 def make_train_step(
@@ -188,22 +228,22 @@ def make_train_step(
     settings: StepSettings,
     mesh: Mesh,
 ) -> Callable[[TrainState, DeviceData, Batch, tuple[int, ...]], tuple[TrainState, Metrics]]:
-    """Compile a step for one run.
+    """Return the jitted step of one run.
 
     Args:
         definition: of the model.
-        method: says what is learned.
+        method: of the run.
         optimizer: one that counts its steps (`count` in its state), as those with a schedule do.
         schedule: the optimizer's, for the log.
         settings: of the step.
-        mesh: the devices.
+        mesh: over which the state is sharded.
 
     Returns:
-        A function of the state (which it consumes), the tables, the batch and the static lengths
-        of its text groups.
+        A function of the state (which it donates), the device data, the batch and the static
+        lengths of its text groups.
     """
 
-    def loss(
+    def loss_fn(
         trained: Params, state: TrainState, device_data: DeviceData, batch: Batch,
         text_lengths: tuple[int, ...],
     ) -> tuple[jax.Array, tuple]:  # fmt: skip
@@ -214,37 +254,38 @@ def make_train_step(
         features, labels = gather_features(
             encoder, method, state.method, images, device_data, batch, text_lengths
         )
-        value, aux = method.loss(features, labels, state.method)
-        return value, (labels, aux)
+        loss, aux = method.loss(features, labels, state.method)
+        return loss, (labels, aux)
 
     def step(
         state: TrainState, device_data: DeviceData, batch: Batch, text_lengths: tuple[int, ...]
     ) -> tuple[TrainState, Metrics]:
-        trained = trainable(state.params, method.trainable)
+        trained = select_trainable(state.params, method.trainable)
         # Accelerators otherwise multiply float32 in fewer bits; bfloat16 towers are not touched.
         with jax.default_matmul_precision("highest"):
-            (value, (labels, aux)), gradient = jax.value_and_grad(loss, has_aux=True)(
+            (loss, (labels, aux)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
                 trained, state, device_data, batch, text_lengths
             )
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
-        moved = optax.apply_updates(trained, updates), optimizer_state
-        if (learns := method.should_update(labels)) is not True:
-            rest = (trained, state.optimizer)
-            moved = jax.tree.map(lambda new, old: jnp.where(learns, new, old), moved, rest)
-        params = clamp_logit_scale({**state.params, **moved[0]})
+        params, optimizer_state, update_norm = apply_gradient(
+            method, optimizer, state, gradient, labels
+        )
         method_state, metrics = method.update(state.method, labels, aux, batch.ends_epoch)
         metrics |= {
-            "loss": value,
+            "loss": loss,
+            "parameter_norm": optax.tree.norm(params),
             "gradient_norm": optax.tree.norm(gradient),
+            "update_norm": update_norm,
             "logit_scale": jnp.exp(params["logit_scale"]),
             "learning_rate": schedule(optax.tree.get_all_with_path(state.optimizer, "count")[0][1]),
         }
-        if (predicted := method.predictions(labels)) is not None:
-            metrics |= spread(predicted, device_data.class_tokens.shape[0])
+        if method.predicted_label is not None:
+            predictions = labels[method.predicted_label]
             frozen = device_data.targets.zero_shot[batch.images]
-            metrics["agreement_with_frozen"] = jnp.mean(predicted == frozen)
-        new = TrainState(state.step + 1, state.seed, params, moved[1], method_state)
-        # Keep every array where it lies: otherwise the compiler may choose another place.
+            num_classes = device_data.class_tokens.shape[0]
+            metrics |= prediction_metrics(predictions, frozen, num_classes)
+        new = TrainState(state.step + 1, state.seed, params, optimizer_state, method_state)
+        # The output keeps the sharding of the input: otherwise the compiler may choose another one
+        # for an array, and the next call compiles again.
         return jax.lax.with_sharding_constraint(new, state_shardings(new, mesh)), metrics
 
     options = compilation_cache.options(mesh)

@@ -1,4 +1,4 @@
-"""How long a run has trained, and how fast."""
+"""Training time and throughput of a run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from lattec_jax.training.state import TrainState
 
 
 class StepTimer:
-    """Seconds of training over all sessions of a run; work that was lost does not count, nor does
-    what goes on behind the last step to complete its checkpoint.
+    """Measures the training time over all sessions of a run: from one start of the command to its
+    end or interruption.
+
+    Steps that were lost do not count, nor does what completes a checkpoint after the last step.
 
     Args:
         batch_size: images per step.
-        seconds: until the step that this session starts from, as are the others.
+        seconds: of training until the step that this session starts from, as the other arguments.
         rated_seconds: without the first step of each session, which compiles.
         rated_images: trained on in those.
     """
@@ -31,17 +33,20 @@ class StepTimer:
         self._start = time.perf_counter() - seconds
         self._rated_start: float | None = None  # known after the first step
         self._rated_seconds, self._rated_images = rated_seconds, rated_images
+        self._lap_start, self._lap_images = self._start, 0
 
     def step(self, state: TrainState) -> None:
         """Count a step; wait for the first one."""
         if self._rated_start is None:
             jax.block_until_ready(state)
-            self._rated_start = time.perf_counter() - self._rated_seconds
+            self._lap_start = time.perf_counter()
+            self._rated_start = self._lap_start - self._rated_seconds
         else:
             self._rated_images += self._batch_size
+            self._lap_images += self._batch_size
 
     def record(self) -> dict[str, float]:
-        """The arguments from which a later session goes on."""
+        """Return the arguments with which a later session continues."""
         now = time.perf_counter()
         if self._rated_start is not None:
             self._rated_seconds = now - self._rated_start
@@ -54,3 +59,16 @@ class StepTimer:
     def rate(self) -> float | None:
         """Images per second until the last `record`; None where only first steps were taken."""
         return self._rated_images / self._rated_seconds if self._rated_images else None
+
+    def lap_metrics(self) -> dict[str, float]:
+        """Return metrics for the log of the steps since the last call, which must have finished:
+        images per second, evaluations and checkpoints included, and the peak of device memory where
+        the backend reports it."""
+        metrics, now = {}, time.perf_counter()
+        if self._lap_images:
+            metrics["images_per_second"] = self._lap_images / (now - self._lap_start)
+        self._lap_start, self._lap_images = now, 0
+        memory = jax.local_devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in memory:
+            metrics["device_memory_bytes"] = memory["peak_bytes_in_use"]
+        return metrics

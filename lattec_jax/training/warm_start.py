@@ -1,9 +1,9 @@
-"""Where training starts: at the pre-trained model, or at what `config.init` names.
+"""Initialization of training from the checkpoint that `config.init` names.
 
-`config.weights` stays the frozen reference whatever the start is: it gives the pseudo-labels, the
-zero-shot metrics and the tokenizer. The start gives the parameters that training begins with, and
-the prototypes, where it has class vectors of the same classes; otherwise they begin as the
-class-descriptions encoded with the start's parameters.
+`config.weights` is always the frozen reference: it gives the pseudo-labels, the zero-shot metrics
+and the tokenizer. The warm start gives the initial parameters, and the initial prototypes where it
+has class vectors for the same classes; otherwise the prototypes start as the class-descriptions,
+encoded with the initial parameters.
 
 `config.init` is one of
 
@@ -26,6 +26,7 @@ from jaxtyping import Float
 from ml_collections import ConfigDict
 
 from lattec_jax.methods import make_method
+from lattec_jax.methods.base import PrototypeMethod
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint, check_shapes, expected_shapes, shapes_of
 from lattec_jax.models.tensor_files import refuse_not_finite
@@ -38,15 +39,15 @@ from lattec_jax.training import checkpoints
 
 
 class WarmStart(NamedTuple):
-    """The parameters that training begins with."""
+    """Initial parameters and prototypes."""
 
     params: dict[str, np.ndarray]
-    prototypes: Float[np.ndarray, "C D"] | None  # None: there are none for these classes
+    prototypes: Float[np.ndarray, "C D"] | None  # None: the start has none for these classes
     sha256: str  # of both
 
 
 def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) -> WarmStart | None:
-    """Read `config.init`; None where it is empty and training starts at `config.weights`.
+    """Read `config.init`; return None where it is empty and training starts at `config.weights`.
 
     Args:
         config: a resolved configuration.
@@ -54,33 +55,34 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
         class_names: of the data set.
 
     Raises:
-        ConfigError, WeightsError: there is nothing to start from, or it is another architecture,
-            tokenizer or preprocessing than that of `config.weights`.
+        ConfigError: `config.init` names nothing that exists.
+        WeightsError: it cannot be read, or differs from `config.weights` in architecture,
+            tokenizer or preprocessing.
     """
     if not config.init:
         return None
     path = Path(config.init)
     names: list[str] | None = None
-    vectors = None
+    prototypes = None
     if path.parent.name == run_directory.CHECKPOINTS and path.name.isdigit():
-        checkpoint, vectors = _read_step(path)
+        checkpoint, prototypes = _read_step(path)
         names = checkpoint.source["class_names"]
     elif any((path / name).exists() for name in (run_directory.INPUTS, run_directory.CLASSIFIER)):
         checkpoint, class_weights = _read_run(path)
-        vectors, names = class_weights.adapted, checkpoint.source["class_names"]
+        prototypes, names = class_weights.adapted, checkpoint.source["class_names"]
     else:
         checkpoint = _read_weights(config.init)
     _refuse_other_model(config, checkpoint, weights)
-    if vectors is not None and names != list(class_names):
+    if prototypes is not None and names != list(class_names):
         show(
             f"{path} has other classes: its parameters are taken, and the prototypes start from "
             "the class-descriptions"
         )
-        vectors = None
+        prototypes = None
     digest = hashlib.sha256(checkpoint.sha256.encode())
-    if vectors is not None:
-        digest.update(np.ascontiguousarray(vectors, np.float32).tobytes())
-    return WarmStart(checkpoint.params, vectors, digest.hexdigest())
+    if prototypes is not None:
+        digest.update(np.ascontiguousarray(prototypes, np.float32).tobytes())
+    return WarmStart(checkpoint.params, prototypes, digest.hexdigest())
 
 
 def _read_run(directory: Path) -> tuple[Checkpoint, run_artifacts.ClassWeights]:
@@ -105,7 +107,7 @@ def _read_weights(init: str) -> Checkpoint:
 
 
 def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]:
-    """The model of a saved step, and its method's class vectors if it has any of its own."""
+    """Read the model of a saved step, and the prototypes if its method has any."""
     directory = path.parent.parent
     if not path.is_dir():
         saved = sorted(int(p.name) for p in path.parent.glob("[0-9]*") if p.name.isdigit())
@@ -130,35 +132,32 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
     params = {name: np.asarray(value, np.float32) for name, value in tree["params"].items()}
     check_shapes(shapes_of(params), expected_shapes(pretrained.config), str(path))
     refuse_not_finite(params, str(path))
-    source = {
-        **pretrained.source,
-        "class_names": class_names,
-    }
+    source = {**pretrained.source, "class_names": class_names}
     checkpoint = Checkpoint(
         pretrained.config, params, pretrained.tokenizer, pretrained.preprocess, source
     )
     method = make_method(config.method)
-    shape = (len(source["class_names"]), pretrained.config.embed_dim)
-    state = _with_leaves(method.init(jnp.zeros(shape), 0), tree["method"])
-    vectors = method.class_weights(state, lambda: None)
-    if vectors is None:
+    if not isinstance(method, PrototypeMethod):
         return checkpoint, None
-    refuse_not_finite({"prototypes": np.asarray(vectors)}, str(path))
-    return checkpoint, np.asarray(vectors)
+    shape = (len(class_names), pretrained.config.embed_dim)
+    state = _with_leaves(method.init(jnp.zeros(shape), 0), tree["method"])
+    prototypes = np.asarray(method.prototypes(state))
+    refuse_not_finite({"prototypes": prototypes}, str(path))
+    return checkpoint, prototypes
 
 
 def _with_leaves(state: Any, saved: dict[str, Any]) -> Any:
-    """A method's state with the arrays that were saved of it."""
+    """Return a method's state with its saved arrays, which Orbax returns in a dictionary."""
 
     def key(path: tuple) -> str:
         return jax.tree_util.keystr(path, simple=True, separator="/")
 
-    found = {key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
-    return jax.tree_util.tree_map_with_path(lambda path, _: found[key(path)], state)
+    arrays = {key(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(saved)}
+    return jax.tree_util.tree_map_with_path(lambda path, _: arrays[key(path)], state)
 
 
 def _refuse_other_model(config: ConfigDict, found: Checkpoint, expected: Checkpoint) -> None:
-    """Raise WeightsError unless both are the same but for their parameters."""
+    """Raise WeightsError unless both models differ in their parameters only."""
     tokenizers = (expected.tokenizer, found.tokenizer)
     differing = {
         "architecture": expected.config != found.config,

@@ -4,30 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from lattec_jax.methods.base import Method
+from lattec_jax.methods.base import Method, PrototypeMethod
 from lattec_jax.models.clip import Params
 from lattec_jax.training.state import TrainState
 
 
 def average(
-    method: Method, params: Params, first: Any, state: TrainState, fraction: float
+    method: Method, params: Params, method_state: Any, state: TrainState, fraction: float
 ) -> TrainState:
-    """Eq. (1) of WiSE-FT for all parameters: `(1−a) · before + a · after`.
+    """Average all parameters by Eq. (1) of WiSE-FT: `(1−a) · before + a · after`.
 
-    The method averages its own state alike (prototypes are unit vectors again). The optimizer's
-    state stays; nothing is trained after this.
+    A method with prototypes averages them too (they are unit vectors again). The optimizer's state
+    is left: nothing is trained after this.
 
     Args:
-        method: whose state it is.
-        params: before, where training started.
-        first: the method's state before.
+        method: of the run.
+        params: where training started.
+        method_state: the method's state where training started.
         state: after the last step.
-        share: a, of the adapted parameters; at 1 there is nothing to average.
+        fraction: a, of the adapted parameters.
     """
-    if fraction == 0:  # exactly what was there, not normalized once more
-        return state.replace(params=params, method=first)
+    if fraction == 0:  # exactly the start, not normalized once more
+        return state.replace(params=params, method=method_state)
     mean = {
         name: (1 - fraction) * params[name] + fraction * after
         for name, after in state.params.items()
     }
-    return state.replace(params=mean, method=method.average(first, state.method, fraction))
+    averaged = state.method
+    if isinstance(method, PrototypeMethod):
+        averaged = method.average(method_state, state.method, fraction)
+    return state.replace(params=mean, method=averaged)

@@ -17,7 +17,7 @@ from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.train_loop import total_steps
+from lattec_jax.train_run import total_steps
 from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimizer
 from lattec_jax.training.step import StepSettings, make_train_step
 from tests.methods.reference import unit
@@ -35,10 +35,10 @@ def compiled():
     world, method, mesh = World(classes=5), ReCLIP(), sharding.make_mesh()
     config = get_config("method=reclip").train
     config.warmup_steps = 5
-    optimizer = make_optimizer(config, 10)
+    schedule = learning_rate_schedule(config, 10)
+    optimizer = make_optimizer(config, schedule)
     preprocess = world.checkpoint.preprocess
     settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None)
-    schedule = learning_rate_schedule(config, 10)
     step = make_train_step(
         define(world.checkpoint.config, mesh=mesh), method, optimizer, schedule, settings, mesh
     )
@@ -104,10 +104,10 @@ def test_an_epoch_begins_with_both_graphs_and_new_centroids():
     current_texts, current = current_texts.astype(np.float32), current.astype(np.float32)
     method = ReCLIP(neighbors=9, diffusion=0.9, iterations=50)
     state = Copies(jnp.asarray(texts), jnp.asarray(texts[::-1]), jnp.zeros((2, 600), jnp.int32))
-    survey = TrainingSetFeatures(
+    features = TrainingSetFeatures(
         images=lambda: current, classes=lambda: current_texts, frozen=frozen
     )
-    found = method.begin_epoch(state, survey)
+    found = method.begin_epoch(state, features)
     for copy, (seeds, images) in enumerate([(current_texts, frozen), (texts, current)]):
         nodes = np.concatenate([seeds, images])
         matrix = np.eye(606) - 0.9 * dense_graph(nodes, seeds, 768, 9)

@@ -31,6 +31,7 @@ def test_the_presets_make_the_methods_that_they_describe():
     assert method(options="preset=released_code") == LatteCLIP(
         alpha=0.99,
         momentum=0.0,
+        redrawn_kinds=("group",),
         prototype_update="joint",
         mixer_prototypes="epoch_start",
         loss_reduction="mean",

@@ -114,12 +114,13 @@ def setting(one_thread) -> Setting:
         first = model.encode_text(torch.from_numpy(class_tokens).long(), normalize=True).numpy()
 
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    method, optimizer = make_method(config.method), make_optimizer(config.train, STEPS)
+    method, schedule = make_method(config.method), learning_rate_schedule(config.train, STEPS)
+    optimizer = make_optimizer(config.train, schedule)
     step = make_train_step(
         define(ours, mesh=mesh),
         method,
         optimizer,
-        learning_rate_schedule(config.train, STEPS),
+        schedule,
         StepSettings((32, 32), MEAN, STD, None),
         mesh,
     )

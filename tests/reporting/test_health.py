@@ -8,6 +8,7 @@ import json
 import math
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -182,6 +183,7 @@ def make_up(monkeypatch, metrics: Callable[[int], dict[str, float]]) -> None:
     """Let the train loop take steps that compute nothing and have the metrics given for them."""
 
     def make_train_step(*parts: object) -> Callable:
+        @jax.transfer_guard("allow")
         def run_step(state, *rest):
             state = dataclasses.replace(state, step=state.step + 1)
             found = metrics(int(state.step))
@@ -259,9 +261,10 @@ def test_every_method_has_its_health(place, method):
 
 
 def test_the_step_counts_the_spread_of_predictions():
-    from lattec_jax.training.step import spread
+    from lattec_jax.training.step import prediction_metrics
 
-    found = spread(np.array([2, 2, 0, 2]), 4)
+    found = prediction_metrics(jnp.array([2, 2, 0, 2]), jnp.array([2, 1, 0, 1]), 4)
+    assert found["agreement_with_frozen"] == 0.5
     assert found["batch_largest_fraction"] == 0.75 and found["batch_largest_class"] == 2
     expected = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25)) / math.log(4)
     assert float(found["batch_class_entropy"]) == pytest.approx(expected, rel=1e-5)

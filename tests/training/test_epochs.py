@@ -8,7 +8,7 @@ import pytest
 from lattec_jax.methods import make_method
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.train_loop import total_steps
+from lattec_jax.train_run import total_steps
 from lattec_jax.training.batches import Batches
 
 # Training images, batches of 512 in an epoch and steps of the run: by the paper's rule (50 epochs,

@@ -117,13 +117,13 @@ def train(
     config = get_config().train
     config.learning_rate, config.warmup_steps, config.weight_decay = 1e-3, 2, 0.2
     config.schedule, config.optimizer = "cosine", "adamw"
-    optimizer = make_optimizer(config, steps)
+    schedule = learning_rate_schedule(config, steps)
+    optimizer = make_optimizer(config, schedule)
     preprocess = world.checkpoint.preprocess
     settings = StepSettings(
         preprocess.size, preprocess.mean, preprocess.std, ALL if whole else None
     )
     definition = define(world.checkpoint.config, mesh=mesh)
-    schedule = learning_rate_schedule(config, steps)
     step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
     params = sharding.put(mesh, world.checkpoint.params)
     first = method.init(jnp.asarray(world.class_vectors), N)

@@ -1,0 +1,124 @@
+"""The end of a run of training: evaluation of the adapted model, and all files of the results."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from lattec_jax.models.run_artifacts import ClassWeights
+from lattec_jax.reporting import health, report_data, results
+from lattec_jax.runtime import distributed, run_directory
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.files import remove_abandoned, write_json
+from lattec_jax.runtime.safe_read import read_json
+from lattec_jax.runtime.text import show
+from lattec_jax.train_run import PretrainedFeatures, Run, starting_point
+from lattec_jax.training import wise_ft
+from lattec_jax.training.state import TrainState
+
+
+class Trained(NamedTuple):
+    """What training leaves."""
+
+    state: TrainState  # after the last step
+    log: list[dict[str, float | None]]  # all lines of `metrics.jsonl`
+    seconds: float
+    images_per_second: float | None
+
+
+class Adapted(NamedTuple):
+    """The adapted model and its evaluation, on the host."""
+
+    params: Mapping[str, np.ndarray]
+    class_weights: ClassWeights
+    scores: tuple[dict[str, Any], dict[str, Any]]  # before and after
+    predictions: Int[np.ndarray, " N"]  # for the training images
+    report: dict[str, Any]
+
+
+def evaluate_adapted(run: Run, pretrained: PretrainedFeatures, state: TrainState) -> Adapted:
+    """Evaluate the last state, or its average with the initial one (WiSE-FT)."""
+    inputs, method, fraction = run.inputs, run.method, run.config.wise_ft
+    if fraction not in (None, 1):
+        state = wise_ft.average(method, *starting_point(run, pretrained), state, fraction)
+    class_weights = results.class_weights(inputs, method, state)
+    before = results.score(inputs, pretrained.test @ pretrained.classes.T)
+    after = results.examine(inputs, state.params, class_weights, pretrained.test)
+    predictions = after["predictions"]  # for the training images, where no others are evaluated
+    if inputs.test:
+        predictions = results.predict_training(
+            inputs, state.params, class_weights, pretrained.training
+        )
+    report = report_data.collect(
+        inputs,
+        method,
+        state,
+        run.config.templates[0],
+        (pretrained.classes, class_weights.adapted),
+        (before, after),
+        predictions,
+    )
+    params = distributed.fetch(state.params)
+    return Adapted(params, class_weights, (before, after), predictions, report)
+
+
+def write_results(
+    run: Run,
+    pretrained: PretrainedFeatures,
+    trained: Trained,
+    adapted: Adapted,
+) -> dict[str, Any]:
+    """Write all files of a finished run, and return the contents of `results.json`.
+
+    The order matters. Model, class vectors and report data come first: a run that is killed writes
+    them again. With `results.json` the run counts as finished. The page comes last: `show_finished`
+    makes it from the other files where it is missing.
+    """
+    inputs, class_weights = run.inputs, adapted.class_weights
+    results.save_adapted(run.directory, inputs, run.method, adapted.params, class_weights)
+    reference = results.health_reference(inputs, pretrained.classes, run.batch_size)
+    predictions = adapted.predictions
+    content = {
+        **results.describe_run(run.config, inputs, run.method),
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        **results.compare(inputs, *adapted.scores),
+        "label_free": results.label_free(inputs, predictions, pretrained.classes, class_weights),
+        "health": health.examine(reference, class_weights.adapted, predictions, trained.log),
+        "train_seconds": trained.seconds,
+        "images_per_second": trained.images_per_second,
+    }
+    report_data.save(run.directory, adapted.report)
+    write_json(run.results, content)
+    show(f"{content['table']}\n{content['health']['verdict']}\nresults in {run.results}")
+    report_data.write_page(run.directory)
+    return content
+
+
+def show_finished(directory: Path) -> dict[str, Any]:
+    """Return the `results.json` of a finished run, and print its table.
+
+    A run that was killed before its report page was written gets it now.
+
+    Raises:
+        DataError: the results are damaged.
+    """
+    path = directory / run_directory.RESULTS
+    try:
+        finished = read_json(path)
+        table = finished["table"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f"{path}: expected the results of a finished run, but it is damaged ({error}). Move it "
+            "away: the same command then makes it again from the last checkpoint"
+        ) from error
+    show(f"{directory} holds a finished run\n{table}")
+    if distributed.is_main_process():
+        remove_abandoned(directory)
+        if not (directory / run_directory.REPORT).exists():
+            report_data.write_page(directory)
+    return finished
