@@ -25,13 +25,13 @@ from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from lattec_jax.data.images.ordered_map import in_order
 from lattec_jax.data.images.preprocess import (
     Preprocess,
     UnreadableImage,
     image_errors,
     open_image,
 )
+from lattec_jax.data.prefetch import prefetch
 from lattec_jax.data.text.bucketing import round_up
 from lattec_jax.inference.feature_extractor import (
     DTYPES,
@@ -287,7 +287,7 @@ class Classifier:
             name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
             return name, _decode(image, position, self.preprocess)
 
-        return in_order(decode, enumerate(images), ahead=2 * self.batch_size)
+        return prefetch(decode, enumerate(images), ahead=2 * self.batch_size)
 
 
 def _decode(

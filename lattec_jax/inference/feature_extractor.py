@@ -82,7 +82,7 @@ class FeatureExtractor:
             raise ValueError("nothing to encode")
         # A set smaller than the batch makes the batch its own size.
         size = min(self._batch_size, round_up(len(rows), self._mesh.size))
-        own = sharding.own_rows(self._mesh, size)
+        own = sharding.process_local_indices(self._mesh, size)
         silent = progress is None or not distributed.is_main_process()
         features = []
         with tqdm(total=len(rows), desc=progress, unit="image", disable=silent, leave=False) as bar:
@@ -92,7 +92,7 @@ class FeatureExtractor:
                 batch = _read(rows, np.where(own < count, start + own, start))
                 # Not fetched here: the next batch is sent while this one is computed.
                 with jax.default_matmul_precision("highest"):  # float32 is float32 everywhere
-                    encoded = encode(params, sharding.place_rows(self._mesh, size, batch))
+                    encoded = encode(params, sharding.place_process_local(self._mesh, size, batch))
                 features.append(encoded[:count])
                 if len(features) > 2:
                     features[-3] = np.asarray(features[-3])

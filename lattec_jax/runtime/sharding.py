@@ -103,7 +103,7 @@ def place_tree(tree: Any, where: Any) -> Any:
     return jax.tree.map(one, tree, where)
 
 
-def own_rows(mesh: Mesh, count: int) -> Int[np.ndarray, " n"]:
+def process_local_indices(mesh: Mesh, count: int) -> Int[np.ndarray, " n"]:
     """Which of the rows of a batch lie on devices of this process: all of them where it is alone.
 
     Args:
@@ -114,8 +114,8 @@ def own_rows(mesh: Mesh, count: int) -> Int[np.ndarray, " n"]:
     return np.sort(np.concatenate([np.arange(count)[part] for part in parts]))
 
 
-def place_rows(mesh: Mesh, count: int, rows: np.ndarray) -> jax.Array:
-    """A batch, split over all devices, of which this process has its `own_rows` only.
+def place_process_local(mesh: Mesh, count: int, rows: np.ndarray) -> jax.Array:
+    """A batch, split over all devices, of which this process has its `process_local_indices` only.
 
     Args:
         mesh: the devices.
@@ -125,7 +125,7 @@ def place_rows(mesh: Mesh, count: int, rows: np.ndarray) -> jax.Array:
     where = over_batch(mesh)
     if where.is_fully_addressable:
         return jax.device_put(rows, where)
-    own = own_rows(mesh, count)
+    own = process_local_indices(mesh, count)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         start, stop, _ = index[0].indices(count)

@@ -216,35 +216,34 @@ def _image_cache(directory: Path) -> dict[str, Target]:
         "--config.dataset.held_out_fraction=0",
     ).train
 
-    def make() -> image_cache.ImageCachePaths:
-        return image_cache.make_image_caches(
+    def open_caches() -> image_cache.ImageCaches:
+        return image_cache.open_image_caches(
             split, directory / "made", PREPROCESS, 8, max_unreadable_fraction=0.5
         )
 
-    paths = make()
+    caches = open_caches()
 
     def read_in_place_of(file: Path) -> Callable[[Path], None]:
-        def read_store(path: Path) -> None:
+        def read_cache(path: Path) -> None:
             with _in_place_of(file, path):
-                made = make()
-                for opened in map(image_cache.open_image_cache, (made.evaluation, made.training)):
+                for opened in open_caches():
                     assert opened.read(np.arange(len(opened.ids))).shape[3:] == (3,)
 
-        return read_store
+        return read_cache
 
     found = {}
-    for kind, path in (("evaluation", paths.evaluation), ("training", paths.training)):
-        for file in sorted(path.iterdir()):
+    for kind, cache in caches._asdict().items():
+        for file in sorted(cache.directory.iterdir()):
             target = Target(file.read_bytes(), file.suffix, read_in_place_of(file))
             found[f"{kind} {file.name}"] = target
-    cache = directory / "content.json"
-    content_hashes(split.paths, cache)
+    hashes = directory / "content.json"
+    content_hashes(split.paths, hashes)
 
     def read_content(path: Path) -> None:
-        shutil.copyfile(path, cache)
-        assert all(isinstance(digest, str) for digest in content_hashes(split.paths, cache))
+        shutil.copyfile(path, hashes)
+        assert all(isinstance(digest, str) for digest in content_hashes(split.paths, hashes))
 
-    return {**found, "content.json": Target(cache.read_bytes(), ".json", read_content)}
+    return {**found, "content.json": Target(hashes.read_bytes(), ".json", read_content)}
 
 
 def _class_list(directory: Path) -> Path:
