@@ -15,8 +15,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from lattec_jax.runtime.cli import (
     command,
@@ -28,11 +30,24 @@ from lattec_jax.runtime.cli import (
 from lattec_jax.runtime.config import default_workdir
 from lattec_jax.runtime.preemption import terminating
 
+if TYPE_CHECKING:
+    from lattec_jax.data.descriptions import Sources
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """The flags of the command."""
     define_workdir(values, "Work directory of the run; not set: runs/<dataset>-<method>-s<seed>.")
     define_distributed(values)
+
+
+def describe(config: ConfigDict, kinds: tuple[str, ...], sources: Sources) -> None:
+    """Write the missing descriptions with an engine that looks at pixels only.
+
+    This is the only import of `captioning` in `lattec_jax`; no PyTorch comes with such an engine.
+    """
+    from captioning.describe import describe
+
+    describe(config, kinds, sources=sources)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -46,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
         distributed.join(values.distributed)
         compilation_cache.enable()
-        train_loop.train(config, directory, arguments)
+        train_loop.train(config, directory, arguments, describe)
 
 
 if __name__ == "__main__":

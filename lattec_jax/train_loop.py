@@ -33,7 +33,7 @@ from lattec_jax.runtime.safe_read import read_json
 from lattec_jax.runtime.text import show
 from lattec_jax.training import input_pipeline, prepare, wise_ft
 from lattec_jax.training.augmentation import Augmentation
-from lattec_jax.training.batches import prefetch, steps_per_epoch
+from lattec_jax.training.batches import steps_per_epoch
 from lattec_jax.training.checkpoints import Checkpoints
 from lattec_jax.training.metrics_log import NoLog, RunLog
 from lattec_jax.training.state import (
@@ -48,13 +48,16 @@ from lattec_jax.training.step import StepSettings, make_train_step
 from lattec_jax.training.step_timer import StepTimer
 
 
-def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
+def train(
+    config: ConfigDict, directory: Path, arguments: str, describe: prepare.Describe
+) -> dict[str, Any]:
     """Run, or continue, one adaptation and return what `results.json` holds.
 
     Args:
         config: a resolved configuration.
         directory: the work directory.
         arguments: the command line's `--config...` arguments, for commands in messages.
+        describe: writes missing descriptions, see `prepare.prepare_inputs`.
     """
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
     with distributed.raise_on_all():
@@ -64,7 +67,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
 
     # ---------------------------------------------------------------- data and the stages before
     mesh = sharding.make_mesh(config.compute.fsdp)
-    inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh)
+    inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh, describe)
     batch_size = input_pipeline.choose_batch_size(config, len(inputs.images.ids), mesh)
     with distributed.raise_on_all():
         run_directory.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
@@ -113,7 +116,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             Profile(config.profile, start, steps) as profile,
         ):
             watch = health.Watch(reference, run_log.lines(), speaks=distributed.is_main_process())
-            for done, (host, batch) in enumerate(prefetch(stream), start + 1):
+            for done, (host, batch) in enumerate(stream, start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
                     state = begin_epoch(inputs, method, state, frozen.training, mesh)
                 state, metrics = step_function(state, device_data, batch, host.text_lengths)

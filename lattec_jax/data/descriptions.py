@@ -32,6 +32,8 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from lattec_jax.data.datasets.dataset import Dataset
+from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.errors import DataError
@@ -149,6 +151,14 @@ def records(path: Path) -> Iterator[Record]:
         for _, record in lines(file, path):
             if record is not None:
                 yield record
+
+
+class Sources(NamedTuple):
+    """What descriptions are made from, for an engine that need not read it again."""
+
+    dataset: Dataset
+    contents: Mapping[str, str]  # training image -> SHA-256 of its file
+    labels: PseudoLabels  # of the readable training images
 
 
 @dataclasses.dataclass(frozen=True)
