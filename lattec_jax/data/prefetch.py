@@ -10,7 +10,7 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -31,7 +31,7 @@ def prefetch(
     *,
     threads: int | None = None,
     ahead: int | None = None,
-) -> Iterator[R]:
+) -> Generator[R]:
     """Like `map(function, items)`, computed by threads before the results are asked for.
 
     An exception of `function` is raised where its result would have been yielded; what is queued

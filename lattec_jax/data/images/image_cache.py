@@ -22,7 +22,7 @@ import os
 import tokenize
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class ImageCache:
     @property
     def directory(self) -> Path:
         """The directory of the cache; its name tells apart different files and settings."""
-        return Path(os.fspath(self.pixels.filename)).parent  # pyright: ignore[reportArgumentType]
+        return Path(str(self.pixels.filename)).parent
 
     def read(self, indices: np.ndarray) -> np.ndarray:
         """Return `pixels[indices]` in memory, faster than the memory map in random order."""
@@ -165,7 +165,7 @@ def open_image_cache(directory: str | os.PathLike[str], split: Split | None = No
             f"the image cache {directory} is damaged: expected {len(ids)} images, found {count}; "
             f"{_REMAKE}"
         )
-    return ImageCache(ids, pixels[: len(ids)], sizes, failed)
+    return ImageCache(ids, cast(np.memmap, pixels[: len(ids)]), sizes, failed)
 
 
 def _memory_map(path: Path, dtype: type, dimensions: int) -> np.memmap:

@@ -27,7 +27,7 @@ class ParallelReader:
 
     def __init__(self, array: np.memmap) -> None:
         self._array = array
-        self._path = os.fspath(array.filename)  # pyright: ignore[reportArgumentType]  # not None
+        self._path = str(array.filename)
         self._file = os.open(self._path, os.O_RDONLY)
         weakref.finalize(self, os.close, self._file)
         # Kept between calls, unlike the threads of `prefetch`: there is a call for every batch.
@@ -48,7 +48,7 @@ class ParallelReader:
     def _read(self, out: np.ndarray, indices: np.ndarray, positions: np.ndarray) -> None:
         start, size = self._array.offset, out[0].nbytes
         for position, index in zip(positions.tolist(), indices[positions].tolist(), strict=True):
-            if os.preadv(self._file, [out[position]], start + index * size) != size:
+            if os.preadv(self._file, [out[position].data], start + index * size) != size:
                 raise DataError(
                     f"{self._path} ends before entry {index}; delete its directory and run the "
                     "command again"
