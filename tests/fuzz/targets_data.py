@@ -28,7 +28,8 @@ from lattec_jax.data.images.preprocess import Preprocess, image_errors, image_si
 from lattec_jax.data.text.prompts import description_prompt
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
-from lattec_jax.training.checkpoints import SUMS, Checkpoints, _sums, damage, read
+from lattec_jax.training.checkpoint_checksums import CHECKSUMS, damage, write_checksums
+from lattec_jax.training.checkpoints import Checkpoints, read
 from lattec_jax.training.state import init_state
 from tests.fuzz.mutations import Target
 
@@ -271,9 +272,7 @@ def _checkpoint(directory: Path) -> dict[str, Target]:
             shutil.copytree(directory / "valid", place)
             shutil.copyfile(path, place / "2" / name)
             if sums_fit:
-                sums = _sums(place / "2").items()
-                text = "".join(f"{digest}  {file}\n" for file, digest in sums)
-                (place / "2" / SUMS).write_text(text, encoding="utf-8")
+                write_checksums(place / "2")
             with Checkpoints(place, 2) as checkpoints:
                 checkpoints.restore(state, mesh)
             if (place / "2").exists():  # it was not set aside
@@ -288,6 +287,6 @@ def _checkpoint(directory: Path) -> dict[str, Target]:
         content = file.read_bytes()
         shown = re.sub(r"\b[0-9a-f]{32}\b", str(len(found)), name)  # Orbax draws these names
         found[f"checkpoint {shown}"] = Target(content, "", read_step(name, sums_fit=False))
-        if name != SUMS and content:
+        if name != CHECKSUMS and content:
             found[f"checkpoint {shown}, sums that fit"] = Target(content, "", read_step(name, True))
     return found

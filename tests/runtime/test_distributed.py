@@ -240,7 +240,7 @@ class Pretended:
             both = [value, theirs[len(self.mine) - 1]]
             return both if first else both[::-1]
 
-        monkeypatch.setattr(distributed, "numbers_of_all", numbers)
+        monkeypatch.setattr(distributed, "allgather", numbers)
 
 
 WELL, FAILED, INTERRUPTED = 0, 1, 2
@@ -307,7 +307,7 @@ def test_signals_are_looked_at_some_steps_later(monkeypatch):
 
 
 class Reads(np.ndarray):
-    """Pixels that remember which of their rows were read."""
+    """Pixels that record which of them were read."""
 
     def __getitem__(self, index):
         self.seen.append(index)
@@ -315,7 +315,7 @@ class Reads(np.ndarray):
 
 
 @pytest.mark.parametrize("mine", [(0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 6, 7)])
-def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch, all_devices):
+def test_the_images_of_a_process_are_those_of_its_devices(mine, monkeypatch, all_devices):
     """Half of the eight devices play those of this process."""
     mesh = sharding.make_mesh(fsdp=2)
     parts = sharding.over_batch(mesh).devices_indices_map((16,))
@@ -323,7 +323,7 @@ def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch, all_d
     monkeypatch.setattr(
         jax.sharding.NamedSharding, "addressable_devices_indices_map", lambda self, shape: its
     )
-    expected = [row for n in mine for row in (2 * n, 2 * n + 1)]
+    expected = [index for n in mine for index in (2 * n, 2 * n + 1)]
     assert sharding.process_local_indices(mesh, 16).tolist() == expected
 
 
