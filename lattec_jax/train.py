@@ -2,12 +2,12 @@
 
     python -m lattec_jax.train --config=configs/demo.py [--workdir=DIR] [--config.key=value ...]
 
-The work directory (default `runs/<dataset>-<method>-s<seed>`) belongs to one run: the same command
-continues it, whatever ended it; after SIGTERM, which saves the step under way, the exit status is
-75. Missing image caches and pseudo-labels are made; missing descriptions by a language model
-are an error that names the command that makes them.
+The work directory (default: `runs/<dataset>-<method>-s<seed>`) belongs to one run: the same command
+continues it after any interruption. SIGTERM saves the current step; the exit status is then 75.
+Missing image caches and pseudo-labels are made; missing descriptions by a language model are an
+error that names the command that makes them.
 
-`--distributed` joins the processes of a job into one run (`lattec_jax/runtime/distributed.py`).
+`--distributed` makes the processes of a job train together (`lattec_jax/runtime/distributed.py`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
-    define_workdir(values, "Work directory of the run; not set: runs/<dataset>-<method>-s<seed>.")
+    """Define the command's flags."""
+    define_workdir(values, "Work directory of the run; default: runs/<dataset>-<method>-s<seed>.")
     define_distributed(values)
 
 
@@ -51,7 +51,7 @@ def describe(config: ConfigDict, kinds: tuple[str, ...], sources: Sources) -> No
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
     arguments = shlex.join(config_arguments(argv[1:]))

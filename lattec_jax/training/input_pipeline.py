@@ -120,17 +120,20 @@ def make_device_data(
     true = images.labels if "labels" in method.requires else None
     replicated = sharding.replicated(mesh)
 
-    def put(array: np.ndarray | None) -> jax.Array | None:
-        return None if array is None else sharding.place(np.asarray(array), replicated)
+    def place(array: np.ndarray) -> jax.Array:
+        return sharding.place(np.asarray(array), replicated)
+
+    def place_optional(array: np.ndarray | None) -> jax.Array | None:
+        return None if array is None else place(array)
 
     return DeviceData(
-        class_tokens=put(inputs.prompts.first),
-        description_tokens=put(description_tokens),
-        present=put(present),
-        targets=Targets(put(inputs.zero_shot.labels), put(true)),
-        pixels=put(cache.pixels) if on_device else None,
-        sizes=put(cache.sizes) if on_device else None,
-        frozen=put(frozen),
+        class_tokens=place(inputs.prompts.first),
+        description_tokens=place(description_tokens),
+        present=place(present),
+        targets=Targets(place(inputs.zero_shot.labels), place_optional(true)),
+        pixels=place(cache.pixels) if on_device else None,
+        sizes=place_optional(cache.sizes) if on_device else None,
+        frozen=place_optional(frozen),
     )
 
 
