@@ -20,6 +20,7 @@ from absl import flags
 
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.config import parse
+from lattec_jax.train import describe
 from lattec_jax.train_loop import train
 
 CONFIG = "configs/demo.py"
@@ -55,7 +56,7 @@ def measure(out: Path, seeds: int) -> tuple[list[float], dict[str, list[float]]]
             config, _ = parse(argv)
             name = "".join(c if c.isalnum() else "-" for c in row.lower()).strip("-")
             with contextlib.redirect_stdout(io.StringIO()):
-                results = train(config, out / f"{name}-s{seed}", CONFIG)
+                results = train(config, out / f"{name}-s{seed}", CONFIG, describe)
             zero_shot.append(100 * results["zero_shot"]["top1"])
             found[row].append(100 * results["adapted"]["top1"])
     return zero_shot, found

@@ -25,6 +25,7 @@ from lattec_jax import Classifier
 from lattec_jax.data import datasets, pseudo_labels
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.config import parse
+from lattec_jax.train import describe
 from lattec_jax.train_loop import train
 
 CONFIG = "configs/demo.py"
@@ -64,7 +65,7 @@ def measure(out: Path, setting: Setting, seed: int, shuffle: bool) -> tuple[floa
     texts = "shuffled" if shuffle else "true"
     name = f"{setting.steps}-{setting.alpha}-{setting.momentum}-{texts}-s{seed}"
     with contextlib.redirect_stdout(io.StringIO()):
-        train(config, out / name, CONFIG)
+        train(config, out / name, CONFIG, describe)
     dataset = datasets.load(config)
     images, true = dataset.train, dataset.train.labels
     path, source = labels_file(config, dataset)

@@ -153,15 +153,15 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
 
     from lattec_jax import train, train_loop
     from lattec_jax.reporting import report_data, results
-    from lattec_jax.training import prepare
+    from lattec_jax.training import input_pipeline, prepare
     from lattec_jax.training.checkpoints import Checkpoints
 
     jax.devices()
     watch = Stopwatch()
     watch.seconds[ROWS[0]] = time.time() - began
     watch.watch(prepare, "open_images", ROWS[1])
-    watch.watch(prepare, "pseudo_labels", ROWS[2])
-    watch.watch(prepare, "descriptions", ROWS[3])
+    watch.watch(prepare, "make_pseudo_labels", ROWS[2])
+    watch.watch(prepare, "load_descriptions", ROWS[3])
     for name in ("test_features", "predict_training"):
         watch.watch(results, name, ROWS[7])
     for name in ("restore", "save", "wait"):
@@ -169,7 +169,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     watch.watch(results, "save_adapted", ROWS[9])
     for name in ("collect", "save", "write_page"):
         watch.watch(report_data, name, ROWS[9])
-    make_step, prefetch, last = train_loop.make_train_step, train_loop.prefetch, []
+    make_step, load_batches, last = train_loop.make_train_step, input_pipeline.device_batches, []
 
     def make_watched(*args: Any) -> Callable:
         step = make_step(*args)
@@ -183,8 +183,8 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
 
         return call
 
-    def watched_batches(items: Iterator) -> Iterator:
-        batches, end, device_get = prefetch(items), object(), jax.device_get
+    def watched_batches(*args: Any) -> Iterator:
+        batches, end, device_get = load_batches(*args), object(), jax.device_get
         watch.watch(jax, "device_get", ROWS[5])  # the waits of the log belong to the steps
         began = None
         while (item := watch.run(ROWS[6], next, batches, end)) is not end:
@@ -195,7 +195,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
         jax.device_get = device_get
         watch.seconds[LOOP] = time.perf_counter() - watch.seconds[ROWS[8]] - began
 
-    train_loop.make_train_step, train_loop.prefetch = make_watched, watched_batches
+    train_loop.make_train_step, input_pipeline.device_batches = make_watched, watched_batches
     watch.run(ROWS[10], train.main, ["train", *arguments])
     return dict(watch.seconds)
 

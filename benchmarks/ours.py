@@ -85,10 +85,9 @@ class Ours:
 
     def load(self, step: int) -> None:
         """Place a batch on the device."""
-        feed = device_batches(
+        ((self.host, self.batch),) = device_batches(
             self.work.batches, self.cache, self.device_data, step, step + 1, self.mesh
         )
-        self.host, self.batch = next(feed)
         self.state = self.state.replace(step=jnp.asarray(step, jnp.int32))
 
     def compile(self) -> float:

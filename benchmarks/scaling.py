@@ -40,7 +40,7 @@ from lattec_jax.runtime import compilation_cache, sharding
 from lattec_jax.runtime.config import validate
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
-from lattec_jax.training.batches import Batches, epoch_order, prefetch
+from lattec_jax.training.batches import Batches, epoch_order
 from lattec_jax.training.state import TrainState, init_state, learning_rate_schedule, make_optimizer
 from lattec_jax.training.step import DeviceData, StepSettings, make_train_step
 
@@ -117,8 +117,9 @@ class Run:
         )  # fmt: skip
         definition = define(size.model, mesh=mesh)
         self.step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
-        stream = input_pipeline.device_batches(batches, cache, self.device_data, 0, STEPS, mesh)
-        self.stream = prefetch(stream)
+        self.stream = input_pipeline.device_batches(
+            batches, cache, self.device_data, 0, STEPS, mesh
+        )
         self.take(3)  # compiles
 
     def take(self, steps: int) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from captioning.shards import WHOLE, Shard
 from captioning.tasks import Tasks, check_kinds, make_tasks
 from captioning.worker import ShardPlan, WorkerStats, work_through
 from lattec_jax.data import datasets
-from lattec_jax.data.descriptions import descriptions_path
+from lattec_jax.data.descriptions import Sources, descriptions_path
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.runtime.text import show
@@ -48,6 +48,7 @@ def describe(
     kinds: Sequence[str] | None = None,
     engine: Engine | None = None,
     shard: Shard = WHOLE,
+    sources: Sources | None = None,
 ) -> dict[str, Outcome]:
     """Write the descriptions that are missing, and merge them if the whole set is asked for.
 
@@ -56,6 +57,7 @@ def describe(
         kinds: keys of `config.descriptions.prompts`; None: all of them.
         engine: in the place of the one that the configuration names.
         shard: the part of the images.
+        sources: what the caller has read already; None: it is read here.
 
     Raises:
         ConfigError: no such kind or engine.
@@ -66,7 +68,7 @@ def describe(
     kinds = check_kinds(config, kinds)
     identity = engine.identity if engine else engine_module(config).identity(config)
     outcomes = {}
-    for kind, (tasks, part) in _plan(config, kinds, identity, shard).items():
+    for kind, (tasks, part) in _plan(config, kinds, identity, shard, sources).items():
         tally = WorkerStats()
         if part.wanted:
             engine = engine or engine_module(config).load(config)
@@ -78,11 +80,16 @@ def describe(
 
 
 def _plan(
-    config: ConfigDict, kinds: Sequence[str], identity: Identity, shard: Shard
+    config: ConfigDict,
+    kinds: Sequence[str],
+    identity: Identity,
+    shard: Shard,
+    sources: Sources | None = None,
 ) -> dict[str, tuple[Tasks, ShardPlan]]:
     """All that can be missing is looked for here, before the first, perhaps long, kind begins."""
     found = {}
-    for kind, tasks in make_tasks(config, kinds, datasets.load(config), identity).items():
+    dataset = sources.dataset if sources else datasets.load(config)
+    for kind, tasks in make_tasks(config, kinds, dataset, identity, sources).items():
         path = descriptions_path(config, kind)
         check_replaceable(path)
         found[kind] = tasks, ShardPlan.of(path, tasks.tasks, shard)

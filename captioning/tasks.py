@@ -17,6 +17,7 @@ from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import (
     CORRECT_LABELS,
     Record,
+    Sources,
     description_key,
     is_group,
 )
@@ -94,7 +95,11 @@ def check_kinds(config: ConfigDict, kinds: Sequence[str] | None) -> list[str]:
 
 
 def make_tasks(
-    config: ConfigDict, kinds: Sequence[str], dataset: Dataset, identity: Identity
+    config: ConfigDict,
+    kinds: Sequence[str],
+    dataset: Dataset,
+    identity: Identity,
+    sources: Sources | None = None,
 ) -> dict[str, Tasks]:
     """Everything that the kinds ask for, before any of it is described.
 
@@ -103,13 +108,16 @@ def make_tasks(
         DataError: a kind needs pseudo-labels and there are none.
     """
     train = dataset.train
-    hashes = content_hashes(train.paths, content_path(config))
+    if sources is None:
+        hashes = content_hashes(train.paths, content_path(config))
+    else:
+        hashes = [sources.contents[image] for image in train.ids]
     images = dict(zip(train.ids, zip(train.paths, hashes, strict=True), strict=True))
     prompts = {kind: config.descriptions.prompts[kind] for kind in kinds}
     labeled = {kind for kind in kinds if is_group(kind) or CLASS in prompts[kind]}
     names: dict[str, str] = {}
     if labeled:
-        labels = _read_labels(config, dataset)
+        labels = sources.labels if sources else _read_labels(config, dataset)
         classes = (dataset.class_names[label] for label in labels.labels.tolist())
         names = dict(zip(labels.ids, classes, strict=True))
     found = {}

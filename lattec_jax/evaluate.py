@@ -2,8 +2,8 @@
 
     python -m lattec_jax.evaluate --workdir=runs/digits-latteclip-s0
 
-Prints top-1, top-5 and the accuracy of each class, before and after; without labels the share of
-images that each class is predicted for.
+Prints top-1, top-5 and per-class accuracy before and after adaptation; without labels, the fraction
+of images that each class is predicted for.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from lattec_jax.runtime.text import show
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the command's flags."""
     define_workdir(values)
     define_distributed(values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, WORKDIR)
-    # imports JAX, which --help does not need
+    # These import JAX, which --help must not wait for.
     from lattec_jax.data import datasets
     from lattec_jax.inference.feature_extractor import make_feature_extractor
     from lattec_jax.models import run_artifacts

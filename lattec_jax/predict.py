@@ -4,11 +4,11 @@
     python -m lattec_jax.predict --workdir=... --top=3 --format=jsonl images/ > predictions.jsonl
     python -m lattec_jax.predict --workdir=... --list=paths.txt --out=predictions.csv
 
-Arguments are images or folders of images; `--list` names a file with a path a line (or
-NUL-separated, as `find -print0` writes them). An image named twice is classified once. With
-`--out`, which is JSON lines or, by its name or `--format`, CSV, the same command continues a file
-that is not complete. An image that cannot be read is named on standard error and has a line with
-an `error` (a table has none); the exit status is then 1.
+Arguments are images or folders of images; `--list` is a file with one path per line (or separated
+by NUL, as from `find -print0`). Duplicate paths are classified once. `--out` writes JSON lines or,
+by its file name or `--format`, CSV; the same command continues an incomplete file. An unreadable
+image is reported on standard error and gets a line with an `error` (not in a table); the exit
+status is then 1.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ARGUMENTS = "IMAGE_OR_FOLDER ..."
 
 
 def images_at(path: Path) -> list[Path]:
-    """The image at `path`, or all below it.
+    """Return the image at `path`, or all images below the folder `path`.
 
     Raises:
         DataError: there are none.
@@ -56,54 +56,45 @@ def classify(
     write: Callable[[bytes], object],
     progress: bool,
 ) -> int:
-    """Write a line for each image, in order; return how many could not be read."""
+    """Write a line for each image, in order. Return the number of unreadable images."""
     width = max(map(len, classifier.class_names))
     failed = 0
     with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
-        for found in classifier.stream(paths, top_k=top, on_error="record"):
+        predictions = classifier.stream(paths, top_k=top, on_error="record")
+        for path, found in zip(paths, predictions, strict=True):
             if found.error is not None:
                 failed += 1
-                shown = f"{prediction_files.printable(found.image)}: {found.error}"
+                shown = f"{prediction_files.printable(path)}: {found.error}"
                 bar.write(f"unreadable: {cut(printable(shown))}", file=sys.stderr)
-            write(
-                prediction_files.line(
-                    kind,
-                    found.image,
-                    found.names,
-                    found.labels,
-                    found.scores,
-                    found.error,
-                    top,
-                    width,
-                )
-            )
+            scored = (found.names, found.labels, found.scores, found.error)
+            write(prediction_files.line(kind, path, *scored, top, width))
             bar.update()
     return failed
 
 
 def to_standard_output(line: bytes) -> None:
-    """Write a line as it is, whatever the locale."""
+    """Write bytes to standard output, whatever the locale."""
     sys.stdout.buffer.write(line)
     sys.stdout.buffer.flush()
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the command's flags."""
     define_workdir(values)
     flags.DEFINE_integer("top", 1, "Classes to show per image.", 1, flag_values=values)
     flags.DEFINE_enum(
         "format",
         None,
         list(prediction_files.FORMATS),
-        "Output; not set: a table, and with --out what its name says.",
+        "Output format; default: a table, or the format of the file name of --out.",
         flag_values=values,
     )
-    flags.DEFINE_string("out", "", "File to write or to continue.", flag_values=values)
-    flags.DEFINE_string("list", "", "File that lists images.", flag_values=values)
+    flags.DEFINE_string("out", "", "File to write or continue.", flag_values=values)
+    flags.DEFINE_string("list", "", "File with a list of images.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values, arguments = read(argv, __doc__, define_flags, WORKDIR, ARGUMENTS)
     if not (arguments or values.list):
         raise ConfigError(
@@ -116,7 +107,7 @@ def main(argv: Sequence[str]) -> None:
     paths = prediction_files.read_list(Path(values.list)) if values.list else []
     paths += [os.fspath(p) for argument in arguments for p in images_at(Path(argument))]
     paths = list(dict.fromkeys(paths))
-    # imports JAX, which --help does not need
+    # These import JAX, which --help must not wait for.
     from lattec_jax.inference.classifier import Classifier
     from lattec_jax.runtime import compilation_cache
 

@@ -2,8 +2,8 @@
 
     python -m lattec_jax.pseudo_label --config=configs/demo.py
 
-Each line holds image, label, class, score (softmax probability) and margin. The images are read as
-for evaluation, without augmentation. Labels of the training images are not read.
+Each line contains image, label, class, score (softmax probability) and margin. Images are not
+augmented. Existing labels of the training images are not used.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from lattec_jax.runtime.text import printable, show
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     config, values = read_config(argv, __doc__, define_distributed)
-    # imports JAX, which --help does not need
+    # These import JAX, which --help must not wait for.
     import numpy as np
 
     from lattec_jax.data import datasets
@@ -36,10 +36,10 @@ def main(argv: Sequence[str]) -> None:
     with distributed.main_process_first():
         dataset = datasets.load(config)
     weights, mesh = prepare.load_weights(config), make_mesh(config.compute.fsdp)
-    # The training image cache as well: most methods will ask for it, and each file is decoded once.
+    # Also the training image cache, which most methods need: each file is then decoded once only.
     images = prepare.open_images(config, dataset, "train", weights, training=True)
     extractor = make_feature_extractor(config, weights, mesh)
-    labels = prepare.pseudo_labels(config, dataset, weights, images, extractor, mesh)
+    labels = prepare.make_pseudo_labels(config, dataset, weights, images, extractor, mesh)
 
     fractions = class_fractions(labels.labels, len(dataset.class_names))
     for name, fraction in zip(dataset.class_names, fractions, strict=True):

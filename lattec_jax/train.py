@@ -2,12 +2,12 @@
 
     python -m lattec_jax.train --config=configs/demo.py [--workdir=DIR] [--config.key=value ...]
 
-The work directory (default `runs/<dataset>-<method>-s<seed>`) belongs to one run: the same command
-continues it, whatever ended it; after SIGTERM, which saves the step under way, the exit status is
-75. Missing image caches and pseudo-labels are made; missing descriptions by a language model
-are an error that names the command that makes them.
+The work directory (default: `runs/<dataset>-<method>-s<seed>`) belongs to one run: the same command
+continues it after any interruption. SIGTERM saves the current step; the exit status is then 75.
+Missing image caches and pseudo-labels are made; missing descriptions by a language model are an
+error that names the command that makes them.
 
-`--distributed` joins the processes of a job into one run (`lattec_jax/runtime/distributed.py`).
+`--distributed` makes the processes of a job train together (`lattec_jax/runtime/distributed.py`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from lattec_jax.runtime.cli import (
     command,
@@ -28,15 +30,28 @@ from lattec_jax.runtime.cli import (
 from lattec_jax.runtime.config import default_workdir
 from lattec_jax.runtime.preemption import terminating
 
+if TYPE_CHECKING:
+    from lattec_jax.data.descriptions import Sources
+
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
-    define_workdir(values, "Work directory of the run; not set: runs/<dataset>-<method>-s<seed>.")
+    """Define the command's flags."""
+    define_workdir(values, "Work directory of the run; default: runs/<dataset>-<method>-s<seed>.")
     define_distributed(values)
 
 
+def describe(config: ConfigDict, kinds: tuple[str, ...], sources: Sources) -> None:
+    """Write the missing descriptions with an engine that looks at pixels only.
+
+    This is the only import of `captioning` in `lattec_jax`; no PyTorch comes with such an engine.
+    """
+    from captioning.describe import describe
+
+    describe(config, kinds, sources=sources)
+
+
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     directory = Path(values.workdir) if values.workdir else default_workdir(config)
     arguments = shlex.join(config_arguments(argv[1:]))
@@ -46,7 +61,7 @@ def main(argv: Sequence[str]) -> None:
 
         distributed.join(values.distributed)
         compilation_cache.enable()
-        train_loop.train(config, directory, arguments)
+        train_loop.train(config, directory, arguments, describe)
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ from lattec_jax.train_run import (
 )
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
-from lattec_jax.training.batches import prefetch
 from lattec_jax.training.checkpoints import Checkpoints
 from lattec_jax.training.metrics_log import NoLog, RunLog
+from lattec_jax.training.prepare import Describe
 from lattec_jax.training.state import (
     TrainState,
     init_state,
@@ -46,15 +46,18 @@ from lattec_jax.training.step import StepSettings, make_train_step
 from lattec_jax.training.step_timer import StepTimer
 
 
-def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]:
+def train(
+    config: ConfigDict, directory: Path, arguments: str, describe: Describe
+) -> dict[str, Any]:
     """Run, or continue, one adaptation and return the contents of `results.json`.
 
     Args:
         config: a resolved configuration.
         directory: the work directory.
         arguments: the command line's `--config...` arguments, for commands in messages.
+        describe: writes missing descriptions, see `prepare.prepare_inputs`.
     """
-    run = prepare_run(config, directory, arguments)
+    run = prepare_run(config, directory, arguments, describe)
     if run.is_finished():
         return show_finished(directory)
     pretrained = encode_pretrained(run)
@@ -103,7 +106,7 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> T
         Profile(config.profile, start, run.steps) as profile,
     ):
         monitor = Monitor(run, pretrained, checkpoints, log, timer)
-        for step, (host_batch, batch) in enumerate(prefetch(stream), start + 1):
+        for step, (host_batch, batch) in enumerate(stream, start + 1):
             if isinstance(method, EpochMethod) and (step - 1) % batches.steps_per_epoch == 0:
                 state = begin_epoch(run, method, state, pretrained.training)
             # All inputs of a step are on the devices: an implicit transfer would stall each step.

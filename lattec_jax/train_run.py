@@ -59,7 +59,9 @@ class PretrainedFeatures(NamedTuple):
     test: Float[np.ndarray, "T D"]  # of the training images where there are no test images
 
 
-def prepare_run(config: ConfigDict, directory: Path, arguments: str) -> Run:
+def prepare_run(
+    config: ConfigDict, directory: Path, arguments: str, describe: prepare.Describe
+) -> Run:
     """Make or read all inputs, and refuse a work directory that belongs to another run."""
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
     with distributed.raise_on_all():
@@ -67,7 +69,7 @@ def prepare_run(config: ConfigDict, directory: Path, arguments: str) -> Run:
         method = make_method(config.method)
         dataset = check_data.check(config)
     mesh = sharding.make_mesh(config.compute.fsdp)
-    inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh)
+    inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh, describe)
     num_images = len(inputs.images.ids)
     batch_size = input_pipeline.choose_batch_size(config, num_images, mesh)
     with distributed.raise_on_all():

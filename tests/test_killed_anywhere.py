@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lattec_jax.training.checkpoints import damage
+from lattec_jax.training.checkpoint_checksums import damage
 from tests.runs import arguments, make_inputs, repeated
 
 TIMES = ("train_seconds", "images_per_second")

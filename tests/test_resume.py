@@ -71,7 +71,7 @@ def test_a_signal_saves_the_step_under_way_and_a_damaged_checkpoint_costs_nothin
     assert {k: v for k, v in again.items() if k not in times} == {
         k: v for k, v in found.items() if k not in times
     }
-    recorded = json.loads((directory / "checkpoints/6/beside/metadata").read_text())["seconds"]
+    recorded = json.loads((directory / "checkpoints/6/extra/metadata").read_text())["seconds"]
     assert again["train_seconds"] >= recorded > 0
     assert again["images_per_second"] > 0  # of the sessions before
     assert_equal(trained / "whole", directory)

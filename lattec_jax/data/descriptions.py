@@ -1,18 +1,18 @@
-"""The file between captioning and training: one JSON object a line.
+"""Description files, which captioning writes and training reads: one JSON object per line.
 
     {"image": id, "kind": "image" | "group" | ..., "text": str, "engine": str, "model": str,
      "prompt": str, "decoding": str, "members": [ids], "note": str, "key": str, "error": str}
 
-Only the first three are needed, so that any captioner can write the file. "members" is of groups
-only, "note" of an analysis, "error" says why there is no text. "key" (`description_key`) covers all
-that the text depends on, the images' content included; the captioning stage writes it.
+Only the first three are required, so that any captioner can write the file. "members" is for groups
+only, "note" marks an analysis, "error" states why there is no text. "key" (`description_key`)
+covers all that the text depends on, including the content of the images; captioning writes it.
 
-The rule for reading: of several records of one image and kind the last wins; a missing text takes
-no part in its image's mix (its weight is 0). An empty text counts as missing, and so does one whose
-key says that its images have changed or whose prompt is no longer the configured one. Records of
-unknown images are counted and ignored; texts of different engines, models or decoding are never
-mixed; a kind without any text for the given images is an error; so is a malformed line, except that
-a last line which was cut off while being written is dropped.
+Rules for reading: of several records of one image and kind, the last one is used. A missing text is
+left out of its image's mix (its weight is 0). An empty text counts as missing, and so does one
+whose images have changed since (by its key), or whose prompt is not the configured one any more.
+Records of unknown images are counted and ignored. Errors are: texts of one kind from different
+engines, models or decoding; a kind without any text for the given images; and a malformed line,
+unless it is the last one and incomplete, which is dropped.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from lattec_jax.data.datasets.dataset import Dataset
+from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.text import valid_text
 
 log = logging.getLogger(__name__)
-# The choices of `config.descriptions.group_members`, with what they add to a file's name.
+# `config.descriptions.group_members` -> suffix of the file name
 GROUP_SUFFIXES = {"with_image": "", "drawn": "-drawn"}
-# By config.descriptions.correct_label: what an image's true label is compared with to count as
-# correct in a group (Table 4).
+# `config.descriptions.correct_label` -> what an image's true label is compared with, to count as
+# correct in a group (Table 4)
 CORRECT_LABELS = {"pseudo": "the image's pseudo-label", "true": "the image's own true label"}
 _REPEATED = ("kind", "engine", "model", "prompt", "decoding", "note")
-# Made valid Unicode where they are read. Ids name files, and the others are covered by the key:
-# these stay as they are.
+# Converted to valid Unicode when they are read. The other fields are file names, or are covered by
+# the key.
 _SHOWN = ("text", "note", "error")
 
 
@@ -60,36 +62,35 @@ class Record(NamedTuple):
     prompt: str = ""
     decoding: str = ""
     members: tuple[str, ...] = ()  # of a group, in the order of the collage
-    note: str = ""  # says that an analysis, not the method, made it
+    note: str = ""  # names the analysis that it was made for
     key: str = ""
     error: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Descriptions:
-    """The texts of N images, in the order of the ids that were asked for."""
+    """The texts of N images, in the order of the requested ids."""
 
     kinds: tuple[str, ...]
-    texts: dict[str, list[str | None]]  # kind -> N texts, None where there is none
-    # kind -> {"found": images with a text, "missing": without, and of these "empty": with an empty
-    # text, "changed": whose images changed, "other_prompt": with a text for another prompt;
-    # "duplicate": records that a later one replaces, "unknown_image": records}
+    texts: dict[str, list[str | None]]  # kind -> N texts, None where missing
+    # kind -> {"found": images with a text, "missing": images without, of which "empty": the text is
+    # empty, "changed": the images changed, "other_prompt": the text is for another prompt;
+    # "duplicate": records replaced by a later one, "unknown_image": records}
     counts: dict[str, dict[str, int]]
-    sha256: str  # of the files' contents, one after the other
+    sha256: str  # of the concatenated files
     notes: tuple[str, ...] = ()  # of analyses
 
 
 def is_group(kind: str) -> bool:
-    """Whether a kind of description is of several images together."""
+    """Return whether descriptions of this kind are for several images together."""
     return kind.startswith("group")
 
 
 def descriptions_path(config: ConfigDict, kind: str) -> Path:
-    """`<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`; of groups with their size and how
-    their members are chosen.
+    """Return `<artifacts>/<dataset>/descriptions/<engine>-<kind>.jsonl`.
 
-    In the analysis of Table 4 the name has the number of correct images and, where correct means
-    the image's own true label, says so.
+    For groups, the name also states their size and how members are chosen; in the analysis of Table
+    4 the number of correct images and which label is correct.
     """
     settings = config.descriptions
     name = f"{settings.engine}-{kind}"
@@ -106,32 +107,28 @@ def descriptions_path(config: ConfigDict, kind: str) -> Path:
 def description_key(
     kind: str, prompt: str, engine: str, model: str, decoding: str, contents: Sequence[str]
 ) -> str:
-    """What tells whether a description may be used again: 32 hexadecimal digits.
+    """Return the cache key of a description: 32 hexadecimal digits.
 
     Args:
-        kind: of description.
         prompt: as the model sees it.
-        engine: that answers.
-        model: of the engine.
-        decoding: of the engine.
-        contents: SHA-256 of each image's file, in order.
+        contents: SHA-256 of each image file, in order.
     """
     text = json.dumps([kind, prompt, engine, model, decoding, *contents])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def key_of(record: Record, contents: Sequence[str]) -> str:
-    """The key that a record has if it is of images with these contents."""
+    """Return the key of a record if its images have these contents."""
     source = (record.prompt, record.engine, record.model, record.decoding)
     return description_key(record.kind, *source, contents)
 
 
 def to_line(record: Record) -> bytes:
-    """A record as it stands in the file, line break included."""
+    """Return a record as a line of the file."""
     values = {name: value for name, value in record._asdict().items() if value}
     values |= {"text": record.text}
     order = {name: values[name] for name in Record._fields if name in values}
-    # Names that are not UTF-8 keep their bytes as escapes.
+    # File names that are not UTF-8 are written as escapes.
     text = json.dumps(order, ensure_ascii=False)
     try:
         return (text + "\n").encode()
@@ -140,10 +137,10 @@ def to_line(record: Record) -> bytes:
 
 
 def records(path: Path) -> Iterator[Record]:
-    """The records of a file, in its order.
+    """Iterate over the records of a file.
 
     Raises:
-        DataError: there is no such file, or a line is malformed.
+        DataError: the file does not exist, or a line is malformed.
     """
     with _opened(path) as file:
         for _, record in lines(file, path):
@@ -151,11 +148,19 @@ def records(path: Path) -> Iterator[Record]:
                 yield record
 
 
+class Sources(NamedTuple):
+    """What descriptions are made from, for an engine that need not read it again."""
+
+    dataset: Dataset
+    contents: Mapping[str, str]  # training image -> SHA-256 of its file
+    labels: PseudoLabels  # of the readable training images
+
+
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What descriptions of the configured set look like now, so that old ones are noticed."""
+    """What up-to-date descriptions depend on, to detect outdated ones."""
 
-    contents: Sequence[str]  # SHA-256 of the N images' files
+    contents: Sequence[str]  # SHA-256 of the N image files
     prompts: Mapping[str, Sequence[str]]  # kind -> N prompts
 
 
@@ -165,96 +170,97 @@ def read(
     image_ids: Sequence[str],
     expected: Expected | None = None,
 ) -> Descriptions:
-    """Join the descriptions in `paths` with N images by id, by the rule at the top.
+    """Read the descriptions of N images, by the rules at the top of this file.
 
     Args:
-        paths: of files.
-        kinds: that are wanted; records of others are skipped.
-        image_ids: the N images.
-        expected: tells which records with a key are out of date; None: none is.
+        kinds: records of other kinds are skipped.
+        expected: detects outdated records with a key; None: records are not checked.
 
     Raises:
         DataError: a file is missing or malformed, a kind has no text for any of the images, or its
             texts come from different engines, models or decoding.
     """
-    rows = {image: row for row, image in enumerate(image_ids)}
-    newest: dict[str, list[Record | None]] = {kind: [None] * len(rows) for kind in kinds}
+    index_of = {image: index for index, image in enumerate(image_ids)}
+    latest: dict[str, list[Record | None]] = {kind: [None] * len(index_of) for kind in kinds}
     names = ("found", "missing", "empty", "changed", "other_prompt", "duplicate", "unknown_image")
-    counts = {kind: dict.fromkeys(names, 0) for kind in kinds}
+    counts: dict[str, dict[str, int]] = {kind: dict.fromkeys(names, 0) for kind in kinds}
     digest = hashlib.sha256()
     for path in map(Path, paths):
         with _opened(path) as file:
             for _, record in lines(file, path, digest):
                 if record is None or record.kind not in counts:
                     continue
-                row = rows.get(record.image)
-                if row is None:
+                index = index_of.get(record.image)
+                if index is None:
                     counts[record.kind]["unknown_image"] += 1
                     continue
-                if newest[record.kind][row] is not None:
+                if latest[record.kind][index] is not None:
                     counts[record.kind]["duplicate"] += 1
-                newest[record.kind][row] = record
+                latest[record.kind][index] = record
     texts = {}
     for kind in kinds:
-        texts[kind] = _usable(kind, newest[kind], rows, expected, counts[kind])
-        found = [r for r, t in zip(newest[kind], texts[kind], strict=True) if t is not None]
+        texts[kind] = _usable_texts(kind, latest[kind], index_of, expected, counts[kind])
+        pairs = zip(latest[kind], texts[kind], strict=True)
+        found = [record for record, text in pairs if record is not None and text is not None]
         counts[kind]["found"] = len(found)
-        counts[kind]["missing"] = len(rows) - len(found)
+        counts[kind]["missing"] = len(index_of) - len(found)
         _check_kind(kind, paths, counts[kind], found)
-    notes = {r.note: None for column in newest.values() for r in column if r is not None and r.note}
+    notes = {
+        r.note: None for of_kind in latest.values() for r in of_kind if r is not None and r.note
+    }
     return Descriptions(tuple(kinds), texts, counts, digest.hexdigest(), tuple(notes))
 
 
-def _usable(
+def _usable_texts(
     kind: str,
-    newest: Sequence[Record | None],
-    rows: Mapping[str, int],
+    latest: Sequence[Record | None],
+    index_of: Mapping[str, int],
     expected: Expected | None,
     counts: dict[str, int],
 ) -> list[str | None]:
-    """The texts that may be used; counts the others."""
+    """Return the text of each image, None if it is missing or outdated, which is counted."""
     texts: list[str | None] = []
-    strangers = []
-    for row, record in enumerate(newest):
+    unknown_members = []
+    for index, record in enumerate(latest):
         text = record.text.strip() if record else None
         if record is not None:
             members = record.members or (record.image,)
-            other = next((member for member in members if member not in rows), None)
+            other = next((member for member in members if member not in index_of), None)
             if other is not None:
-                strangers.append((record.image, other))
+                unknown_members.append((record.image, other))
             elif not text:
                 counts["empty"] += 1
             elif expected and record.key:
-                contents = [expected.contents[rows[member]] for member in members]
-                if record.prompt != expected.prompts[kind][row]:
+                contents = [expected.contents[index_of[member]] for member in members]
+                if record.prompt != expected.prompts[kind][index]:
                     counts["other_prompt"] += 1
                     text = None
                 elif key_of(record, contents) != record.key:
                     counts["changed"] += 1
                     text = None
         texts.append(text or None)
-    if strangers:
-        image, other = strangers[0]
+    if unknown_members:
+        image, other = unknown_members[0]
         raise DataError(
-            f"{len(strangers)} descriptions of groups have members that are not training images, "
-            f"the first: the {kind} description of {image!r} with {other!r}; describe them again "
-            "with python -m captioning.describe"
+            f"{len(unknown_members)} descriptions of groups have members that are not training "
+            f"images, the first: the {kind} description of {image!r} with {other!r}; describe them "
+            "again with python -m captioning.describe"
         )
     return texts
 
 
 def shuffled(descriptions: Descriptions, seed: int) -> Descriptions:
-    """The control experiment: each kind's texts permuted among all images.
+    """Permute the texts of each kind among all images, as a control experiment.
 
-    Every text keeps being used once, but for another image, so that what remains of the method's
-    gain is not owed to what the descriptions say about their images. Each kind has its own
-    permutation, which depends on the seed, the kind and the number of images alone.
+    Every text is still used once, but for another image: the gain that remains does not come from
+    what descriptions state about their images. The permutation of a kind depends only on the seed,
+    the kind and the number of images.
     """
     texts = {}
-    for kind, column in descriptions.texts.items():
+    for kind, of_kind in descriptions.texts.items():
         key = int.from_bytes(hashlib.sha256(kind.encode()).digest()[:8], "big")
-        order = np.random.default_rng([seed, key]).permutation(len(column))
-        texts[kind] = [column[i] for i in order]
+        order = np.random.default_rng([seed, key]).permutation(len(of_kind))
+        texts[kind] = [of_kind[i] for i in order]
     return dataclasses.replace(descriptions, texts=texts)
 
 
@@ -264,7 +270,7 @@ def _check_kind(
     counts: dict[str, int],
     found: Sequence[Record],
 ) -> None:
-    """Refuse a kind without texts, and one whose texts come from different sources."""
+    """Raise DataError if a kind has no texts, or texts from different sources."""
     where = ", ".join(map(str, paths)) or "no file"
     command = f"python -m captioning.describe --config=... --kind={kind}"
     if not found:
@@ -298,34 +304,29 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def lines(file: BinaryIO, path: Path, digest: Any = None) -> Iterator[tuple[bytes, Record | None]]:
-    """Every whole line with its record (None: a blank line); a cut-off last line is left out."""
+    """Iterate over the lines with their records (None for a blank line). An incomplete last line is
+    left out."""
     file.seek(0)
-    for number, line in enumerate(_bounded(file, path), 1):
-        if digest is not None:
-            digest.update(line)
-        if line.isspace():
-            yield line, None
-            continue
-        try:
-            yield line, _record(line)
-        except ValueError as error:
-            if not line.endswith(b"\n"):
-                log.warning("%s:%d: dropped a line that was cut off", path, number)
-                return
-            raise DataError(
-                f"{path}:{number}: expected a JSON object with image, kind and text, found "
-                f"{line[:80].decode(errors='replace').strip()!r} ({error}); repair or remove it"
-            ) from error
-
-
-def _bounded(file: BinaryIO, path: Path) -> Iterator[bytes]:
     try:
-        yield from safe_read.bounded_lines(file)
-    except ValueError as error:
+        for number, line in enumerate(safe_read.bounded_lines(file), 1):
+            if digest is not None:
+                digest.update(line)
+            try:
+                record = None if line.isspace() else _parse(line)
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    log.warning("%s:%d: dropped an incomplete line", path, number)
+                    return
+                raise DataError(
+                    f"{path}:{number}: expected a JSON object with image, kind and text, found "
+                    f"{line[:80].decode(errors='replace').strip()!r} ({error}); repair or remove it"
+                ) from error
+            yield line, record
+    except ValueError as error:  # a line is too long
         raise DataError(f"{path}: {error}; repair or remove it") from error
 
 
-def _record(line: bytes) -> Record:
+def _parse(line: bytes) -> Record:
     """Parse one line. Raises ValueError."""
     values = safe_read.parse_json(line)
     if not isinstance(values, dict):
@@ -333,14 +334,15 @@ def _record(line: bytes) -> Record:
     members = values.get("members", [])
     if not isinstance(members, list) or not all(isinstance(m, str) for m in members):
         raise ValueError("members is not a list of ids")
-    found = {"members": tuple(members)}
+    strings: dict[str, str] = {}
     for name in Record._fields:
-        if name != "members":
-            value = values.get(name, None if name in ("image", "kind", "text") else "")
-            if not isinstance(value, str):
-                raise ValueError(f"{name} is missing or not a string")
-            if name in _SHOWN:
-                value = valid_text(value)
-            # The same few strings stand in every line.
-            found[name] = sys.intern(value) if name in _REPEATED else value
-    return Record(**found)
+        if name == "members":
+            continue
+        value = values.get(name, None if name in ("image", "kind", "text") else "")
+        if not isinstance(value, str):
+            raise ValueError(f"{name} is missing or not a string")
+        if name in _SHOWN:
+            value = valid_text(value)
+        # Most lines repeat these strings: intern them to save memory.
+        strings[name] = sys.intern(value) if name in _REPEATED else value
+    return Record(members=tuple(members), **strings)

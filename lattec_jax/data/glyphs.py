@@ -1,40 +1,41 @@
-"""Describe a glyph by its pixels, in words.
+"""Describe a glyph in words, from its pixels.
 
-It states what can be measured on any light or dark mark on a plain ground: closed loops and where
-they are, openings and the side to which they open, bars and uprights, on which side the strokes of
-the upper and of the lower half lie, width, symmetry and where the ink is. It knows no class, has no
-rule made for a class, and its words contain no number word and no digit.
+The description states what can be measured on any light or dark mark on a plain background: closed
+loops and their positions, openings and their sides, horizontal and vertical bars, the side of the
+strokes in the upper and in the lower half, width, symmetry and where the ink is. There are no rules
+for particular classes, and descriptions contain no digits and no number words.
 
-Each attribute is measured at several thresholds. Where they disagree the attribute is uncertain and
-is left out. The description of a group states what most of its images share.
+Each attribute is measured at several thresholds. If they disagree, the attribute is uncertain and
+is left out. The description of a group contains what most of its images share.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-Attributes = dict[str, str]  # attribute -> the words for its value, "" for nothing to say
+Attributes = dict[str, str]  # attribute -> phrase, "" if there is nothing to mention
 
-_SIDE = 40  # pixels of the longer side at which everything is measured
-_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # fractions of the ink's darkest tone
-_AGREE = 0.6  # the share of the thresholds that makes an attribute certain
+_SIDE = 40  # pixels; images are resized to this long side
+_THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7)  # fractions of the strongest ink
+_AGREEMENT = 0.6  # fraction of the thresholds that must agree
 _MAX_WORDS = 25
-# Directions in which a background pixel looks for ink: name -> (axis, whether it looks backwards).
+# Directions in which ink is searched from a background pixel: name -> (axis, whether backwards)
 _DIRECTIONS = {"top": (0, True), "bottom": (0, False), "left": (1, True), "right": (1, False)}
 
 
 def describe_image(image: Image.Image) -> str:
-    """What the engine says of a single image, in at most 25 words."""
+    """Describe a single image, in at most 25 words."""
     return say([attributes(image)])
 
 
 def say(certain: Sequence[Attributes]) -> str:
-    """What more than half of the images share, in at most 25 words."""
+    """Describe what more than half of the images share, in at most 25 words."""
     phrases, words = [], 0
     for phrase in _shared(certain, 0.5 * len(certain)).values():
         length = len(phrase.split())
@@ -45,14 +46,14 @@ def say(certain: Sequence[Attributes]) -> str:
 
 
 def attributes(image: Image.Image) -> Attributes:
-    """The attributes of one image that most thresholds agree on."""
+    """Return the attributes of an image on which most thresholds agree."""
     ink = _ink(image)
     measured = [_measure(ink >= threshold) for threshold in _THRESHOLDS]
-    return _shared(measured, _AGREE * len(measured) - 0.5)
+    return _shared(measured, _AGREEMENT * len(measured) - 0.5)
 
 
 def _shared(measured: Sequence[Attributes], more_than: float) -> Attributes:
-    """Each attribute's commonest value, where more than that many of `measured` have it."""
+    """Return the most common value of each attribute, if more than `more_than` have it."""
     names = dict.fromkeys(name for found in measured for name in found)
     shared = {}
     for name in names:
@@ -64,22 +65,22 @@ def _shared(measured: Sequence[Attributes], more_than: float) -> Attributes:
 
 
 def _ink(image: Image.Image) -> np.ndarray:
-    """Ink from 0 (ground) to 1, at the measuring size with an empty margin, `[H, W]`.
+    """Return the ink from 0 (background) to 1, `[H, W]`, resized and with an empty margin.
 
-    The ground is what most of the image's edge shows.
+    The background is the median of the image's edge.
     """
     scale = _SIDE / max(image.size)
-    size = tuple(max(4, round(length * scale)) for length in image.size)
-    gray = np.asarray(_gray(image).resize(size, Image.Resampling.BICUBIC), np.float32)
+    width, height = (max(4, round(length * scale)) for length in image.size)
+    gray = np.asarray(_gray(image).resize((width, height), Image.Resampling.BICUBIC), np.float32)
     edge = np.concatenate([gray[0], gray[-1], gray[:, 0], gray[:, -1]])
     ink = np.abs(gray - np.median(edge))
-    # Nothing is drawn where the image is all but uniform.
+    # A nearly uniform image has no ink.
     ink = np.clip(ink / max(float(np.percentile(ink, 98)), 16.0), 0.0, 1.0)
     return np.pad(ink, 3)
 
 
 def _gray(image: Image.Image) -> Image.Image:
-    """In mode L. Some modes, such as LAB, convert to RGB only."""
+    """Convert to grayscale. Some modes, such as LAB, can only be converted to RGB."""
     try:
         return image.convert("L")
     except ValueError:
@@ -87,13 +88,13 @@ def _gray(image: Image.Image) -> Image.Image:
 
 
 def _measure(mask: np.ndarray) -> Attributes:
-    """All attributes of a binary image, `[H, W]` bool, in the order in which they are said."""
-    pieces, count = ndimage.label(mask, np.ones((3, 3)))
+    """Measure all attributes of a binary image, `[H, W]` bool, in the order of the description."""
+    components, count = _label(mask, np.ones((3, 3)))
     if not count:
         return {}
-    areas = np.bincount(pieces.ravel())
-    areas[0] = 0  # the ground
-    mask = (areas >= 0.1 * areas.max())[pieces]  # specks are left out
+    areas = np.bincount(components.ravel())
+    areas[0] = 0  # the background
+    mask = (areas >= 0.1 * areas.max())[components]  # without specks
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     glyph = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return {
@@ -106,10 +107,15 @@ def _measure(mask: np.ndarray) -> Attributes:
     }
 
 
+def _label(mask: np.ndarray, structure: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """Label connected components; return the labels and the number of components."""
+    return cast("tuple[np.ndarray, int]", ndimage.label(mask, structure))
+
+
 def _loops(glyph: np.ndarray) -> Attributes:
-    """Holes: their number, and the size and place of a single one."""
+    """Holes: their number, and the size and position of a single one."""
     height, width = glyph.shape
-    holes, _ = ndimage.label(~np.pad(glyph, 1))
+    holes, _ = _label(~np.pad(glyph, 1))
     found = []
     for index, window in enumerate(ndimage.find_objects(holes), start=1):
         area = np.count_nonzero(holes[window] == index)
@@ -122,17 +128,17 @@ def _loops(glyph: np.ndarray) -> Attributes:
         return {"loops": "no loop"}
     top, bottom = (found[0].start - 1) / height, (found[0].stop - 1) / height
     size = "a large loop" if bottom - top > 0.5 else "a small loop"
-    return {"loops": size, "loop place": _third((top + bottom) / 2, "loop {}")}
+    return {"loops": size, "loop position": _third((top + bottom) / 2, "loop {}")}
 
 
-def _third(place: float, phrase: str) -> str:
-    """`phrase` with the third of the height in which `place` (0 top, 1 bottom) lies."""
+def _third(position: float, phrase: str) -> str:
+    """Insert the third of the height that contains `position` (0 top, 1 bottom)."""
     names = ("at the top", "in the middle", "at the bottom")
-    return phrase.format(names[0 if place < 0.42 else 1 if place < 0.58 else 2])
+    return phrase.format(names[0 if position < 0.42 else 1 if position < 0.58 else 2])
 
 
 def _openings(glyph: np.ndarray) -> Attributes:
-    """Bays: background that meets ink in three of the four directions, by the open side."""
+    """Openings: background that meets ink in three of the four directions."""
     hits = {}
     for side, (axis, backwards) in _DIRECTIONS.items():
         along = glyph if backwards else np.flip(glyph, axis)
@@ -153,11 +159,11 @@ def _openings(glyph: np.ndarray) -> Attributes:
 
 
 def _sides(glyph: np.ndarray) -> Attributes:
-    """On which side the strokes lie that cross the upper and the lower half."""
+    """The side of the strokes in the upper and in the lower half."""
     height, width = glyph.shape
-    # A run of ink starts where a row steps up: [H, W] -> runs per row [H]
+    # A run of ink starts where a row steps from 0 to 1: [H, W] -> runs per row [H]
     runs = np.count_nonzero(np.diff(np.pad(glyph, ((0, 0), (1, 0))).astype(np.int8)) == 1, axis=1)
-    # Centre of mass of each row, 0 left to 1 right, [H]; rows without ink stand in the middle.
+    # Center of mass of each row from 0 (left) to 1 (right), [H]; 0 for rows without ink.
     centers = glyph @ (np.arange(width) + 0.5) / np.maximum(glyph.sum(1), 1) / width
     found = {}
     for name, start, stop in (("upper", 0.2, 0.42), ("lower", 0.58, 0.8)):
@@ -174,10 +180,10 @@ def _sides(glyph: np.ndarray) -> Attributes:
 
 
 def _bars(glyph: np.ndarray) -> Attributes:
-    """Rows and columns that ink runs through without a break."""
+    """Bars: rows and columns with a long run of ink."""
     height, width = glyph.shape
     found = {}
-    if width < 0.4 * height:  # in a narrow glyph every row is full
+    if width < 0.4 * height:  # a narrow glyph fills every row
         return found
     across, upright = _longest_runs(glyph) >= 0.7 * width, _longest_runs(glyph.T) >= 0.8 * height
     for name, start, stop in (("top", 0, 0.25), ("middle", 0.35, 0.7), ("bottom", 0.75, 1)):
@@ -191,14 +197,14 @@ def _bars(glyph: np.ndarray) -> Attributes:
 
 def _longest_runs(glyph: np.ndarray) -> np.ndarray:
     """Length of the longest run of ink in each row, `[H]`."""
-    place = np.arange(1, glyph.shape[1] + 1)
+    position = np.arange(1, glyph.shape[1] + 1)
     # The last gap before each pixel; the distance to it is the length of the run so far.
-    gap = np.maximum.accumulate(np.where(glyph, 0, place), axis=1)
-    return (place - gap).max(axis=1)
+    gap = np.maximum.accumulate(np.where(glyph, 0, position), axis=1)
+    return (position - gap).max(axis=1)
 
 
 def _proportions(glyph: np.ndarray) -> Attributes:
-    """Width against height, and where the ink's center of mass lies in the glyph's frame."""
+    """The aspect ratio, and the ink's center of mass."""
     height, width = glyph.shape
     ratio = width / height
     area = np.count_nonzero(glyph)
@@ -212,7 +218,7 @@ def _proportions(glyph: np.ndarray) -> Attributes:
 
 
 def _symmetry(glyph: np.ndarray) -> Attributes:
-    """Overlap with the mirrored and with the half-turned glyph."""
+    """Overlap with the mirrored glyph and with the glyph rotated by 180°."""
 
     def overlap(other: np.ndarray) -> float:
         return np.count_nonzero(glyph & other) / np.count_nonzero(glyph | other)

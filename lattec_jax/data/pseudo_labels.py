@@ -1,10 +1,10 @@
-"""Pseudo-labels on disk: one JSON object a line, and beside it where they come from.
+"""Pseudo-label files: one JSON object per line, and their provenance in a second file.
 
     {"image": id, "label": int, "class": str, "score": float, "margin": float}
 
-`score` is the softmax probability of the label, `margin` its lead over the second. The provenance
-(`provenance(...)`, a JSON file of the same name) says which weights, class names and templates made
-them; labels of another provenance are refused.
+`score` is the softmax probability of the label, `margin` its difference to the second highest. The
+provenance (a JSON file with the same stem) contains the weights, class names and templates that the
+labels were computed with; labels of another provenance are refused.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMMAND = "python -m lattec_jax.pseudo_label --config=..."
 
 @dataclasses.dataclass(frozen=True)
 class PseudoLabels:
-    """Labels of N images."""
+    """Pseudo-labels of N images."""
 
     ids: tuple[str, ...]
     labels: np.ndarray  # [N] int32
@@ -40,7 +40,7 @@ class PseudoLabels:
 
 
 def weights_sha256(weights: str | os.PathLike[str]) -> str:
-    """The SHA-256 of the parameters that `config.weights` names, in any of its forms.
+    """Return the SHA-256 of the parameters that `config.weights` names, in any of its forms.
 
     Raises:
         WeightsError: there is no checkpoint.
@@ -59,23 +59,23 @@ def weights_sha256(weights: str | os.PathLike[str]) -> str:
 def provenance(
     weights: str, names: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> dict[str, Any]:
-    """What pseudo-labels depend on.
+    """Return what pseudo-labels depend on.
 
     Args:
         weights: SHA-256 of the parameters.
-        names: of each class, the display name first.
+        names: all names of each class, the display name first.
         templates: of the class-descriptions.
     """
     return {
         "weights_sha256": weights,
-        "class_names": [own[0] for own in names],
-        "names": [list(own) for own in names],
+        "class_names": [of_class[0] for of_class in names],
+        "names": [list(of_class) for of_class in names],
         "templates": list(templates),
     }
 
 
 def pseudo_labels_path(config: ConfigDict, source: Mapping[str, Any]) -> Path:
-    """Where the pseudo-labels of this provenance lie, below the artifacts of the data set."""
+    """Return the file with the pseudo-labels of this provenance."""
     text = json.dumps([source["names"], source["templates"]])
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     name = f"{source['weights_sha256'][:8]}-{digest}.jsonl"
@@ -90,19 +90,19 @@ def write(
     margins: np.ndarray,
     source: Mapping[str, Any],
 ) -> None:
-    """Write `[N]` labels, scores and margins and their provenance. Never leaves half a file."""
+    """Write `[N]` labels, scores and margins and their provenance, each file atomically."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = source["class_names"]
-    rows = zip(ids, labels.tolist(), scores.tolist(), margins.tolist(), strict=True)
+    records = zip(ids, labels.tolist(), scores.tolist(), margins.tolist(), strict=True)
     lines = [
         json.dumps(
             {"image": i, "label": n, "class": names[n], "score": s, "margin": m},
             ensure_ascii=False,
         )
-        for i, n, s, m in rows
+        for i, n, s, m in records
     ]
-    # The provenance goes first: where labels exist, it is there as well.
+    # The provenance is written first, so that existing labels always have one.
     write_json(path.with_suffix(".json"), dict(source))
     write_whole(path, "".join(line + "\n" for line in lines))
 
@@ -110,39 +110,42 @@ def write(
 def read(
     path: str | os.PathLike[str], image_ids: Sequence[str] | None, source: Mapping[str, Any]
 ) -> PseudoLabels:
-    """Read the labels of the given images, in their order (None: of all in the file, in its order).
+    """Read the labels of the given images, in their order.
+
+    Args:
+        image_ids: None: all images in the file.
 
     Raises:
-        DataError: no such file, another provenance, a malformed line, or an image without a label.
+        DataError: the file does not exist, has another provenance or a malformed line, or lacks an
+            image.
     """
     path = Path(path)
     _check_provenance(path, source)
     names = source["class_names"]
-    table: dict[str, tuple[int, float, float]] = {}
+    found: dict[str, tuple[int, float, float]] = {}
     try:
         with safe_read.open_regular(path) as file:
             for number, line in enumerate(safe_read.bounded_lines(file), 1):
-                image, *values = _parse(line, path, number, names)
-                table[image] = tuple(values)
+                image, values = _parse(line, path, number, names)
+                found[image] = values
     except FileNotFoundError as error:
         raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}") from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read: {error}; make them again with {COMMAND}"
         ) from error
-    ids = tuple(table if image_ids is None else image_ids)
-    missing = [image for image in ids if image not in table]
+    ids = tuple(found if image_ids is None else image_ids)
+    missing = [image for image in ids if image not in found]
     if missing:
         raise DataError(
             f"{path} has no pseudo-label for {len(missing)} of {len(ids)} images, the first: "
             f"{missing[0]!r}; make them again with {COMMAND}"
         )
-    rows = [table[image] for image in ids]
     return PseudoLabels(
         ids=ids,
-        labels=np.array([row[0] for row in rows], np.int32),
-        scores=np.array([row[1] for row in rows], np.float32),
-        margins=np.array([row[2] for row in rows], np.float32),
+        labels=np.array([found[image][0] for image in ids], np.int32),
+        scores=np.array([found[image][1] for image in ids], np.float32),
+        margins=np.array([found[image][2] for image in ids], np.float32),
     )
 
 
@@ -165,8 +168,8 @@ def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
 
 def _parse(
     line: bytes, path: Path, number: int, names: Sequence[str]
-) -> tuple[str, int, float, float]:
-    """Image, label, score and margin of one line."""
+) -> tuple[str, tuple[int, float, float]]:
+    """Parse one line to its image, and label, score and margin."""
     try:
         values = safe_read.parse_json(line)
         image, label = values["image"], values["label"]
@@ -186,4 +189,4 @@ def _parse(
             f"{line[:80].decode(errors='replace').strip()!r} ({type(error).__name__}: {error}); "
             f"make them again with {COMMAND}"
         ) from error
-    return image, label, float(score), float(margin)
+    return image, (label, float(score), float(margin))

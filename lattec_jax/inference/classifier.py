@@ -1,4 +1,4 @@
-"""A finished run as a classifier of images: what `python -m lattec_jax.predict` is built on.
+"""A finished run as an image classifier; `python -m lattec_jax.predict` uses it.
 
 from lattec_jax import Classifier
 
@@ -14,24 +14,24 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from lattec_jax.data.images.ordered_map import in_order
 from lattec_jax.data.images.preprocess import (
     Preprocess,
     UnreadableImage,
     image_errors,
     open_image,
 )
+from lattec_jax.data.prefetch import prefetch
 from lattec_jax.data.text.bucketing import round_up
 from lattec_jax.inference.feature_extractor import (
     DTYPES,
@@ -47,38 +47,40 @@ from lattec_jax.runtime import run_directory, sharding
 from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import ConfigError, DataError
 
-BATCH_SIZE = 256  # where there is no configuration beside the model
+BATCH_SIZE = 256  # for a model without a configuration
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
+Decoded = UInt8[np.ndarray, "S T 3"] | UnreadableImage
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was found for one image: the k likeliest classes, the likeliest first."""
+    """The k most probable classes of one image, in descending order."""
 
-    image: str | None  # the path as it was given; None for what was given as pixels
+    image: str | None  # the path as it was given; None for an image that was given as pixels
     labels: tuple[int, ...]  # [k] indices into `Classifier.class_names`
-    names: tuple[str, ...]  # [k] their names
-    scores: tuple[float, ...]  # [k] softmax over all classes, at the model's temperature
-    # [D] unit vector of the adapted model, where it was asked for
+    names: tuple[str, ...]  # [k] class names
+    scores: tuple[float, ...]  # [k] softmax over all classes, with the model's logit scale
+    # [D] unit vector of the adapted model, if requested
     embedding: np.ndarray | None = dataclasses.field(default=None, compare=False, repr=False)
-    error: str | None = None  # why the image cannot be read; then there is nothing else
+    error: str | None = None  # why the image cannot be read; then the other fields are empty
 
     @property
     def label(self) -> int:
-        """The likeliest class. Raises DataError for an image that could not be read."""
+        """The most probable class. Raises DataError for an unreadable image."""
         return self._first(self.labels)
 
     @property
     def name(self) -> str:
-        """Its name. Raises DataError for an image that could not be read."""
+        """The name of the most probable class. Raises DataError for an unreadable image."""
         return self._first(self.names)
 
     @property
     def score(self) -> float:
-        """Its score. Raises DataError for an image that could not be read."""
+        """The score of the most probable class. Raises DataError for an unreadable image."""
         return self._first(self.scores)
 
-    def _first(self, values: tuple) -> Any:
+    def _first(self, values: tuple[T, ...]) -> T:
         if self.error is not None:
             raise DataError(f"there is no prediction for {self.image}: {self.error}")
         return values[0]
@@ -97,33 +99,32 @@ class Classifier:
         mesh: Mesh | None = None,
         batch_size: int = BATCH_SIZE,
     ) -> None:
-        """Place a model on the devices; `load` is the way from files.
+        """Place a model on the devices. To load a run from disk, use `load`.
 
         Args:
-            checkpoint: the adapted model, which names its classes.
-            vectors: of the classes.
-            pretrained: the frozen model, where `vectors` has some for it.
-            dtype: in which the image tower computes.
-            mesh: the devices; all of them by default, each with the whole model.
-            batch_size: images encoded at once.
+            checkpoint: the adapted model, with its class names.
+            vectors: the class vectors.
+            pretrained: the frozen model, required if `vectors` contains class vectors for it.
+            dtype: compute type of the image tower.
+            mesh: default: all devices, each with a full copy of the model.
+            batch_size: number of images that are encoded at once.
         """
         self.class_names: tuple[str, ...] = tuple(checkpoint.source["class_names"])
         self.preprocess: Preprocess = checkpoint.preprocess
-        self.scale = float(np.exp(checkpoint.params["logit_scale"]))  # inverse temperature
         mesh = mesh or sharding.make_mesh()
         self.batch_size = round_up(batch_size, mesh.size)
-        self._log_scale = float(checkpoint.params["logit_scale"])
+        self._log_logit_scale = float(checkpoint.params["logit_scale"])
         self._vectors = vectors
         definition = define(checkpoint.config, dtype=dtype, mesh=mesh)
-        self._encoders = FeatureExtractor(definition, checkpoint.preprocess, mesh, self.batch_size)
+        self._extractor = FeatureExtractor(definition, checkpoint.preprocess, mesh, self.batch_size)
         self._params = sharding.put(mesh, checkpoint.params)
         self._frozen_params = None
         if vectors.frozen is not None:
             if pretrained is None:
-                raise ConfigError("two models classify together here; `pretrained` is missing")
+                raise ConfigError("`pretrained` is missing, which these class vectors need as well")
             self._frozen_params = sharding.put(mesh, pretrained.params)
         arrays = b"".join(array.tobytes() for array in vectors if array is not None)
-        self.identity: dict[str, Any] = {  # what decides its predictions; JSON values
+        self.identity: dict[str, Any] = {  # all that predictions depend on; JSON values
             "model_sha256": checkpoint.sha256,
             "classifier_sha256": hashlib.sha256(arrays).hexdigest(),
             "class_names": list(self.class_names),
@@ -133,15 +134,16 @@ class Classifier:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Classifier:
-        """Read the work directory of a finished run.
+        """Load the work directory of a finished run.
 
-        `model/` and `classifier.safetensors` of it are enough, also elsewhere; `config.json`, where
-        it is there, says the precision, batch and devices. A run that classifies by two models
-        (ReCLIP) needs it, `inputs.json` and the pre-trained weights as well.
+        Only `model/` and `classifier.safetensors` are required, so that they can be copied; an
+        existing `config.json` sets the precision, the batch size and the devices. A run that
+        classifies with two models (ReCLIP) also needs `config.json`, `inputs.json` and the
+        pre-trained weights.
 
         Raises:
-            ConfigError: there is no such directory.
-            WeightsError: no finished run in it, or a part of it is missing or damaged.
+            ConfigError: the directory does not exist.
+            WeightsError: it contains no finished run, or a file is missing or damaged.
         """
         directory = Path(directory)
         checkpoint, vectors = run_artifacts.load(directory)
@@ -173,26 +175,26 @@ class Classifier:
 
         Args:
             images: one image or an iterable of them. An image is a path, a PIL image, or an
-                array: `[H, W, 3]` uint8 in RGB or `[H, W]` uint8 in gray.
-            top_k: how many classes to return; at most all are.
-            embeddings: return the image's features, too.
-            on_error: "raise", or "record": an image that cannot be read has a `Prediction` whose
-                `error` says why.
+                array: `[H, W, 3]` uint8 in RGB or `[H, W]` uint8 in grayscale.
+            top_k: number of classes to return, at most all of them.
+            embeddings: also return the image features.
+            on_error: "raise", or "record": an unreadable image gets a `Prediction` whose `error`
+                states the reason.
 
         Returns:
-            A `Prediction` for one image, a list in the order of the images for several.
+            A `Prediction` for one image; for several, a list in the order of the images.
 
         Raises:
-            UnreadableImage: naming the file, where `on_error` is "raise".
-            DataError: what is no image, whatever `on_error` is.
-            ConfigError: another `on_error`, or a `top_k` below 1.
+            UnreadableImage: with `on_error="raise"`; names the file.
+            DataError: an object that is not an image, whatever `on_error` is.
+            ConfigError: an invalid `on_error`, or a `top_k` below 1.
         """
-        one = isinstance(images, (str, os.PathLike, Image.Image)) or (
+        single = isinstance(images, (str, os.PathLike, Image.Image)) or (
             isinstance(images, np.ndarray) and images.ndim < 4
         )
-        many = [images] if one else images
+        many: Iterable[Any] = [images] if single else images  # pyright: ignore[reportAssignmentType]
         found = list(self.stream(many, top_k=top_k, embeddings=embeddings, on_error=on_error))
-        return found[0] if one else found
+        return found[0] if single else found
 
     def stream(
         self,
@@ -202,10 +204,10 @@ class Classifier:
         embeddings: bool = False,
         on_error: str = "raise",
     ) -> Iterator[Prediction]:
-        """`predict` for any number of images: reads `images` as it goes and keeps no result.
+        """Like `predict`, for any number of images: results are yielded as they are computed.
 
-        Threads decode the next batches while the device computes. What `images` gives is taken in
-        order and not asked for faster than needed.
+        Threads decode the next batches while the device computes. `images` is consumed in order, at
+        most a few batches ahead.
         """
         if on_error not in ("raise", "record"):
             raise ConfigError(f"on_error: expected 'raise' or 'record', found {on_error!r}")
@@ -216,33 +218,23 @@ class Classifier:
     def _stream(
         self, images: Iterable[ImageLike], top_k: int, embeddings: bool, on_error: str
     ) -> Iterator[Prediction]:
-        with closing(self._decoded(images)) as decoded:
-            yield from self._predicted(decoded, top_k, embeddings, on_error)
-
-    def _predicted(
-        self,
-        decoded: Iterator[tuple[str | None, np.ndarray | UnreadableImage]],
-        top_k: int,
-        embeddings: bool,
-        on_error: str,
-    ) -> Iterator[Prediction]:
         size = 0
-        while batch := list(islice(decoded, self.batch_size)):
-            if on_error == "raise":
-                for _, pixels in batch:
-                    if isinstance(pixels, UnreadableImage):
-                        raise pixels
-            readable = [pixels for _, pixels in batch if isinstance(pixels, np.ndarray)]
-            if readable:
-                size = max(size, min(self.batch_size, _power_of_two(len(readable))))
-                features, scores = self._score(np.stack(readable), size)
-            row = 0
-            for name, pixels in batch:
-                if isinstance(pixels, UnreadableImage):
-                    yield Prediction(name, (), (), (), error=pixels.reason)
-                    continue
-                yield self._best(name, scores[row], features[row] if embeddings else None, top_k)
-                row += 1
+        with closing(self._decode_ahead(images)) as decoded:
+            while batch := list(islice(decoded, self.batch_size)):
+                unreadable = [item for _, item in batch if isinstance(item, UnreadableImage)]
+                if unreadable and on_error == "raise":
+                    raise unreadable[0]
+                pixels = [item for _, item in batch if isinstance(item, np.ndarray)]
+                results = iter(())
+                if pixels:
+                    size = max(size, min(self.batch_size, _power_of_two(len(pixels))))
+                    results = zip(*self._score(np.stack(pixels), size), strict=True)
+                for name, item in batch:
+                    if isinstance(item, UnreadableImage):
+                        yield Prediction(name, (), (), (), error=item.reason)
+                    else:
+                        features, scores = next(results)
+                        yield self._best(name, scores, features if embeddings else None, top_k)
 
     def _best(
         self,
@@ -263,37 +255,33 @@ class Classifier:
     def _score(
         self, pixels: UInt8[np.ndarray, "N S T 3"], size: int
     ) -> tuple[Float[np.ndarray, "N D"], Float[np.ndarray, "N C"]]:
-        """Features of the adapted model, and scores.
+        """Return features of the adapted model, and scores.
 
-        Batches are filled up to `size`, which only grows in a stream: nothing is compiled again
-        for the last one.
+        Batches are padded to `size`, which only grows in a stream, so that the last batch is not
+        compiled separately.
         """
         count = len(pixels)
-        filled = np.concatenate([pixels, np.repeat(pixels[:1], size - count, axis=0)])
-        features = self._encoders.images(self._params, filled)[:count]
+        padded = np.concatenate([pixels, np.repeat(pixels[:1], size - count, axis=0)])
+        features = self._extractor.images(self._params, padded)[:count]
         frozen = None
         if self._frozen_params is not None:
-            frozen = self._encoders.images(self._frozen_params, filled)[:count]
+            frozen = self._extractor.images(self._frozen_params, padded)[:count]
         cosines = self._vectors.cosines(features, frozen)
-        return features, class_probabilities(cosines, self._log_scale)
+        return features, class_probabilities(cosines, self._log_logit_scale)
 
-    def _decoded(
-        self, images: Iterable[ImageLike]
-    ) -> Iterator[tuple[str | None, np.ndarray | UnreadableImage]]:
-        """The name and evaluation pixels of each image, or why there are none, in order."""
+    def _decode_ahead(self, images: Iterable[ImageLike]) -> Generator[tuple[str | None, Decoded]]:
+        """Yield the name and the evaluation pixels of each image, in order."""
 
-        def decode(item: tuple[int, ImageLike]) -> tuple[str | None, np.ndarray | UnreadableImage]:
+        def decode(item: tuple[int, ImageLike]) -> tuple[str | None, Decoded]:
             position, image = item
             name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
             return name, _decode(image, position, self.preprocess)
 
-        return in_order(decode, enumerate(images), ahead=2 * self.batch_size)
+        return prefetch(decode, enumerate(images), ahead=2 * self.batch_size)
 
 
-def _decode(
-    image: ImageLike, position: int, preprocess: Preprocess
-) -> UInt8[np.ndarray, "S T 3"] | UnreadableImage:
-    """Evaluation pixels of one image; raises DataError for what is no image."""
+def _decode(image: ImageLike, position: int, preprocess: Preprocess) -> Decoded:
+    """Return the evaluation pixels of one image. Raises DataError for another object."""
     if isinstance(image, np.ndarray):
         gray_or_rgb = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
         if image.dtype != np.uint8 or not gray_or_rgb or 0 in image.shape:
@@ -319,5 +307,5 @@ def _decode(
 
 
 def _power_of_two(count: int) -> int:
-    """The least power of two that is not smaller: so few sizes are ever compiled."""
+    """Round up to a power of two, so that few batch sizes are ever compiled."""
     return 1 << (count - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Features of whole sets of images and texts, and class scores from them."""
+"""Extract features of any number of images and texts, and compute class probabilities."""
 
 from __future__ import annotations
 
@@ -23,24 +23,23 @@ DTYPES = {"float32": np.dtype("float32"), "bfloat16": jax.numpy.bfloat16.dtype}
 
 
 def compute_dtype(config: ConfigDict) -> np.dtype:
-    """The type in which the towers compute."""
+    """Return the compute type of the towers."""
     return DTYPES[config.compute.dtype]
 
 
 def make_feature_extractor(config: ConfigDict, weights: Checkpoint, mesh: Mesh) -> FeatureExtractor:
-    """FeatureExtractor of whole sets for the configured model."""
+    """Return the feature extractor of the configured model."""
     definition = define(weights.config, dtype=compute_dtype(config), mesh=mesh)
     return FeatureExtractor(definition, weights.preprocess, mesh, config.compute.eval_batch_size)
 
 
 class FeatureExtractor:
-    """Both towers of one model, compiled once, for any number of images and texts.
+    """Both towers of a model, jitted, for any number of images and texts.
 
     Args:
-        definition: of the model (`lattec_jax.models.clip.define`).
-        preprocess: mean and deviation of its input.
-        mesh: the devices that share a batch.
-        batch_size: images or texts per call, rounded up to a multiple of the devices.
+        definition: see `lattec_jax.models.clip.define`.
+        preprocess: gives the mean and standard deviation of the input.
+        batch_size: images or texts per call; rounded up to a multiple of the number of devices.
     """
 
     def __init__(
@@ -54,21 +53,22 @@ class FeatureExtractor:
     def images(
         self, params: Params, pixels: UInt8[np.ndarray, "N S T 3"], progress: str | None = None
     ) -> Float[np.ndarray, "N D"]:
-        """Unit features of evaluation pixels; `progress` names a bar with rate and time left."""
+        """Return unit features of evaluation pixels; `progress` is the title of a progress bar."""
         return self._encode(self._images, params, pixels, progress)
 
     def texts(self, params: Params, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
-        """Unit features of token matrices."""
+        """Return unit features of texts."""
         return self._encode(self._texts, params, tokens, None)
 
     def classes(self, params: Params, prompts: ClassPrompts) -> Float[np.ndarray, "C D"]:
-        """The zero-shot classifier: the mean of each class's unit features, a unit vector again.
+        """Return the class vectors of the zero-shot classifier: for each class the normalized mean
+        of the unit features of its descriptions.
 
         Source: open_clip 3.3, `zero_shot_classifier.build_zero_shot_classifier`.
         """
         features = self.texts(params, prompts.tokens)
         count = len(prompts.first)
-        if len(features) == count:  # one description each: nothing to average
+        if len(features) == count:  # one description per class: nothing to average
             return features
         sums = np.zeros((count, features.shape[1]), features.dtype)
         np.add.at(sums, prompts.classes, features)
@@ -76,23 +76,23 @@ class FeatureExtractor:
         return means / np.linalg.norm(means, axis=1, keepdims=True)
 
     def _encode(
-        self, encode: jax.stages.Wrapped, params: Params, rows: np.ndarray, progress: str | None
+        self, encode: jax.stages.Wrapped, params: Params, inputs: np.ndarray, progress: str | None
     ) -> np.ndarray:
-        if len(rows) == 0:
+        total = len(inputs)
+        if total == 0:
             raise ValueError("nothing to encode")
-        # A set smaller than the batch makes the batch its own size.
-        size = min(self._batch_size, round_up(len(rows), self._mesh.size))
-        own = sharding.own_rows(self._mesh, size)
+        size = min(self._batch_size, round_up(total, self._mesh.size))
+        local = sharding.process_local_indices(self._mesh, size)
         silent = progress is None or not distributed.is_main_process()
         features = []
-        with tqdm(total=len(rows), desc=progress, unit="image", disable=silent, leave=False) as bar:
-            for start in range(0, len(rows), size):
-                count = min(size, len(rows) - start)
-                # The last batch is filled up, so that nothing is compiled again.
-                batch = _read(rows, np.where(own < count, start + own, start))
-                # Not fetched here: the next batch is sent while this one is computed.
+        with tqdm(total=total, desc=progress, unit="image", disable=silent, leave=False) as bar:
+            for start in range(0, total, size):
+                count = min(size, total - start)
+                # The last batch is padded with its first entry, so that nothing is compiled again.
+                batch = _read(inputs, np.where(local < count, start + local, start))
+                # Fetched two batches later: the next batch is sent while this one is computed.
                 with jax.default_matmul_precision("highest"):  # float32 is float32 everywhere
-                    encoded = encode(params, sharding.place_rows(self._mesh, size, batch))
+                    encoded = encode(params, sharding.place_process_local(self._mesh, size, batch))
                 features.append(encoded[:count])
                 if len(features) > 2:
                     features[-3] = np.asarray(features[-3])
@@ -106,18 +106,17 @@ def _jitted(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     mesh: Mesh,
-    everywhere: bool,
+    replicate: bool,
 ) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """The image and the text tower, compiled once for all `FeatureExtractor` of one architecture,
-    such as those of a run and of the evaluation after it. Parameters are arguments and are not
-    kept.
+    """Return the jitted image and text tower. They are cached, so that all feature extractors of
+    one architecture share the compiled programs; parameters are arguments.
 
-    Several processes get all features each (`everywhere`); one process fetches them from its
-    devices, where they are computed.
+    With several processes, features are replicated (`replicate`), because a process can only fetch
+    from its own devices. A single process leaves them where they are computed.
     """
     shift, divisor = np.asarray(mean, np.float32), np.asarray(std, np.float32)
     settings = {
-        "out_shardings": sharding.replicated(mesh) if everywhere else None,
+        "out_shardings": sharding.replicated(mesh) if replicate else None,
         "compiler_options": compilation_cache.options(mesh),
     }
     images = jax.jit(
@@ -130,18 +129,18 @@ def _jitted(
     return images, texts
 
 
-def _read(rows: np.ndarray, wanted: Int[np.ndarray, " n"]) -> np.ndarray:
-    """Some rows; without a copy where they follow each other."""
-    if np.all(np.diff(wanted) == 1):
-        return np.asarray(rows[wanted[0] : wanted[-1] + 1])
-    return np.asarray(rows[wanted])
+def _read(array: np.ndarray, indices: Int[np.ndarray, " n"]) -> np.ndarray:
+    """Return `array[indices]`, without a copy if the indices are consecutive."""
+    if np.all(np.diff(indices) == 1):
+        return np.asarray(array[indices[0] : indices[-1] + 1])
+    return np.asarray(array[indices])
 
 
 def class_probabilities(
-    cosines: Float[np.ndarray, "N C"], log_scale: float
+    cosines: Float[np.ndarray, "N C"], log_logit_scale: float
 ) -> Float[np.ndarray, "N C"]:
-    """Softmax over classes of the scaled cosines: the scores that predictions state."""
-    logits = np.exp(log_scale) * cosines
+    """Return the softmax over classes of the scaled cosine similarities."""
+    logits = np.exp(log_logit_scale) * cosines
     logits -= logits.max(axis=1, keepdims=True)
     odds = np.exp(logits)
     return odds / odds.sum(axis=1, keepdims=True)

@@ -1,8 +1,8 @@
-"""Predictions as lines: a table to read, JSON lines or CSV; and files of them that continue.
+"""Prediction files: a table, JSON lines or CSV; the latter two can be continued. Imports no JAX.
 
-A line is written whole or, where the process is killed, torn; the next run drops a torn last line
-and goes on. Beside FILE lies FILE.settings.json, which says what the lines were made with, so that
-no file ever holds predictions of two models. Imports no JAX.
+If the process is killed while it writes a line, the next run drops the incomplete last line and
+continues. FILE.settings.json contains the settings of FILE, so that a file never mixes predictions
+of two models.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ FORMATS = ("table", "jsonl", "csv")
 
 
 def header(kind: str, top: int) -> bytes:
-    """What stands before the first line."""
+    """Return what precedes the first prediction."""
     if kind != "csv":
         return b""
     more = [f"{field}_{k}" for k in range(2, top + 1) for field in ("class", "label", "score")]
@@ -48,36 +48,36 @@ def line(
     top: int,
     width: int,
 ) -> bytes:
-    """One image's line with its line break.
+    """Format the prediction for one image as a line.
 
     Args:
-        kind: of `FORMATS`. A table has no line for an image that cannot be read.
-        image: its path. Where that is no UTF-8, JSON has its bytes as Python's `os.fsdecode` gives
-            them, escaped, and CSV has the bytes themselves.
-        classes: names of the k best; none for an image that cannot be read.
-        labels: their indices.
-        scores: theirs.
+        kind: one of `FORMATS`. A table has no line for an unreadable image.
+        image: its path. If it is not UTF-8, JSON contains the result of Python's `os.fsdecode`,
+            escaped, and CSV the bytes themselves.
+        classes: names of the k best classes; empty for an unreadable image.
+        labels: indices of these classes.
+        scores: of these classes.
         error: why the image cannot be read.
         top: k.
         width: of the names in a table.
     """
-    answers = list(zip(classes, labels, scores, strict=True))
+    best_classes = list(zip(classes, labels, scores, strict=True))
     if kind == "csv":
-        cells = [cell for answer in answers for cell in answer] or [""] * (3 * top)
+        cells = [cell for of_class in best_classes for cell in of_class] or [""] * (3 * top)
         return _csv_row([image, *cells, error or ""])
     if kind == "jsonl":
         if error is not None:
             return _json({"image": image, "error": error})
-        best = [{"class": name, "score": score} for name, _, score in answers]
+        best = [{"class": name, "score": score} for name, _, score in best_classes]
         return _json({"image": image, **best[0], "label": labels[0], "top": best})
     if error is not None:
         return b""
-    shown = "  ".join(f"{name:{width}} {score:6.1%}" for name, _, score in answers)
+    shown = "  ".join(f"{name:{width}} {score:6.1%}" for name, _, score in best_classes)
     return f"{shown}  {printable(image)}\n".encode()
 
 
 def printable(name: str) -> str:
-    """A file name on one line: control characters and what is no UTF-8 are escaped."""
+    """Escape control characters and bytes that are not UTF-8 in a file name."""
     escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
     return escaped.encode("utf-8", "backslashreplace").decode()
 
@@ -86,7 +86,7 @@ def _json(content: Mapping[str, Any]) -> bytes:
     text = json.dumps(content, ensure_ascii=False)
     try:
         return text.encode() + b"\n"
-    except UnicodeEncodeError:  # a file name that is no UTF-8
+    except UnicodeEncodeError:  # a file name that is not UTF-8
         return json.dumps(content).encode() + b"\n"
 
 
@@ -97,30 +97,29 @@ def _csv_row(cells: Sequence[Any]) -> bytes:
 
 
 class PredictionFile:
-    """A file that lines are appended to; opening it drops a torn last line.
+    """A file to append predictions to. Opening it drops an incomplete last line.
 
     Attributes:
-        done: the images that have a line already.
-        failed: how many of these lines are errors.
+        done: images that have a line already.
+        failed: number of these lines that are errors.
     """
 
     def __init__(self, path: Path, kind: str, top: int, settings: Mapping[str, Any]) -> None:
-        """Take the file for this process.
+        """Open and lock the file.
 
         Args:
-            path: of the file.
             kind: "jsonl" or "csv".
             top: classes per line.
-            settings: what decides the lines; JSON values.
+            settings: all that predictions depend on; JSON values.
 
         Raises:
-            ConfigError: it was made with other settings, or by something else.
-            DataError: it cannot be written, is in use, or holds lines that are not ours.
+            ConfigError: the file has other settings, or none.
+            DataError: it cannot be written, is in use, or contains other lines.
         """
         self.path, self._kind, self._top = path, kind, top
         self._claim({"format": kind, "top": top, **settings})
         try:
-            # Unbuffered: what could not be written is not tried again when the file is closed.
+            # Unbuffered, so that closing does not try to write again what could not be written.
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror}") from error
@@ -137,7 +136,7 @@ class PredictionFile:
             raise DataError(f"{path} cannot be continued: {error}; choose another --out") from error
 
     def _claim(self, settings: Mapping[str, Any]) -> None:
-        """Compare with the settings beside the file; write them beside a new one."""
+        """Compare the settings with those of the file, or write them for a new file."""
         beside = self.path.with_name(self.path.name + ".settings.json")
         if not self.path.exists():
             try:
@@ -148,7 +147,7 @@ class PredictionFile:
         from lattec_jax.runtime import schemas
 
         advice = (
-            f"{self.path} exists, and this file has to say how it was made; choose another --out"
+            f"{self.path} exists, and this file must contain its settings; choose another --out"
         )
         before = schemas.read(beside, schemas.PredictionSettings, ConfigError, advice)
         if listed := differences(before, settings):
@@ -158,7 +157,7 @@ class PredictionFile:
             )
 
     def _lock(self) -> None:
-        """Hold the file until it is closed or the process ends, however that is."""
+        """Lock the file until it is closed or the process ends."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -169,11 +168,11 @@ class PredictionFile:
             return
 
     def _read(self) -> None:
-        """Learn what is done, cut off a torn last line, write a header where there is none."""
+        """Read what is done, drop an incomplete last line, and write a missing header."""
         first = header(self._kind, self._top)
-        whole = 0
+        length = 0  # of the complete lines, in bytes
         for number, record in enumerate(_records(self.path, self._kind), 1):
-            whole += len(record)
+            length += len(record)
             if number == 1 and first:
                 if record != first:
                     raise self._foreign(number, record)
@@ -181,8 +180,8 @@ class PredictionFile:
             image, error = self._parse(number, record)
             self.done.add(image)
             self.failed += bool(error)
-        self._file.truncate(whole)
-        if whole == 0:
+        self._file.truncate(length)
+        if length == 0:
             self.append(first)
 
     def _parse(self, number: int, record: bytes) -> tuple[str, str | None]:
@@ -208,7 +207,7 @@ class PredictionFile:
         )
 
     def append(self, lines: bytes) -> None:
-        """Write lines through to the system.
+        """Write lines, which then survive a kill of the process.
 
         Raises:
             DataError: they cannot be written, for example on a full disk.
@@ -230,11 +229,11 @@ class PredictionFile:
 
 
 def _records(path: Path, kind: str) -> Iterator[bytes]:
-    """The whole records of a file. In CSV, line breaks within quotes are no end.
+    """Iterate over the complete records of a file. In CSV, a record may contain quoted line breaks.
 
     Raises:
         ValueError: a record is longer than `MAX_LINE_BYTES`.
-        OSError: it cannot be read, or is no regular file.
+        OSError: it cannot be read, or is not a regular file.
     """
     record, quotes = bytearray(), 0
     with open_regular(path) as file:
@@ -249,13 +248,13 @@ def _records(path: Path, kind: str) -> Iterator[bytes]:
 
 
 def read_list(path: Path) -> list[str]:
-    """The paths that a file lists, one a line, or separated by NUL as by `find -print0`.
+    """Read a list of paths, one per line, or separated by NUL as from `find -print0`.
 
     Raises:
         DataError: it cannot be read or lists nothing.
     """
     try:
-        with open(path, "rb") as file:  # also a pipe, as the shell's <(find ...) is one
+        with open(path, "rb") as file:  # also a pipe, such as <(find ...) in a shell
             content = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         raise DataError(f"cannot read the list {path}: {error}") from error
@@ -268,5 +267,5 @@ def read_list(path: Path) -> list[str]:
         names = [name.rstrip(b"\r") for name in content.split(b"\n")]
     found = [os.fsdecode(name) for name in names if name]
     if not found:
-        raise DataError(f"the list {path} names no images; expected one path a line")
+        raise DataError(f"the list {path} names no images; expected one path per line")
     return found

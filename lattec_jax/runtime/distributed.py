@@ -1,11 +1,12 @@
-"""Several processes that train one model together, joined through `jax.distributed`.
+"""Multi-process training through `jax.distributed`.
 
-Every process runs the same program on its own devices. They share a file system, where the first
-process alone writes; the others wait and read. With one process nothing here does anything.
+Every process runs the same program on its own devices. All share a file system, to which only the
+main process (process 0) writes. With a single process the functions here do nothing.
 
-A process that fails while files are made or read tells the others, and all end with a message. One
-that fails elsewhere, or is killed, is missed after `HEARTBEAT_TIMEOUT_S` seconds: JAX then ends the
-others with status 134 and says that another task died. The same command started again continues.
+If a process fails while files are read or written, it tells the other processes, and all of them
+exit with a message. If it fails elsewhere or is killed, JAX detects this within
+`HEARTBEAT_TIMEOUT_S` seconds and aborts the other processes with status 134 ("another task died").
+In both cases the same command continues the run.
 """
 
 from __future__ import annotations
@@ -33,46 +34,44 @@ from lattec_jax.runtime.files import appears, partial_directory, remove_abandone
 from lattec_jax.runtime.preemption import Terminated
 
 T = TypeVar("T")
-INIT_TIMEOUT_S = 300  # seconds that processes wait for each other at the start
-HEARTBEAT_TIMEOUT_S = 60  # seconds without a sign of life after which a process counts as dead
-BARRIER_TIMEOUT_S = 7 * 24 * 3600  # seconds that others wait while the first makes files
-SIGNAL_LAG_STEPS = 2  # steps after which the processes know of each other's signals
+INIT_TIMEOUT_S = 300  # for all processes to connect at the start
+HEARTBEAT_TIMEOUT_S = 60  # without a heartbeat, before a process is considered dead
+BARRIER_TIMEOUT_S = 7 * 24 * 3600  # for the main process to write files, such as image caches
+SIGNAL_LAG_STEPS = 2  # steps until all processes act on a signal to one of them
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
-_WELL, _FAILED, _INTERRUPTED = range(3)
-_MARK = "hosts"  # a temporary directory that all processes must see
-_numbers = itertools.count()  # of barriers, whose names must differ
+_SUCCEEDED, _FAILED, _INTERRUPTED = range(3)
+_PROBE = "hosts"  # a temporary directory that all processes must see
+_barrier_ids = itertools.count()  # every barrier needs a key of its own
 
 
-# -------------------------------------------------------------------------------------- joining
+# --------------------------------------------------------------------------------- initialization
 
 
 def join(requested: bool) -> None:
-    """Join the other processes, before JAX touches a device.
+    """Connect to the other processes. Must be called before JAX uses a device.
 
-    JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are; without the
-    last two, JAX reads what Slurm, Open MPI, Kubernetes and TPU hosts tell it.
+    The processes are described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+    Without the last two, JAX uses the environment of Slurm, Open MPI, Kubernetes or a TPU slice.
 
     Args:
-        asked: the flag of `lattec_jax.runtime.cli.define_distributed`; without it nothing is
-        joined.
+        requested: the flag `--distributed`; if False, this process runs alone.
 
     Raises:
-        ConfigError: nothing tells who the others are.
+        ConfigError: the environment does not describe the processes.
     """
     if not requested:
-        _say_if_alone(os.environ)
+        _warn_if_alone(os.environ)
         return
-    found = from_environment(os.environ)
+    arguments = from_environment(os.environ)
     print(f"joining the other processes, for at most {INIT_TIMEOUT_S} seconds", file=sys.stderr)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.config.update(
-        "jax_enable_preemption_service", False
-    )  # lattec_jax.runtime.preemption hears the signals
+    # Signals are handled by lattec_jax.runtime.preemption.
+    jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
-            **found,
+            **arguments,
             initialization_timeout=INIT_TIMEOUT_S,
             heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
             shutdown_timeout_seconds=HEARTBEAT_TIMEOUT_S,
@@ -83,18 +82,19 @@ def join(requested: bool) -> None:
             f"Kubernetes or on a TPU slice, or {', '.join(_VARIABLES)} to be set; JAX says: {error}"
         ) from error
     if jax.default_backend() == "cpu":
-        # Programs that come from the cache mix up their collectives with gloo (jax 0.10.2).
+        # With gloo, programs from the compilation cache confuse their collectives (jax 0.10.2).
         jax.config.update("jax_enable_compilation_cache", False)
-    if not is_main_process():  # one voice is enough; errors are still said
+    if not is_main_process():  # only the main process prints; errors are printed by all
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         logging.getLogger("lattec_jax").setLevel(logging.ERROR)
 
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    """Arguments of `jax.distributed.initialize` that JAX does not read from variables by itself.
+    """Return the arguments of `jax.distributed.initialize` that JAX does not read from the
+    environment by itself.
 
     Raises:
-        ConfigError: they are incomplete or are not numbers.
+        ConfigError: the variables are incomplete or are not numbers.
     """
     given = {name: environment[name] for name in _VARIABLES if environment.get(name)}
     if not given.keys() & set(_VARIABLES[1:]):
@@ -114,7 +114,7 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
         ) from error
 
 
-def _say_if_alone(environment: Mapping[str, str]) -> None:
+def _warn_if_alone(environment: Mapping[str, str]) -> None:
     for name in _COUNTS:
         if environment.get(name, "1") not in ("", "1"):
             print(
@@ -126,68 +126,69 @@ def _say_if_alone(environment: Mapping[str, str]) -> None:
 
 
 def count() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return jax.process_count()
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes."""
+    """Return whether this is process 0, the only one that writes files."""
     return jax.process_index() == 0
 
 
 # ------------------------------------------------------------------------------------ agreement
 
 
-def numbers_of_all(value: int) -> list[int]:
-    """A number of every process, up to 2³² - 1; waits for all of them."""
+def allgather(value: int) -> list[int]:
+    """Return the value of every process (0 to 2³² - 1); waits for all of them."""
     if count() == 1:
         return [value]
     from orbax.checkpoint.multihost import get_barrier_sync_fn  # slow to import
 
-    # Collectives of some devices give up after minutes; this does not.
-    wait = get_barrier_sync_fn()
-    wait(key=f"lattec_jax-{next(_numbers)}", timeout_ms=1000 * BARRIER_TIMEOUT_S)
+    # Collectives time out after minutes on some devices: wait at a barrier, which does not, first.
+    barrier = get_barrier_sync_fn()
+    barrier(key=f"lattec_jax-{next(_barrier_ids)}", timeout_ms=1000 * BARRIER_TIMEOUT_S)
     return multihost_utils.process_allgather(np.uint32(value)).tolist()
 
 
-def broadcast_from_main(ask: Callable[[], bool]) -> bool:
-    """What the first process finds. The others do not look: a file that was absent once may stay
-    so for a while in what they remember of a shared file system."""
-    return bool(numbers_of_all(int(is_main_process() and ask()))[0])
+def broadcast_from_main(condition: Callable[[], bool]) -> bool:
+    """Return `condition()` of the main process; it is not called on other processes. (A network
+    file system may remember that a file did not exist, so that the processes would disagree.)"""
+    return bool(allgather(int(is_main_process() and condition()))[0])
 
 
 def all_agree(value: bool) -> bool:
-    """Whether it is so on all processes."""
-    return all(numbers_of_all(int(value)))
+    """Return whether `value` is True on all processes."""
+    return all(allgather(int(value)))
 
 
 def broadcast(tree: Any) -> Any:
-    """A tree of small arrays as the first process has it, so that all go on with the same bits."""
+    """Return a tree of small arrays as the main process has it, equal to the bit on all."""
     return tree if count() == 1 else multihost_utils.broadcast_one_to_all(tree)
 
 
 def fetch(tree: Any) -> Any:
-    """A tree of arrays as NumPy, whole on every process, wherever their parts lie."""
+    """Return a tree of arrays as NumPy arrays, complete on every process, however they are
+    sharded."""
     if count() == 1:
         return jax.device_get(tree)
 
-    def whole(array: jax.Array) -> np.ndarray:
+    def gather(array: jax.Array) -> np.ndarray:
         if array.is_fully_addressable:
             return np.asarray(array)
         return multihost_utils.process_allgather(array, tiled=True)
 
-    return jax.tree.map(whole, tree)
+    return jax.tree.map(gather, tree)
 
 
 @contextlib.contextmanager
 def raise_on_all() -> Iterator[None]:
-    """A block that all processes leave alike: where it fails on one, it fails on all.
+    """Make the block raise on all processes if it raises on one.
 
-    Nothing in it may wait for the other processes, as computing with the whole mesh does.
+    The block must not wait for other processes, as a computation on the full mesh does.
 
     Raises:
-        TrainingError: it went wrong on another process.
-        Terminated: another process was interrupted in it.
+        TrainingError: the block failed on another process.
+        Terminated: another process was interrupted in the block.
     """
     if count() == 1:
         yield
@@ -195,12 +196,12 @@ def raise_on_all() -> Iterator[None]:
     status = _FAILED
     try:
         yield
-        status = _WELL
+        status = _SUCCEEDED
     except KeyboardInterrupt:
         status = _INTERRUPTED
         raise
     finally:
-        statuses = numbers_of_all(status)
+        statuses = allgather(status)
     if _INTERRUPTED in statuses:
         raise Terminated("a signal to another process")
     if _FAILED in statuses:
@@ -213,8 +214,8 @@ def raise_on_all() -> Iterator[None]:
 
 @contextlib.contextmanager
 def main_process_first() -> Iterator[None]:
-    """A block that the first process runs before the others do, which then find the files that it
-    made. It fails on all processes where it fails on one (`together`)."""
+    """Run the block on the main process, then on the other processes, which find the files that it
+    wrote. It raises on all processes if it raises on one (`raise_on_all`)."""
     if is_main_process():
         with raise_on_all():
             yield
@@ -234,19 +235,19 @@ def write_then_read(write: Callable[[], T], read: Callable[[], T]) -> T:
 
 
 def check_same_on_all(configuration: str, folder: Path) -> None:
-    """Refuse processes that would not work on the same thing.
+    """Check that all processes have the same configuration and file system.
 
     Args:
         configuration: of this process, as text.
-        folder: that all processes must share.
+        folder: must be shared by all processes.
 
     Raises:
-        ConfigError: they were started with other configurations, or this process does not see what
-            the first one writes.
+        ConfigError: the configurations differ, or this process does not see a file that the main
+            process wrote.
     """
     if count() == 1:
         return
-    if len(set(numbers_of_all(zlib.crc32(configuration.encode())))) > 1:
+    if len(set(allgather(zlib.crc32(configuration.encode())))) > 1:
         raise ConfigError(
             f"the {count()} processes were started with different configurations; give all of them "
             "the same command line and the same files"
@@ -256,44 +257,44 @@ def check_same_on_all(configuration: str, folder: Path) -> None:
         with raise_on_all():
             if is_main_process():
                 folder.mkdir(parents=True, exist_ok=True)
-                remove_abandoned(folder, _MARK)
-                mark = stack.enter_context(partial_directory(folder / _MARK))
-                token = int(mark.name.split(".")[-2], 16)
-        high, low = (numbers_of_all(half)[0] for half in divmod(token, 2**32))
-        mark = temporary(folder / _MARK, f"{high:08x}{low:08x}")
+                remove_abandoned(folder, _PROBE)
+                probe = stack.enter_context(partial_directory(folder / _PROBE))
+                token = int(probe.name.split(".")[-2], 16)
+        high, low = (allgather(half)[0] for half in divmod(token, 2**32))
+        probe = temporary(folder / _PROBE, f"{high:08x}{low:08x}")
         with raise_on_all():
-            if not is_main_process() and not appears(mark):
+            if not is_main_process() and not appears(probe):
                 raise ConfigError(
-                    f"process {jax.process_index()} of {count()} does not see {mark}, which the "
-                    "first process made; all processes need one file system for the work "
+                    f"process {jax.process_index()} of {count()} does not see {probe}, which the "
+                    "main process made; all processes need one file system for the work "
                     "directory, config.artifacts and the images"
                 )
 
 
 class SignalAgreement:
-    """Agreement on whether a signal came to any process
-    (`lattec_jax.runtime.preemption.PreemptionHandler`).
+    """Agreement on whether any process received a signal; see
+    `lattec_jax.runtime.preemption.PreemptionHandler`.
 
-    After each step the flags of all processes are sent on their way, and those of
-    `SIGNAL_LAG_STEPS` steps before are looked at: the steps in between keep the devices busy
-    meanwhile.
+    After each step, the flags of all processes are combined on the devices, and the result of
+    `SIGNAL_LAG_STEPS` steps before is fetched: waiting for the current one would leave the devices
+    idle.
     """
 
     def __init__(self) -> None:
-        self._under_way: deque[jax.Array] = deque()
+        self._pending: deque[jax.Array] = deque()
         mesh = Mesh(np.asarray(jax.devices()), "all")
-        self._split = NamedSharding(mesh, P("all"))
+        self._per_device = NamedSharding(mesh, P("all"))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
 
     def soon(self, mine: bool) -> bool:
-        """Whether one came some steps ago. Every process calls this after each step."""
+        """Return whether a signal came some steps ago. All processes call this after each step."""
         if count() == 1:
             return mine
         shape = (jax.device_count(),)
-        flags = jax.make_array_from_callback(shape, self._split, lambda _: np.array([mine]))
-        self._under_way.append(self._any(flags))
-        return len(self._under_way) > SIGNAL_LAG_STEPS and bool(self._under_way.popleft())
+        flags = jax.make_array_from_callback(shape, self._per_device, lambda _: np.array([mine]))
+        self._pending.append(self._any(flags))
+        return len(self._pending) > SIGNAL_LAG_STEPS and bool(self._pending.popleft())
 
     def now(self, mine: bool) -> bool:
-        """Whether one came by now; waits for all processes."""
-        return any(numbers_of_all(int(mine)))
+        """Return whether a signal has come by now; waits for all processes."""
+        return any(allgather(int(mine)))

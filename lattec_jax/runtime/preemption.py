@@ -1,9 +1,9 @@
-"""Signals that end a run. Imports no JAX.
+"""Preemption: signals that end a run. Imports no JAX.
 
-SIGTERM, which schedulers send before they take a machine away, SIGUSR1, which Slurm sends on
-request (`--signal=USR1@60`), and Ctrl-C. Before training they end the process at once, and behind
-it as soon as the last checkpoint is complete: what lies on disk is whole. During training the step
-under way ends and is saved first.
+These are SIGTERM, which schedulers send before they stop a machine, SIGUSR1, which Slurm sends on
+request (`--signal=USR1@60`), and Ctrl-C. During training, the current step is finished and saved
+first. Before training, the process ends immediately; afterwards, as soon as the last checkpoint is
+complete. In every case the files on disk are complete.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Protocol
 
-STATUS = os.EX_TEMPFAIL  # 75: the exit status of a process that can be started again
+STATUS = os.EX_TEMPFAIL  # exit status 75: the same command continues the run
 _TERMINATING = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Terminated(KeyboardInterrupt):
-    """A signal other than Ctrl-C asked the process to end."""
+    """A signal other than Ctrl-C requested the end of the process."""
 
 
 @contextlib.contextmanager
 def terminating() -> Iterator[None]:
-    """Within it SIGTERM and SIGUSR1 raise Terminated, as Ctrl-C raises KeyboardInterrupt."""
+    """Make SIGTERM and SIGUSR1 raise Terminated, as Ctrl-C raises KeyboardInterrupt."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise Terminated(signal.Signals(number).name)
@@ -37,31 +37,33 @@ def terminating() -> Iterator[None]:
 
 
 class PeerSignals(Protocol):
-    """Agreement with the other processes of a run on whether a signal came to any of them."""
+    """Agreement of all processes of a run on whether any of them received a signal."""
 
     def soon(self, mine: bool) -> bool:
-        """Whether one came some steps ago; asked by all processes after each step."""
+        """Return whether a signal came some steps ago; called by all processes after each step."""
+        ...
 
     def now(self, mine: bool) -> bool:
-        """Whether one came by now."""
+        """Return whether a signal has come by now."""
+        ...
 
 
 class PreemptionHandler:
-    """Within it a signal is remembered, for the loop to look at after each step, and raised when
-    the context is left. A second Ctrl-C does not wait.
+    """Context manager that records a signal, for the training loop to ask for after each step, and
+    raises it when the context is left. A second Ctrl-C raises immediately.
 
     Args:
-        others: the processes that end after the same step; None: this one is alone.
+        peers: makes all processes end after the same step; None for a single process.
     """
 
     def __init__(self, peers: PeerSignals | None = None) -> None:
-        self._others = peers
-        self._found: signal.Signals | None = None
+        self._peers = peers
+        self._received: signal.Signals | None = None
 
     def requested(self) -> bool:
-        """Whether to end after this step. To be called once in each."""
-        mine = self._found is not None
-        return mine if self._others is None else self._others.soon(mine)
+        """Return whether to end after this step. Must be called exactly once per step."""
+        mine = self._received is not None
+        return mine if self._peers is None else self._peers.soon(mine)
 
     def __enter__(self) -> PreemptionHandler:
         self._context = _handled(self._remember, (*_TERMINATING, signal.SIGINT))
@@ -72,23 +74,26 @@ class PreemptionHandler:
         self._context.__exit__(None, None, None)
         if kind is not None:
             return
-        theirs = self._others is not None and self._others.now(self._found is not None)
-        if self._found is not None:
-            kind = KeyboardInterrupt if self._found == signal.SIGINT else Terminated
-            raise kind(f"{self._found.name}: the last step is saved")
-        if theirs:
+        any_peer = self._peers is not None and self._peers.now(self._received is not None)
+        if self._received is not None:
+            kind = KeyboardInterrupt if self._received == signal.SIGINT else Terminated
+            raise kind(f"{self._received.name}: the last step is saved")
+        if any_peer:
             raise Terminated("a signal to another process: the last step is saved")
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._found == signal.SIGINT:
+        if number == signal.SIGINT and self._received == signal.SIGINT:
             raise KeyboardInterrupt("nothing of the last steps is saved")
-        self._found = signal.Signals(number)
-        print(f"{self._found.name}: ending after this step", file=sys.stderr)
+        self._received = signal.Signals(number)
+        print(f"{self._received.name}: ending after this step", file=sys.stderr)
 
 
 @contextlib.contextmanager
-def _handled(handler: object, signals: tuple[signal.Signals, ...]) -> Iterator[None]:
-    """Install a handler for a while; only the main thread can, others go without."""
+def _handled(
+    handler: Callable[[int, FrameType | None], None], signals: tuple[signal.Signals, ...]
+) -> Iterator[None]:
+    """Install a signal handler in the context. Does nothing in other threads than the main one,
+    where Python does not allow it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,8 +1,8 @@
-"""A JAX trace of a few training steps, for TensorBoard, XProf or Perfetto.
+"""Trace a few training steps with the JAX profiler, for XProf, TensorBoard or Perfetto.
 
-`--config.profile=DIR` writes `DIR/plugins/profile/TIME/` with the trace of XProf (`*.xplane.pb`;
-TensorBoard shows it where `pip install xprof` brought its plugin: `tensorboard --logdir=DIR`) and
-`perfetto_trace.json.gz`, which ui.perfetto.dev opens. Of several processes the first one traces.
+`--config.profile=DIR` writes `DIR/plugins/profile/TIME/` with a trace for XProf (`*.xplane.pb`; or
+for TensorBoard, after `pip install xprof`: `tensorboard --logdir=DIR`) and
+`perfetto_trace.json.gz`, which ui.perfetto.dev opens. Only the main process is traced.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from lattec_jax.runtime import distributed
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.runtime.text import show
 
-SKIPPED, TRACED = 2, 5  # steps: the first of a session compiles
-NAME = "train"  # of a step in the trace, beside its number
+SKIPPED, TRACED = 2, 5  # steps: the first one compiles
+NAME = "train"  # of a step in the trace, together with its number
 
 
 class Profile:
-    """Traces the steps from the third to the seventh of a session. A context manager.
+    """Context manager that traces the third to seventh step of this process.
 
-    A step of the trace goes from the end of the step before to its own, so that logging and waiting
-    for the batch belong to it.
+    A step in the trace lasts from the end of the step before to its own end, so that it includes
+    logging and waiting for the batch.
 
     Args:
-        directory: for the trace; "": nothing is traced.
-        start: the step that this session starts from.
-        steps: of the whole run.
+        directory: "" disables tracing.
+        start: number of steps that are done already, in a continued run.
+        steps: total number of steps of the run.
 
     Raises:
         ConfigError: the directory cannot be created.
@@ -39,7 +39,7 @@ class Profile:
         self._directory = directory
         self._before, self._last = start + SKIPPED, min(start + SKIPPED + TRACED, steps)
         self._wanted = bool(directory) and self._before < self._last
-        self._step: jax.profiler.StepTraceAnnotation | None = None  # the one that is traced now
+        self._step: jax.profiler.StepTraceAnnotation | None = None
         if self._wanted:
             _make_directory(directory)
         if directory and not self._wanted:
@@ -50,20 +50,20 @@ class Profile:
         return self
 
     def step(self, done: int, state: object) -> None:
-        """Say that the step `done` was sent to the devices, and what it will give.
+        """Call after dispatching the step `done`, with the state that it computes.
 
-        Its work may still be going on; only at the two ends of the trace it is waited for.
+        Only the first and the last step of the trace wait for the devices.
         """
         if not self._wanted or not self._before <= done <= self._last:
             return
         if done == self._before:
             jax.block_until_ready(state)
             options = jax.profiler.ProfileOptions()
-            options.python_tracer_level = 0  # every Python call would hide what matters
+            options.python_tracer_level = 0  # without every Python call
             jax.profiler.start_trace(
                 self._directory, create_perfetto_trace=True, profiler_options=options
             )
-        else:
+        elif self._step is not None:
             self._step.__exit__(None, None, None)
         if done < self._last:
             self._step = jax.profiler.StepTraceAnnotation(NAME, step_num=done + 1)
@@ -81,7 +81,7 @@ class Profile:
 
 
 def _make_directory(directory: str) -> None:
-    """The profiler would find out at the end of the trace, with the run half done."""
+    """Create the directory now: the profiler would fail only at the end of the trace."""
     try:
         Path(directory).mkdir(parents=True, exist_ok=True)
     except OSError as error:

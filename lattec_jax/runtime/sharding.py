@@ -1,10 +1,10 @@
-"""Devices: a mesh with the axes `data` and `fsdp`, and how each kind of array lies on it.
+"""The device mesh, and the shardings of arrays on it.
 
-The batch is split over both axes; parameters and optimizer state are split over `fsdp` where a
-dimension divides; everything else is on every device. The mathematics is global: one device and
+The batch is split over both mesh axes; parameters and optimizer state are split over `fsdp` if a
+dimension is divisible; everything else is replicated. The computation is global: one device and
 many give the same numbers up to the order of summation.
 
-Where the devices belong to several processes, each hands over its own part of an array only.
+With several processes, each one provides only its part of a batch.
 """
 
 from __future__ import annotations
@@ -21,17 +21,20 @@ from jaxtyping import Int
 from lattec_jax.runtime.errors import ConfigError
 
 BATCH = P(("data", "fsdp"))
-SMALLEST_SPLIT = 2**14  # arrays with fewer elements stay whole: splitting them costs more
+SMALLEST_SPLIT = 2**14  # elements; smaller arrays are replicated, which costs less
 
 
-def available_devices() -> list[jax.Device]:
-    """The devices that a mesh takes by default: all of the job's."""
+def available_devices() -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
+    """Return the default devices of a mesh: all devices of all processes."""
     return jax.devices()
 
 
-def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over the given devices (all by default), `fsdp` of which share one copy of the
-    parameters.
+def make_mesh(
+    fsdp: int = 1,
+    devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> Mesh:
+    """Return a mesh of the given devices (default: all). Each group of `fsdp` devices shares one
+    copy of the parameters.
 
     Raises:
         ConfigError: `fsdp` does not divide the number of devices.
@@ -45,30 +48,36 @@ def make_mesh(fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def fitting_mesh(fsdp: int) -> Mesh:
-    """All devices, `fsdp` as a run had it where it divides them, else 1: a finished run can be used
-    on another machine."""
+    """Return a mesh of all devices with the `fsdp` of a run, or with 1 if that does not divide the
+    number of devices: a finished run can be used on another machine."""
     return make_mesh(fsdp if len(available_devices()) % fsdp == 0 else 1)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """The sharding of an array that every device has a full copy of."""
     return NamedSharding(mesh, P())
 
 
 def over_batch(mesh: Mesh) -> NamedSharding:
-    """The first dimension split over all devices."""
+    """The sharding of an array whose first dimension is split over all devices."""
     return NamedSharding(mesh, BATCH)
 
 
 def activations(mesh: Mesh) -> NamedSharding | None:
-    """How a model's activations lie; None where no parameters are split, which alone would move
-    them."""
+    """The sharding constraint of a model's activations, or None.
+
+    With split parameters, the compiler might split the activations like the parameters instead of
+    over the batch. Without, nothing needs to be constrained.
+    """
     return over_batch(mesh) if mesh.shape["fsdp"] > 1 else None
 
 
 def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
-    """The largest dimension that divides split over `fsdp`; the rule sees nothing but the shape,
-    so a parameter and its optimizer moments always lie alike."""
+    """The sharding of a parameter: its largest divisible dimension is split over `fsdp`.
+
+    The rule depends on the shape alone, so that the optimizer's moments are sharded like their
+    parameter and an update needs no communication.
+    """
     size = mesh.shape["fsdp"]
     if size == 1 or np.prod(shape, dtype=np.int64) < SMALLEST_SPLIT:
         return replicated(mesh)
@@ -79,64 +88,48 @@ def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
 
 
 def put(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """Place parameters on the mesh."""
+    """Place parameters on the mesh, sharded by `over_fsdp`."""
     return {name: place(value, over_fsdp(mesh, value.shape)) for name, value in arrays.items()}
 
 
-def place(array: np.ndarray, where: NamedSharding) -> jax.Array:
-    """An array that every process has, on the devices."""
-    if where.is_fully_addressable:
-        return jax.device_put(array, where)
-    # device_put would compare it on all processes.
-    return jax.make_array_from_callback(array.shape, where, lambda part: array[part])
+def place(array: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Place an array that every process has on the devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    local = np.asarray(array)
+    # Not device_put, which would compare the array between all processes.
+    return jax.make_array_from_callback(local.shape, sharding, lambda index: local[index])
 
 
-def place_tree(tree: Any, where: Any) -> Any:
-    """A tree of arrays, each of which every process has or lies on all devices, where the tree
-    `where` says."""
+def place_tree(tree: Any, shardings: Any) -> Any:
+    """Place a tree of arrays, of each of which every process has a copy or its shards."""
 
-    def one(array: Any, there: NamedSharding) -> jax.Array:
+    def place_leaf(array: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
-            return jax.device_put(array, there)
-        return place(array if there.is_fully_addressable else np.asarray(array), there)
+            return jax.device_put(array, sharding)
+        return place(array, sharding)
 
-    return jax.tree.map(one, tree, where)
-
-
-def own_rows(mesh: Mesh, count: int) -> Int[np.ndarray, " n"]:
-    """Which of the rows of a batch lie on devices of this process: all of them where it is alone.
-
-    Args:
-        mesh: the devices.
-        count: of the rows, a multiple of the devices.
-    """
-    parts = over_batch(mesh).addressable_devices_indices_map((count,)).values()
-    return np.sort(np.concatenate([np.arange(count)[part] for part in parts]))
+    return jax.tree.map(place_leaf, tree, shardings)
 
 
-def place_rows(mesh: Mesh, count: int, rows: np.ndarray) -> jax.Array:
-    """A batch, split over all devices, of which this process has its `own_rows` only.
+def process_local_indices(mesh: Mesh, count: int) -> Int[np.ndarray, " n"]:
+    """Return which entries of a batch are on devices of this process.
 
     Args:
-        mesh: the devices.
-        count: of the rows of the whole batch.
-        rows: those of this process, in their order.
+        count: batch size, a multiple of the number of devices.
     """
-    where = over_batch(mesh)
-    if where.is_fully_addressable:
-        return jax.device_put(rows, where)
-    own = own_rows(mesh, count)
+    slices = over_batch(mesh).addressable_devices_indices_map((count,)).values()
+    return np.sort(np.concatenate([np.arange(count)[index] for index in slices]))
 
-    def part(index: tuple[slice, ...]) -> np.ndarray:
-        start, stop, _ = index[0].indices(count)
-        first = np.searchsorted(own, start)
-        return rows[first : first + stop - start]
 
-    return jax.make_array_from_callback((count, *rows.shape[1:]), where, part)
+def place_process_local(mesh: Mesh, count: int, entries: np.ndarray) -> jax.Array:
+    """Place a batch of `count` entries, of which this process has its `process_local_indices`."""
+    shape = (count, *entries.shape[1:])
+    return jax.make_array_from_process_local_data(over_batch(mesh), entries, shape)
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raise ConfigError unless the batch divides over the devices."""
+    """Raise ConfigError unless the batch is a multiple of the number of devices."""
     if batch_size % mesh.size:
         raise ConfigError(
             f"config.train.batch_size: expected a multiple of the {mesh.size} devices, found "

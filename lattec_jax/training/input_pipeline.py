@@ -1,4 +1,4 @@
-"""What a run feeds its step: tables that stay on the devices, and batches that point into them."""
+"""Input pipeline: arrays that stay on the devices, and batches of indices into them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from lattec_jax.data.images.image_cache import ImageCache
+from lattec_jax.data.prefetch import prefetch
 from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.methods.base import Method, Targets
 from lattec_jax.models.clip import Params
@@ -20,14 +21,16 @@ from lattec_jax.training.batches import Batches, HostBatch
 from lattec_jax.training.prepare import Inputs, SplitImages
 from lattec_jax.training.step import Batch, DeviceData
 
-DEVICE_MEMORY_FRACTION = 0.4  # of the device's memory that a training image cache may take
+DEVICE_MEMORY_FRACTION = 0.4  # maximum size of an image cache that is kept on the device
+PREFETCHED_BATCHES = 2
 
 
 def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
-    """The configured batch size; a set smaller than the batch makes the batch its own size.
+    """Return the configured batch size, or a smaller one if there are fewer images.
 
     Raises:
-        ConfigError: the batch does not divide over the devices.
+        ConfigError: the batch is not a multiple of the number of devices.
+        DataError: there are too few images for any batch.
     """
     wanted = config.train.batch_size
     if images >= wanted:
@@ -43,40 +46,42 @@ def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
 
 
 def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> int:
-    """How many pieces a batch is encoded in (`lattec_jax.training.microbatches`).
+    """Return how many microbatches a batch is encoded in (`lattec_jax.training.microbatches`).
 
-    A batch that was made smaller because there are few images need not divide: the last piece is
-    filled up.
+    A batch that is smaller than configured, because there are few images, need not be divisible:
+    its last microbatch is padded.
 
     Raises:
-        ConfigError: the pieces do not divide the configured batch, or the devices a piece.
+        ConfigError: the microbatch size does not divide the configured batch size, or is not a
+            multiple of the number of devices.
     """
-    piece, whole = config.train.microbatch_size, config.train.batch_size
-    if piece == 0:
+    size, configured = config.train.microbatch_size, config.train.batch_size
+    if size == 0:
         return 1
-    if whole % piece or piece % mesh.size:
-        fitting = [n for n in range(mesh.size, whole + 1, mesh.size) if whole % n == 0]
+    if configured % size or size % mesh.size:
+        fitting = [n for n in range(mesh.size, configured + 1, mesh.size) if configured % n == 0]
         raise ConfigError(
             "config.train.microbatch_size: expected 0 (the whole batch) or a divisor of "
-            f"config.train.batch_size={whole} that is a multiple of the {mesh.size} devices, found "
-            f"{piece}; {', '.join(map(str, fitting)) or 'with this batch none'} would do"
+            f"config.train.batch_size={configured} that is a multiple of the {mesh.size} devices, "
+            f"found {size}; {', '.join(map(str, fitting)) or 'with this batch none'} would do"
         )
-    return -(-batch_size // piece)
+    return -(-batch_size // size)
 
 
 def make_batches(
     config: ConfigDict, inputs: Inputs, method: Method, batch_size: int, steps: int, mesh: Mesh
 ) -> tuple[Batches, np.ndarray, np.ndarray]:
-    """The batches of a run, and the texts that they point to.
+    """Return the batches of a run, and the texts that they index.
 
     Returns:
-        The batches; `[N · K, L]` tokens, row n · K + k being the k-th text of image n; `[N, K]`
+        The batches; `[N · K, L]` tokens, entry n · K + k being the k-th text of image n; `[N, K]`
         False where that text is missing.
     """
     text_config = inputs.weights.config.text
     count = len(inputs.images.ids)
+    texts = inputs.texts.texts if inputs.texts else {}
     kinds = method.description_kinds if inputs.texts else ()
-    ordered = [inputs.texts.texts[kind][n] for n in range(count) for kind in kinds]
+    ordered = [texts[kind][n] for n in range(count) for kind in kinds]
     tokens = inputs.weights.tokenizer([text or "" for text in ordered])
     lengths = text_lengths(tokens, text_config)
     batches = Batches(
@@ -104,30 +109,34 @@ def make_device_data(
     frozen: np.ndarray | None,
     mesh: Mesh,
 ) -> DeviceData:
-    """Put on every device what stays there for the whole run."""
+    """Place on every device what stays there for the whole run."""
     images = inputs.images
     cache = training_cache(images)
-    here = method.trains and cache_on_device(config, cache)
-    # True labels go to the device only for a method that declares that it needs them.
+    on_device = method.trains and cache_on_device(config, cache)
+    # True labels are on the device only for a method that declares that it needs them.
     true = images.labels if "labels" in method.requires else None
-    everywhere = sharding.replicated(mesh)
+    replicated = sharding.replicated(mesh)
 
-    def put(array: np.ndarray | None) -> jax.Array | None:
-        return None if array is None else sharding.place(np.asarray(array), everywhere)
+    def place(array: np.ndarray) -> jax.Array:
+        return sharding.place(np.asarray(array), replicated)
+
+    def place_optional(array: np.ndarray | None) -> jax.Array | None:
+        return None if array is None else place(array)
 
     return DeviceData(
-        class_tokens=put(inputs.prompts.first),
-        description_tokens=put(description_tokens),
-        present=put(present),
-        targets=Targets(put(inputs.zero_shot.labels), put(true)),
-        pixels=put(cache.pixels) if here else None,
-        sizes=put(cache.sizes) if here else None,
-        frozen=put(frozen),
+        class_tokens=place(inputs.prompts.first),
+        description_tokens=place(description_tokens),
+        present=place(present),
+        targets=Targets(place(inputs.zero_shot.labels), place_optional(true)),
+        pixels=place(cache.pixels) if on_device else None,
+        sizes=place_optional(cache.sizes) if on_device else None,
+        frozen=place_optional(frozen),
     )
 
 
 def frozen_features(inputs: Inputs, method: Method, params: Params) -> np.ndarray | None:
-    """`[N, D]` of the training images by the pre-trained model, for a method that requires them."""
+    """Return the `[N, D]` features of the training images by the pre-trained model, for a method
+    that requires them."""
     if "frozen_features" not in method.requires:
         return None
     pixels = inputs.images.evaluation.pixels
@@ -135,13 +144,13 @@ def frozen_features(inputs: Inputs, method: Method, params: Params) -> np.ndarra
 
 
 def training_cache(images: SplitImages) -> ImageCache:
-    """The pixels that are trained on: whole images where they are augmented."""
+    """Return the image cache that is trained on: uncropped images if they are augmented."""
     return images.training or images.evaluation
 
 
 def cache_on_device(config: ConfigDict, cache: ImageCache) -> bool:
-    """Whether the training image cache stays in device memory or is streamed from its memory map;
-    the same on all processes."""
+    """Whether the image cache is kept in device memory, rather than streamed from its memory map.
+    All processes agree on it."""
     placement = config.image_cache.placement
     if placement != "auto":
         return placement == "device"
@@ -160,27 +169,31 @@ def device_batches(
     stop: int,
     mesh: Mesh,
 ) -> Iterator[tuple[HostBatch, Batch]]:
-    """Batches from `start` to `stop` on the devices, with pixels where these are streamed: each
-    process reads those of its own devices."""
-    split, everywhere = sharding.over_batch(mesh), sharding.replicated(mesh)
+    """Iterate over the batches of the steps from `start` to `stop` (not included), prefetched to
+    the devices. If the image cache is streamed they have pixels, of which each process reads those
+    of its own devices."""
+    split, replicated = sharding.over_batch(mesh), sharding.replicated(mesh)
     count = batches.batch_size
-    own = sharding.own_rows(mesh, count)
-    for host in batches.iterate(start, stop):
+    local = sharding.process_local_indices(mesh, count)
+
+    def load(step: int) -> tuple[HostBatch, Batch]:
+        host = batches.at(step)
         pixels = sizes = None
         if device_data.pixels is None:
-            mine = host.images[own]
-            pixels = sharding.place_rows(mesh, count, cache.read(mine))
+            images = host.images[local]
+            pixels = sharding.place_process_local(mesh, count, cache.read(images))
             if cache.sizes is not None:
-                sizes = sharding.place_rows(mesh, count, cache.sizes[mine])
-        yield (
-            host,
-            Batch(
-                images=sharding.place(host.images, split),
-                text_indices=tuple(sharding.place(rows, split) for rows in host.text_indices),
-                text_positions=sharding.place(host.text_positions, split),
-                text_images=sharding.place(host.text_images, split),
-                ends_epoch=sharding.place(np.asarray(host.ends_epoch), everywhere),
-                pixels=pixels,
-                sizes=sizes,
-            ),
+                sizes = sharding.place_process_local(mesh, count, cache.sizes[images])
+        batch = Batch(
+            images=sharding.place(host.images, split),
+            text_indices=tuple(sharding.place(indices, split) for indices in host.text_indices),
+            text_positions=sharding.place(host.text_positions, split),
+            text_images=sharding.place(host.text_images, split),
+            ends_epoch=sharding.place(np.asarray(host.ends_epoch), replicated),
+            pixels=pixels,
+            sizes=sizes,
         )
+        return host, batch
+
+    # One thread: all processes must place their arrays in the same order.
+    return prefetch(load, range(start, stop), threads=1, ahead=PREFETCHED_BATCHES)

@@ -1,7 +1,11 @@
-"""What a run writes while it goes on: metrics as JSON lines, TensorBoard events, a progress bar.
+"""The log of a run: metrics as JSON lines, TensorBoard events, and a progress bar.
 
-Images per second and device memory aside, the metrics of a run that was continued are equal, digit
-by digit, to those of one that was not. Of the events `wall_time` differs too.
+Images per second and device memory aside, the metrics of a continued run are equal, digit by digit,
+to those of an uninterrupted one.
+
+The events are written with TensorBoard's own writer. tensorboardX and clu are no replacement: the
+former's `flush` does not wait for its queue (a kill after a checkpoint would lose events) and its
+writer blocks forever on a full disk; the latter's needs TensorFlow.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
@@ -28,23 +33,21 @@ class RunLog:
     """The log of one run in its work directory. Use as a context manager.
 
     Args:
-        workdir: of the run.
-        start: the step that the run starts from; what an interrupted run wrote beyond it is
-            dropped, so that no step is there twice.
-        steps: of the whole run.
-        batch_size: images per step, for the rate.
+        start: the step that the run continues from; what an interrupted run logged after it is
+            dropped, so that no step is logged twice.
+        steps: total number of steps of the run.
+        batch_size: images per step, for the progress bar.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int):
+    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
         self._path = workdir / METRICS
         _drop_after(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
         self._events = EventFileWriter(str(workdir / "tensorboard"))
-        # TensorBoard then forgets what an interrupted run wrote beyond this step.
-        begin = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(step=start + 1, wall_time=time.time(), session_log=begin))
+        # Makes TensorBoard drop the events that an interrupted run wrote after this step.
+        self._add_event(start + 1, session_log=SessionLog(status=SessionLog.START))
         self._batch_size = batch_size
-        self._closing = threading.Lock()
+        self._closing = threading.Lock()  # `flush` may be running in another thread
         self._bar = tqdm(
             total=steps * batch_size,
             initial=start * batch_size,
@@ -65,16 +68,19 @@ class RunLog:
                 self._events.close()
 
     def lines(self) -> list[dict[str, float | None]]:
-        """All that was logged, by interrupted sessions of the run as well."""
+        """Return all logged lines, also those from before an interruption."""
         return read_log(self._path.parent)
 
     def advance(self) -> None:
-        """Count one step on the progress bar."""
+        """Advance the progress bar by one step."""
         self._bar.update(self._batch_size)
 
     def flush(self) -> None:
-        """Return when all metrics are on disk, and the system has all events. That can take long
-        where much else is being written; any thread may do it, also behind the end of the log."""
+        """Wait until all metrics are on disk and all events are handed to the operating system.
+
+        This can take long if the disk is busy. Any thread may call it, also after the log was
+        closed: `Checkpoints.save` calls it before a checkpoint is complete.
+        """
         with self._closing:
             if not self._file.closed:
                 self._events.flush()
@@ -82,24 +88,25 @@ class RunLog:
             os.fsync(file.fileno())
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step; the system has them when this returns."""
+        """Log the metrics of a step. They survive a kill of the process from then on."""
         metrics = {name: float(value) for name, value in metrics.items()}
-        # JSON knows no NaN: a figure that is not finite is written as null.
+        # JSON has no NaN and no infinity: they are written as null.
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
-        self._events.add_event(
-            Event(step=step, wall_time=time.time(), summary=Summary(value=values))
-        )
+        self._add_event(step, summary=Summary(value=values))
         if "loss" in metrics:
             self._bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
 
+    def _add_event(self, step: int, **content: Any) -> None:
+        self._events.add_event(Event(step=step, wall_time=time.time(), **content))
+
 
 class NoLog:
-    """Stands in the place of a `RunLog` on processes that write none."""
+    """Replaces `RunLog` on processes that write no log."""
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int):
+    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
         pass
 
     def __enter__(self) -> NoLog:
@@ -109,21 +116,21 @@ class NoLog:
         pass
 
     def advance(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def flush(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def lines(self) -> list[dict[str, float | None]]:
-        """None."""
+        """Return an empty list."""
         return []
 
 
 def read_log(workdir: Path) -> list[dict[str, float | None]]:
-    """The lines that a `RunLog` wrote, none where there is no log.
+    """Return the lines of a log; an empty list if there is none.
 
     Raises:
         DataError: a line is damaged.
@@ -133,7 +140,11 @@ def read_log(workdir: Path) -> list[dict[str, float | None]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Keep the lines up to `step`; a half-written last line goes as well."""
+    """Keep the lines up to `step`; also drop an incomplete last line."""
     if path.exists():
-        kept = [line.rstrip(b"\r\n") for line, found in log_lines(path) if found["step"] <= step]
+        kept = [
+            line.rstrip(b"\r\n")
+            for line, metrics in log_lines(path)
+            if metrics["step"] is not None and metrics["step"] <= step
+        ]
         write_whole(path, b"".join(line + b"\n" for line in kept))

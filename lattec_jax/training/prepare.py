@@ -1,8 +1,8 @@
-"""The stages before training: each is a file on disk, made where that is cheap.
+"""Preparation: read what training starts from, and make what is missing where that is cheap.
 
-Image caches and pseudo-labels are made when they are missing, and so are descriptions by an engine
-that looks at pixels only. Descriptions by a language model take hours on a GPU: their absence is an
-error that names the command.
+Image caches and pseudo-labels are written when they are missing, and so are descriptions by an
+engine that looks at pixels only. Descriptions by a language model take hours on a GPU: if they are
+missing, an error names the command that makes them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 from jax.sharding import Mesh
@@ -19,9 +21,9 @@ from lattec_jax.data import descriptions as description_files
 from lattec_jax.data import pseudo_labels as pseudo_label_files
 from lattec_jax.data.datasets import remove_leftovers
 from lattec_jax.data.datasets.dataset import Dataset, Split
-from lattec_jax.data.descriptions import Descriptions, Expected
+from lattec_jax.data.descriptions import Descriptions, Expected, Sources
 from lattec_jax.data.images.content_hashes import content_hashes, content_path
-from lattec_jax.data.images.image_cache import ImageCache, make_image_caches, open_image_cache
+from lattec_jax.data.images.image_cache import ImageCache, open_image_caches
 from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.data.text.prompts import ClassPrompts, class_prompts, description_prompt
 from lattec_jax.inference.feature_extractor import (
@@ -39,18 +41,29 @@ from lattec_jax.training.warm_start import WarmStart
 from lattec_jax.training.warm_start import load as load_warm_start
 
 log = logging.getLogger(__name__)
-CHEAP_ENGINES = ("pixels",)
+
+CHEAP_ENGINES = ("pixels",)  # of `config.descriptions.engine`: fast, and they need no PyTorch
+# Writes the missing descriptions of some kinds. `lattec_jax.train` passes the captioning package's.
+Describe = Callable[[ConfigDict, tuple[str, ...], Sources], object]
 
 
 @dataclasses.dataclass(frozen=True)
 class SplitImages:
-    """The readable images of a split, row for row."""
+    """The N readable images of a split."""
 
-    ids: tuple[str, ...]
     labels: np.ndarray | None  # [N] int32; None where unknown
     evaluation: ImageCache
     training: ImageCache | None  # None where nothing is augmented
-    fingerprint: str  # of the files and how they are read
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the images, in the order of every array."""
+        return self.evaluation.ids
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with the files and with their preprocessing."""
+        return self.evaluation.directory.name
 
     @property
     def unreadable(self) -> list[str]:
@@ -70,24 +83,29 @@ class Inputs:
     zero_shot: PseudoLabels
     texts: Descriptions | None  # None for a method that uses none
     prompts: ClassPrompts
-    warm_start: WarmStart | None  # None: training starts at `weights`
+    warm_start: WarmStart | None  # None: training starts from `weights`
 
 
 def prepare_inputs(
-    config: ConfigDict, dataset: Dataset, arguments: str, method: Method, mesh: Mesh
+    config: ConfigDict,
+    dataset: Dataset,
+    arguments: str,
+    method: Method,
+    mesh: Mesh,
+    describe: Describe,
 ) -> Inputs:
-    """Read what there is and make the cheap stages that are missing: of several processes the first
-    makes files, and all compute.
+    """Read the inputs of a run and make what is missing and cheap. Of several processes only the
+    main process writes files, and all compute.
 
     Args:
         config: a resolved configuration.
-        dataset: that it describes; images that are not on disk yet are written.
-        arguments: the command line's `--config...` arguments, for the commands in messages.
-        method: says what it requires.
-        mesh: the devices that make pseudo-labels.
+        dataset: described by it; images that are not on disk yet are written.
+        arguments: the `--config...` arguments of the command line, for commands in messages.
+        mesh: the devices that compute pseudo-labels.
+        describe: called for an engine of `CHEAP_ENGINES`.
 
     Raises:
-        DataError: the method requires descriptions or labels that are not there.
+        DataError: the method requires descriptions or labels that do not exist.
     """
     weights = load_weights(config)
     if "labels" in method.requires and dataset.train.labels is None:
@@ -104,63 +122,61 @@ def prepare_inputs(
     images = open_images(config, dataset, "train", weights, method.trains and method.augments)
     test = open_images(config, dataset, "test", weights) if dataset.test else None
     prompts = make_prompts(config, dataset, weights)
-    zero_shot = pseudo_labels(config, dataset, weights, images, extractor, mesh)
+    zero_shot = make_pseudo_labels(config, dataset, weights, images, extractor, mesh)
     texts = None
     if "descriptions" in method.requires:
         with distributed.main_process_first():
-            texts = descriptions(
-                config, arguments, dataset, images, zero_shot, method.description_kinds
+            texts = load_descriptions(
+                config, arguments, dataset, images, zero_shot, method.description_kinds, describe
             )
     return Inputs(dataset, weights, extractor, images, test, zero_shot, texts, prompts, start)
 
 
 def load_weights(config: ConfigDict) -> Checkpoint:
-    """The CLIP that `config.weights` names (`lattec_jax/runtime/weights.py` says how).
+    """Load the CLIP that `config.weights` names (see `lattec_jax/runtime/weights.py`).
 
     Raises:
         ConfigError: no weights are named.
-        WeightsError: there is no usable checkpoint at that place.
+        WeightsError: they are not a usable checkpoint.
     """
     with distributed.main_process_first():  # it may have to be converted
         return Checkpoint.load(locate(config.weights))
 
 
-def max_training_side(config: ConfigDict, weights: Checkpoint) -> int:
-    """The bound on the long side of training images, in pixels; 0 for none."""
-    if config.image_cache.max_side is not None:
-        return config.image_cache.max_side
-    return round(1.5 * max(weights.preprocess.size))
-
-
 def make_prompts(config: ConfigDict, dataset: Dataset, weights: Checkpoint) -> ClassPrompts:
-    """The class-descriptions of the data set for the configured model."""
+    """Tokenize the class-descriptions of the data set for the configured model."""
     return class_prompts(dataset.names, config.templates, weights.tokenizer, weights.config.text)
 
 
 def open_images(
     config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint, training: bool = False
 ) -> SplitImages:
-    """Make the image caches of the split `part` ("train" or "test") where they are missing, open
-    them; `training`: that of whole images, for augmented crops, too."""
+    """Open the image caches of a split, writing those that are missing.
+
+    Args:
+        part: "train" or "test".
+        training: also the cache of uncropped images, for augmented crops.
+    """
     split: Split = getattr(dataset, part)
+    max_side = config.image_cache.max_side
+    if max_side is None:
+        max_side = round(1.5 * max(weights.preprocess.size))
     with distributed.main_process_first():
-        paths = make_image_caches(
+        caches = open_image_caches(
             split,
             artifacts_dir(config) / "image_caches",
             weights.preprocess,
-            max_training_side(config, weights) if training else None,
+            max_side if training else None,
             config.image_cache.max_unreadable_fraction,
         )
-        evaluation = open_image_cache(paths.evaluation)
-        whole = open_image_cache(paths.training) if paths.training else None
     labels = None
     if split.labels is not None:
-        row = {image: index for index, image in enumerate(split.ids)}
-        labels = split.labels[[row[image] for image in evaluation.ids]]
-    return SplitImages(evaluation.ids, labels, evaluation, whole, paths.evaluation.name)
+        index_of = {image: index for index, image in enumerate(split.ids)}
+        labels = split.labels[[index_of[image] for image in caches.evaluation.ids]]
+    return SplitImages(labels, caches.evaluation, caches.training)
 
 
-def pseudo_labels(
+def make_pseudo_labels(
     config: ConfigDict,
     dataset: Dataset,
     weights: Checkpoint,
@@ -168,10 +184,11 @@ def pseudo_labels(
     extractor: FeatureExtractor,
     mesh: Mesh,
 ) -> PseudoLabels:
-    """Zero-shot predictions of the frozen model for the un-augmented training images."""
+    """Return the zero-shot predictions of the frozen model for the un-augmented training images,
+    read from disk where they exist."""
     source = pseudo_label_files.provenance(weights.sha256, dataset.names, config.templates)
-    # The captioning stage finds the file without these; here they tell labels of other images, of
-    # another preprocessing or precision.
+    # Captioning finds the file without these keys; here they detect labels for other images,
+    # another preprocessing or another precision.
     source |= {"images": images.fingerprint, "dtype": config.compute.dtype}
     source["model"] = hashlib.sha256(repr(weights.config).encode()).hexdigest()
     path = pseudo_label_files.pseudo_labels_path(config, source)
@@ -182,6 +199,7 @@ def pseudo_labels(
         except DataError as error:  # images were added, or the file is damaged
             log.warning("making the pseudo-labels again: %s", error)
     if distributed.all_agree(found is not None):
+        assert found is not None
         return found
     params = sharding.put(mesh, weights.params)
     features = extractor.images(params, images.evaluation.pixels, progress="pseudo-labels")
@@ -201,32 +219,34 @@ def pseudo_labels(
         return pseudo_label_files.read(path, images.ids, source)
 
 
-def descriptions(
+def load_descriptions(
     config: ConfigDict,
     arguments: str,
     dataset: Dataset,
     images: SplitImages,
     zero_shot: PseudoLabels,
     kinds: tuple[str, ...],
+    describe: Describe,
 ) -> Descriptions:
-    """The generated texts of the training images.
+    """Read the generated texts of the training images.
 
     Args:
         config: a resolved configuration.
-        arguments: the command line's `--config...` arguments, for the command in messages.
-        dataset: that the images belong to.
+        arguments: the `--config...` arguments of the command line, for the command in messages.
         images: for training.
-        zero_shot: their labels, which stand in some prompts.
-        kinds: of text that the method mixes, beside the class-description.
+        zero_shot: their pseudo-labels, which some prompts contain.
+        kinds: of text that the method mixes, besides the class-description.
+        describe: see `prepare_inputs`.
 
     Raises:
-        DataError: a kind is missing and its engine is not cheap.
+        DataError: a kind is missing and its engine is not cheap, or too many texts are missing.
     """
     paths = {kind: description_files.descriptions_path(config, kind) for kind in kinds}
+    train = dataset.train
+    contents = content_hashes(train.paths, content_path(config))
+    sources = Sources(dataset, dict(zip(train.ids, contents, strict=True)), zero_shot)
     if config.descriptions.engine in CHEAP_ENGINES and distributed.is_main_process():
-        from captioning.describe import describe  # no torch behind a cheap engine
-
-        describe(config, kinds)
+        describe(config, kinds, sources)
     command = f"python -m captioning.describe {arguments}"
     missing = [kind for kind, path in paths.items() if not path.exists()]
     if missing:
@@ -236,38 +256,33 @@ def descriptions(
             'or write them with a captioner of your own (README, "Descriptions"). To train on the '
             "class names alone, set --config.method.texts='(\"class\",)'"
         )
-    expected = _expected(config, dataset, images, zero_shot, kinds)
+    names = [dataset.class_names[label] for label in zero_shot.labels.tolist()]
+    prompts = config.descriptions.prompts
+    expected = Expected(
+        [sources.contents[image] for image in images.ids],
+        {kind: [description_prompt(prompts[kind], name) for name in names] for kind in kinds},
+    )
     found = description_files.read(list(paths.values()), kinds, images.ids, expected)
-    for note in found.notes:
-        log.warning("descriptions: %s", note)
-    for kind, counts in found.counts.items():
-        fraction = counts["missing"] / len(images.ids)
-        log.info("%s descriptions: %s", kind, counts)
-        if fraction > config.descriptions.max_missing_fraction:
-            raise DataError(
-                f"{counts['missing']} of {len(images.ids)} images have no {kind} description in "
-                f"{paths[kind]} ({fraction:.1%}; {counts['empty']} are empty, {counts['changed']} "
-                f"of images that have changed, {counts['other_prompt']} for another prompt); "
-                f"config.descriptions.max_missing_fraction allows "
-                f"{config.descriptions.max_missing_fraction:.1%}. Finish them with: {command}"
-            )
+    _check_missing(config, found, paths, len(images.ids), command)
     if config.descriptions.shuffle:
         found = description_files.shuffled(found, config.seed)
     return found
 
 
-def _expected(
-    config: ConfigDict,
-    dataset: Dataset,
-    images: SplitImages,
-    zero_shot: PseudoLabels,
-    kinds: tuple[str, ...],
-) -> Expected:
-    """What the images and prompts are now."""
-    path_of = dict(zip(dataset.train.ids, dataset.train.paths, strict=True))
-    contents = content_hashes([path_of[image] for image in images.ids], content_path(config))
-    names = [dataset.class_names[label] for label in zero_shot.labels.tolist()]
-    return Expected(
-        contents,
-        {k: [description_prompt(config.descriptions.prompts[k], n) for n in names] for k in kinds},
-    )
+def _check_missing(
+    config: ConfigDict, found: Descriptions, paths: dict[str, Path], total: int, command: str
+) -> None:
+    """Log what was found. Raise DataError if too many images lack a description."""
+    for note in found.notes:
+        log.warning("descriptions: %s", note)
+    for kind, counts in found.counts.items():
+        log.info("%s descriptions: %s", kind, counts)
+        fraction = counts["missing"] / total
+        if fraction > config.descriptions.max_missing_fraction:
+            raise DataError(
+                f"{counts['missing']} of {total} images have no {kind} description in "
+                f"{paths[kind]} ({fraction:.1%}; {counts['empty']} are empty, {counts['changed']} "
+                f"of images that have changed, {counts['other_prompt']} for another prompt); "
+                f"config.descriptions.max_missing_fraction allows "
+                f"{config.descriptions.max_missing_fraction:.1%}. Finish them with: {command}"
+            )

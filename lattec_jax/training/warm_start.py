@@ -36,6 +36,7 @@ from lattec_jax.runtime.errors import ConfigError, WeightsError
 from lattec_jax.runtime.text import show
 from lattec_jax.runtime.weights import locate
 from lattec_jax.training import checkpoints
+from lattec_jax.training.checkpoint_checksums import damage
 
 
 class WarmStart(NamedTuple):
@@ -115,7 +116,7 @@ def _read_step(path: Path) -> tuple[Checkpoint, Float[np.ndarray, "C D"] | None]
             f"config.init: no step {path.name} in {path.parent}; saved there: "
             f"{', '.join(map(str, saved)) or 'none'}"
         )
-    if reason := checkpoints.damage(path):
+    if reason := damage(path):
         raise WeightsError(
             f"config.init: the checkpoint {path} cannot be used: {reason}; name another step of "
             f"{path.parent}"

@@ -232,7 +232,9 @@ def test_training_reads_what_was_imported(command_line):
     dataset = datasets.load(config)
     images = SimpleNamespace(ids=dataset.train.ids)
     labels = SimpleNamespace(labels=dataset.train.labels)
-    read = prepare.descriptions(config, "", dataset, images, labels, ("image", "group"))
+    read = prepare.load_descriptions(
+        config, "", dataset, images, labels, ("image", "group"), train.describe
+    )
     assert {kind: counts["found"] for kind, counts in read.counts.items()} == {
         "image": 36,
         "group": 36,

@@ -28,7 +28,7 @@ def prepare_inputs(config: ConfigDict) -> prepare.Inputs:
     """All that a run would start from."""
     mesh = make_mesh(config.compute.fsdp)
     return prepare.prepare_inputs(
-        config, datasets.load(config), "", make_method(config.method), mesh
+        config, datasets.load(config), "", make_method(config.method), mesh, train.describe
     )
 
 

@@ -51,7 +51,7 @@ def said(requests: list[Request]) -> list[str]:
 def test_a_ring_has_one_large_loop() -> None:
     found = attributes(RING)
     assert found["loops"] == "a large loop"
-    assert found["loop place"] == "loop in the middle"
+    assert found["loop position"] == "loop in the middle"
     assert found["mirror"] == "mirror symmetric"
     assert found["turn"] == "turn symmetric"
     assert found["upper"] == "upper strokes on both sides"
@@ -71,9 +71,9 @@ def test_a_corner_has_an_upright_and_a_bar() -> None:
 
 def test_a_small_loop_has_a_place() -> None:
     found = attributes(TOP_RING)
-    assert (found["loops"], found["loop place"]) == ("a small loop", "loop at the top")
+    assert (found["loops"], found["loop position"]) == ("a small loop", "loop at the top")
     turned = attributes(TOP_RING.transpose(Image.Transpose.ROTATE_180))
-    assert turned["loop place"] == "loop at the bottom"
+    assert turned["loop position"] == "loop at the bottom"
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,7 @@ def test_a_last_line_that_was_cut_off(tmp_path, caplog):
         complete = end == len(whole) - 1  # all but the line break
         texts = read([path], ["image"], ["a", "b"]).texts["image"]
         assert texts == ["one", "zwei: ü" if complete else None]
-    assert "d.jsonl:2: dropped a line that was cut off" in caplog.text
+    assert "d.jsonl:2: dropped an incomplete line" in caplog.text
 
 
 def test_records_round_trip(tmp_path):

@@ -28,7 +28,8 @@ from lattec_jax.data.images.preprocess import Preprocess, image_errors, image_si
 from lattec_jax.data.text.prompts import description_prompt
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
-from lattec_jax.training.checkpoints import SUMS, Checkpoints, _sums, damage, read
+from lattec_jax.training.checkpoint_checksums import CHECKSUMS, damage, write_checksums
+from lattec_jax.training.checkpoints import Checkpoints, read
 from lattec_jax.training.state import init_state
 from tests.fuzz.mutations import Target
 
@@ -216,35 +217,34 @@ def _image_cache(directory: Path) -> dict[str, Target]:
         "--config.dataset.held_out_fraction=0",
     ).train
 
-    def make() -> image_cache.ImageCachePaths:
-        return image_cache.make_image_caches(
+    def open_caches() -> image_cache.ImageCaches:
+        return image_cache.open_image_caches(
             split, directory / "made", PREPROCESS, 8, max_unreadable_fraction=0.5
         )
 
-    paths = make()
+    caches = open_caches()
 
     def read_in_place_of(file: Path) -> Callable[[Path], None]:
-        def read_store(path: Path) -> None:
+        def read_cache(path: Path) -> None:
             with _in_place_of(file, path):
-                made = make()
-                for opened in map(image_cache.open_image_cache, (made.evaluation, made.training)):
+                for opened in open_caches():
                     assert opened.read(np.arange(len(opened.ids))).shape[3:] == (3,)
 
-        return read_store
+        return read_cache
 
     found = {}
-    for kind, path in (("evaluation", paths.evaluation), ("training", paths.training)):
-        for file in sorted(path.iterdir()):
+    for kind, cache in caches._asdict().items():
+        for file in sorted(cache.directory.iterdir()):
             target = Target(file.read_bytes(), file.suffix, read_in_place_of(file))
             found[f"{kind} {file.name}"] = target
-    cache = directory / "content.json"
-    content_hashes(split.paths, cache)
+    hashes = directory / "content.json"
+    content_hashes(split.paths, hashes)
 
     def read_content(path: Path) -> None:
-        shutil.copyfile(path, cache)
-        assert all(isinstance(digest, str) for digest in content_hashes(split.paths, cache))
+        shutil.copyfile(path, hashes)
+        assert all(isinstance(digest, str) for digest in content_hashes(split.paths, hashes))
 
-    return {**found, "content.json": Target(cache.read_bytes(), ".json", read_content)}
+    return {**found, "content.json": Target(hashes.read_bytes(), ".json", read_content)}
 
 
 def _class_list(directory: Path) -> Path:
@@ -272,9 +272,7 @@ def _checkpoint(directory: Path) -> dict[str, Target]:
             shutil.copytree(directory / "valid", place)
             shutil.copyfile(path, place / "2" / name)
             if sums_fit:
-                sums = _sums(place / "2").items()
-                text = "".join(f"{digest}  {file}\n" for file, digest in sums)
-                (place / "2" / SUMS).write_text(text, encoding="utf-8")
+                write_checksums(place / "2")
             with Checkpoints(place, 2) as checkpoints:
                 checkpoints.restore(state, mesh)
             if (place / "2").exists():  # it was not set aside
@@ -289,6 +287,6 @@ def _checkpoint(directory: Path) -> dict[str, Target]:
         content = file.read_bytes()
         shown = re.sub(r"\b[0-9a-f]{32}\b", str(len(found)), name)  # Orbax draws these names
         found[f"checkpoint {shown}"] = Target(content, "", read_step(name, sums_fit=False))
-        if name != SUMS and content:
+        if name != CHECKSUMS and content:
             found[f"checkpoint {shown}, sums that fit"] = Target(content, "", read_step(name, True))
     return found

@@ -155,7 +155,7 @@ def test_unreadable_images(finished, classifier, tmp_path):
 def test_a_stream_is_lazy_and_compiles_once(finished):
     checkpoint, vectors = run_artifacts.load(finished / "run")
     classifier = Classifier(checkpoint, vectors, batch_size=9)  # a size of this test only
-    before = classifier._encoders._images._cache_size()
+    before = classifier._extractor._images._cache_size()
     taken = []
 
     def endless():
@@ -168,10 +168,10 @@ def test_a_stream_is_lazy_and_compiles_once(finished):
         next(stream)
     stream.close()
     assert len(taken) <= 10 + 4 * 9
-    compiled = classifier._encoders._images._cache_size()
+    compiled = classifier._extractor._images._cache_size()
     assert compiled == before + 1
     assert len(classifier.predict(paths_of(finished))) == 21  # 9 + 9 + 3
-    assert classifier._encoders._images._cache_size() == compiled
+    assert classifier._extractor._images._cache_size() == compiled
     assert BATCH_SIZE % jax.device_count() == 0
 
 

@@ -57,7 +57,7 @@ def steps(labels: np.ndarray, count: int):
         pixels=jnp.asarray(world.pixels[:, :16, :16]), sizes=None, frozen=jnp.asarray(frozen)
     )
     states, rates = [jax.device_get(state)], []
-    for host in world.batches(16, 0, count, multiple=mesh.size).iterate(0, count):
+    for host in map(world.batches(16, 0, count, multiple=mesh.size).at, range(count)):
         arguments = jax.device_put((device_data, on_device(host)), sharding.replicated(mesh))
         state, metrics = step(state, *arguments, ())
         assert np.isfinite(float(metrics["loss"]))

@@ -96,7 +96,7 @@ def setting(one_thread) -> Setting:
         groups=zero_shot,
         epoch_batch_multiple=config.train.epoch_batch_multiple,
     )
-    hosts = list(batches.iterate(0, STEPS))
+    hosts = [batches.at(step) for step in range(STEPS)]
     assert [host.ends_epoch for host in hosts] == [False, False, True] * 2
 
     def theirs(host) -> released.Batch:

@@ -86,7 +86,7 @@ def test_a_directory_that_cannot_be_written_is_a_warning(settings, tmp_path, mon
     jax.config.update("jax_compilation_cache_dir", None)
     compilation_cache.enable()
     assert jax.config.jax_compilation_cache_dir is None
-    assert "compiled programs are not kept" in caplog.text
+    assert "compiled programs are not cached" in caplog.text
 
 
 def test_jax_own_settings_go_first(settings, tmp_path, monkeypatch):

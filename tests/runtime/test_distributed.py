@@ -240,7 +240,7 @@ class Pretended:
             both = [value, theirs[len(self.mine) - 1]]
             return both if first else both[::-1]
 
-        monkeypatch.setattr(distributed, "numbers_of_all", numbers)
+        monkeypatch.setattr(distributed, "allgather", numbers)
 
 
 WELL, FAILED, INTERRUPTED = 0, 1, 2
@@ -307,7 +307,7 @@ def test_signals_are_looked_at_some_steps_later(monkeypatch):
 
 
 class Reads(np.ndarray):
-    """Pixels that remember which of their rows were read."""
+    """Pixels that record which of them were read."""
 
     def __getitem__(self, index):
         self.seen.append(index)
@@ -315,7 +315,7 @@ class Reads(np.ndarray):
 
 
 @pytest.mark.parametrize("mine", [(0, 1, 2, 3), (4, 5, 6, 7), (0, 1, 6, 7)])
-def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch, all_devices):
+def test_the_images_of_a_process_are_those_of_its_devices(mine, monkeypatch, all_devices):
     """Half of the eight devices play those of this process."""
     mesh = sharding.make_mesh(fsdp=2)
     parts = sharding.over_batch(mesh).devices_indices_map((16,))
@@ -323,14 +323,16 @@ def test_the_rows_of_a_process_are_those_of_its_devices(mine, monkeypatch, all_d
     monkeypatch.setattr(
         jax.sharding.NamedSharding, "addressable_devices_indices_map", lambda self, shape: its
     )
-    expected = [row for n in mine for row in (2 * n, 2 * n + 1)]
-    assert sharding.own_rows(mesh, 16).tolist() == expected
+    expected = [index for n in mine for index in (2 * n, 2 * n + 1)]
+    assert sharding.process_local_indices(mesh, 16).tolist() == expected
 
 
-def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
+def test_only_images_of_the_own_devices_are_read(monkeypatch):
     own, placed = np.array([0, 1, 2, 3, 12, 13]), []
-    monkeypatch.setattr(sharding, "own_rows", lambda mesh, count: own)
-    monkeypatch.setattr(sharding, "place_rows", lambda mesh, count, rows: placed.append(rows))
+    monkeypatch.setattr(sharding, "process_local_indices", lambda mesh, count: own)
+    monkeypatch.setattr(
+        sharding, "place_process_local", lambda mesh, count, rows: placed.append(rows)
+    )
     pixels, seen = np.arange(40 * 12, dtype=np.uint16).reshape(40, 2, 2, 3), []
     monkeypatch.setattr(ImageCache, "read", lambda self, rows: (seen.append(rows), pixels[rows])[1])
     cache = ImageCache(tuple(map(str, range(40))), pixels, None, ())
@@ -342,15 +344,15 @@ def test_only_the_rows_of_the_own_devices_are_read(monkeypatch):
     np.testing.assert_array_equal(placed[0], pixels[host.images[own]])
 
 
-def test_a_file_of_rows_is_read_by_an_encoder_where_its_devices_are(monkeypatch):
+def test_the_feature_extractor_reads_images_of_its_own_devices_only(monkeypatch):
     checkpoint, mesh = dummy_checkpoint(layers=1), sharding.make_mesh(devices=jax.devices()[:1])
     extractor = FeatureExtractor(define(checkpoint.config), checkpoint.preprocess, mesh, 8)
     pixels = np.zeros((11, 16, 16, 3), np.uint8).view(Reads)
     pixels.seen = []
-    monkeypatch.setattr(sharding, "own_rows", lambda mesh, count: np.array([2, 3, 6]))
-    place_all = sharding.place_rows
+    monkeypatch.setattr(sharding, "process_local_indices", lambda mesh, count: np.array([2, 3, 6]))
+    place_all = sharding.place_process_local
     zeros = np.zeros((8, 16, 16, 3), np.uint8)
-    monkeypatch.setattr(sharding, "place_rows", lambda m, n, rows: place_all(m, n, zeros))
+    monkeypatch.setattr(sharding, "place_process_local", lambda m, n, rows: place_all(m, n, zeros))
     extractor.images(sharding.put(mesh, checkpoint.params), pixels)
     read = [np.arange(11)[index].tolist() for index in pixels.seen]
-    assert read == [[2, 3, 6], [10, 8, 8]]  # the last batch is filled up with its first row
+    assert read == [[2, 3, 6], [10, 8, 8]]  # the last batch is filled up with its first image

@@ -13,7 +13,7 @@ from PIL import Image
 
 from configs import common
 from lattec_jax.data.datasets.dataset import Split
-from lattec_jax.data.images.image_cache import make_image_caches, open_image_cache
+from lattec_jax.data.images.image_cache import open_image_caches
 from lattec_jax.data.images.preprocess import Preprocess, open_image
 from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import ConfigError
@@ -279,9 +279,7 @@ def test_device_crops_are_torchvision_s_of_the_original_file(torchvision, tmp_pa
         images.append(path)
     split = Split(tuple(path.name for path in images), tuple(images), None)
     preprocess = Preprocess(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
-    cache = open_image_cache(
-        make_image_caches(split, tmp_path / "image_caches", preprocess, 90).training
-    )
+    cache = open_image_caches(split, tmp_path / "image_caches", preprocess, 90).training
     settings = PLAIN._replace(scale=(0.3, 1.0), ratio=RATIO, flip_probability=0.5)
     draws = augmentation.draw(jax.random.key(11), jnp.asarray(cache.sizes), settings)
     assert 0.15 < np.mean(draws.flip) < 0.85

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import threading
 
 import numpy as np
 import pytest
 
 from lattec_jax.data.text import bucketing
-from lattec_jax.training.batches import Batches, prefetch
+from lattec_jax.training.batches import Batches
 
 N, B, K = 53, 8, 2
 
@@ -35,7 +34,7 @@ def test_an_epoch_is_a_permutation_without_its_incomplete_last_batch(batches):
 
 
 def test_any_step_can_be_rebuilt_on_its_own(batches):
-    walked = list(batches.iterate(0, 20))
+    walked = [batches.at(step) for step in range(20)]
     again = dataclasses.replace(batches).at(17)
     for field in dataclasses.fields(again):
         one, other = getattr(walked[17], field.name), getattr(again, field.name)
@@ -44,7 +43,7 @@ def test_any_step_can_be_rebuilt_on_its_own(batches):
 
 
 def test_text_rows_and_places_lead_back_to_each_images_texts(batches):
-    for host in batches.iterate(0, 12):
+    for host in map(batches.at, range(12)):
         rows = np.concatenate(host.text_indices)[host.text_positions].reshape(B, K)
         np.testing.assert_array_equal(rows, host.images[:, None] * K + np.arange(K))
         for group, room in zip(host.text_indices, host.text_lengths, strict=True):
@@ -63,20 +62,20 @@ def test_one_plan_holds_all_batches_of_a_run_however_rare_long_texts_are(
     lengths[7] = 20
     run = dataclasses.replace(batches, lengths=lengths, seed=seed, steps=600, redraw=redraw)
     shapes, longest = set(), 0
-    for host in run.iterate(0, 600):
+    for host in map(run.at, range(600)):
         shapes.add((host.text_lengths, tuple(map(len, host.text_indices))))
         longest = max(longest, int((lengths[host.text_images, np.arange(K)] == 40).sum()))
     assert shapes == {(run.plan.lengths, run.plan.sizes)}
     assert longest > 1 and run.plan.sizes[0] == longest
     uncounted = dataclasses.replace(run, steps=0)
     with pytest.raises(ValueError, match="the plan is of other batches"):
-        list(uncounted.iterate(0, 600))
+        list(map(uncounted.at, range(600)))
 
 
 def test_redrawn_groups_share_the_label_and_change_with_the_step(batches):
     redrawn = dataclasses.replace(batches, redraw=(1,))
     others = 0
-    for host in redrawn.iterate(0, 12):
+    for host in map(redrawn.at, range(12)):
         np.testing.assert_array_equal(host.text_images[:, 0], host.images)
         np.testing.assert_array_equal(
             redrawn.groups[host.text_images[:, 1]], redrawn.groups[host.images]
@@ -92,33 +91,3 @@ def test_redrawn_groups_share_the_label_and_change_with_the_step(batches):
     single = dataclasses.replace(redrawn, groups=np.zeros(N, np.int32))
     drawn = [single.at(step).text_images[:, 1].tolist() for step in range(4)]
     assert all(one != other for one, other in itertools.combinations(drawn, 2))
-
-
-def test_prefetch_keeps_order_and_passes_exceptions():
-    assert list(prefetch(iter(range(50)))) == list(range(50))
-
-    def broken():
-        yield 1
-        yield 2
-        raise OSError("the disk is gone")
-
-    seen = []
-    with pytest.raises(OSError, match="the disk is gone"):
-        for item in prefetch(broken()):
-            seen.append(item)
-    assert seen == [1, 2]
-
-
-def test_prefetch_runs_only_a_little_ahead():
-    drawn = []
-
-    def counted():
-        for n in range(100):
-            drawn.append(n)
-            yield n
-
-    stream = prefetch(counted(), ahead=2)
-    assert [next(stream) for _ in range(3)] == [0, 1, 2]
-    stream.close()
-    assert len(drawn) <= 6
-    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]

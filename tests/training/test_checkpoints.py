@@ -17,7 +17,8 @@ import pytest
 
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.errors import ConfigError, TrainingError, WeightsError
-from lattec_jax.training.checkpoints import SUMS, Checkpoints, damage, read
+from lattec_jax.training.checkpoint_checksums import CHECKSUMS, damage
+from lattec_jax.training.checkpoints import Checkpoints, read
 from lattec_jax.training.state import TrainState, init_state
 
 
@@ -33,8 +34,8 @@ def state_at(step: int, width: int = 5, seed: int = 7) -> TrainState:
 MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
 
-def save(directory: Path, steps: tuple[int, ...], keep: int = 5, **kinds: int) -> None:
-    with Checkpoints(directory, keep) as checkpoints:
+def save(directory: Path, steps: tuple[int, ...], max_to_keep: int = 5, **kinds: int) -> None:
+    with Checkpoints(directory, max_to_keep) as checkpoints:
         for step in steps:
             checkpoints.save(state_at(step, **kinds), step, {"seconds": step / 2})
 
@@ -42,9 +43,9 @@ def save(directory: Path, steps: tuple[int, ...], keep: int = 5, **kinds: int) -
 def restore(directory: Path, expected: int) -> None:
     """Restore, and compare every number with those of the expected step."""
     with Checkpoints(directory, 5) as checkpoints:
-        state, beside = checkpoints.restore(state_at(0), MESH)
+        state, extra = checkpoints.restore(state_at(0), MESH)
         assert checkpoints.latest == (expected or None)
-    assert beside == ({"seconds": expected / 2} if expected else {})
+    assert extra == ({"seconds": expected / 2} if expected else {})
     jax.tree.map(np.testing.assert_array_equal, state, state_at(expected))
 
 
@@ -71,10 +72,10 @@ def flipped(path: Path) -> None:
     path.write_bytes(bytes(data))
 
 
-def test_the_newest_are_kept_and_their_sums_are_right(tmp_path):
-    save(tmp_path, (1, 2, 3, 4), keep=2)
+def test_the_newest_are_kept_and_their_checksums_are_right(tmp_path):
+    save(tmp_path, (1, 2, 3, 4), max_to_keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["3", "4"]
-    lines = (tmp_path / "4" / SUMS).read_text().splitlines()
+    lines = (tmp_path / "4" / CHECKSUMS).read_text().splitlines()
     for line in lines:
         digest, name = line.split("  ")
         assert hashlib.sha256((tmp_path / "4" / name).read_bytes()).hexdigest() == digest
@@ -93,7 +94,7 @@ def test_a_change_of_any_file_that_is_read_is_seen(tmp_path, change):
         if damage(place):
             seen.add(name.as_posix())
         shutil.rmtree(place)
-    assert {SUMS, "state/manifest.ocdbt", "beside/metadata"} <= seen
+    assert {CHECKSUMS, "state/manifest.ocdbt", "extra/metadata"} <= seen
     assert sum("/d/" in name for name in seen) >= 2  # the arrays' own files
 
 
@@ -116,7 +117,7 @@ def test_whatever_happens_to_a_file_the_numbers_are_right(tmp_path, caplog, chan
             continue  # an empty file cannot be damaged further
         damaged = content(place / "4")
         caplog.clear()
-        # Orbax's own marks at the top are not needed to restore.
+        # Orbax's own files at the top level are not needed to restore.
         if damage(place / "4"):
             restore(place, 2)
             assert content(place / "damaged-4") == damaged  # set aside as it was
@@ -125,7 +126,7 @@ def test_whatever_happens_to_a_file_the_numbers_are_right(tmp_path, caplog, chan
             aside.append(name.as_posix())
         else:
             restore(place, 4)
-    assert {"4/SHA256SUMS", "4/state/manifest.ocdbt", "4/beside/metadata"} <= set(aside)
+    assert {"4/SHA256SUMS", "4/state/manifest.ocdbt", "4/extra/metadata"} <= set(aside)
     assert sum("/d/" in name for name in aside) >= 2  # the arrays' own files
 
 
@@ -169,11 +170,11 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
     for path in files_of(tmp_path / "2")[::2]:  # killed while the oldest was being deleted
         path.unlink()
     restore(tmp_path, 4)
-    save(tmp_path, (6,), keep=2)
+    save(tmp_path, (6,), max_to_keep=2)
     restore(tmp_path, 6)
 
 
-def test_a_file_in_the_place_of_checkpoints_is_said(tmp_path):
+def test_a_file_instead_of_the_directory_is_an_error(tmp_path):
     (tmp_path / "checkpoints").write_text("mine")
     with pytest.raises(ConfigError, match="expected a directory of checkpoints, found a file"):
         Checkpoints(tmp_path / "checkpoints", 2)
@@ -195,9 +196,9 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_older_stay(tmp_
     def no_room(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("lattec_jax.training.checkpoints.write_whole", no_room)
+    monkeypatch.setattr("lattec_jax.training.checkpoint_checksums.write_whole", no_room)
     with pytest.raises(TrainingError, match=r"step 4 cannot be written .*No space left.*step 2 is"):
-        save(tmp_path, (4,), keep=1)
+        save(tmp_path, (4,), max_to_keep=1)
     monkeypatch.undo()
     restore(tmp_path, 2)
 
@@ -229,45 +230,45 @@ def test_where_that_fails_the_checkpoint_is_not_complete(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, state_at(1))
 
 
-MARK = "_CHECKPOINT_METADATA"  # Orbax's, which has no sum
+METADATA = "_CHECKPOINT_METADATA"  # Orbax's, which has no checksum
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda mark: "[" * 100_000,
-        lambda mark: json.dumps([]),
-        lambda mark: json.dumps(mark | {"commit_timestamp_nsecs": 10**40}),
-        lambda mark: json.dumps(mark | {"init_timestamp_nsecs": 1.5}),
-        lambda mark: json.dumps(mark | {"item_handlers": {"state": 3}}),
-        lambda mark: json.dumps(mark | {"performance_metrics": {"x": 1}}),
+        lambda metadata: "[" * 100_000,
+        lambda metadata: json.dumps([]),
+        lambda metadata: json.dumps(metadata | {"commit_timestamp_nsecs": 10**40}),
+        lambda metadata: json.dumps(metadata | {"init_timestamp_nsecs": 1.5}),
+        lambda metadata: json.dumps(metadata | {"item_handlers": {"state": 3}}),
+        lambda metadata: json.dumps(metadata | {"performance_metrics": {"x": 1}}),
     ],
 )
-def test_a_step_whose_mark_by_orbax_is_damaged_is_set_aside(change, tmp_path):
+def test_a_step_with_damaged_orbax_metadata_is_set_aside(change, tmp_path):
     save(tmp_path, (1, 2))
-    mark = tmp_path / "2" / MARK
-    mark.write_text(change(json.loads(mark.read_text())))
+    metadata = tmp_path / "2" / METADATA
+    metadata.write_text(change(json.loads(metadata.read_text())))
     restore(tmp_path, 1)
     assert (tmp_path / "damaged-2").is_dir()
 
 
 def test_a_further_key_of_another_orbax_does_no_harm(tmp_path):
     save(tmp_path, (1, 2))
-    mark = tmp_path / "2" / MARK
-    mark.write_text(json.dumps(json.loads(mark.read_text()) | {"new": [1]}))
+    metadata = tmp_path / "2" / METADATA
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"new": [1]}))
     restore(tmp_path, 2)
 
 
 @pytest.mark.parametrize("name", ["_sharding", "_METADATA", "manifest.ocdbt"])
-def test_what_orbax_cannot_read_is_an_error_of_ours_whatever_the_sums_say(name, tmp_path):
+def test_what_orbax_cannot_read_is_an_error_of_ours_whatever_the_checksums(name, tmp_path):
     save(tmp_path, (1, 2))
     (tmp_path / "2" / "state" / name).write_text('{"a": 1}')
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(tmp_path / '2')}\n"
         for path in files_of(tmp_path / "2")
-        if path.name not in (SUMS, MARK)
+        if path.name not in (CHECKSUMS, METADATA)
     ]
-    (tmp_path / "2" / SUMS).write_text("".join(lines))
+    (tmp_path / "2" / CHECKSUMS).write_text("".join(lines))
     assert damage(tmp_path / "2") == ""
     with pytest.raises(WeightsError, match=r"checkpoint .*2 cannot be read \("):
         read(tmp_path, 2)
@@ -277,10 +278,10 @@ def test_what_orbax_cannot_read_is_an_error_of_ours_whatever_the_sums_say(name, 
 
 
 def test_a_checkpoint_that_a_killed_process_had_half_deleted_is_deleted(tmp_path):
-    save(tmp_path, (1, 2), keep=1)
+    save(tmp_path, (1, 2), max_to_keep=1)
     shutil.copytree(tmp_path / "2", tmp_path / "1")
-    (tmp_path / "1" / SUMS).unlink()
-    (tmp_path / "1" / MARK).unlink()
+    (tmp_path / "1" / CHECKSUMS).unlink()
+    (tmp_path / "1" / METADATA).unlink()
     with Checkpoints(tmp_path, 1) as checkpoints:
         state, _ = checkpoints.restore(state_at(0), MESH)
     assert int(state.step) == 2

@@ -66,7 +66,7 @@ def epochs_of(count: int, size: int, multiple: int, epochs: int) -> list[list[np
         count, size, 5, 0, np.zeros((count, 0), np.int32), 77, epoch_batch_multiple=multiple
     )
     steps = batches.steps_per_epoch
-    hosts = list(batches.iterate(0, epochs * steps))
+    hosts = [batches.at(step) for step in range(epochs * steps)]
     assert [host.ends_epoch for host in hosts] == ([False] * (steps - 1) + [True]) * epochs
     return [[h.images for h in hosts[e * steps : (e + 1) * steps]] for e in range(epochs)]
 

@@ -131,7 +131,7 @@ def train(
     before = jax.device_get(state)
     kinds = len(method.description_kinds)
     device_data = jax.device_put(world.device_data(kinds, whole), sharding.replicated(mesh))
-    for host in world.batches(batch_size, kinds, steps, mesh.size, whole).iterate(0, steps):
+    for host in map(world.batches(batch_size, kinds, steps, mesh.size, whole).at, range(steps)):
         batch = jax.device_put(on_device(host), sharding.replicated(mesh))
         state, metrics = step(state, device_data, batch, host.text_lengths)
         assert np.isfinite(float(metrics["loss"]))

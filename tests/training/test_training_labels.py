@@ -18,6 +18,7 @@ from lattec_jax import check_data
 from lattec_jax.methods import METHODS, make_method
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
+from lattec_jax.train import describe
 from lattec_jax.training import input_pipeline, prepare
 from tests.dummy import dummy_checkpoint
 from tests.runs import CLASSES, arguments, make_images
@@ -65,7 +66,7 @@ def prepared(tmp_path_factory, mesh) -> dict[str, Prepared]:
             dataset = check_data.check(config)
             method = make_method(config.method)
             found[name] = Prepared(
-                config, prepare.prepare_inputs(config, dataset, "", method, mesh)
+                config, prepare.prepare_inputs(config, dataset, "", method, mesh, describe)
             )
     return found
 

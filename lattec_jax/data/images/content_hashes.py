@@ -1,6 +1,6 @@
-"""The content of image files, as SHA-256, so that a description belongs to what was described.
+"""SHA-256 hashes of image files, which tell whether a description belongs to an image.
 
-Files are read once: hashes are kept beside the size and time of the file they were taken of, in
+Files are read once: hashes are stored with the size and modification time of their files in
 `<artifacts>/<dataset>/content.json`.
 """
 
@@ -10,38 +10,36 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from lattec_jax.data.prefetch import prefetch
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.files import write_whole
 
-READERS = 16  # threads: on a network disk the time goes into waiting
-UNREADABLE = ""  # stands for the hash of a file that cannot be opened
+THREADS = 16  # on a network disk they mostly wait
+UNREADABLE = ""  # replaces the hash of a file that cannot be read
 
-Entry = list  # [size in bytes, time of the last change in ns, SHA-256]
+Entry = list  # [size in bytes, modification time in ns, SHA-256]
 
 
 def content_path(config: ConfigDict) -> Path:
-    """Where the hashes of the configured data set are kept."""
+    """Return the file with the hashes of the configured data set."""
     return artifacts_dir(config) / "content.json"
 
 
 def content_hashes(paths: Sequence[str | os.PathLike[str]], cache: Path) -> list[str]:
-    """The SHA-256 of each file in hexadecimal, `UNREADABLE` where it cannot be read.
+    """Return the hexadecimal SHA-256 of each file, or `UNREADABLE`.
 
     Args:
-        paths: N image files.
-        cache: JSON file of what is known; added to. One that is damaged is made again.
+        cache: JSON file with known hashes, updated here. A damaged one is replaced.
     """
     known = _read(cache)
     names = [os.path.abspath(path) for path in paths]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = list(pool.map(lambda name: _entry(name, known.get(name)), names))
+    found = list(prefetch(lambda name: _entry(name, known.get(name)), names, threads=THREADS))
     new = {name: entry for name, entry in zip(names, found, strict=True) if entry}
     if any(known.get(name) != entry for name, entry in new.items()):
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -55,10 +53,10 @@ def _entry(name: str, known: Entry | None) -> Entry | None:
         size, time = status.st_size, status.st_mtime_ns
         if known is not None and known[:2] == [size, time]:
             return known
-        if size > safe_read.MAX_FILE_BYTES:  # `open_image` does not read it either
+        if size > safe_read.MAX_FILE_BYTES:  # `open_image` refuses it too
             return None
         with safe_read.open_regular(name) as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType]  # BinaryIO has `readinto`
     except OSError:
         return None
     return [size, time, digest]

@@ -1,17 +1,15 @@
-"""Images decoded once into two image caches of uint8 pixels, which are read as memory maps.
+"""Image caches: the decoded uint8 pixels of a split, read as memory maps.
 
-The evaluation image cache holds what `Preprocess.pixels` gives, `[N, S, S, 3]`: S·S·3 bytes an
-image (150,528 at 224). The training image cache holds whole images, `[N, H, W, 3]`, with their
-aspect kept, the long side bounded, zeros below and to the right, and their sizes beside them: H·W·3
-bytes an image, H and W being the largest height and width in the set (338,688 at most for a bound
-of 336).
+The evaluation image cache holds the result of `Preprocess.pixels`, `[N, S, S, 3]`: S·S·3 bytes per
+image (150,528 at 224). The training image cache holds uncropped images, `[N, H, W, 3]`, with their
+aspect ratio, a bounded long side, zero padding at the bottom and on the right, and their sizes:
+H·W·3 bytes per image, H and W being the largest height and width in the split (at most 338,688 for
+a bound of 336).
 
 An image cache is a directory `<kind>-<fingerprint>` with `pixels.npy`, `sizes.npy` (training only)
-and `index.json`. It is written under another name and moved into place when complete, so what
-carries the name is whole. The fingerprint covers the ids, the files' sizes and times, and the
-settings: when any of them changes another image cache is made, and the old directory may be deleted
-by hand. The files' headers are read first, because H and W must be known; then each file is decoded
-once.
+and `index.json`. The fingerprint covers the ids, the sizes and times of the files, and the
+settings: when any of them changes, another image cache is written, and the old directory may be
+deleted by hand.
 """
 
 from __future__ import annotations
@@ -20,158 +18,29 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import os
-import shutil
 import tokenize
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from PIL import Image
-from tqdm import tqdm
 
 from lattec_jax.data.datasets.dataset import Split
-from lattec_jax.data.images.ordered_map import in_order
-from lattec_jax.data.images.preprocess import (
-    Preprocess,
-    UnreadableImage,
-    image_errors,
-    image_size,
-    open_image,
+from lattec_jax.data.images.image_cache_writer import (
+    FORMAT,
+    evaluation_layout,
+    training_layout,
+    write_image_caches,
 )
-from lattec_jax.data.images.row_reader import RowReader
+from lattec_jax.data.images.parallel_reader import ParallelReader
+from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.errors import DataError, shortened
-from lattec_jax.runtime.files import partial_directory, remove_abandoned, replace_directory
-
-_FORMAT = "lattec_jax-image-cache-1"
-_LISTED = 10  # images that an error message names
-
-log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageCachePaths:
-    """The two image caches of a split, for `open_image_cache`."""
-
-    evaluation: Path
-    training: Path | None  # None for a split that is only evaluated
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageCache:
-    """An image cache on disk. Row i of every array belongs to `ids[i]`."""
-
-    ids: tuple[str, ...]
-    pixels: np.memmap  # [N, S, S, 3] or [N, H, W, 3] uint8
-    sizes: np.ndarray | None  # [N, 2] int32 (height, width); None in an evaluation image cache
-    failed: tuple[dict[str, str], ...]  # {"image": id, "reason": why it could not be read}
-
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        """`pixels[rows]` in memory, faster than the memory map gives them in random order."""
-        return self._reader(rows)
-
-    @functools.cached_property
-    def _reader(self) -> RowReader:
-        return RowReader(self.pixels)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Plan:
-    """One image cache that is to be made."""
-
-    path: Path
-    settings: dict[str, Any]  # what, beside the files, its pixels depend on
-    shape: tuple[int, int]  # height and width of a row
-    convert: Callable[[Image.Image], np.ndarray]  # image -> [h, w, 3] uint8, at most `shape`
-    sizes: bool  # whether the images' sizes are kept
-
-
-def make_image_caches(
-    split: Split,
-    directory: str | os.PathLike[str],
-    preprocess: Preprocess,
-    max_side: int | None,
-    max_unreadable_fraction: float = 0.01,
-) -> ImageCachePaths:
-    """Make what is missing of a split's evaluation and training image cache, decoding each file
-    once.
-
-    Images that cannot be read are left out of both and named with the reason in `index.json`.
-
-    Args:
-        split: the images.
-        directory: the image caches go below it.
-        preprocess: of the model; the evaluation image cache depends on it.
-        max_side: bound on the long side of training images in pixels, which are never enlarged;
-            0 for no bound; None for a split that is only evaluated and needs no training cache.
-        max_unreadable_fraction: share of unreadable images above which nothing is kept.
-
-    Returns:
-        The paths for `open_image_cache`. Both image caches have the same ids.
-
-    Raises:
-        DataError: more unreadable images than allowed (the message lists the first ten), none
-            that is readable, or too little space on the disk.
-    """
-    directory = Path(directory)
-    settings: dict[str, dict[str, Any]] = {"evaluation": {"preprocess": preprocess.to_dict()}}
-    if max_side is not None:
-        settings["training"] = {"max_side": max_side}
-    files = _digest_of_files(split)
-    paths = {kind: _store_path(directory, kind, settings[kind], files) for kind in settings}
-
-    def make(kinds: Iterable[str]) -> None:
-        plans = [_plan(paths[k], k, settings[k], split, preprocess) for k in kinds]
-        _make(split, directory, plans, max_unreadable_fraction)
-
-    remove_abandoned(directory)
-    missing = [kind for kind in paths if not paths[kind].is_dir()]
-    if missing:
-        make(missing)
-    indices = {path: _read_index(path) for path in paths.values()}
-    for path, index in indices.items():
-        _check_ids(path, index, split)
-    if len({tuple(index["ids"]) for index in indices.values()}) > 1:
-        make(paths)  # made at different times, and a file was unreadable at one of them
-    return ImageCachePaths(paths["evaluation"], paths.get("training"))
-
-
-def open_image_cache(directory: str | os.PathLike[str]) -> ImageCache:
-    """Open an image cache without reading its pixels.
-
-    Raises:
-        DataError: there is none, or it is damaged.
-    """
-    directory = Path(directory)
-    index = _read_index(directory)
-    ids = tuple(index["ids"])
-    try:
-        pixels = _map(directory / "pixels.npy", np.uint8, 4)
-        sizes = None
-        if (directory / "sizes.npy").exists():
-            sizes = np.array(_map(directory / "sizes.npy", np.int32, 2))
-        _check_arrays(index["settings"], pixels, sizes)
-    except _DAMAGED as error:
-        raise DataError(f"the image cache {directory} is damaged ({error}); {_REMAKE}") from error
-    rows = min(len(pixels), len(pixels) if sizes is None else len(sizes))
-    if rows < len(ids):
-        raise DataError(
-            f"the image cache {directory} is damaged: expected {len(ids)} rows, "
-            f"found {rows}; {_REMAKE}"
-        )
-    return ImageCache(
-        ids=ids, pixels=pixels[: len(ids)], sizes=sizes, failed=tuple(index["failed"])
-    )
-
+from lattec_jax.runtime.files import remove_abandoned
 
 _REMAKE = "delete the directory and run the command again"
-
-
-# What headers and settings that are damaged raise (found by damaging files at random).
+# What damaged headers and settings raise (found by damaging files at random).
 _DAMAGED = (
     OSError,
     ValueError,
@@ -186,13 +55,126 @@ _DAMAGED = (
 )
 
 
-def _map(path: Path, dtype: type, axes: int) -> np.ndarray:
-    """An array's memory map: nothing is allocated that the header may ask for."""
+@dataclasses.dataclass(frozen=True)
+class ImageCache:
+    """An open image cache. Entry i of every array belongs to `ids[i]`."""
+
+    ids: tuple[str, ...]
+    pixels: np.memmap  # [N, S, S, 3] or [N, H, W, 3] uint8
+    sizes: np.ndarray | None  # [N, 2] int32 (height, width); None in an evaluation image cache
+    failed: tuple[dict[str, str], ...]  # {"image": id, "reason": why it could not be read}
+
+    @property
+    def directory(self) -> Path:
+        """The directory of the cache; its name tells apart different files and settings."""
+        return Path(str(self.pixels.filename)).parent
+
+    def read(self, indices: np.ndarray) -> np.ndarray:
+        """Return `pixels[indices]` in memory, faster than the memory map in random order."""
+        return self._reader(indices)
+
+    @functools.cached_property
+    def _reader(self) -> ParallelReader:
+        return ParallelReader(self.pixels)
+
+
+class ImageCaches(NamedTuple):
+    """The image caches of a split, which hold the same images."""
+
+    evaluation: ImageCache
+    training: ImageCache | None  # None for a split that is only evaluated
+
+
+def open_image_caches(
+    split: Split,
+    directory: str | os.PathLike[str],
+    preprocess: Preprocess,
+    max_side: int | None,
+    max_unreadable_fraction: float = 0.01,
+) -> ImageCaches:
+    """Open the image caches of a split. Those that are missing are written first.
+
+    Unreadable images are left out of both and listed with the reason in `index.json`.
+
+    Args:
+        directory: parent directory of the image caches.
+        max_side: upper bound on the long side of training images in pixels (they are never
+            enlarged); 0 for no bound; None for a split that needs no training cache.
+        max_unreadable_fraction: with more unreadable images than this, nothing is written.
+
+    Raises:
+        DataError: more unreadable images than allowed (the message lists the first ten), no
+            readable image, too little disk space, or a damaged image cache.
+    """
+    directory = Path(directory)
+    settings: dict[str, dict[str, Any]] = {"evaluation": {"preprocess": preprocess.to_dict()}}
+    if max_side is not None:
+        settings["training"] = {"max_side": max_side}
+    files = _files_digest(split)
+    paths = {kind: _cache_path(directory, kind, settings[kind], files) for kind in settings}
+
+    def write(kinds: Iterable[str]) -> None:
+        layouts = {}
+        for kind in kinds:
+            if kind == "evaluation":
+                layouts[paths[kind]] = evaluation_layout(settings[kind], preprocess)
+            else:
+                layouts[paths[kind]] = training_layout(settings[kind], split)
+        write_image_caches(split, directory, layouts, max_unreadable_fraction)
+
+    remove_abandoned(directory)
+    if missing := [kind for kind, path in paths.items() if not path.is_dir()]:
+        write(missing)
+    caches = {kind: open_image_cache(path, split) for kind, path in paths.items()}
+    if len({cache.ids for cache in caches.values()}) > 1:
+        # They were written at different times, and a file was unreadable at one of them.
+        write(paths)
+        caches = {kind: open_image_cache(path, split) for kind, path in paths.items()}
+    return ImageCaches(caches["evaluation"], caches.get("training"))
+
+
+def open_image_cache(directory: str | os.PathLike[str], split: Split | None = None) -> ImageCache:
+    """Open one image cache without reading its pixels.
+
+    Args:
+        split: the images that it must hold; None: whatever it holds.
+
+    Raises:
+        DataError: it does not exist, is damaged, or is not of this split.
+    """
+    directory = Path(directory)
+    index = _read_index(directory)
+    ids, failed = tuple(index["ids"]), tuple(index["failed"])
+    if split is not None:
+        found = [*ids, *(entry["image"] for entry in failed)]
+        if sorted(found) != sorted(split.ids):
+            raise DataError(
+                f"the image cache {directory} is damaged: its index does not name the "
+                f"{len(split.ids)} images of the split; {_REMAKE}"
+            )
+    try:
+        pixels, sizes = _memory_map(directory / "pixels.npy", np.uint8, 4), None
+        if (directory / "sizes.npy").exists():
+            sizes = np.array(_memory_map(directory / "sizes.npy", np.int32, 2))
+        _check_arrays(index["settings"], pixels, sizes)
+    except _DAMAGED as error:
+        raise DataError(f"the image cache {directory} is damaged ({error}); {_REMAKE}") from error
+    count = len(pixels) if sizes is None else min(len(pixels), len(sizes))
+    if count < len(ids):
+        raise DataError(
+            f"the image cache {directory} is damaged: expected {len(ids)} images, found {count}; "
+            f"{_REMAKE}"
+        )
+    return ImageCache(ids, cast(np.memmap, pixels[: len(ids)]), sizes, failed)
+
+
+def _memory_map(path: Path, dtype: type, dimensions: int) -> np.memmap:
+    """Map an array into memory; nothing is allocated, whatever a damaged header asks for."""
     safe_read.open_regular(path).close()
     array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != axes:
+    if not isinstance(array, np.memmap) or array.dtype != dtype or array.ndim != dimensions:
         found = getattr(array, "dtype", type(array).__name__), getattr(array, "shape", "")
-        expected = f"{np.dtype(dtype)} with {axes} axes"
+        expected = f"{np.dtype(dtype)} with {dimensions} dimensions"
         raise ValueError(f"{path.name}: expected {expected}, found {' '.join(map(str, found))}")
     return array
 
@@ -200,7 +182,7 @@ def _map(path: Path, dtype: type, axes: int) -> np.ndarray:
 def _check_arrays(
     settings: Mapping[str, Any], pixels: np.ndarray, sizes: np.ndarray | None
 ) -> None:
-    """Raise ValueError where the arrays are not of an image cache with these settings."""
+    """Raise ValueError unless the arrays belong to an image cache with these settings."""
     height, width, channels = pixels.shape[1:]
     preprocess = settings.get("preprocess")
     expected = [height, width] if preprocess is None else preprocess["size"]
@@ -218,9 +200,9 @@ def _read_index(directory: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DataError(f"no readable image cache in {directory} ({error}); {_REMAKE}") from error
     found = index.get("format") if isinstance(index, dict) else type(index).__name__
-    if found != _FORMAT:
+    if found != FORMAT:
         raise DataError(
-            f"expected an image cache of format {_FORMAT} in {directory}, "
+            f"expected an image cache of format {FORMAT} in {directory}, "
             f"found {shortened(found)}; {_REMAKE}"
         )
     if not _is_index(index):
@@ -247,18 +229,8 @@ def _is_index(index: Mapping[str, Any]) -> bool:
     )
 
 
-def _check_ids(directory: Path, index: Mapping[str, Any], split: Split) -> None:
-    """Raise DataError for an index that does not name the split's images, each once."""
-    found = [*index["ids"], *(entry["image"] for entry in index["failed"])]
-    if sorted(found) != sorted(split.ids):
-        raise DataError(
-            f"the image cache {directory} is damaged: its index does not name the {len(split.ids)} "
-            f"images of the split; {_REMAKE}"
-        )
-
-
-def _digest_of_files(split: Split) -> str:
-    """Changes when an image is added, removed, renamed or written anew."""
+def _files_digest(split: Split) -> str:
+    """Return a digest that changes when an image is added, removed, renamed or modified."""
     digest = hashlib.sha256()
     for image, path in zip(split.ids, split.paths, strict=True):
         try:
@@ -270,183 +242,6 @@ def _digest_of_files(split: Split) -> str:
     return digest.hexdigest()
 
 
-def _store_path(directory: Path, kind: str, settings: dict[str, Any], files: str) -> Path:
-    text = json.dumps([_FORMAT, kind, settings, files], sort_keys=True)
+def _cache_path(directory: Path, kind: str, settings: dict[str, Any], files: str) -> Path:
+    text = json.dumps([FORMAT, kind, settings, files], sort_keys=True)
     return directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def _plan(
-    path: Path,
-    kind: str,
-    settings: dict[str, Any],
-    split: Split,
-    preprocess: Preprocess,
-) -> _Plan:
-    """How to make an image cache of this kind; for a training image cache the files' headers are
-    read."""
-    if kind == "evaluation":
-        return _Plan(path, settings, preprocess.size, preprocess.pixels, sizes=False)
-    shape = _largest(split, settings["max_side"])
-    convert = functools.partial(_whole, max_side=settings["max_side"], shape=shape)
-    return _Plan(path, settings, shape, convert, sizes=True)
-
-
-def _make(
-    split: Split, directory: Path, plans: Sequence[_Plan], max_unreadable_fraction: float
-) -> None:
-    """Make image caches in one pass and put them in the place of what is there."""
-    directory.mkdir(parents=True, exist_ok=True)
-    _check_space(directory, plans, len(split.ids))
-    with partial_directory(plans[0].path) as partial:
-        made = partial / "made"
-        try:
-            failed = _write(split, plans, made)
-        except OSError as error:
-            raise DataError(
-                f"the image caches cannot be written to {directory}: {error.strerror}; "
-                "make room, or set --config.artifacts to another disk, and repeat the command"
-            ) from error
-        _check_failed(failed, len(split.ids), max_unreadable_fraction)
-        for plan in plans:
-            replace_directory(made / plan.path.name, plan.path)
-
-
-def _write(split: Split, plans: Sequence[_Plan], made: Path) -> list[dict[str, str]]:
-    """Decode every image and write the image caches below `made`. Returns what could not be
-    read."""
-    total = len(split.ids)
-    sizes = np.zeros((total, 2), np.int32)
-    ids, failed = [], []
-    decode = functools.partial(_decode, converts=[plan.convert for plan in plans])
-    with ExitStack() as stack:
-        files = [stack.enter_context(_begin(made / plan.path.name, plan, total)) for plan in plans]
-        results = stack.enter_context(closing(in_order(decode, split.paths)))
-        bar = tqdm(results, total=total, desc="decoding images", unit="image", mininterval=0.5)
-        for image, result in zip(split.ids, bar, strict=True):
-            if isinstance(result, UnreadableImage):
-                failed.append({"image": image, "reason": result.reason})
-                continue
-            for file, values, plan in zip(files, result, plans, strict=True):
-                height, width = values.shape[:2]
-                if plan.sizes:
-                    sizes[len(ids)] = height, width
-                file.write(_filled(values, plan.shape).data)
-            ids.append(image)
-        for file, plan in zip(files, plans, strict=True):
-            # Zeros in the place of what could not be read: the header counts all.
-            left = total - len(ids)
-            file.truncate(file.tell() + left * plan.shape[0] * plan.shape[1] * 3)
-            os.fsync(file.fileno())  # before the index can say that the rows are there
-    for plan in plans:
-        cache = made / plan.path.name
-        if plan.sizes:
-            np.save(cache / "sizes.npy", sizes[: len(ids)], allow_pickle=False)
-        index = {"format": _FORMAT, "settings": plan.settings, "ids": ids, "failed": failed}
-        (cache / "index.json").write_text(json.dumps(index), encoding="utf-8")
-    return failed
-
-
-def _begin(cache: Path, plan: _Plan, total: int) -> BinaryIO:
-    """The file of an image cache's pixels, with a header for `total` rows. Written as a stream:
-    writing lets other threads run, which copying into a memory map does not."""
-    cache.mkdir(parents=True)
-    file = open(cache / "pixels.npy", "wb")  # noqa: SIM115
-    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *plan.shape, 3)}
-    np.lib.format.write_array_header_1_0(file, header)
-    return file
-
-
-def _filled(values: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """`[H, W, 3]` contiguous, with zeros below and to the right of a smaller image."""
-    if values.shape[:2] == shape:
-        return np.ascontiguousarray(values)
-    row = np.zeros((*shape, 3), np.uint8)
-    row[: values.shape[0], : values.shape[1]] = values
-    return row
-
-
-def _decode(
-    path: Path, converts: Sequence[Callable[[Image.Image], np.ndarray]]
-) -> list[np.ndarray] | UnreadableImage:
-    """One image's pixels for each cache."""
-    try:
-        image = open_image(path)
-        with image_errors(path):
-            return [convert(image) for convert in converts]
-    except UnreadableImage as error:
-        return error
-
-
-def _whole(image: Image.Image, max_side: int, shape: tuple[int, int]) -> np.ndarray:
-    """The whole image as `[h, w, 3]` uint8, bounded by bicubic filtering with antialias."""
-    height, width = _bounded(image.size, max_side)
-    if height > shape[0] or width > shape[1]:  # larger than its header said
-        factor = min(shape[0] / height, shape[1] / width)
-        height, width = max(1, int(height * factor)), max(1, int(width * factor))
-    image = image.convert("RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
-def _bounded(size: tuple[int, int], max_side: int) -> tuple[int, int]:
-    """(height, width) of an image of size (width, height) when its long side is bounded."""
-    width, height = size
-    factor = min(1.0, max_side / max(size)) if max_side else 1.0
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def _largest(split: Split, max_side: int) -> tuple[int, int]:
-    """The largest bounded height and width in the split, from the files' headers."""
-    height = width = 1
-    with closing(in_order(_header_size, split.paths)) as results:
-        total = len(split.paths)
-        for size in tqdm(results, total=total, desc="reading headers", unit="image", leave=False):
-            if size is not None:
-                bounded = _bounded(size, max_side)
-                height, width = max(height, bounded[0]), max(width, bounded[1])
-    return height, width
-
-
-def _header_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) as the header states it; None where decoding will fail as well."""
-    try:
-        size = image_size(path)
-    except UnreadableImage:
-        return None
-    return size if min(size) > 0 else None
-
-
-def _check_space(directory: Path, plans: Sequence[_Plan], count: int) -> None:
-    """Ask first: a disk that fills up half-way would cost the work of decoding."""
-    needed = sum(count * plan.shape[0] * plan.shape[1] * 3 for plan in plans)
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise DataError(
-            f"the image caches of {count} images need {needed / 1e9:.1f} GB, found "
-            f"{free / 1e9:.1f} GB free in {directory}; make room, set "
-            "--config.artifacts to another disk, or lower --config.image_cache.max_side"
-        )
-
-
-def _check_failed(
-    failed: Sequence[dict[str, str]], total: int, max_unreadable_fraction: float
-) -> None:
-    if not failed:
-        return
-    if len(failed) <= max_unreadable_fraction * total and len(failed) < total:
-        first = failed[0]
-        log.warning(
-            "%d of %d images cannot be read and are left out; the first: %s (%s). "
-            "index.json in the image cache names them all",
-            *(len(failed), total, first["image"], first["reason"]),
-        )
-        return
-    lines = [f"\n  {entry['image']}: {entry['reason']}" for entry in failed[:_LISTED]]
-    more = f"\n  and {len(failed) - _LISTED} more" if len(failed) > _LISTED else ""
-    raise DataError(
-        f"{len(failed)} of {total} images cannot be read ({len(failed) / total:.1%}); "
-        f"config.image_cache.max_unreadable_fraction allows "
-        f"{max_unreadable_fraction:.1%}. Repair or remove them, or raise "
-        f"--config.image_cache.max_unreadable_fraction:{''.join(lines)}{more}"
-    )

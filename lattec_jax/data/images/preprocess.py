@@ -1,9 +1,9 @@
-"""From an image file to the pixels that the image tower is evaluated on.
+"""Preprocessing of images for evaluation: from an image file to the pixels of the image tower.
 
-`Preprocess.pixels` does what `open_clip.image_transform(..., is_train=False)` does before ToTensor
-and Normalize, operation by operation and to the pixel, with Pillow alone: the image is resized
-and cropped in its own mode and turned into RGB only then. The order is visible in the result:
-palette images are resized by nearest neighbor and transparent ones with premultiplied alpha.
+`Preprocess.pixels` gives exactly the pixels of `open_clip.image_transform(..., is_train=False)`
+before ToTensor and Normalize, with Pillow alone: the image is resized and cropped in its original
+mode and converted to RGB afterwards. The order matters: palette images are resized with nearest
+neighbor, transparent images with premultiplied alpha.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from lattec_jax.runtime.errors import DataError, WeightsError
 from lattec_jax.runtime.safe_read import MAX_FILE_BYTES, open_regular
 from lattec_jax.runtime.validation import STRICT, STRICT_OPEN, validate
 
-# Only these decoders are tried, whatever a file calls itself: others (EPS) start programs.
+# Only these decoders are used, whatever the file name: some others (EPS) start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
-_READ_AT_ONCE = 2**26  # bytes of a file, at most
+_READ_AT_ONCE = 2**26  # bytes; smaller files are read with one call
 ResizeMode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 _Side = Annotated[int, Interval(ge=1, le=2**14)]
@@ -37,7 +37,8 @@ _Positive = Annotated[float, Gt(0)]
 _Triple = tuple[float, float, float]
 
 # What Pillow raises on damaged files: the documented OSError (UnidentifiedImageError is one) and
-# DecompressionBombError, and what its decoders let through (found by damaging files at random).
+# DecompressionBombError, and errors that its decoders do not convert (found by damaging files at
+# random).
 _DAMAGED = (
     OSError,
     SyntaxError,
@@ -48,7 +49,7 @@ _DAMAGED = (
     zlib.error,
     MemoryError,
     Image.DecompressionBombError,
-    Image.DecompressionBombWarning,  # an error only where warnings are made errors
+    Image.DecompressionBombWarning,  # raised only if warnings are errors
 )
 
 
@@ -62,7 +63,7 @@ class UnreadableImage(DataError):
 
 @contextmanager
 def image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turn what Pillow raises on a damaged file into `UnreadableImage`."""
+    """Convert what Pillow raises on a damaged file into `UnreadableImage`."""
     try:
         yield
     except UnidentifiedImageError as error:
@@ -75,13 +76,11 @@ def image_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def open_image(path: str | os.PathLike[str]) -> Image.Image:
-    """Open and decode an image as `PIL.Image.open` gives it to users of open_clip.
-
-    That is: in its own mode, the first frame, and without applying the EXIF orientation (except to
-    TIFF, where Pillow itself applies it).
+    """Open and decode an image as open_clip does with `PIL.Image.open`: in its original mode, only
+    the first frame, without applying the EXIF orientation (except to TIFF, where Pillow does it).
 
     Raises:
-        UnreadableImage: the file is missing, damaged, not an image, or far too large.
+        UnreadableImage: the file is missing, damaged, not an image, or too large.
     """
     with image_errors(path), _opened(path) as image:
         if 0 in image.size:
@@ -91,7 +90,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return (width, height) as the header of an image states them.
+    """Return (width, height) from the header of an image file.
 
     Raises:
         UnreadableImage: see `open_image`.
@@ -108,7 +107,7 @@ def _opened(path: str | os.PathLike[str], header_only: bool = False) -> Iterator
             raise ValueError(f"the file has {size:,} bytes, more than {MAX_FILE_BYTES:,}")
         content: BinaryIO = file
         if not header_only and size <= _READ_AT_ONCE:
-            # Pillow reads in small pieces, and threads queue for each.
+            # Pillow reads in small parts, and threads would wait for Python's lock at each.
             content = io.BytesIO(file.read(size))
         with Image.open(content, formats=FORMATS) as image:
             yield image
@@ -116,7 +115,7 @@ def _opened(path: str | os.PathLike[str], header_only: bool = False) -> Iterator
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-    """How a model wants its images. `size` is (height, width); mean and deviation are of RGB."""
+    """Preprocessing of a model. `size` is (height, width); `mean` and `std` are per RGB channel."""
 
     __pydantic_config__ = STRICT
 
@@ -128,35 +127,35 @@ class Preprocess:
     fill_color: Annotated[int, Interval(ge=0, le=255)] = 0  # of the borders that "longest" adds
 
     def pixels(self, image: Image.Image) -> np.ndarray:
-        """The `[H, W, 3]` uint8 pixels of one image, before normalization.
+        """Return the `[H, W, 3]` uint8 pixels of an image, before normalization.
 
-        Where open_clip fails because a very thin image would shrink to nothing ("longest"), the
-        thin side is one pixel here.
+        With "longest", open_clip fails if the short side of a very thin image would shrink to zero;
+        here it is one pixel.
         """
         height, width = self.size
         filter_ = INTERPOLATIONS[self.interpolation]
         if self.resize_mode == "squash":
             image = _resize(image, height, width, filter_)
         elif self.resize_mode == "longest":
-            image = _resize(image, *_kept_ratio(image, self.size, max), filter_)
+            image = _resize(image, *_same_ratio(image, self.size, max), filter_)
             image = _center(image, height, width, self.fill_color)
         elif height == width:
             image = _resize(image, *_shortest_side(image, height), filter_)
             image = _center(image, height, width, 0)
         else:
-            # open_clip does not pass the interpolation on here: always bicubic.
-            fitted = _kept_ratio(image, self.size, min)
+            # open_clip ignores the interpolation here and always uses bicubic.
+            fitted = _same_ratio(image, self.size, min)
             image = _resize(image, *fitted, Image.Resampling.BICUBIC)
             image = _center(image, height, width, 0)
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy; `from_dict` reads it back."""
+        """Return the fields as JSON values; `from_dict` is the inverse."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "the preprocessing configuration") -> Preprocess:
-        """Read what `to_dict` wrote.
+        """Create from the result of `to_dict`.
 
         Raises:
             WeightsError: keys are missing or unknown, or values are out of range.
@@ -171,23 +170,23 @@ class Preprocess:
         image_size: int | tuple[int, int],
         where: str = "preprocess_cfg",
     ) -> Preprocess:
-        """Read open_clip's `preprocess_cfg`; keys that it lacks get open_clip's defaults.
+        """Create from open_clip's `preprocess_cfg`; missing keys get open_clip's defaults.
 
         Args:
-            preprocess_cfg: of the pretrained tag or of `open_clip_config.json`.
-            image_size: the image tower's, which overrides a `size` in the configuration as in
-                open_clip.
-            where: of the configuration, for messages.
+            preprocess_cfg: from a pretrained tag or from `open_clip_config.json`.
+            image_size: of the image tower; it overrides `size`, as in open_clip.
+            where: name of the configuration, for messages.
 
         Raises:
-            WeightsError: a value is not one that is implemented.
+            WeightsError: a value is not implemented.
         """
         given = {key: value for key, value in preprocess_cfg.items() if value is not None}
         advice = "choose weights of one of open_clip's models, or correct the configuration"
         read = validate(_OpenClipPreprocess, given, where, WeightsError, advice)
+        height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
         mean, std = (v if isinstance(v, tuple) else (v, v, v) for v in (read.mean, read.std))
         return cls(
-            size=(image_size, image_size) if isinstance(image_size, int) else tuple(image_size),
+            size=(height, width),
             mean=mean,
             std=std,
             # open_clip evaluates a model trained with "random" interpolation with bicubic.
@@ -199,7 +198,7 @@ class Preprocess:
 
 @dataclasses.dataclass(frozen=True)
 class _OpenClipPreprocess:
-    """What is read of open_clip's `preprocess_cfg`, with its defaults."""
+    """The used keys of open_clip's `preprocess_cfg`, with its defaults."""
 
     __pydantic_config__ = STRICT_OPEN
     mode: Literal["RGB"] = "RGB"
@@ -211,28 +210,28 @@ class _OpenClipPreprocess:
 
 
 def _resize(image: Image.Image, height: int, width: int, filter_: int) -> Image.Image:
-    """Pillow's antialiased resize; an image that has the size already is left alone."""
+    """Resize with antialiasing, unless the image has this size already."""
     if image.size == (width, height):
         return image
     return image.resize((width, height), filter_)
 
 
 def _shortest_side(image: Image.Image, side: int) -> tuple[int, int]:
-    """(height, width) with the shortest side equal to `side`; the other is rounded down."""
+    """(height, width) with the shortest side equal to `side`; the other side is rounded down."""
     width, height = image.size
     if width <= height:
         return int(side * height / width), side
     return side, int(side * width / height)
 
 
-def _kept_ratio(image: Image.Image, size: tuple[int, int], choose: Any) -> tuple[int, int]:
-    """(height, width) at which the image fits into (`max`) or covers (`min`) `size`."""
+def _same_ratio(image: Image.Image, size: tuple[int, int], choose: Any) -> tuple[int, int]:
+    """(height, width) that fits into (`choose=max`) or covers (`min`) `size`."""
     ratio = choose(image.height / size[0], image.width / size[1])
     return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
 
 
 def _center(image: Image.Image, height: int, width: int, fill: int) -> Image.Image:
-    """Cut out the center; where the image is smaller, first add borders of color `fill`."""
+    """Crop the center, after padding a smaller image with the color `fill`."""
     if image.size == (width, height):
         return image
     missing_x, missing_y = max(0, width - image.width), max(0, height - image.height)

@@ -79,10 +79,10 @@ def test_images_that_are_no_regular_files_are_unreadable(make, folder):
             read(folder / "a" / "special.png")
     train = folder_of(folder, "--config.dataset.held_out_fraction=0").train
     assert "a/special.png" in train.ids
-    paths = image_cache.make_image_caches(
+    caches = image_cache.open_image_caches(
         train, folder.parent / "image_caches", PREPROCESS, 8, max_unreadable_fraction=0.2
     )
-    failed = image_cache.open_image_cache(paths.training).failed
+    failed = caches.training.failed
     assert [entry["image"] for entry in failed] == ["a/special.png"]
     assert content_hashes([folder / "a" / "special.png"], folder.parent / "c.json") == [UNREADABLE]
 
@@ -167,34 +167,30 @@ def test_a_deep_content_cache_is_made_again(folder, tmp_path):
 )
 def test_an_index_with_wrong_types_or_ids_is_damaged(change, says, folder, tmp_path):
     split = folder_of(folder, "--config.dataset.held_out_fraction=0").train
-    path = (
-        image_cache.make_image_caches(split, tmp_path / "image_caches", PREPROCESS, None).evaluation
-        / "index.json"
-    )
+    caches = image_cache.open_image_caches(split, tmp_path / "image_caches", PREPROCESS, None)
+    path = caches.evaluation.directory / "index.json"
     path.write_text(json.dumps(change(json.loads(path.read_text()))))
     with pytest.raises(DataError, match=says):
-        paths = image_cache.make_image_caches(split, tmp_path / "image_caches", PREPROCESS, None)
-        image_cache.open_image_cache(paths.evaluation)
+        image_cache.open_image_caches(split, tmp_path / "image_caches", PREPROCESS, None)
 
 
 def test_an_array_header_that_asks_for_much_is_damaged(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     split = Split(("a.png",), (tmp_path / "a.png",), None)
-    paths = image_cache.make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 8)
+    caches = image_cache.open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 8)
+    training = caches.training.directory
     for array, old, new in (
         ("sizes.npy", b"(1, 2)", b"(999999999999, 2)"),
         ("sizes.npy", b"<i4", b"<f4"),
         ("pixels.npy", b"(1, 8, 8, 3)", b"(1, 3, 8, 8)"),
         ("pixels.npy", b"'shape'", b"'shape"),
     ):
-        content = (paths.training / array).read_bytes()
+        content = (training / array).read_bytes()
         header = content[:128].replace(old, new)
-        (paths.training / array).write_bytes(
-            header[: 127 + len(new) - len(old)][:128] + content[128:]
-        )
+        (training / array).write_bytes(header[: 127 + len(new) - len(old)][:128] + content[128:])
         with pytest.raises(DataError, match="is damaged"):
-            image_cache.open_image_cache(paths.training)
-        (paths.training / array).write_bytes(content)
+            image_cache.open_image_cache(training)
+        (training / array).write_bytes(content)
 
 
 def test_texts_of_descriptions_are_valid_unicode_and_ids_stay(tmp_path):

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from lattec_jax.data.datasets.dataset import Split
-from lattec_jax.data.images import image_cache
-from lattec_jax.data.images.image_cache import make_image_caches, open_image_cache
+from lattec_jax.data.images import image_cache_writer
+from lattec_jax.data.images.image_cache import open_image_cache, open_image_caches
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import partial_directory, temporary
@@ -45,8 +45,9 @@ def left_overs(directory: Path) -> list[str]:
 
 
 def test_contents(split, tmp_path):
-    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=32)
-    evaluation, training = open_image_cache(paths.evaluation), open_image_cache(paths.training)
+    evaluation, training = open_image_caches(
+        split, tmp_path / "image_caches", PREPROCESS, max_side=32
+    )
     assert evaluation.ids == training.ids == split.ids
     assert isinstance(evaluation.pixels, np.memmap) and evaluation.sizes is None
     assert evaluation.pixels.shape == (5, 16, 16, 3)
@@ -66,69 +67,66 @@ def test_contents(split, tmp_path):
 
 
 def test_without_bound_and_without_training_store(split, tmp_path):
-    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=0)
-    training = open_image_cache(paths.training)
+    training = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=0).training
     assert training.pixels.shape == (5, 64, 64, 3)
     np.testing.assert_array_equal(training.sizes[:, ::-1], SIZES)
-    assert make_image_caches(split, tmp_path / "other", PREPROCESS, max_side=None).training is None
+    assert open_image_caches(split, tmp_path / "other", PREPROCESS, max_side=None).training is None
     assert len(list((tmp_path / "other").iterdir())) == 1
 
 
 def test_rows_are_as_tight_as_the_images(tmp_path):
     split = write_images(tmp_path / "images", [(40, 20), (60, 31)])
-    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=50)
-    assert open_image_cache(paths.training).pixels.shape == (2, 26, 50, 3)
+    caches = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=50)
+    assert caches.training.pixels.shape == (2, 26, 50, 3)
 
 
-def test_each_file_is_decoded_once_and_stores_are_reused(split, tmp_path, monkeypatch):
+def test_each_file_is_decoded_once_and_caches_are_reused(split, tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        image_cache,
+        image_cache_writer,
         "open_image",
-        lambda path, real=image_cache.open_image: (decoded.append(path), real(path))[1],
+        lambda path, real=image_cache_writer.open_image: (decoded.append(path), real(path))[1],
     )
-    first = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=32)
+
+    def directories(split: Split, preprocess: Preprocess, max_side: int) -> tuple[Path, Path]:
+        caches = open_image_caches(split, tmp_path / "image_caches", preprocess, max_side)
+        return caches.evaluation.directory, caches.training.directory
+
+    evaluation, training = directories(split, PREPROCESS, 32)
     assert sorted(decoded) == sorted(split.paths)
-    assert make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=32) == first
+    assert directories(split, PREPROCESS, 32) == (evaluation, training)
     assert len(decoded) == 5
     # Another model shares the training cache.
     wide = Preprocess(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
-    other = make_image_caches(split, tmp_path / "image_caches", wide, max_side=32)
-    assert other.training == first.training and other.evaluation != first.evaluation
-    # An image written anew, another bound, and one image less make new image caches.
+    other = directories(split, wide, 32)
+    assert other[1] == training and other[0] != evaluation
+    # An image that was modified, another bound, and one image less make new image caches.
     Image.new("RGB", (9, 9)).save(split.paths[0])
-    changed = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=32)
-    assert changed.training != first.training and changed.evaluation != first.evaluation
-    assert open_image_cache(changed.training).sizes[0].tolist() == [9, 9]
-    assert (
-        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 31).training
-        != changed.training
-    )
+    changed = directories(split, PREPROCESS, 32)
+    assert changed[1] != training and changed[0] != evaluation
+    assert open_image_cache(changed[1]).sizes[0].tolist() == [9, 9]
+    assert directories(split, PREPROCESS, 31)[1] != changed[1]
     fewer = Split(split.ids[1:], split.paths[1:], None)
-    assert (
-        make_image_caches(fewer, tmp_path / "image_caches", PREPROCESS, 32).training
-        != changed.training
-    )
+    assert directories(fewer, PREPROCESS, 32)[1] != changed[1]
 
 
 def test_unreadable_images_are_left_out_and_named(split, tmp_path, caplog):
     split.paths[1].write_bytes(split.paths[1].read_bytes()[:200])
     split.paths[4].write_text("no image")
     split.paths[2].unlink()
-    paths = make_image_caches(
+    caches = open_image_caches(
         split, tmp_path / "image_caches", PREPROCESS, 32, max_unreadable_fraction=0.6
     )
-    for path in (paths.evaluation, paths.training):
-        opened = open_image_cache(path)
+    for opened in caches:
         assert opened.ids == ("0.png", "3.png")
         assert len(opened.pixels) == 2
         reasons = {entry["image"]: entry["reason"] for entry in opened.failed}
         assert list(reasons) == ["1.png", "2.png", "4.png"]
         assert "not an image" in reasons["4.png"] and "No such file" in reasons["2.png"]
     np.testing.assert_array_equal(
-        open_image_cache(paths.evaluation).pixels[1], PREPROCESS.pixels(Image.open(split.paths[3]))
+        caches.evaluation.pixels[1], PREPROCESS.pixels(Image.open(split.paths[3]))
     )
-    assert open_image_cache(paths.training).sizes.tolist() == [[16, 32], [32, 32]]
+    assert caches.training.sizes.tolist() == [[16, 32], [32, 32]]
     assert "3 of 5 images cannot be read" in caplog.text
 
 
@@ -137,7 +135,7 @@ def test_too_many_unreadable_images(tmp_path):
     for path in split.paths[:12]:
         path.write_text("no image")
     with pytest.raises(DataError, match=r"12 of 20 images.*60\.0%.*allows 1\.0%") as caught:
-        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+        open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
     message = str(caught.value)
     assert all(f"\n  {number}.png: " in message for number in range(10))
     assert "11.png" not in message and "and 2 more" in message
@@ -148,7 +146,7 @@ def test_no_readable_image_is_refused_whatever_is_allowed(tmp_path):
     split = write_images(tmp_path / "images", [(5, 5)])
     split.paths[0].write_text("no image")
     with pytest.raises(DataError, match="1 of 1 images"):
-        make_image_caches(
+        open_image_caches(
             split, tmp_path / "image_caches", PREPROCESS, 32, max_unreadable_fraction=1.0
         )
 
@@ -158,71 +156,67 @@ def test_both_stores_have_the_same_images(split, tmp_path):
     content, status = split.paths[0].read_bytes(), split.paths[0].stat()
     split.paths[0].write_bytes(b"x" * len(content))
     os.utime(split.paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
-    make_image_caches(
+    open_image_caches(
         split, tmp_path / "image_caches", PREPROCESS, None, max_unreadable_fraction=0.5
     )
     split.paths[0].write_bytes(content)
     os.utime(split.paths[0], ns=(status.st_atime_ns, status.st_mtime_ns))
-    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
-    assert (
-        open_image_cache(paths.evaluation).ids == open_image_cache(paths.training).ids == split.ids
-    )
+    caches = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    assert caches.evaluation.ids == caches.training.ids == split.ids
     assert not left_overs(tmp_path / "image_caches")
 
 
 def test_a_image_larger_than_its_header(split, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_cache, "_header_size", lambda path: (10, 5))
-    training = open_image_cache(
-        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32).training
-    )
+    monkeypatch.setattr(image_cache_writer, "_header_size", lambda path: (10, 5))
+    training = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32).training
     assert training.pixels.shape == (5, 5, 10, 3)
     assert training.sizes.tolist() == [[5, 10], [5, 2], [5, 6], [5, 5], [3, 10]]
 
 
 def test_disk_too_small(split, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(image_cache.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(image_cache_writer.shutil, "disk_usage", lambda path: usage)
     with pytest.raises(DataError, match=r"need .* GB, found 0\.0 GB free"):
-        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+        open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
 
 
 def test_interrupt_leaves_nothing(split, tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_cache, "open_image", interrupt)
+    monkeypatch.setattr(image_cache_writer, "open_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+        open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
     assert not list((tmp_path / "image_caches").iterdir())
 
 
 def test_abandoned_partial_stores_are_removed_also_beside_whole_ones(split, tmp_path):
-    make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
     abandoned = temporary(tmp_path / "image_caches" / "evaluation-0", "0" * 16)
     abandoned.mkdir()
     (abandoned / "pixels.npy").write_bytes(b"x")
     with partial_directory(tmp_path / "image_caches" / "training-0") as being_written:
-        make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+        open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
         assert left_overs(tmp_path / "image_caches") == [being_written.name]
 
 
 MAKE = """
 import sys
 from pathlib import Path
-from lattec_jax.data.images import image_cache
+from lattec_jax.data.images import image_cache, image_cache_writer
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.images.preprocess import Preprocess
 images, target = Path(sys.argv[1]), sys.argv[2]
-opened = image_cache.open_image
+opened = image_cache_writer.open_image
 def waiting(path):
     print(path, flush=True)
     sys.stdin.read()  # until it is closed
     return opened(path)
-image_cache.open_image = waiting
+image_cache_writer.open_image = waiting
 paths = sorted(images.iterdir())
 split = Split(tuple(p.name for p in paths), tuple(paths), None)
 preprocess = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
-image_cache.make_image_caches(split, target, preprocess, 32)
+image_cache.open_image_caches(split, target, preprocess, 32)
 """
 
 
@@ -248,8 +242,8 @@ def test_killed_runs_leave_no_store(split, tmp_path, ending):
     assert caches == []
     if ending == signal.SIGINT:
         assert not left_overs(tmp_path / "image_caches")
-    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
-    assert open_image_cache(paths.evaluation).ids == split.ids
+    caches = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    assert caches.evaluation.ids == split.ids
     assert not left_overs(tmp_path / "image_caches")
 
 
@@ -261,22 +255,23 @@ def test_two_processes_at_once(split, tmp_path):
         _, errors = process.communicate(timeout=300)
         assert process.returncode == 0, errors.decode()
     assert len(list((tmp_path / "image_caches").iterdir())) == 2
-    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
-    assert open_image_cache(paths.training).ids == split.ids
+    caches = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    assert caches.training.ids == split.ids
 
 
 def test_damaged_stores_are_refused(split, tmp_path):
-    paths = make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    caches = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
+    evaluation, training = (cache.directory for cache in caches)
     with pytest.raises(DataError, match="no readable image cache"):
         open_image_cache(tmp_path)
-    pixels = paths.evaluation / "pixels.npy"
+    pixels = evaluation / "pixels.npy"
     pixels.write_bytes(pixels.read_bytes()[:-100])
     with pytest.raises(DataError, match="damaged"):
-        open_image_cache(paths.evaluation)
+        open_image_cache(evaluation)
     np.save(pixels, np.zeros((2, 16, 16, 3), np.uint8))
-    with pytest.raises(DataError, match="expected 5 rows, found 2"):
-        open_image_cache(paths.evaluation)
-    index = paths.training / "index.json"
+    with pytest.raises(DataError, match="expected 5 images, found 2"):
+        open_image_cache(evaluation)
+    index = training / "index.json"
     index.write_text(json.dumps({**json.loads(index.read_text()), "format": "other"}))
     with pytest.raises(DataError, match="found 'other'"):
-        open_image_cache(paths.training)
+        open_image_cache(training)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from lattec_jax.data.images.image_cache import make_image_caches, open_image_cache
+from lattec_jax.data.images.image_cache import open_image_caches
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime.errors import DataError
 from tests.data.datasets.test_folder import load
@@ -69,10 +69,8 @@ def test_a_folder_of_odd_images(tmp_path, image_transform):
     split = load(root, train="", test="", held_out_fraction=0.0, class_names=names).train
     preprocess = Preprocess(size=(24, 24), mean=MEAN, std=MEAN)
     with pytest.raises(DataError, match=r"config\.image_cache\.max_unreadable_fraction"):
-        make_image_caches(split, tmp_path / "image_caches", preprocess, 60)
-    cache = open_image_cache(
-        make_image_caches(split, tmp_path / "image_caches", preprocess, 60, 0.2).evaluation
-    )
+        open_image_caches(split, tmp_path / "image_caches", preprocess, 60)
+    cache = open_image_caches(split, tmp_path / "image_caches", preprocess, 60, 0.2).evaluation
     assert len(cache.ids) == readable
     left_out = {entry["image"]: entry["reason"] for entry in cache.failed}
     assert left_out.keys() - {"dangling.png"} == UNREADABLE.keys()

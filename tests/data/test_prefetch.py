@@ -1,4 +1,4 @@
-"""`in_order`: order, errors, few results held, threads as many as gain something."""
+"""`prefetch`: order, errors, a bounded number of results, as many threads as are useful."""
 
 import itertools
 import threading
@@ -7,16 +7,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from lattec_jax.data.images import ordered_map
-from lattec_jax.data.images.ordered_map import FEWEST, in_order
+from lattec_jax.data import prefetch as module
+from lattec_jax.data.prefetch import MIN_THREADS, prefetch
 
 
 def test_the_order_is_that_of_the_items_whichever_is_done_first():
     delays = [0.004, 0.001, 0.003, 0.002] * 20
-    found = list(in_order(lambda item: (time.sleep(item[1]), item)[1], enumerate(delays)))
+    found = list(prefetch(lambda item: (time.sleep(item[1]), item)[1], enumerate(delays)))
     assert found == list(enumerate(delays))
-    assert list(in_order(str, [])) == []
-    assert list(in_order(str, [7])) == ["7"]
+    assert list(prefetch(str, [])) == []
+    assert list(prefetch(str, [7])) == ["7"]
 
 
 def test_few_results_are_held_at_once(monkeypatch):
@@ -31,7 +31,7 @@ def test_few_results_are_held_at_once(monkeypatch):
             most = max(most, ahead)
         return item
 
-    for expected, item in enumerate(in_order(produce, range(500))):
+    for expected, item in enumerate(prefetch(produce, range(500))):
         assert item == expected
         with lock:
             ahead -= 1
@@ -53,13 +53,13 @@ def test_quick_items_get_few_threads_and_slow_ones_many(monkeypatch):
             nonlocal now
             now += seconds
 
-        assert len(list(in_order(work, range(50)))) == 50
+        assert len(list(prefetch(work, range(50)))) == 50
         return pools.pop()
 
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr(ordered_map, "ThreadPoolExecutor", Pool)
-    monkeypatch.setattr(ordered_map.time, "perf_counter", lambda: now)
-    assert threads_of(0.0) == FEWEST
+    monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
+    monkeypatch.setattr(module.time, "perf_counter", lambda: now)
+    assert threads_of(0.0) == MIN_THREADS
     assert threads_of(0.0014) == 6
     assert threads_of(0.005) == 8
 
@@ -74,8 +74,30 @@ def test_an_error_comes_in_its_turn_and_what_waits_is_given_up(monkeypatch):
             raise ValueError("thirty")
         return item
 
-    results = in_order(fails, itertools.count())
+    results = prefetch(fails, itertools.count())
     assert list(itertools.islice(results, 30)) == list(range(30))
     with pytest.raises(ValueError, match="thirty"):
         next(results)
     assert max(begun) < 60
+
+
+def test_one_thread_computes_a_little_ahead_and_ends_with_the_iterator():
+    begun = []
+    results = prefetch(lambda item: (begun.append(item), item)[1], range(100), threads=1, ahead=2)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    results.close()
+    assert begun == list(range(len(begun))) and len(begun) <= 6
+    assert not [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+
+
+def test_one_thread_passes_an_exception_in_its_turn():
+    def fails(item):
+        if item == 2:
+            raise OSError("the disk is gone")
+        return item
+
+    seen = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        for item in prefetch(fails, range(50), threads=1, ahead=2):
+            seen.append(item)
+    assert seen == [0, 1]

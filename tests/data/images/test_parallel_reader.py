@@ -1,4 +1,4 @@
-"""Rows read by threads are those of the memory map."""
+"""What threads read equals the memory map."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from lattec_jax.data.images.row_reader import THREADS, RowReader
+from lattec_jax.data.images.parallel_reader import THREADS, ParallelReader
 from lattec_jax.runtime.errors import DataError
 
 
@@ -22,25 +22,25 @@ def mapped(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, THREADS - 1, THREADS, 3 * THREADS + 1])
-def test_rows_are_those_of_the_map(mapped, count):
-    rows = np.random.default_rng(count).integers(0, 50, count).astype(np.int32)
-    rows[-1] = 49  # the last one
-    read = RowReader(mapped)
-    found = read(rows)
-    np.testing.assert_array_equal(found, np.asarray(mapped)[rows])
-    np.testing.assert_array_equal(read(rows[::-1]), found[::-1])
+def test_entries_equal_the_map(mapped, count):
+    indices = np.random.default_rng(count).integers(0, 50, count).astype(np.int32)
+    indices[-1] = 49  # the last one
+    read = ParallelReader(mapped)
+    found = read(indices)
+    np.testing.assert_array_equal(found, np.asarray(mapped)[indices])
+    np.testing.assert_array_equal(read(indices[::-1]), found[::-1])
 
 
-def test_a_map_that_was_sliced_from_its_start_keeps_its_rows(mapped):
-    read = RowReader(mapped[:20])
+def test_a_map_that_was_sliced_from_its_start_keeps_its_entries(mapped):
+    read = ParallelReader(mapped[:20])
     np.testing.assert_array_equal(read(np.array([19, 3])), np.asarray(mapped)[[19, 3]])
 
 
 def test_a_file_that_was_cut_short_is_named(mapped):
-    read = RowReader(mapped)
+    read = ParallelReader(mapped)
     os.truncate(mapped.filename, os.path.getsize(mapped.filename) - 1)
     read(np.arange(49))
-    with pytest.raises(DataError, match=r"pixels\.npy ends before row 49"):
+    with pytest.raises(DataError, match=r"pixels\.npy ends before entry 49"):
         read(np.arange(50))
 
 
@@ -55,7 +55,7 @@ def descriptors(path: str) -> int:
 
 def test_the_file_is_closed_with_its_reader(mapped):
     before = descriptors(mapped.filename)
-    readers = [RowReader(mapped) for _ in range(3)]
+    readers = [ParallelReader(mapped) for _ in range(3)]
     for reader in readers:
         reader(np.arange(4))
     assert descriptors(mapped.filename) > before

@@ -1,0 +1,230 @@
+"""Write image caches (`lattec_jax.data.images.image_cache`): every image file is decoded once.
+
+A cache is written to a temporary directory and moved into place when it is complete. The headers of
+the files are read before, because the largest height and width decide the shape of the training
+image cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from lattec_jax.data.datasets.dataset import Split
+from lattec_jax.data.images.preprocess import (
+    Preprocess,
+    UnreadableImage,
+    image_errors,
+    image_size,
+    open_image,
+)
+from lattec_jax.data.prefetch import prefetch
+from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.files import partial_directory, replace_directory
+
+FORMAT = "lattec_jax-image-cache-1"
+_MAX_LISTED = 10  # unreadable images that an error message lists
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What an image cache stores for each image."""
+
+    settings: dict[str, Any]  # what the pixels depend on, besides the files
+    shape: tuple[int, int]  # height and width of an entry
+    convert: Callable[[Image.Image], np.ndarray]  # image -> [h, w, 3] uint8, at most `shape`
+    stores_sizes: bool
+
+    @property
+    def entry_bytes(self) -> int:
+        """Bytes per image."""
+        return self.shape[0] * self.shape[1] * 3
+
+
+def evaluation_layout(settings: dict[str, Any], preprocess: Preprocess) -> Layout:
+    """The layout of an evaluation image cache: the preprocessed image."""
+    return Layout(settings, preprocess.size, preprocess.pixels, stores_sizes=False)
+
+
+def training_layout(settings: dict[str, Any], split: Split) -> Layout:
+    """The layout of a training image cache: the uncropped image, its long side at most
+    `settings["max_side"]` pixels (0: no bound). Reads the header of every file."""
+    max_side = settings["max_side"]
+
+    def bounded(size: tuple[int, int]) -> tuple[int, int]:
+        """(width, height) -> (height, width) with the long side bounded."""
+        width, height = size
+        factor = min(1.0, max_side / max(size)) if max_side else 1.0
+        return max(1, round(height * factor)), max(1, round(width * factor))
+
+    sizes = np.array([(1, 1), *(bounded(size) for size in _header_sizes(split.paths))])
+    shape = int(sizes[:, 0].max()), int(sizes[:, 1].max())
+
+    def convert(image: Image.Image) -> np.ndarray:
+        height, width = bounded(image.size)
+        if height > shape[0] or width > shape[1]:  # larger than its header stated
+            factor = min(shape[0] / height, shape[1] / width)
+            height, width = max(1, int(height * factor)), max(1, int(width * factor))
+        image = image.convert("RGB")
+        if image.size != (width, height):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)  # with antialiasing
+        return np.asarray(image)
+
+    return Layout(settings, shape, convert, stores_sizes=True)
+
+
+def write_image_caches(
+    split: Split,
+    directory: Path,
+    layouts: Mapping[Path, Layout],
+    max_unreadable_fraction: float,
+) -> None:
+    """Decode the images of a split once and write them to image caches, replacing existing ones.
+
+    Args:
+        directory: parent directory of the caches, created if necessary.
+        layouts: cache directory -> its layout.
+        max_unreadable_fraction: with more unreadable images than this, nothing is written.
+
+    Raises:
+        DataError: too many unreadable images, none that is readable, or too little disk space.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    _check_space(directory, layouts.values(), len(split.ids))
+    with partial_directory(next(iter(layouts))) as partial:
+        written = {partial / "made" / path.name: layout for path, layout in layouts.items()}
+        try:
+            failed = _write(split, written)
+        except OSError as error:
+            raise DataError(
+                f"the image caches cannot be written to {directory}: {error.strerror}; "
+                "make room, or set --config.artifacts to another disk, and repeat the command"
+            ) from error
+        _check_failed(failed, len(split.ids), max_unreadable_fraction)
+        for source, target in zip(written, layouts, strict=True):
+            replace_directory(source, target)
+
+
+def _write(split: Split, layouts: Mapping[Path, Layout]) -> list[dict[str, str]]:
+    """Decode every image and write the image caches. Return the unreadable images."""
+    total = len(split.ids)
+    sizes = np.zeros((total, 2), np.int32)
+    ids, failed = [], []
+
+    def decode(path: Path) -> list[np.ndarray] | UnreadableImage:
+        try:
+            image = open_image(path)
+            with image_errors(path):
+                return [layout.convert(image) for layout in layouts.values()]
+        except UnreadableImage as error:
+            return error
+
+    with ExitStack() as stack:
+        files = [
+            stack.enter_context(_create_pixels(directory, layout, total))
+            for directory, layout in layouts.items()
+        ]
+        results = stack.enter_context(closing(prefetch(decode, split.paths)))
+        bar = tqdm(results, total=total, desc="decoding images", unit="image", mininterval=0.5)
+        for image, result in zip(split.ids, bar, strict=True):
+            if isinstance(result, UnreadableImage):
+                failed.append({"image": image, "reason": result.reason})
+                continue
+            for file, pixels, layout in zip(files, result, layouts.values(), strict=True):
+                if layout.stores_sizes:
+                    sizes[len(ids)] = pixels.shape[:2]
+                file.write(_padded(pixels, layout.shape).data)
+            ids.append(image)
+        for file, layout in zip(files, layouts.values(), strict=True):
+            # The header counts all images: zeros at the end stand for the unreadable ones.
+            file.truncate(file.tell() + len(failed) * layout.entry_bytes)
+            os.fsync(file.fileno())  # before the index states that the pixels are there
+    for directory, layout in layouts.items():
+        if layout.stores_sizes:
+            np.save(directory / "sizes.npy", sizes[: len(ids)], allow_pickle=False)
+        index = {"format": FORMAT, "settings": layout.settings, "ids": ids, "failed": failed}
+        (directory / "index.json").write_text(json.dumps(index), encoding="utf-8")
+    return failed
+
+
+def _create_pixels(directory: Path, layout: Layout, total: int) -> BinaryIO:
+    """Create `pixels.npy` with its header. The pixels are written as a stream: writing releases
+    Python's lock, which copying into a memory map does not."""
+    directory.mkdir(parents=True)
+    file = open(directory / "pixels.npy", "wb")  # noqa: SIM115
+    header = {"descr": "|u1", "fortran_order": False, "shape": (total, *layout.shape, 3)}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+def _padded(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """`[*shape, 3]`, contiguous, with zeros at the bottom and on the right."""
+    height, width = pixels.shape[:2]
+    if (height, width) == shape:
+        return np.ascontiguousarray(pixels)
+    padded = np.zeros((*shape, 3), np.uint8)
+    padded[:height, :width] = pixels
+    return padded
+
+
+def _header_sizes(paths: Sequence[Path]) -> Iterable[tuple[int, int]]:
+    """(width, height) as the headers state them, without files that decoding will refuse too."""
+    with closing(prefetch(_header_size, paths)) as results:
+        bar = tqdm(results, total=len(paths), desc="reading headers", unit="image", leave=False)
+        yield from (size for size in bar if size is not None)
+
+
+def _header_size(path: Path) -> tuple[int, int] | None:
+    try:
+        size = image_size(path)
+    except UnreadableImage:
+        return None
+    return size if min(size) > 0 else None
+
+
+def _check_space(directory: Path, layouts: Iterable[Layout], count: int) -> None:
+    """Raise DataError now where the disk would fill up while images are decoded."""
+    needed = sum(count * layout.entry_bytes for layout in layouts)
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise DataError(
+            f"the image caches of {count} images need {needed / 1e9:.1f} GB, found "
+            f"{free / 1e9:.1f} GB free in {directory}; make room, set "
+            "--config.artifacts to another disk, or lower --config.image_cache.max_side"
+        )
+
+
+def _check_failed(
+    failed: Sequence[dict[str, str]], total: int, max_unreadable_fraction: float
+) -> None:
+    if not failed:
+        return
+    if len(failed) <= max_unreadable_fraction * total and len(failed) < total:
+        first = failed[0]
+        log.warning(
+            "%d of %d images cannot be read and are left out; the first: %s (%s). "
+            "index.json in the image cache lists them all",
+            *(len(failed), total, first["image"], first["reason"]),
+        )
+        return
+    lines = [f"\n  {entry['image']}: {entry['reason']}" for entry in failed[:_MAX_LISTED]]
+    more = f"\n  and {len(failed) - _MAX_LISTED} more" if len(failed) > _MAX_LISTED else ""
+    raise DataError(
+        f"{len(failed)} of {total} images cannot be read ({len(failed) / total:.1%}); "
+        f"config.image_cache.max_unreadable_fraction allows "
+        f"{max_unreadable_fraction:.1%}. Repair or remove them, or raise "
+        f"--config.image_cache.max_unreadable_fraction:{''.join(lines)}{more}"
+    )

@@ -1,0 +1,74 @@
+"""Compute the next items in threads while the current one is being used. Results keep their order.
+
+Serves whatever mostly waits (disk, network) or runs outside of Python (image decoding, transfers).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+MAX_THREADS = 16
+MIN_THREADS = 4  # where there are as many cores: the first items may be quicker than later ones
+_TIMED = 16  # items that are processed, and timed, before threads are started
+# About how many seconds of an item hold Python's lock. More threads than an item has such parts
+# only queue for the lock, and passing it on then takes most of the time.
+_LOCKED_S = 0.25e-3
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def prefetch(
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    threads: int | None = None,
+    ahead: int | None = None,
+) -> Generator[R]:
+    """Like `map(function, items)`, computed by threads before the results are asked for.
+
+    An exception of `function` is raised where its result would have been yielded; what is queued
+    then is cancelled, as it is when the iterator is closed.
+
+    Args:
+        function: called in a thread; with `threads=1` in the order of the items.
+        items: consumed by the caller's thread, only as far as they are worked on.
+        threads: None: as many as the durations of the first items show to be useful. These items
+            are computed in the caller's thread.
+        ahead: maximum number of results that are computed or queued; None: four per thread.
+    """
+    items = iter(items)
+    if threads is None:
+        durations = []
+        for item in itertools.islice(items, _TIMED):
+            start = time.perf_counter()
+            result = function(item)
+            durations.append(time.perf_counter() - start)
+            yield result
+        threads = min(MAX_THREADS, os.cpu_count() or 1, _useful_threads(durations))
+    ahead = 4 * threads if ahead is None else ahead
+    queue: deque[Future[R]] = deque()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
+    try:
+        for item in items:
+            queue.append(pool.submit(function, item))
+            if len(queue) > ahead:
+                yield queue.popleft().result()
+        while queue:
+            yield queue.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _useful_threads(durations: list[float]) -> int:
+    """Return the number of threads that items of such durations keep busy."""
+    if not durations:
+        return 1
+    return max(MIN_THREADS, math.ceil(sorted(durations)[len(durations) // 2] / _LOCKED_S))
