@@ -2,53 +2,57 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+import dataclasses
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import Mesh
 
-from lattec_jax.models import blocks
-from lattec_jax.models.blocks import Packing, has_flash_attention
+from lattec_jax.models import attention, blocks
+from lattec_jax.models.attention import Packing, has_flash_attention
 from tests.dummy import dummy_checkpoint
 
 
-def test_packing_lays_a_devices_tokens_together_and_takes_them_apart():
+def test_packing_groups_tokens_by_device_and_unpacks_them():
     packing = Packing(((4, 3), (2, 5)), 2)
-    sequence = np.repeat(np.arange(6), [3, 3, 3, 3, 5, 5])  # of each token
-    groups = [np.arange(4).repeat(3).reshape(4, 3, 1), np.arange(4, 6).repeat(5).reshape(2, 5, 1)]
-    assert np.array_equal(np.concatenate([g.reshape(-1) for g in groups]), sequence)
-    tokens = packing.join(groups)
+    # Every token holds the number of its sequence.
+    groups = [jnp.repeat(jnp.arange(4.0), 3), jnp.repeat(jnp.arange(4.0, 6.0), 5)]
+    groups = [x.reshape(*shape, 1) for x, shape in zip(groups, packing.shapes, strict=True)]
+    tokens = packing.pack(groups)
     assert tokens[:, 0].tolist() == [0] * 3 + [1] * 3 + [4] * 5 + [2] * 3 + [3] * 3 + [5] * 5
-    for found, group in zip(packing.separate(tokens), groups, strict=True):
+    for found, group in zip(packing.unpack(tokens), groups, strict=True):
         assert np.array_equal(found, group)
 
 
-def device(platform: str, kind: str, capability: str) -> SimpleNamespace:
-    return SimpleNamespace(platform=platform, device_kind=kind, compute_capability=capability)
+@dataclasses.dataclass(frozen=True)
+class Device:
+    platform: str
+    device_kind: str
+    compute_capability: str
 
 
 @pytest.mark.parametrize(
     ("found", "width", "expected"),
     [
-        (device("gpu", "NVIDIA H200", "9.0"), 64, True),
-        (device("gpu", "NVIDIA H200", "9.0"), 60, False),  # no multiple of 8
-        (device("gpu", "NVIDIA H200", "9.0"), 160, False),
-        (device("gpu", "Tesla T4 (NVIDIA)", "7.5"), 64, False),
-        (device("gpu", "AMD Instinct MI300X", "gfx942"), 64, False),
-        (device("tpu", "TPU v5", ""), 64, False),
+        (Device("gpu", "NVIDIA H200", "9.0"), 64, True),
+        (Device("gpu", "NVIDIA H200", "9.0"), 60, False),  # no multiple of 8
+        (Device("gpu", "NVIDIA H200", "9.0"), 160, False),
+        (Device("gpu", "Tesla T4 (NVIDIA)", "7.5"), 64, False),
+        (Device("gpu", "AMD Instinct MI300X", "gfx942"), 64, False),
+        (Device("tpu", "TPU v5", ""), 64, False),
     ],
 )
 def test_flash_attention_where_cudnn_has_it(found, width, expected):
-    mesh = SimpleNamespace(devices=np.array([found], dtype=object))
+    mesh = Mesh(np.array([found], dtype=object), ("data",))
     assert has_flash_attention(mesh, width) is expected
     assert not has_flash_attention(None, width)
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_odd_lengths_are_filled_up_for_flash_attention(monkeypatch, causal):
+def test_odd_lengths_are_padded_for_flash_attention(monkeypatch, causal):
     """With XLA's attention in the place of cuDNN's, which this machine lacks."""
     attend, lengths = jax.nn.dot_product_attention, []
 
@@ -68,36 +72,35 @@ def test_odd_lengths_are_filled_up_for_flash_attention(monkeypatch, causal):
         expected = jax.value_and_grad(value)(inputs, attend)
         with monkeypatch.context() as patch:
             patch.setattr(jax.nn, "dot_product_attention", stand_in)
-            found = jax.value_and_grad(value)(inputs, blocks.flash_attention)
+            found = jax.value_and_grad(value)(inputs, attention.flash_attention)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6, 1e-6), found, expected)
     assert set(lengths) == {8}
 
 
 @pytest.mark.parametrize("causal", [True, False])
-def test_a_block_reads_out_what_it_gives_as_a_whole(causal):
-    """And with the same gradient, for sequences of two lengths on two devices' order."""
+def test_a_block_pools_the_token_that_the_full_block_gives(causal):
+    """With the same gradient, for sequences of two lengths packed for two devices."""
     config = dummy_checkpoint().config.text
     block = blocks.Block(config, blocks.quick_gelu, causal, jnp.float32, None, nnx.Rngs(0))
     packing, rng = Packing(((4, 5), (2, 3)), 2), np.random.default_rng(0)
     x = rng.normal(size=(26, config.width)).astype(np.float32)
-    places = [jnp.array([0, 4, 2, 3]), jnp.array([2, 1])]
+    positions = [jnp.array([0, 4, 2, 3]), jnp.array([2, 1])]
     weights = rng.normal(size=(6, config.width)).astype(np.float32)
     graph, params = nnx.split(block)
 
-    def keep(x):
-        return x
+    constrain = attention.activation_constraint(None)
 
-    def whole(params, x):
-        out = packing.choose(nnx.merge(graph, params)(x, packing, keep), places)
+    def full(params, x):
+        out = packing.select(nnx.merge(graph, params)(x, packing, constrain), positions)
         return (out * weights).sum(), out
 
-    def short(params, x):
-        out = nnx.merge(graph, params).read_out(x, packing, keep, places)
+    def pooled(params, x):
+        out = nnx.merge(graph, params).pool(x, packing, constrain, positions)
         return (out * weights).sum(), out
 
     found, expected = (
         jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(params, x)
-        for f in (short, whole)
+        for f in (pooled, full)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * max(1, np.abs(b).max())),
@@ -114,7 +117,7 @@ def test_norm_and_activation_against_float64(dtype):
     x = (rng.normal(size=(6, 5, 32)) + rng.normal(size=(6, 5, 1)) * 20).astype(np.float32)
     x[0, 0] = 3.0
     x, weights = (jnp.asarray(a, dtype) for a in (x, rng.normal(size=x.shape)))
-    scale, bias = rng.normal(size=(2, 32)).astype(np.float32)
+    scale, bias = jnp.asarray(rng.normal(size=(2, 32)), jnp.float32)
 
     def reference(function, *inputs):
         exact = [torch.tensor(np.asarray(a, np.float64), requires_grad=True) for a in inputs]

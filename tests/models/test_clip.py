@@ -146,7 +146,7 @@ def test_towers_bring_no_sequences_of_several_devices_together():
 
 def test_rematerialization_changes_no_gradient():
     checkpoint = dummy_checkpoint()
-    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16, 16, 3)), jnp.float32)
 
     barriers = []
 
@@ -184,7 +184,7 @@ def test_initial_parameters_are_those_that_a_checkpoint_expects():
 
 def test_bfloat16_keeps_the_gradient_of_tokens_that_every_text_has():
     checkpoint = dummy_checkpoint(layers=1)
-    tokens = np.repeat(checkpoint.tokenizer(["a photo of the cat"])[:, :8], 1024, axis=0)
+    tokens = jnp.repeat(checkpoint.tokenizer(["a photo of the cat"])[:, :8], 1024, axis=0)
 
     def gradient(dtype: type) -> np.ndarray:
         definition = define(checkpoint.config, dtype=dtype)
