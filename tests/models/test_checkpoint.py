@@ -150,7 +150,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"context length of the tokenizer.*expects 5, found 9"):
         checkpoint.save(tmp_path / "tiny")
     checkpoint.tokenizer = word_tokenizer(["one", "two", "three", "four"], context_length=5)
-    with pytest.raises(WeightsError, match="8 token ids, but the model knows only 7"):
+    with pytest.raises(WeightsError, match="8 token ids, but the model has only 7"):
         checkpoint.save(tmp_path / "tiny")
     checkpoint = make_checkpoint()
     checkpoint.preprocess = Preprocess(size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))

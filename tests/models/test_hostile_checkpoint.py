@@ -69,7 +69,7 @@ def put(directory: Path, place: str, value: Any, name: str = "config.json") -> N
         ("tokenizer.clean", "upper", "clean: expected 'lower'"),
         ("tokenizer.clean", ["lower"], "clean: expected 'lower'"),
         ("tokenizer.pad_id", -1, "pad_id: expected greater"),
-        ("tokenizer.pad_id", 100, "has 101 token ids, but the model knows only 7"),
+        ("tokenizer.pad_id", 100, "has 101 token ids, but the model has only 7"),
         ("tokenizer.context_length", "5", "context_length: expected a valid integer"),
         ("tokenizer", None, "tokenizer: expected an object"),
         ("source", [], "source: expected an object"),
