@@ -7,8 +7,8 @@
     DIR/tokenizer.json      the rules of the tokenizer, in the format of the `tokenizers` library
 
 A parameter's name is its path in the Flax model of `lattec_jax.models.clip`, joined by "/":
-"visual/blocks/0/attn/qkv/kernel". `Checkpoint.load` checks every key and value of config.json, names,
-shapes, types and finiteness of all parameters, and that the parts fit each other (`_check`).
+"visual/blocks/0/attn/qkv/kernel". `Checkpoint.load` checks every key and value of config.json,
+names, shapes, types and finiteness of all parameters, and that the parts fit each other (`_check`).
 
 Imports neither JAX nor torch.
 """

@@ -17,8 +17,8 @@ from lattec_jax.runtime.errors import WeightsError
 from lattec_jax.runtime.text import cut, printable
 from lattec_jax.runtime.validation import STRICT, STRICT_OPEN, shown, validate
 
-# Ranges of the values in a configuration. The largest CLIPs of open_clip have widths up to 1,664, 48
-# layers and 901,629 token ids.
+# Ranges of the values in a configuration. The largest CLIPs of open_clip have widths up to 1,664,
+# 48 layers and 901,629 token ids.
 Width = Annotated[int, Interval(ge=1, le=2**16)]
 Layers = Annotated[int, Interval(ge=1, le=1024)]
 ImageSide = Annotated[int, Interval(ge=1, le=2**14)]

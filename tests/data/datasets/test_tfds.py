@@ -11,7 +11,7 @@ import pytest
 
 from lattec_jax import check_data
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets import tfds as reader
+from lattec_jax.data.datasets import tfds, tfds_examples
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.files import temporary
@@ -78,7 +78,7 @@ def test_coops_split_is_applied(place, monkeypatch, name):
 
 def test_of_a_builder_that_alters_nothing_the_protocol_is_coops(place, monkeypatch):
     with_split_file(place, "dtd")
-    monkeypatch.setattr(reader, "UNALTERED", {"small_dtd/1.0.0"})
+    monkeypatch.setattr(tfds, "UNALTERED", {"small_dtd/1.0.0"})
     assert datasets.read(config_of("dtd")).protocol == COOP
     own = ["--config.dataset.split=", "--config.dataset.tfds.train=train"]
     assert datasets.read(config_of("dtd", *own)).protocol == OWN
@@ -118,7 +118,7 @@ def test_suns_labels_are_read_from_the_inside_out(place):
 
 def test_writing_goes_on_where_it_was_interrupted(place, monkeypatch):
     with_split_file(place, "dtd")
-    opened, count = reader.partial_file, 0
+    opened, count = tfds_examples.partial_file, 0
 
     def interrupt(path: Path):
         nonlocal count
@@ -128,7 +128,7 @@ def test_writing_goes_on_where_it_was_interrupted(place, monkeypatch):
             raise KeyboardInterrupt
         return opened(path)
 
-    monkeypatch.setattr(reader, "partial_file", interrupt)
+    monkeypatch.setattr(tfds_examples, "partial_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         datasets.load(config_of("dtd"))
     dataset = datasets.read(config_of("dtd"))
@@ -147,7 +147,7 @@ def test_names_are_noted_and_written_images_are_those_of_the_whole_set(place, mo
     with_split_file(place, "dtd")
     fraction = datasets.load(config_of("dtd", "--config.dataset.train_fraction=0.5"))
     assert len(fraction.train.ids) == 6
-    monkeypatch.setattr(reader, "_open", None)  # nothing is read again
+    monkeypatch.setattr(tfds_examples, "open_split", None)  # nothing is read again
     whole = datasets.load(config_of("dtd"))
     assert set(fraction.train.paths) < set(whole.train.paths)
     assert all(path.is_file() for path in whole.train.paths)
@@ -174,7 +174,7 @@ def test_names_are_noted_and_written_images_are_those_of_the_whole_set(place, mo
 def test_a_damaged_index_is_made_again(place, spoil):
     with_split_file(place, "dtd")
     whole = datasets.load(config_of("dtd"))
-    (path,) = (place / "artifacts/dtd").rglob(reader.INDEX)
+    (path,) = (place / "artifacts/dtd").rglob(tfds_examples.INDEX)
     good = path.read_bytes()
     if callable(spoil):
         spoil = json.dumps(spoil(json.loads(good)))
