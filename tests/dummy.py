@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import word_tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import initial_params
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig

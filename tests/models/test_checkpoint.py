@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import word_tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint, expected_shapes
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from lattec_jax.runtime.errors import WeightsError
