@@ -89,7 +89,7 @@ def test_captions_are_of_three_kinds() -> None:
 def test_the_shipped_one_reads_held_out_faces() -> None:
     held_out = pretrain_loop.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
     clip = Checkpoint.load(SHIPPED)
-    accuracy = pretrain_loop.measure(define(clip.config), clip.params, clip.tokenizer, held_out)
+    accuracy = pretrain_loop.evaluate(define(clip.config), clip.params, clip.tokenizer, held_out)
     assert accuracy["images"] > 0.85
     assert accuracy["descriptions"] > 0.6
 
