@@ -106,13 +106,13 @@ def test_a_checkpoint_with_other_files_in_it_is_not_overwritten(tmp_path):
     assert Checkpoint.load(tmp_path / "tiny").sha256 == make_checkpoint().sha256
 
 
-def test_a_file_in_the_way_is_named(tmp_path):
+def test_a_file_of_that_name_is_refused(tmp_path):
     (tmp_path / "tiny").write_text("")
     with pytest.raises(WeightsError, match="is a file"):
         make_checkpoint().save(tmp_path / "tiny")
 
 
-def test_nothing_is_left_where_saving_fails(tmp_path):
+def test_a_failed_save_leaves_no_files(tmp_path):
     make_checkpoint().save(tmp_path / "tiny")
     with no_room(500), pytest.raises(OSError, match="File too large"):
         make_checkpoint(seed=1).save(tmp_path / "tiny")
@@ -120,7 +120,7 @@ def test_nothing_is_left_where_saving_fails(tmp_path):
     assert Checkpoint.load(tmp_path / "tiny").sha256 == make_checkpoint().sha256
 
 
-def test_all_unfitting_tensors_are_listed(tmp_path):
+def test_all_mismatched_tensors_are_listed(tmp_path):
     make_checkpoint().save(tmp_path / "tiny")
     path = tmp_path / "tiny" / "model.safetensors"
     params = safetensors.numpy.load_file(path)

@@ -1,4 +1,4 @@
-"""Checkpoint directories whose files state what is impossible, unknown or of another type."""
+"""Checkpoint directories with impossible, unknown or wrongly typed values."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_every_item_of_the_configuration_is_checked(directory, place, value, mes
     assert str(directory) in str(caught.value) and len(str(caught.value)) < 2000
 
 
-def test_layers_that_are_not_there_are_refused_before_tensors_are_read(directory, monkeypatch):
+def test_missing_layers_are_refused_before_tensors_are_read(directory, monkeypatch):
     put(directory, "model.vision.layers", 1024)
     put(directory, "model.vision.width", 2**16)
     put(directory, "model.text.vocab_size", 2**24)

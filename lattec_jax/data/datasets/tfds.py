@@ -6,7 +6,7 @@ If the examples have the paths of CoOp's split file (`config.dataset.tfds.file_n
 used: its entries are matched with the examples of all the builder's splits, and ids and class names
 are those of kind "coop". So is the protocol, if the builder is known to store the public files
 unchanged (`UNALTERED`); otherwise the protocol names the builder. Without a split file the
-builder's own splits are used, and the protocol says so.
+builder's own splits are used, and the protocol is "tfds".
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trees that are broken in odd ways end in an error of ours that names the item."""
+"""Broken directory trees give an error that names the broken item."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPLIT = SETS["dtd"].split
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
-    """A whole copy of dtd."""
+    """A complete copy of dtd."""
     monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tmp_path))
     return make_tree(tmp_path, "dtd")
 
@@ -123,7 +123,7 @@ def test_a_home_that_nobody_has(root, monkeypatch):
 
 
 def refused(root: Path, closed: Path, mode: int) -> str:
-    """What the command says while a folder may not be looked into."""
+    """Return the command's error while a folder has this mode."""
     command = [sys.executable, "-m", "lattec_jax.check_data", "--config=configs/dtd.py"]
     if os.geteuid() == 0:  # whom no permission keeps out
         if shutil.which("setpriv") is None:

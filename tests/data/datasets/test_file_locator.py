@@ -1,4 +1,4 @@
-"""What is missing or misplaced is named at once, with where it was found and what to do."""
+"""Missing and misplaced files are reported in one message, with a remedy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def data_dir(tmp_path, monkeypatch) -> Path:
 
 
 def problems(name: str, data_dir: Path, *extra: str) -> list[str]:
-    """The problems that reading a set names; nothing is changed by it."""
+    """Return the problems that reading a set reports; it must change nothing."""
     before = content(data_dir)
     config = parse(["x", f"--config=configs/{name}.py", *extra])[0]
     with pytest.raises(DataError) as caught:
@@ -63,7 +63,7 @@ def test_a_renamed_image_folder_is_recognized(data_dir, name):
     (found,) = problems(name, data_dir)
     assert f"{moved} contains all 18 images of" in found
     assert f"set --config.dataset.images={moved}" in found
-    # What it proposes works, and gives the same ids.
+    # The suggested setting works.
     config = parse(["x", f"--config=configs/{name}.py", f"--config.dataset.images={moved}"])[0]
     assert len(datasets.read(config).train.ids) == 12
 
@@ -131,7 +131,7 @@ def test_a_renamed_root_is_recognized(data_dir):
     assert "--config.dataset.root=EuroSAT" in found
     config = parse(["x", "--config=configs/eurosat.py", "--config.dataset.root=EuroSAT"])[0]
     assert len(datasets.read(config).train.ids) == 12
-    # An incomplete copy is not called the whole.
+    # An incomplete copy is not suggested as the root.
     (data_dir / "EuroSAT/2750/Forest/Forest_1.jpg").unlink()
     split, images = problems("eurosat", data_dir)
     assert "was found as" in split and images.startswith("no image folder")
@@ -154,7 +154,7 @@ def test_a_damaged_split_file_and_a_missing_folder(data_dir):
     assert images.startswith("no image folder")
 
 
-def test_looking_around_is_bounded(tmp_path, monkeypatch):
+def test_the_search_is_bounded(tmp_path, monkeypatch):
     for number in range(30):
         (tmp_path / f"{number:02}").mkdir()
     (tmp_path / "29" / "a.json").touch()
