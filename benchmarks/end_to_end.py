@@ -83,7 +83,7 @@ def save_random(directory: Path) -> None:
 
     from benchmarks.memory import model_config
     from lattec_jax.data.images.preprocess import Preprocess
-    from lattec_jax.data.text.tokenizer import clip_tokenizer
+    from lattec_jax.data.text.clip_bpe import clip_tokenizer
     from lattec_jax.models.checkpoint import Checkpoint
     from lattec_jax.models.clip import initial_params
 

@@ -29,7 +29,7 @@ import numpy as np
 from lattec_jax.data import descriptions, pseudo_labels
 from lattec_jax.data.descriptions import Expected, Record
 from lattec_jax.data.text.bucketing import text_lengths
-from lattec_jax.data.text.tokenizer import clip_tokenizer
+from lattec_jax.data.text.clip_bpe import clip_tokenizer
 from lattec_jax.models.config import TextConfig
 from lattec_jax.training.batches import Batches
 

@@ -18,7 +18,8 @@ import numpy as np
 
 from convert import hub, hub_tokenizer, torch_file
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import Tokenizer, clip_tokenizer
+from lattec_jax.data.text.clip_bpe import clip_tokenizer
+from lattec_jax.data.text.tokenizer import Tokenizer
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.models.tensor_files import read_safetensors
 from lattec_jax.runtime.config import did_you_mean

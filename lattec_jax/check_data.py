@@ -1,10 +1,10 @@
-"""Look at the files of a data set. Changes nothing.
+"""Check the files of a data set. Changes nothing.
 
     python -m lattec_jax.check_data --config=configs/eurosat.py
 
-Prints where the files lie and how many images there are of each class, beside the counts that are
-expected. What is missing or lies elsewhere is named all at once, with exit status 2. `train` makes
-the same check before it does anything else.
+Prints the locations of the files and the number of images per class, with the expected counts. All
+missing or misplaced files are reported at once, with exit status 2. `train` begins with the same
+check.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from lattec_jax.runtime.text import show
 
 
 def check(config: ConfigDict) -> Dataset:
-    """Read the data set that `config` describes, print one line about it and return it.
+    """Read the data set and print a summary line, with a warning for each unexpected count.
 
     Raises:
-        ConfigError: a setting that does not exist or is missing.
-        DataError: files that are missing or contradict each other.
+        ConfigError: a setting is unknown or missing.
+        DataError: files are missing or contradict each other.
     """
     dataset = datasets.read(config)
     classes, train, test = _counts(dataset)
-    print(f"{dataset.name}: {train:,} images to train on, {test:,} to test, {classes:,} classes")
-    for warning in unexpected(config, dataset):
+    print(f"{dataset.name}: {train:,} training images, {test:,} test images, {classes:,} classes")
+    for warning in count_warnings(config, dataset):
         show(f"warning: {warning}")
     return dataset
 
@@ -40,8 +40,8 @@ def _counts(dataset: Dataset) -> tuple[int, int, int]:
     return len(dataset.class_names), len(dataset.train.ids), test
 
 
-def unexpected(config: ConfigDict, dataset: Dataset) -> list[str]:
-    """A sentence for each count that differs from `config.dataset.expected`."""
+def count_warnings(config: ConfigDict, dataset: Dataset) -> list[str]:
+    """Return a warning for each count that differs from `config.dataset.expected`."""
     expected = _expected(config)
     found = dict(zip(expected, _counts(dataset), strict=True))
     return [
@@ -52,7 +52,7 @@ def unexpected(config: ConfigDict, dataset: Dataset) -> list[str]:
 
 
 def _expected(config: ConfigDict) -> dict[str, int]:
-    """The counts of the whole set, as the configured share makes them; 0: not known."""
+    """Return the expected counts, for `config.dataset.train_fraction`; 0: unknown."""
     expected = config.dataset.expected
     train = expected.train and fraction_count(expected.train, config.dataset.train_fraction)
     return {
@@ -63,9 +63,9 @@ def _expected(config: ConfigDict) -> dict[str, int]:
 
 
 def report(config: ConfigDict, dataset: Dataset) -> str:
-    """What lies where, and how many images of each class there are."""
+    """Return the locations of the files and a table of the images per class."""
     lines = [f"{dataset.name}, kind {config.dataset.kind}; protocol: {dataset.protocol}"]
-    lines += [f"  {what}: {path}" for what, path in dataset.places]
+    lines += [f"  {what}: {path}" for what, path in dataset.locations]
     if config.dataset.source:
         lines.append(f"  public files: {config.dataset.source}")
     classes, train, test = _counts(dataset)
@@ -73,26 +73,26 @@ def report(config: ConfigDict, dataset: Dataset) -> str:
     width = max(len(name) for name in (*dataset.class_names, total, "class"))
     row = f"{{:{width}}}  {{:>8}}  {{:>8}}"
     lines += ["", row.format("class", "train", "test")]
-    columns = [_of_each_class(split, classes) for split in (dataset.train, dataset.test)]
+    columns = [_class_counts(split, classes) for split in (dataset.train, dataset.test)]
     lines += [
         row.format(name, *counts)
         for name, *counts in zip(dataset.class_names, *columns, strict=True)
     ]
     lines.append(row.format(total, f"{train:,}", f"{test:,}"))
     if any(expected := _expected(config).values()):
-        known = [f"{count:,}" if count else "not known" for count in expected]
-        lines.append(row.format("expected", *known[1:]) + f"  of {known[0]} classes")
-    warnings = unexpected(config, dataset)
+        known = [f"{count:,}" if count else "unknown" for count in expected]
+        lines.append(row.format("expected", *known[1:]) + f"  in {known[0]} classes")
+    warnings = count_warnings(config, dataset)
     lines += [f"warning: {warning}" for warning in warnings]
-    last = "nothing is missing"
+    last = "all files were found"
     if warnings:
-        differ = "1 count differs" if len(warnings) == 1 else f"{len(warnings)} counts differ"
-        last += f", but {differ} from those expected (see the warnings)"
+        counts = "1 count differs" if len(warnings) == 1 else f"{len(warnings)} counts differ"
+        last += f", but {counts} from config.dataset.expected (see the warnings)"
     return "\n".join([*lines, "", last])
 
 
-def _of_each_class(split: Split | None, classes: int) -> list[str]:
-    """How many images of each class a split has; "-" where labels are not known."""
+def _class_counts(split: Split | None, classes: int) -> list[str]:
+    """Return the number of images of each class, or "-" if labels are unknown."""
     if split is None or split.labels is None:
         return ["-"] * classes
     return [f"{count:,}" for count in np.bincount(split.labels, minlength=classes)]

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 from tqdm import tqdm
 
-from lattec_jax.data.datasets.folder import find_images
+from lattec_jax.data.datasets.image_files import find_images
 from lattec_jax.inference import prediction_files
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.runtime.errors import ConfigError, DataError

@@ -1,4 +1,4 @@
-"""Builders of TensorFlow Datasets over small copies of public sets, with their features."""
+"""Small builders for TensorFlow Datasets that imitate those of the public sets."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from tests.data.public_sets import SETS, make_tree, rows
 
 
 class SmallBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Examples of the tree of one set; subclasses say how they name files and split."""
+    """Builder of the tree of one set. Subclasses define file names and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
     set_name = ""
-    text = ""  # feature with a file's name
+    text = ""  # the feature that stores the file name
     splits = ("train", "test")
-    files: ClassVar[dict[str, Path]] = {}  # of the tree, by path below the image folder
-    code_path = None  # no checksums of downloads lie beside this module
+    files: ClassVar[dict[str, Path]] = {}  # path below the image folder -> file of the tree
+    code_path = None  # no checksums of downloads are stored with this module
 
     def spell(self, path: str) -> str:
-        """How the builder spells a file's name."""
+        """Return the builder's name of a file."""
         return path
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
             "image": tfds.features.Image(),
             "label": tfds.features.ClassLabel(names=self.labels()),
-            # As the pets' builder has: not to be decoded.
+            # As in the pets' builder; it must not be decoded.
             "segmentation_mask": tfds.features.Image(shape=(None, None, 1)),
         }
         if self.text:
@@ -39,7 +39,7 @@ class SmallBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     @classmethod
     def labels(cls) -> list[str]:
-        """Label names in another order than the split file's."""
+        """Return label names, in another order than in the split file."""
         patterns = [pattern for pattern, _, _ in SETS[cls.set_name].classes]
         return [pattern.rpartition("/")[0].lower() or name(pattern) for pattern in patterns[::-1]]
 
@@ -66,7 +66,7 @@ class SmallBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def name(pattern: str) -> str:
-    """The class name that a flat file's name begins with."""
+    """Return the class name in the name of a file without a class folder."""
     return pattern.rpartition("_")[0]
 
 
@@ -150,7 +150,7 @@ BUILDERS = {builder.set_name: builder for builder in SmallBuilder.__subclasses__
 
 
 def prepare(name: str, folder: Path, file_format: str = "array_record") -> Path:
-    """Prepare the builder of a set below `folder / "tfds"`; return the tree that it was made of."""
+    """Prepare the builder of a set in `folder / "tfds"`; return the tree of its files."""
     root = make_tree(folder / "source", name)
     images = root / SETS[name].images
     builder = BUILDERS[name]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import word_tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import initial_params
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
@@ -38,14 +38,14 @@ WORDS = [
 
 @functools.cache
 def _initial_params(config: CLIPConfig, seed: int) -> dict[str, np.ndarray]:
-    """One program, once; by itself each operation on each shape would be compiled."""
+    """Compile one program, instead of one per operation and shape."""
     return jax.device_get(jax.jit(lambda: initial_params(config, seed))())
 
 
 def dummy_checkpoint(
     seed: int = 0, image_size: int = 16, context_length: int = 24, layers: int = 2
 ) -> Checkpoint:
-    """A randomly initialized CLIP with so many layers in each tower."""
+    """Return a randomly initialized CLIP."""
     tokenizer = word_tokenizer(WORDS, context_length)
     config = CLIPConfig(
         embed_dim=16,

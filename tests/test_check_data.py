@@ -1,4 +1,4 @@
-"""What check_data prints, for every kind, and that it changes nothing."""
+"""The output of check_data for every kind; it changes nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def place(tmp_path, monkeypatch) -> Path:
 
 
 def shown(place: Path, capsys, config: str, *extra: str) -> list[str]:
-    """The lines that it prints."""
+    """Return the printed lines."""
     before = content(place)
     check_data.main(["check_data", f"--config=configs/{config}.py", *extra])
     assert content(place) == before
@@ -38,20 +38,20 @@ def test_counts_beside_those_expected(place, capsys):
     table = [line.split() for line in lines]
     assert ["sea", "or", "lake", "4", "2"] in table
     assert ["all", "3", "classes", "12", "6"] in table
-    assert ["expected", "18,900", "6", "of", "10", "classes"] in table
+    assert ["expected", "18,900", "6", "in", "10", "classes"] in table
     assert "warning: expected 18,900 training images, found 12" in lines
     assert "warning: expected 10 classes, found 3" in lines
     assert not any("test images" in line for line in lines)
-    counts = "nothing is missing, but {} from those expected (see the warnings)"
+    counts = "all files were found, but {} from config.dataset.expected (see the warnings)"
     assert lines[-1] == counts.format("2 counts differ")
     extra = ["--config.dataset.expected.test=6", "--config.dataset.expected.train=12"]
     assert shown(place, capsys, "eurosat", *extra)[-1] == counts.format("1 count differs")
     extra.append("--config.dataset.expected.classes=3")
     lines = shown(place, capsys, "eurosat", *extra)
-    assert lines[-1] == "nothing is missing" and not any("warning" in line for line in lines)
+    assert lines[-1] == "all files were found" and not any("warning" in line for line in lines)
 
 
-def test_expected_counts_follow_the_share(place, capsys):
+def test_expected_counts_follow_the_fraction(place, capsys):
     make_tree(place / "data", "eurosat")
     extra = ["--config.dataset.train_fraction=0.5", "--config.dataset.expected.train=12"]
     lines = shown(place, capsys, "eurosat", *extra)

@@ -1,11 +1,11 @@
-"""What `python -m lattec_jax.demo.pretrain` does: render, train, measure, save."""
+"""Pre-training of the demo's CLIP: render, train, evaluate, save."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,8 @@ from tqdm import tqdm
 from lattec_jax.data.datasets.digits import CLASS_NAMES
 from lattec_jax.data.glyphs import describe_image
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import Tokenizer, word_tokenizer
+from lattec_jax.data.text.tokenizer import Tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS, Renderer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params, bind, define, initial_params
@@ -32,20 +33,20 @@ MEAN = STD = (0.5, 0.5, 0.5)
 IMAGES, HELD_OUT_IMAGES = 20_000, 2_000
 BATCH_SIZE, WARMUP_STEPS = 128, 100
 LEARNING_RATE, WEIGHT_DECAY = 1e-3, 0.1
-# A stroke is left out of a caption with this chance: the description of a group says less too.
+# The probability that a stroke is left out of a caption: descriptions of groups are shorter too.
 DROP = 0.3
 
 
 class Rendered(NamedTuple):
-    """N rendered images. `captions` are of the three kinds, in that order."""
+    """N rendered images with their captions."""
 
     images: UInt8[np.ndarray, "N S S"]
     labels: Int[np.ndarray, " N"]
-    captions: list[tuple[str, str, str]]
+    captions: list[tuple[str, str, str]]  # class; class and strokes; strokes
 
 
 def render(fonts: tuple[str, ...], count: int, seed: int, drop: float) -> Rendered:
-    """Draw images and write their captions."""
+    """Draw images and compose their captions."""
     images, labels = Renderer(fonts, IMAGE_SIZE).images(count, seed)
     rng = np.random.default_rng((seed, 1))
     captions = []
@@ -59,14 +60,14 @@ def render(fonts: tuple[str, ...], count: int, seed: int, drop: float) -> Render
 
 
 def make_tokenizer(rendered: Rendered) -> Tokenizer:
-    """A word-level tokenizer of all words in the captions and all class names."""
+    """Make a word-level tokenizer for the captions and class names."""
     text = " ".join([*CLASS_NAMES, *(caption for texts in rendered.captions for caption in texts)])
     words = text.lower().replace(",", " ").replace(".", " ").split()
     return word_tokenizer(sorted(set(words)), CONTEXT_LENGTH)
 
 
 def model_config(vocab_size: int) -> CLIPConfig:
-    """The tiny CLIP's architecture."""
+    """Return the tiny CLIP's architecture."""
     return CLIPConfig(
         embed_dim=64,
         vision=VisionConfig(
@@ -82,18 +83,19 @@ def contrastive_loss(
     images: Float[Array, "B D"],
     texts: Float[Array, "B D"],
     tokens: Int[Array, "B L"],
-    scale: Float[Array, ""],
+    logit_scale: Float[Array, ""],
 ) -> Float[Array, ""]:
-    """CLIP's symmetric loss, in which equal captions are positives of each other's images."""
-    logits = scale * images @ texts.T
-    equal = jnp.all(tokens[:, None] == tokens[None], axis=-1)  # [B, B]
+    """CLIP's symmetric loss. Images with equal captions are positives of each other's captions."""
+    logits = logit_scale * images @ texts.T
+    # [B, 1, L] == [1, B, L] -> [B, B]
+    equal = jnp.all(tokens[:, None] == tokens[None], axis=-1)
     target = equal / equal.sum(axis=1, keepdims=True)
-    likely = jax.nn.log_softmax(logits, axis=1) + jax.nn.log_softmax(logits.T, axis=1)
-    return -(target * likely).sum(axis=1).mean() / 2
+    log_probs = jax.nn.log_softmax(logits, axis=1) + jax.nn.log_softmax(logits.T, axis=1)
+    return -(target * log_probs).sum(axis=1).mean() / 2
 
 
-def normalized(images: UInt8[Array, "B S S"]) -> Float[Array, "B S S 3"]:
-    """Gray images as the image tower takes them."""
+def normalize_images(images: UInt8[Array, "B S S"]) -> Float[Array, "B S S 3"]:
+    """Normalize grayscale images and repeat them in three channels."""
     gray = (images.astype(jnp.float32) / 255 - MEAN[0]) / STD[0]
     return jnp.repeat(gray[..., None], 3, axis=-1)
 
@@ -101,7 +103,7 @@ def normalized(images: UInt8[Array, "B S S"]) -> Float[Array, "B S S 3"]:
 def batches(
     count: int, batch_size: int, steps: int, rng: np.random.Generator
 ) -> Iterator[Int[np.ndarray, " B"]]:
-    """Indices of `steps` batches: permutations, whose incomplete last batch is dropped."""
+    """Yield the indices of `steps` batches, in epochs without their incomplete last batch."""
     order = np.zeros(0, int)
     for _ in range(steps):
         if len(order) < batch_size:
@@ -114,11 +116,7 @@ def pretrain(
     rendered: Rendered, tokenizer: Tokenizer, config: CLIPConfig, steps: int, batch_size: int,
     seed: int,
 ) -> tuple[Params, list[float]]:  # fmt: skip
-    """Train from scratch.
-
-    Returns:
-        Parameters and the loss of each step.
-    """
+    """Train from scratch; return the parameters and the loss of each step."""
     definition, params = define(config), initial_params(config, seed)
     # [kinds, N, L]
     tokens = np.stack([tokenizer(texts) for texts in zip(*rendered.captions, strict=True)])
@@ -129,7 +127,7 @@ def pretrain(
             optax.warmup_cosine_decay_schedule(0.0, LEARNING_RATE, warmup, steps),
             b2=0.98,
             weight_decay=WEIGHT_DECAY,
-            mask=lambda params: {name: value.ndim > 1 for name, value in params.items()},
+            mask=lambda params: jax.tree.map(lambda value: value.ndim > 1, params),
         ),
     )
 
@@ -139,7 +137,7 @@ def pretrain(
     ) -> tuple[Params, optax.OptState, jax.Array]:
         def loss(params: Params) -> jax.Array:
             model = bind(definition, params)
-            image_features = model.encode_image(normalized(images))
+            image_features = model.encode_image(normalize_images(images))
             text_features = model.encode_text(tokens)
             return contrastive_loss(
                 image_features, text_features, tokens, jnp.exp(model.logit_scale[...])
@@ -147,8 +145,9 @@ def pretrain(
 
         value, gradient = jax.value_and_grad(loss)(params)
         updates, state = optimizer.update(gradient, state, params)
-        params = optax.apply_updates(params, updates)
-        # CLIP's bound on the inverse temperature
+        # optax declares any tree of arrays.
+        params = cast("Params", optax.apply_updates(params, updates))
+        # CLIP's bound on the logit scale
         params["logit_scale"] = jnp.minimum(params["logit_scale"], jnp.log(100.0))
         return params, state, value
 
@@ -161,19 +160,19 @@ def pretrain(
     return params, [float(value) for value in losses]
 
 
-def measure(
+def evaluate(
     definition: nnx.GraphDef, params: Params, tokenizer: Tokenizer, rendered: Rendered
 ) -> dict[str, float]:
-    """Zero-shot accuracy of the images, and of their stroke descriptions as texts."""
-    classes = tokenizer([TEMPLATE.format(name) for name in CLASS_NAMES])
-    strokes = tokenizer([caption[-1] for caption in rendered.captions])
+    """Return the zero-shot accuracy on images and on their stroke descriptions."""
+    classes = jnp.asarray(tokenizer([TEMPLATE.format(name) for name in CLASS_NAMES]))
+    strokes = jnp.asarray(tokenizer([caption[-1] for caption in rendered.captions]))
 
     @jax.jit
     def similarities(params: Params) -> tuple[jax.Array, jax.Array]:
         model = bind(definition, params)
-        classifier = model.encode_text(classes)
-        images = model.encode_image(normalized(jnp.asarray(rendered.images)))
-        return images @ classifier.T, model.encode_text(strokes) @ classifier.T
+        class_weights = model.encode_text(classes)  # [C, D]
+        images = model.encode_image(normalize_images(jnp.asarray(rendered.images)))
+        return images @ class_weights.T, model.encode_text(strokes) @ class_weights.T
 
     names = ("images", "descriptions")
     return {
@@ -183,14 +182,14 @@ def measure(
 
 
 def make(out: Path, seed: int, steps: int) -> None:
-    """Render, train, measure on held-out faces and write the checkpoint directory."""
+    """Render, train, evaluate on held-out fonts and write the checkpoint directory."""
     start = time.perf_counter()
     rendered = render(TRAINING_FONTS, IMAGES, seed, DROP)
     held_out = render(HELD_OUT_FONTS, HELD_OUT_IMAGES, seed + 1, 0.0)
     tokenizer = make_tokenizer(rendered)
     config = model_config(tokenizer.vocab_size)
     params, losses = pretrain(rendered, tokenizer, config, steps, BATCH_SIZE, seed)
-    accuracy = measure(define(config), params, tokenizer, held_out)
+    accuracy = evaluate(define(config), params, tokenizer, held_out)
     Checkpoint(
         config=config,
         params={name: np.asarray(value, np.float32) for name, value in params.items()},
@@ -205,7 +204,7 @@ def make(out: Path, seed: int, steps: int) -> None:
     ).save(out)
     print(
         f"{sum(value.size for value in params.values()):,} parameters; last loss {losses[-1]:.3f}; "
-        f"held-out faces: {accuracy['images']:.1%} of the images and "
-        f"{accuracy['descriptions']:.1%} of the descriptions find their class; "
+        f"zero-shot accuracy on held-out fonts: {accuracy['images']:.1%} of the images, "
+        f"{accuracy['descriptions']:.1%} of the descriptions; "
         f"{time.perf_counter() - start:.0f} s"
     )

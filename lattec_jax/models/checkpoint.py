@@ -1,10 +1,16 @@
 """The checkpoint directory: a CLIP's parameters, configuration, tokenizer and preprocessing.
 
-    DIR/model.safetensors   flat float32 arrays; `expected_shapes` lists names and shapes
-    DIR/config.json         format, model, preprocess, tokenizer settings, source
-    DIR/tokenizer.json      the `tokenizers` library's file
+    DIR/model.safetensors   parameters, float32; names and shapes: `expected_shapes`
+    DIR/config.json         {"format": "lattec_jax-clip-1",
+                             "model": CLIPConfig, "preprocess": Preprocess,
+                             "tokenizer": Tokenizer.settings(), "source": any JSON object}
+    DIR/tokenizer.json      the rules of the tokenizer, in the format of the `tokenizers` library
 
-It needs no other file. Imports neither JAX nor torch.
+A parameter's name is its path in the Flax model of `lattec_jax.models.clip`, joined by "/":
+"visual/blocks/0/attn/qkv/kernel". `Checkpoint.load` checks every key and value of config.json,
+names, shapes, types and finiteness of all parameters, and that the parts fit each other (`_check`).
+
+Imports neither JAX nor torch.
 """
 
 from __future__ import annotations
@@ -38,13 +44,13 @@ from lattec_jax.runtime.validation import STRICT, validate
 from lattec_jax.runtime.weights import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 
 MAX_CONFIG_BYTES = 2**24
-_MAX_PROBLEMS = 50  # tensors that a message lists
+_MAX_PROBLEMS = 50  # tensors listed in a message
 _FILES = {WEIGHTS_FILE, CONFIG_FILE, TOKENIZER_FILE}
 
 
 @dataclasses.dataclass(frozen=True)
-class _Content:
-    """`config.json`; its parts are declared where they are used."""
+class _ConfigFile:
+    """`config.json`. Its parts are checked by the classes that read them."""
 
     __pydantic_config__ = STRICT
     format: Literal[FORMAT]  # type: ignore[valid-type]
@@ -56,13 +62,13 @@ class _Content:
 
 @dataclasses.dataclass
 class Checkpoint:
-    """A CLIP, ready to be used: what a checkpoint directory holds."""
+    """The content of a checkpoint directory."""
 
     config: CLIPConfig
     params: dict[str, np.ndarray]  # flat names, float32
     tokenizer: Tokenizer
     preprocess: Preprocess
-    source: dict[str, Any]  # where the weights come from; JSON values
+    source: dict[str, Any]  # the origin of the weights, as JSON values
     _sha256: str | None = dataclasses.field(default=None, repr=False, compare=False)
 
     @property
@@ -74,10 +80,10 @@ class Checkpoint:
         return self._sha256
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Write the directory, all of it or nothing; an older checkpoint there is replaced.
+        """Write the directory atomically, replacing an older checkpoint.
 
         Raises:
-            WeightsError: the parts do not fit each other, or `directory` holds something else.
+            WeightsError: the parts do not fit each other, or `directory` has other files in it.
         """
         directory = Path(directory).resolve()
         self._check("the checkpoint to be saved")
@@ -100,11 +106,11 @@ class Checkpoint:
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Checkpoint:
-        """Read a checkpoint directory and check it.
+        """Read and check a checkpoint directory.
 
         Raises:
-            WeightsError: it is no checkpoint directory, is damaged, or its parts do not fit each
-                other; unknown, missing and wrongly shaped tensors are listed.
+            WeightsError: it is not a checkpoint directory, is damaged, or its parts do not fit each
+                other. Unknown, missing and wrongly shaped tensors are listed.
         """
         directory = Path(directory)
         content = _read_config(directory)
@@ -135,7 +141,7 @@ class Checkpoint:
         check_shapes(shapes_of(self.params), expected_shapes(self.config), where)
         other = {str(a.dtype) for a in self.params.values()} - {"float32"}
         if other:
-            raise WeightsError(f"{where}: expected float32 tensors, found {sorted(other)} too")
+            raise WeightsError(f"{where}: expected float32 tensors, also found {sorted(other)}")
         text, size = self.config.text, self.config.vision.image_size
         for what, expected, found in (
             ("context length of the tokenizer", text.context_length, self.tokenizer.context_length),
@@ -146,12 +152,15 @@ class Checkpoint:
         if self.tokenizer.vocab_size > text.vocab_size:
             raise WeightsError(
                 f"{where}: the tokenizer has {self.tokenizer.vocab_size} token ids, but the model "
-                f"knows only {text.vocab_size}; this is not the model's tokenizer"
+                f"has only {text.vocab_size}; this is not the model's tokenizer"
             )
 
 
 def expected_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of a model, in the order of its layers."""
+    """Return name and shape of every parameter of a model, in the order of its layers.
+
+    A test compares them with the Flax model, which this module does not import.
+    """
     vision, text = config.vision, config.text
     rows, columns = vision.grid
     shapes: dict[str, tuple[int, ...]] = {
@@ -174,7 +183,6 @@ def expected_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _blocks(tower: str, config: VisionConfig | TextConfig) -> dict[str, tuple[int, ...]]:
-    """The transformer blocks of one tower."""
     width, hidden = config.width, int(config.width * config.mlp_ratio)
     shapes: dict[str, tuple[int, ...]] = {}
     for i in range(config.layers):
@@ -201,7 +209,7 @@ def _linear(name: str, inputs: int, outputs: int) -> dict[str, tuple[int, ...]]:
 
 
 def shapes_of(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor."""
+    """Return name and shape of every tensor."""
     return {name: array.shape for name, array in tensors.items()}
 
 
@@ -230,11 +238,7 @@ def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
 
 
 def refuse_other_directory(directory: Path) -> None:
-    """Make sure that saving to `directory` would destroy nothing but an older checkpoint.
-
-    Raises:
-        WeightsError: it is a file, or holds anything else.
-    """
+    """Raise WeightsError if saving to `directory` would delete more than an older checkpoint."""
     if not directory.exists():
         return
     if not directory.is_dir():
@@ -246,13 +250,12 @@ def refuse_other_directory(directory: Path) -> None:
     if foreign or CONFIG_FILE not in found:
         listing = ", ".join((foreign or sorted(found))[:5])
         raise WeightsError(
-            f"{directory} is not only a checkpoint (it holds {listing}) and is not overwritten; "
-            "choose a new directory"
+            f"{directory} also contains {listing} and is not overwritten; choose a new directory"
         )
     _read_config(directory)
 
 
-def _read_config(directory: Path) -> _Content:
+def _read_config(directory: Path) -> _ConfigFile:
     """Read `config.json` and check its format and keys."""
     path = directory / CONFIG_FILE
     advice = "expected a directory that python -m convert.openclip_to_flax wrote"
@@ -264,11 +267,11 @@ def _read_config(directory: Path) -> _Content:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise WeightsError(f"{path} is not JSON ({error}); {advice}") from error
-    return validate(_Content, content, str(path), WeightsError, advice)
+    return validate(_ConfigFile, content, str(path), WeightsError, advice)
 
 
 def _contiguous(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Row-major arrays: safetensors writes the memory as it lies, whatever the strides say."""
+    # safetensors writes the memory of an array and ignores its strides.
     return {name: np.require(array, requirements="C") for name, array in params.items()}
 
 

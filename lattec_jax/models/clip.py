@@ -1,14 +1,13 @@
 """CLIP's two towers in Flax NNX, equal to open_clip's plain ViT models.
 
-Both are made of `lattec_jax.models.blocks`. Texts of a causal tower are filled up to a multiple of
-eight tokens.
-
-Parameters travel as one flat dictionary (`Params`) with the names of the checkpoint file, for
-example ``visual/blocks/0/attn/qkv/kernel``; `define` and `bind` turn them into a model inside a
-jitted function:
+Parameters are one flat dictionary (`Params`) with the names of the checkpoint file, for example
+``visual/blocks/0/attn/qkv/kernel``. `define` and `bind` turn them into a model inside a jitted
+function:
 
     definition = define(config)
     features = jax.jit(lambda params, x: bind(definition, params).encode_image(x))(params, images)
+
+In shapes, a leading underscore marks a dimension that differs between the groups of a list.
 
 Source: open_clip 3.3, `open_clip/transformer.py` and `open_clip/model.py`.
 """
@@ -22,15 +21,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
+from lattec_jax.models.attention import Packing, activation_constraint, num_devices
 from lattec_jax.models.blocks import (
     Activation,
     Block,
     LayerNorm,
-    Packing,
-    constrain,
-    device_count,
     exact_gelu,
     quick_gelu,
     run_blocks,
@@ -39,13 +37,14 @@ from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 
 Params = dict[str, jax.Array]
 
-# Tokens of a text. Matrix units work on eight values of bfloat16 at once: where the tokens of a
-# batch are no multiple of that, XLA copies every matrix before and behind each product.
+# Texts of a causal tower are padded to a multiple of so many tokens. Matrix units work on eight
+# values of bfloat16 at once: if the number of tokens of a batch is not a multiple of eight, XLA
+# copies every matrix before and after each product.
 LENGTH_MULTIPLE = 8
 
 
-def normalize(x: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    """Divide by the Euclidean length, which is bounded below by 1e-12 as in PyTorch."""
+def normalize(x: Float[Array, "*shape D"]) -> Float[Array, "*shape D"]:
+    """Divide by the Euclidean norm, or by 1e-12 where it is smaller, as PyTorch does."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
@@ -57,7 +56,7 @@ class ImageTower(nnx.Module):
         config: VisionConfig,
         embed_dim: int,
         activation: Activation,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         remat: bool,
         mesh: Mesh | None,
         rngs: nnx.Rngs,
@@ -86,23 +85,27 @@ class ImageTower(nnx.Module):
     def __call__(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
         config, patch = self.config, self.config.patch_size
         batch, (rows, columns) = images.shape[0], config.grid
-        # A convolution whose stride is its size is a matrix product over patches:
-        # [B, H, W, 3] -> [B, rows, P, columns, P, 3] -> [B, rows · columns, P · P · 3]
+        # A convolution whose stride is its size is a matrix product over patches. Pixels beyond the
+        # last full patch are cropped.
+        # [B, H, W, 3] -> [B, rows, P, columns, P, 3]
         patches = images[:, : rows * patch, : columns * patch].reshape(
             batch, rows, patch, columns, patch, 3
         )
+        # -> [B, rows, columns, P, P, 3] -> [B, rows · columns, P · P · 3]
         patches = patches.transpose(0, 1, 3, 2, 4, 5).reshape(batch, rows * columns, -1)
         x = self.patch_embedding(patches.astype(self.dtype))
+        # The class token in front: [B, 1 + rows · columns, W], L tokens in all
         cls = jnp.broadcast_to(self.class_embedding[...].astype(self.dtype), (batch, 1, x.shape[2]))
         x = jnp.concatenate([cls, x], axis=1) + self.positional_embedding[...].astype(self.dtype)
-        packing = Packing((x.shape[:2],), device_count(self.mesh))
-        x = packing.join([x])
+        packing = Packing(((x.shape[0], x.shape[1]),), num_devices(self.mesh))
+        x = packing.pack([x])  # [B · L, W]
         if config.pre_norm:
             x = self.ln_pre(x)
-        places = [jnp.zeros(batch, jnp.int32)] if config.pool == "tok" else None
-        keep = constrain(self.mesh)
-        x = run_blocks(self.blocks, x, packing, self.remat, keep, places)
-        (x,) = (packing if places is None else packing.ones()).separate(x)
+        class_token = [jnp.zeros(batch, jnp.int32)] if config.pool == "tok" else None
+        constrain = activation_constraint(self.mesh)
+        x = run_blocks(self.blocks, x, packing, self.remat, constrain, class_token)
+        # -> [B, 1, W] if the class token is pooled, else [B, L, W]
+        (x,) = (packing if class_token is None else packing.one_per_sequence()).unpack(x)
         if config.pool == "tok":
             pooled = self.ln_post(x[:, 0])
         elif config.final_norm_after_pool:
@@ -120,14 +123,14 @@ class TextTower(nnx.Module):
         config: TextConfig,
         embed_dim: int,
         activation: Activation,
-        dtype: jnp.dtype,
+        dtype: DTypeLike,
         remat: bool,
         mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
         width, length = config.width, config.context_length
         self.config, self.dtype, self.remat, self.mesh = config, dtype, remat, mesh
-        # No token of a causal tower sees a later one, so tokens may follow that nobody reads.
+        # In a causal tower no token attends to a later one, so padding changes no pooled token.
         self.multiple = LENGTH_MULTIPLE if config.causal else 1
         self.token_embedding = nnx.Param(
             0.02 * jax.random.normal(rngs(), (config.vocab_size, width))
@@ -142,25 +145,28 @@ class TextTower(nnx.Module):
         self.ln_final = LayerNorm(width, config.norm_epsilon)
         self.projection = nnx.Param(width**-0.5 * jax.random.normal(rngs(), (width, embed_dim)))
 
-    def __call__(self, groups: Sequence[Int[Array, "N L"]]) -> list[Float[Array, "N D"]]:
+    def __call__(self, groups: Sequence[Int[Array, "_N _L"]]) -> list[Float[Array, "_N D"]]:
         embedded = [self._embed(tokens) for tokens in groups]
-        packing = Packing(tuple(x.shape[:2] for x in embedded), device_count(self.mesh))
-        x = packing.join(embedded)
-        keep, places = constrain(self.mesh), [self._positions(tokens) for tokens in groups]
-        x = run_blocks(self.blocks, x, packing, self.remat, keep, places)
-        features = self.ln_final(x).astype(jnp.float32) @ self.projection[...]
-        return [group[:, 0] for group in packing.ones().separate(features)]
+        packing = Packing(tuple((x.shape[0], x.shape[1]) for x in embedded), num_devices(self.mesh))
+        x = packing.pack(embedded)  # of each group [N, M, W] -> [T, W]
+        constrain = activation_constraint(self.mesh)
+        positions = [self._pool_positions(tokens) for tokens in groups]
+        x = run_blocks(self.blocks, x, packing, self.remat, constrain, positions)  # [S, W]
+        features = self.ln_final(x).astype(jnp.float32) @ self.projection[...]  # [S, D]
+        # -> of each group [N, 1, D] -> [N, D]
+        return [group[:, 0] for group in packing.one_per_sequence().unpack(features)]
 
     def _embed(self, tokens: Int[Array, "N L"]) -> Float[Array, "N M W"]:
-        """Embedded tokens and, up to the next multiple, zeros."""
-        # Looked up before it is cast: the gradient of a common token is a sum over all its places,
-        # and bfloat16 would lose most of it.
+        """Embed tokens and pad L to M, the next multiple of `self.multiple`, with zeros."""
+        # Look up, then cast: the gradient of a frequent token is a sum over all its positions, of
+        # which bfloat16 would lose most. [N, L] -> [N, L, W]
         x = self.token_embedding[...][tokens].astype(self.dtype)
         x = x + self.positional_embedding[...].astype(self.dtype)[: tokens.shape[1]]
+        # [N, L, W] -> [N, M, W]
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.multiple), (0, 0)))
 
-    def _positions(self, tokens: Int[Array, "N L"]) -> Int[Array, " N"]:
-        """The position at which each text is read out."""
+    def _pool_positions(self, tokens: Int[Array, "N L"]) -> Int[Array, " N"]:
+        """Return the position of each text's pooled token."""
         match self.config.pool:
             case "argmax":
                 return jnp.argmax(tokens, axis=1)
@@ -173,22 +179,20 @@ class TextTower(nnx.Module):
 
 
 class CLIP(nnx.Module):
-    """An image tower, a text tower and the logarithm of their inverse temperature.
+    """An image tower, a text tower and the logarithm of the logit scale.
 
     Args:
-        config: the architecture.
-        dtype: the type in which the towers compute; parameters and features are float32.
-        remat: recompute each block in the backward pass instead of keeping its activations.
-        mesh: the devices that share the images and texts of a call, whose numbers they must
-            divide; None: one device.
-        rngs: where the initial parameters come from.
+        dtype: in which the towers compute; parameters and features are float32.
+        remat: recompute each block in the backward pass instead of storing its activations.
+        mesh: the devices over which a batch is split; their number must divide the numbers of
+            images and of texts. None: one device.
     """
 
     def __init__(
         self,
         config: CLIPConfig,
         *,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         remat: bool = False,
         mesh: Mesh | None = None,
         rngs: nnx.Rngs,
@@ -200,19 +204,20 @@ class CLIP(nnx.Module):
         self.logit_scale = nnx.Param(jnp.log(jnp.float32(1 / 0.07)))
 
     def encode_image(self, images: Float[Array, "B H W 3"]) -> Float[Array, "B D"]:
-        """Unit features of images in [0, 1] that are normalized by mean and deviation."""
+        """Return unit features of images, whose pixels are normalized by mean and deviation."""
         return normalize(self.visual(images))
 
     def encode_text(self, tokens: Int[Array, "N L"]) -> Float[Array, "N D"]:
-        """Unit features of token matrices of any length L up to the context length.
+        """Return unit features of texts.
 
-        A causal model read out at the end-of-text token needs no padding: crop L to the longest
-        text (`lattec_jax.data.text.bucketing.text_lengths`).
+        L may be any length up to the context length. A causal tower that pools the end-of-text
+        token needs no padding: crop to the longest text
+        (`lattec_jax.data.text.bucketing.text_lengths`).
         """
         return self.encode_texts([tokens])[0]
 
-    def encode_texts(self, groups: Sequence[Int[Array, "N L"]]) -> list[Float[Array, "N D"]]:
-        """Unit features of token matrices of several lengths, in one pass."""
+    def encode_texts(self, groups: Sequence[Int[Array, "_N _L"]]) -> list[Float[Array, "_N D"]]:
+        """Return unit features of groups of texts, each group cropped to one length."""
         return [normalize(features) for features in self.text(groups)]
 
 
@@ -220,27 +225,28 @@ class CLIP(nnx.Module):
 def define(
     config: CLIPConfig,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     remat: bool = False,
     mesh: Mesh | None = None,
 ) -> nnx.GraphDef:
-    """The model without its parameters, see `CLIP`; nothing is allocated."""
+    """Return the graph of a `CLIP` without its parameters; nothing is allocated."""
     return nnx.graphdef(
         nnx.eval_shape(lambda: CLIP(config, dtype=dtype, remat=remat, mesh=mesh, rngs=nnx.Rngs(0)))
     )
 
 
 def bind(definition: nnx.GraphDef, params: Params) -> CLIP:
-    """A model of `definition` with `params`; cheap, and meant to be called inside `jax.jit`."""
-    paths = {
-        tuple(int(part) if part.isdigit() else part for part in name.split("/")): nnx.Param(value)
+    """Return a model with these parameters. Cheap; call it inside `jax.jit`."""
+    # "visual/blocks/0/ln_1/scale" -> ("visual", "blocks", 0, "ln_1", "scale")
+    flat_state = [
+        (tuple(int(part) if part.isdigit() else part for part in name.split("/")), nnx.Param(value))
         for name, value in params.items()
-    }
-    return nnx.merge(definition, nnx.from_flat_state(paths))
+    ]
+    return nnx.merge(definition, nnx.from_flat_state(flat_state))
 
 
 def initial_params(config: CLIPConfig, seed: int) -> Params:
-    """Randomly initialized parameters, with open_clip's standard deviations."""
+    """Return randomly initialized parameters, with open_clip's standard deviations."""
     state = nnx.state(CLIP(config, rngs=nnx.Rngs(seed)), nnx.Param)
     return {
         "/".join(str(part) for part in path): variable[...]

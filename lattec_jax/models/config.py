@@ -1,7 +1,7 @@
-"""The architecture of a CLIP, as the weights' own configuration states it. Imports no JAX.
+"""The architecture of a CLIP, and how it is read from open_clip's `model_cfg`. Imports no JAX.
 
-The annotations of the dataclasses are checked by `lattec_jax.runtime.validation` where a
-configuration is read from a file.
+`CLIPConfig` is stored in the checkpoint directory (`config.json`, key "model"). When one is read
+from a file, types and ranges of its fields are checked by `lattec_jax.runtime.validation`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,161 @@ from lattec_jax.runtime.errors import WeightsError
 from lattec_jax.runtime.text import cut, printable
 from lattec_jax.runtime.validation import STRICT, STRICT_OPEN, shown, validate
 
-# Settings of open_clip's towers that this project does not implement, each with the value that
-# leaves it off. A configuration that sets one of them is refused rather than half understood.
+# Ranges of the values in a configuration. The largest CLIPs of open_clip have widths up to 1,664,
+# 48 layers and 901,629 token ids.
+Width = Annotated[int, Interval(ge=1, le=2**16)]
+Layers = Annotated[int, Interval(ge=1, le=1024)]
+ImageSide = Annotated[int, Interval(ge=1, le=2**14)]
+VocabSize = Annotated[int, Interval(ge=1, le=MAX_TOKEN_IDS)]
+Ratio = Annotated[float, Interval(gt=0, le=64)]
+Epsilon = Annotated[float, Interval(gt=0, le=0.1)]  # of layer norms
+VisionPool = Literal["tok", "avg"]  # the class token; the mean over patches
+TextPool = Literal["argmax", "eos", "last", "first"]  # "argmax": the largest token id
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """The image tower."""
+
+    __pydantic_config__ = STRICT
+
+    width: Width
+    layers: Layers
+    heads: Width
+    patch_size: ImageSide  # pixels
+    image_size: tuple[ImageSide, ImageSide]  # pixels: height, width
+    mlp_ratio: Ratio = 4.0
+    pre_norm: bool = True
+    pool: VisionPool = "tok"
+    final_norm_after_pool: bool = False
+    layer_scale: float | None = None  # initial value; None: the blocks have no layer scale
+    norm_epsilon: Epsilon = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_heads(self)
+        if self.patch_size > min(self.image_size):
+            raise ValueError(
+                f"patches of {self.patch_size} pixels are larger than images of {self.image_size}"
+            )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """The text tower."""
+
+    __pydantic_config__ = STRICT
+
+    width: Width
+    layers: Layers
+    heads: Width
+    context_length: ContextLength
+    vocab_size: VocabSize
+    mlp_ratio: Ratio = 4.0
+    causal: bool = True
+    pool: TextPool = "argmax"
+    eos_id: TokenId = 2  # only used with pool "eos"
+    layer_scale: float | None = None
+    norm_epsilon: Epsilon = 1e-5
+
+    def __post_init__(self) -> None:
+        _check_heads(self)
+        if self.pool == "eos" and self.eos_id >= self.vocab_size:
+            raise ValueError(f"eos_id {self.eos_id} is not one of {self.vocab_size} token ids")
+
+
+def _check_heads(tower: VisionConfig | TextConfig | _OpenClipText) -> None:
+    if tower.width % tower.heads:
+        raise ValueError(f"width {tower.width} is not a multiple of the {tower.heads} heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Both towers and the size of their shared embedding."""
+
+    __pydantic_config__ = STRICT
+
+    embed_dim: Width
+    vision: VisionConfig
+    text: TextConfig
+    quick_gelu: bool = False
+
+    @classmethod
+    def from_open_clip(cls, config: Mapping[str, Any], where: str = "model_cfg") -> CLIPConfig:
+        """Read the `model_cfg` of open_clip (`open_clip/model_configs/*.json`).
+
+        Raises:
+            WeightsError: the configuration asks for an architecture outside the plain ViT CLIPs, or
+                is incomplete, or a value has another type or is out of range.
+        """
+        if "multimodal_cfg" in config or config.get("init_logit_bias") is not None:
+            raise WeightsError(
+                f"{where}: expected a plain CLIP, found a CoCa or SigLIP configuration; lattec_jax "
+                "reads the ViT CLIPs of open_clip without `multimodal_cfg` and `init_logit_bias`"
+            )
+        vision_cfg, text_cfg = config.get("vision_cfg"), config.get("text_cfg")
+        if isinstance(vision_cfg, dict) and isinstance(text_cfg, dict):
+            _check_supported(where, config, vision_cfg, text_cfg)
+        advice = "choose one of open_clip's plain ViT models (docs/models.md lists them)"
+        parsed = validate(_OpenClip, dict(config), where, WeightsError, advice)
+        vision, text = parsed.vision_cfg, parsed.text_cfg
+        size = vision.image_size
+        converted = {
+            "embed_dim": parsed.embed_dim,
+            "quick_gelu": parsed.quick_gelu,
+            "vision": {
+                "width": vision.width,
+                "layers": vision.layers,
+                "heads": vision.width // vision.head_width,
+                "patch_size": vision.patch_size,
+                "image_size": size if isinstance(size, tuple) else (size, size),
+                "mlp_ratio": vision.mlp_ratio,
+                "pre_norm": not vision.no_ln_pre,
+                "pool": vision.pool_type,
+                "final_norm_after_pool": vision.final_ln_after_pool,
+                "layer_scale": vision.ls_init_value,
+                "norm_epsilon": (vision.norm_kwargs or _OpenClipNorm()).eps,
+            },
+            "text": {
+                "width": text.width,
+                "layers": text.layers,
+                "heads": text.heads,
+                "context_length": text.context_length,
+                "vocab_size": text.vocab_size,
+                "mlp_ratio": text.mlp_ratio,
+                "causal": not text.no_causal_mask,
+                "pool": text.pool_type,
+                "eos_id": text.eos_id,
+                "layer_scale": text.ls_init_value,
+                "norm_epsilon": (text.norm_kwargs or _OpenClipNorm()).eps,
+            },
+        }
+        return validate(cls, converted, where, WeightsError, advice)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values from which `from_dict` makes the same configuration."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, config: Any, where: str = "the model configuration") -> CLIPConfig:
+        """Read the values that `to_dict` returned.
+
+        Raises:
+            WeightsError: a key is missing or unknown, or a value has another type or is out of
+                range.
+        """
+        advice = "convert the weights again with python -m convert.openclip_to_flax"
+        return validate(cls, config, where, WeightsError, advice)
+
+
+# ------------------------------------------------------------------- open_clip's configurations
+
+# Settings of open_clip's towers that are not implemented, each with the value that turns it off. A
+# configuration with any other value is refused.
 _BLOCKS_OFF: dict[str, Any] = {
     "block_type": None,
     "qk_norm": False,
@@ -43,8 +196,9 @@ _TEXT_OFF: dict[str, Any] = {
     "proj_bias": False,
     **_BLOCKS_OFF,
 }
-# What `from_open_clip` reads, and what changes nothing here: settings of training, of towers that
-# are refused, and of the tokenizer. Any other key may change the model, so it is refused.
+# The keys that `from_open_clip` reads, and those without effect on the model here: settings of
+# training, of the tokenizer, and of towers that are refused. Any other key may change the model, so
+# it is refused.
 _BOTH_READ = {"width", "layers", "mlp_ratio", "pool_type", "ls_init_value", "norm_kwargs"}
 _VISION_KNOWN = {*_VISION_OFF, *_BOTH_READ, "head_width", "patch_size", "image_size", "no_ln_pre"}
 _VISION_KNOWN |= {"final_ln_after_pool", "patch_dropout", "output_tokens", "attn_pooler_queries"}
@@ -56,77 +210,6 @@ _TEXT_KNOWN |= {"hf_pooler_type", "hf_tokenizer_name", "tokenizer_kwargs", "toke
 _TOP_KNOWN = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "cast_dtype"}
 _TOP_KNOWN |= {"init_logit_scale", "init_logit_bias", "nonscalar_logit_scale", "output_dict"}
 
-# Ranges of what configurations state. The largest CLIP of open_clip has widths up to 1,664, 48
-# layers and 901,629 token ids; what is checked against these is also checked against the tensors.
-Width = Annotated[int, Interval(ge=1, le=2**16)]
-Layers = Annotated[int, Interval(ge=1, le=1024)]
-ImageSide = Annotated[int, Interval(ge=1, le=2**14)]
-VocabSize = Annotated[int, Interval(ge=1, le=MAX_TOKEN_IDS)]
-Ratio = Annotated[float, Interval(gt=0, le=64)]
-Epsilon = Annotated[float, Interval(gt=0, le=0.1)]  # of layer norms
-VisionPool = Literal["tok", "avg"]  # the class token; the mean over patches
-TextPool = Literal["argmax", "eos", "last", "first"]  # "argmax" of the ids
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionConfig:
-    """The image tower. Sizes are in pixels for images and patches, in units for widths."""
-
-    __pydantic_config__ = STRICT
-
-    width: Width
-    layers: Layers
-    heads: Width
-    patch_size: ImageSide
-    image_size: tuple[ImageSide, ImageSide]
-    mlp_ratio: Ratio = 4.0
-    pre_norm: bool = True
-    pool: VisionPool = "tok"
-    final_norm_after_pool: bool = False
-    layer_scale: float | None = None  # initial value, None where the blocks have no layer scale
-    norm_epsilon: Epsilon = 1e-5
-
-    def __post_init__(self) -> None:
-        _check_heads(self)
-        if self.patch_size > min(self.image_size):
-            raise ValueError(
-                f"patches of {self.patch_size} pixels are larger than images of {self.image_size}"
-            )
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Patches per column and per row."""
-        return self.image_size[0] // self.patch_size, self.image_size[1] // self.patch_size
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig:
-    """The text tower."""
-
-    __pydantic_config__ = STRICT
-
-    width: Width
-    layers: Layers
-    heads: Width
-    context_length: ContextLength
-    vocab_size: VocabSize
-    mlp_ratio: Ratio = 4.0
-    causal: bool = True
-    pool: TextPool = "argmax"
-    eos_id: TokenId = 2  # only read where pool is "eos"
-    layer_scale: float | None = None
-    norm_epsilon: Epsilon = 1e-5
-
-    def __post_init__(self) -> None:
-        _check_heads(self)
-        if self.pool == "eos" and self.eos_id >= self.vocab_size:
-            raise ValueError(f"eos_id {self.eos_id} is not one of {self.vocab_size} token ids")
-
-
-def _check_heads(tower: VisionConfig | TextConfig | _OpenClipText) -> None:
-    if tower.width % tower.heads:
-        raise ValueError(f"width {tower.width} is not a multiple of the {tower.heads} heads")
-
 
 @dataclasses.dataclass(frozen=True)
 class _OpenClipNorm:
@@ -134,8 +217,7 @@ class _OpenClipNorm:
     eps: Epsilon = 1e-5
 
 
-# The keys of open_clip's `model_cfg` that are read, with open_clip's defaults; what is not declared
-# here is handled before.
+# The keys that are read, with open_clip's defaults. The others were checked by `_check_supported`.
 @dataclasses.dataclass(frozen=True)
 class _OpenClipVision:
     __pydantic_config__ = STRICT_OPEN
@@ -190,88 +272,10 @@ class _OpenClip:
     quick_gelu: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class CLIPConfig:
-    """Both towers and what joins them."""
-
-    __pydantic_config__ = STRICT
-
-    embed_dim: Width
-    vision: VisionConfig
-    text: TextConfig
-    quick_gelu: bool = False
-
-    @classmethod
-    def from_open_clip(cls, config: Mapping[str, Any], where: str = "model_cfg") -> CLIPConfig:
-        """Read the `model_cfg` of open_clip (`open_clip/model_configs/*.json`).
-
-        Raises:
-            WeightsError: the configuration asks for an architecture outside the plain ViT CLIPs, or
-                is incomplete, or a value has another type or is out of range.
-        """
-        if "multimodal_cfg" in config or config.get("init_logit_bias") is not None:
-            raise WeightsError(
-                f"{where}: expected a plain CLIP, found a CoCa or SigLIP configuration; lattec_jax "
-                "reads the ViT CLIPs of open_clip without `multimodal_cfg` and `init_logit_bias`"
-            )
-        sections = {name: config.get(name) for name in ("vision_cfg", "text_cfg")}
-        if all(isinstance(section, dict) for section in sections.values()):
-            _refuse_others(where, config, **sections)
-        advice = "choose one of open_clip's plain ViT models (docs/models.md lists them)"
-        read = validate(_OpenClip, dict(config), where, WeightsError, advice)
-        vision, text = read.vision_cfg, read.text_cfg
-        size = vision.image_size
-        converted = {
-            "embed_dim": read.embed_dim,
-            "quick_gelu": read.quick_gelu,
-            "vision": {
-                "width": vision.width,
-                "layers": vision.layers,
-                "heads": vision.width // vision.head_width,
-                "patch_size": vision.patch_size,
-                "image_size": size if isinstance(size, tuple) else (size, size),
-                "mlp_ratio": vision.mlp_ratio,
-                "pre_norm": not vision.no_ln_pre,
-                "pool": vision.pool_type,
-                "final_norm_after_pool": vision.final_ln_after_pool,
-                "layer_scale": vision.ls_init_value,
-                "norm_epsilon": (vision.norm_kwargs or _OpenClipNorm()).eps,
-            },
-            "text": {
-                "width": text.width,
-                "layers": text.layers,
-                "heads": text.heads,
-                "context_length": text.context_length,
-                "vocab_size": text.vocab_size,
-                "mlp_ratio": text.mlp_ratio,
-                "causal": not text.no_causal_mask,
-                "pool": text.pool_type,
-                "eos_id": text.eos_id,
-                "layer_scale": text.ls_init_value,
-                "norm_epsilon": (text.norm_kwargs or _OpenClipNorm()).eps,
-            },
-        }
-        return validate(cls, converted, where, WeightsError, advice)
-
-    def to_dict(self) -> dict[str, Any]:
-        """A JSON-ready copy; `from_dict` reads it back."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, config: Any, where: str = "the model configuration") -> CLIPConfig:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            WeightsError: keys are missing or unknown, or a value is not one that is implemented.
-        """
-        advice = "convert the weights again with python -m convert.openclip_to_flax"
-        return validate(cls, config, where, WeightsError, advice)
-
-
-def _refuse_others(
+def _check_supported(
     where: str, config: Mapping[str, Any], vision_cfg: dict[str, Any], text_cfg: dict[str, Any]
 ) -> None:
-    """Raise WeightsError for an architecture that is not implemented or not known."""
+    """Raise WeightsError for a tower or a setting that is not implemented or not known."""
     _refuse_unsupported(f"{where}: vision_cfg", vision_cfg, _VISION_OFF)
     _refuse_unsupported(f"{where}: text_cfg", text_cfg, _TEXT_OFF)
     _refuse_unknown(where, config, _TOP_KNOWN)
@@ -285,7 +289,7 @@ def _refuse_others(
 
 
 def _refuse_unsupported(section: str, found: Mapping[str, Any], off: Mapping[str, Any]) -> None:
-    """Raise WeightsError if `found` turns on anything listed in `off`."""
+    """Raise WeightsError if `found` turns on a setting of `off`."""
     wrong = {key: found[key] for key in off if key in found and found[key] != off[key]}
     if wrong:
         raise WeightsError(
@@ -295,7 +299,7 @@ def _refuse_unsupported(section: str, found: Mapping[str, Any], off: Mapping[str
 
 
 def _refuse_unknown(section: str, found: Mapping[str, Any], known: set[str]) -> None:
-    """Raise WeightsError if `found` holds a key that may mean anything."""
+    """Raise WeightsError if `found` has an unknown key, whose effect on the model is unknown."""
     unknown = sorted(set(found) - known)
     norm = found.get("norm_kwargs")
     unknown += [
@@ -304,7 +308,7 @@ def _refuse_unknown(section: str, found: Mapping[str, Any], known: set[str]) -> 
     if unknown:
         listed = printable(cut(", ".join(unknown[:10]), 400))
         raise WeightsError(
-            f"{section}: expected the settings of open_clip 3.3, found {listed} too; what they do "
-            "to the model is not known here. Choose one of open_clip's plain ViT models "
+            f"{section}: expected the settings of open_clip 3.3, also found {listed}, which may "
+            "change the model. Choose one of open_clip's plain ViT models "
             "(docs/models.md lists them)"
         )

@@ -1,6 +1,6 @@
-"""What a finished run left to classify with: the adapted model and the class vectors.
+"""The saved classifier of a finished run: adapted model and class vectors.
 
-Imports no JAX, so that exports need none.
+Imports no JAX, so that an export needs none.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from lattec_jax.runtime.weights import locate
 
 
 class ClassWeights(NamedTuple):
-    """What a run classifies by: unit vectors for the features of the adapted model, and for some
-    methods as many for those of the frozen one."""
+    """A zero-shot head: one unit vector per class.
+
+    Some methods have a second head, on features of the frozen pre-trained model.
+    """
 
     adapted: Float[np.ndarray, "C D"]
     frozen: Float[np.ndarray, "C D"] | None = None
@@ -29,22 +31,25 @@ class ClassWeights(NamedTuple):
     def cosines(
         self, adapted: Float[np.ndarray, "N D"], frozen: Float[np.ndarray, "N D"] | None
     ) -> Float[np.ndarray, "N C"]:
-        """Cosines of images and classes; of two classifiers the mean.
+        """Return cosine similarities of images and classes, averaged over the heads.
 
         Args:
             adapted: image features of the adapted model.
-            frozen: of the pre-trained one; only read where there is a classifier for them.
+            frozen: image features of the frozen model; unused with a single head.
         """
-        found = adapted @ self.adapted.T
-        return found if self.frozen is None else 0.5 * (found + frozen @ self.frozen.T)
+        cosines = adapted @ self.adapted.T  # [N, D] @ [D, C]
+        if self.frozen is None:
+            return cosines
+        assert frozen is not None
+        return 0.5 * (cosines + frozen @ self.frozen.T)
 
 
 def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
-    """Read what `results.save_adapted` wrote.
+    """Read the files that `results.save_adapted` wrote.
 
     Raises:
-        ConfigError: there is no such directory.
-        WeightsError: the run has not finished, or a file of it is missing or damaged.
+        ConfigError: the directory does not exist.
+        WeightsError: the run has not finished, or one of its files is missing or damaged.
     """
     if not workdir.is_dir():
         raise ConfigError(
@@ -69,23 +74,23 @@ def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
     found = {name: array.shape for name, array in arrays.items()}
     if "classifier" not in found or set(found.values()) != {expected}:
         raise WeightsError(
-            f"{path}: expected class vectors of the shape {expected}, as many as {workdir / MODEL} "
-            f"names classes, found {found}; restore the run's own files"
+            f"{path}: expected class vectors of the shape {expected}, one per class of "
+            f"{workdir / MODEL}, found {found}; restore the run's own files"
         )
     other = [name for name, array in arrays.items() if array.dtype != np.float32]
     if other:
         raise WeightsError(
-            f"{path}: expected finite numbers in float32, found another type in "
+            f"{path}: expected float32, found another type in "
             f"{', '.join(other[:5])}; restore the run's own files"
         )
     return checkpoint, ClassWeights(arrays["classifier"], arrays.get("frozen_class_weights"))
 
 
 def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
-    """The pre-trained model that a run began with.
+    """Load the pre-trained model from which a run started.
 
     Raises:
-        WeightsError: it is not there any more, or is another one.
+        WeightsError: it no longer exists or has changed.
     """
     needed = f"the pre-trained model of the run in {workdir} is needed here"
     try:
@@ -96,6 +101,6 @@ def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
     if weights.sha256 != expected:
         raise WeightsError(
             f"{needed}: expected weights with the SHA-256 {expected}, found {weights.sha256} at "
-            f"{config.weights}; restore the weights that the run began with"
+            f"{config.weights}; restore the weights from which the run started"
         )
     return weights

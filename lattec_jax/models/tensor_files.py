@@ -1,6 +1,6 @@
 """Read .safetensors files that may be damaged or hostile. Imports neither JAX nor torch.
 
-The header is checked before any tensor is read, and every tensor is checked to be finite.
+The header is checked before any tensor is read. Every tensor must be finite.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from lattec_jax.runtime.text import cut, printable
 from lattec_jax.runtime.validation import shown
 
 Shapes = Mapping[str, tuple[int, ...]]
-# What NumPy and ml_dtypes hold; the library has more: float8, float4, complex numbers.
+# The types of NumPy and ml_dtypes. safetensors has more: float8, float4, complex numbers.
 _TYPES = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
 _FLOATS = {"float16", "bfloat16", "float32", "float64"}
 _CHUNK = 2**22  # elements that are checked at once
 _MAX_RANK = 8
-_MAX_ELEMENTS = 2**59  # where empty sides count as 1: NumPy counts the bytes of a shape so
-# The exponent's bits: all are set in NaN and infinity. NumPy would convert these types first.
+_MAX_ELEMENTS = 2**59  # a dimension of 0 counts as 1, as in NumPy's limit on the bytes of a shape
+# The bits of the exponent: all are set in NaN and infinity. np.isfinite would convert these types
+# to float32 first.
 _EXPONENTS = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
 _DAMAGED = "it is damaged: download it again or copy it again"
 
@@ -39,13 +40,12 @@ def read_safetensors(
     """Return all tensors of a .safetensors file, in their stored type.
 
     Args:
-        path: the file.
-        check: called with all names and shapes before any tensor is read; raises where they do not
-            fit.
+        check: called with all names and shapes before any tensor is read; raises if they are
+            wrong.
 
     Raises:
-        WeightsError: the file cannot be read or is damaged, or a tensor is of a type that is not
-            read or holds a number that is not finite.
+        WeightsError: the file cannot be read or is damaged, or a tensor has an unsupported type or
+            a number that is not finite.
     """
     try:
         opened = open_regular(path)
@@ -76,9 +76,9 @@ def read_safetensors(
 
 
 def path_of(opened: BinaryIO, path: Path) -> str:
-    """A path that leads to the open file, whatever the name `path` means by now.
+    """Return a path to the open file, even if `path` now names another one.
 
-    Where there is no /proc, `path` itself.
+    Without /proc, return `path` itself.
     """
     of_descriptor = f"/proc/self/fd/{opened.fileno()}"
     return of_descriptor if os.path.exists(of_descriptor) else os.fspath(path)
@@ -90,7 +90,7 @@ def _unreadable(path: Path, error: Exception) -> WeightsError:
 
 
 def _refuse_impossible_shapes(shapes: Shapes, path: Path) -> None:
-    """NumPy cannot make every array that a header can declare, where a side is 0."""
+    # NumPy cannot make every array that a header can declare if a dimension is 0.
     for name, shape in shapes.items():
         elements = math.prod(max(side, 1) for side in shape[: _MAX_RANK + 1])
         if len(shape) > _MAX_RANK or elements > _MAX_ELEMENTS:
@@ -110,12 +110,12 @@ def _refuse_other_types(types: Mapping[str, str], path: Path) -> None:
 
 
 def refuse_not_finite(tensors: Mapping[str, np.ndarray], where: str) -> None:
-    """Raise WeightsError, naming the tensors, where a number is NaN or infinite."""
+    """Raise WeightsError, with the names of the tensors, if a number is NaN or infinite."""
     bad = [name for name, array in tensors.items() if not _is_finite(array)]
     if bad:
         raise WeightsError(
             f"{where}: expected finite numbers, found NaN or infinity in {listed(bad)}; these "
-            "weights are damaged or come from training that diverged: choose others"
+            "weights are damaged or come from a diverged training run: choose others"
         )
 
 
@@ -136,7 +136,7 @@ def _is_finite(array: np.ndarray) -> bool:
 
 
 def listed(items: list[str], max_listed: int = 5) -> str:
-    """Some items for a message, bounded and printable."""
+    """Return the first items for a message, bounded and printable."""
     some = [printable(cut(item, 200)) for item in items[:max_listed]]
     more = f" and {len(items) - max_listed} more" if len(items) > max_listed else ""
     return ", ".join(some) + more

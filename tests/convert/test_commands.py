@@ -13,7 +13,7 @@ import safetensors.numpy
 
 from convert import flax_to_openclip, names, sources
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import word_tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from lattec_jax.runtime.errors import WeightsError

@@ -20,7 +20,8 @@ from PIL import Image
 from convert import export, sources, to_huggingface
 from lattec_jax import Classifier
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import Tokenizer, clip_tokenizer
+from lattec_jax.data.text.clip_bpe import clip_tokenizer
+from lattec_jax.data.text.tokenizer import Tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.runtime.config import parse, to_json
 from lattec_jax.runtime.errors import ConfigError, WeightsError

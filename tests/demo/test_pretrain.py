@@ -1,4 +1,4 @@
-"""The tiny CLIP: that it is made as said, and that the one that ships is sound."""
+"""Pre-training of the tiny CLIP, and the shipped checkpoint."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SHIPPED = Path(pretrain.__file__).parent / "tiny_clip"
 
 @pytest.fixture
 def narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A layer in each tower, which compiles quickly."""
+    """Use one layer in each tower, which compiles quickly."""
     whole = pretrain_loop.model_config
 
     def narrow(vocab_size: int) -> CLIPConfig:
@@ -36,7 +36,7 @@ def narrow_model(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(out: Path, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
-    """The command with 30 steps of 32 images."""
+    """Run the command with 30 steps of 32 images."""
     monkeypatch.setattr(pretrain_loop, "IMAGES", images)
     monkeypatch.setattr(pretrain_loop, "HELD_OUT_IMAGES", images // 10)
     monkeypatch.setattr(pretrain_loop, "BATCH_SIZE", 32)
@@ -45,7 +45,7 @@ def run(out: Path, monkeypatch: pytest.MonkeyPatch, images: int) -> None:
 
 @pytest.mark.usefixtures("narrow_model")
 def test_a_loadable_directory_is_written(tmp_path: Path, monkeypatch, capsys) -> None:
-    """Without the steps, which take long to compile: the next test takes them."""
+    """Without training steps, which take long to compile: see the next test."""
 
     def untrained(rendered, tokenizer, config, steps, batch_size, seed) -> tuple:
         assert (len(rendered.labels), steps, batch_size) == (50, 30, 32)
@@ -86,10 +86,10 @@ def test_captions_are_of_three_kinds() -> None:
 
 
 @pytest.mark.full
-def test_the_shipped_one_reads_held_out_faces() -> None:
+def test_the_shipped_one_recognizes_held_out_fonts() -> None:
     held_out = pretrain_loop.render(HELD_OUT_FONTS, 300, seed=11, drop=0.0)
     clip = Checkpoint.load(SHIPPED)
-    accuracy = pretrain_loop.measure(define(clip.config), clip.params, clip.tokenizer, held_out)
+    accuracy = pretrain_loop.evaluate(define(clip.config), clip.params, clip.tokenizer, held_out)
     assert accuracy["images"] > 0.85
     assert accuracy["descriptions"] > 0.6
 

@@ -26,10 +26,10 @@ def test_shape_range_and_balance() -> None:
     assert (np.median(images, axis=(1, 2)) < 150).all()
 
 
-def test_held_out_faces_are_held_out() -> None:
+def test_held_out_fonts_are_not_used_for_training() -> None:
     assert not set(HELD_OUT_FONTS) & set(TRAINING_FONTS)
 
 
-def test_unknown_face_is_named() -> None:
+def test_unknown_font_is_named() -> None:
     with pytest.raises(DataError, match="NoSuchFace"):
         Renderer(("DejaVuSans", "NoSuchFace"))

@@ -16,7 +16,8 @@ from tokenizers import Regex, models, pre_tokenizers, processors
 
 from convert import hub_tokenizer, names, openclip_to_flax, sources
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import HubTokenizer, Tokenizer, word_tokenizer
+from lattec_jax.data.text.tokenizer import HubTokenizer, Tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint, expected_shapes
 from lattec_jax.models.config import CLIPConfig
 from tests.data import hub_tokenizers

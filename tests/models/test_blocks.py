@@ -1,8 +1,6 @@
-"""The blocks of the towers, each part against a reference of its own."""
+"""The parts of a transformer block, each against a reference."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,94 +8,35 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from lattec_jax.models import blocks
-from lattec_jax.models.blocks import Packing, has_flash_attention
+from lattec_jax.models import attention, blocks
+from lattec_jax.models.attention import Packing
 from tests.dummy import dummy_checkpoint
 
 
-def test_packing_lays_a_devices_tokens_together_and_takes_them_apart():
-    packing = Packing(((4, 3), (2, 5)), 2)
-    sequence = np.repeat(np.arange(6), [3, 3, 3, 3, 5, 5])  # of each token
-    groups = [np.arange(4).repeat(3).reshape(4, 3, 1), np.arange(4, 6).repeat(5).reshape(2, 5, 1)]
-    assert np.array_equal(np.concatenate([g.reshape(-1) for g in groups]), sequence)
-    tokens = packing.join(groups)
-    assert tokens[:, 0].tolist() == [0] * 3 + [1] * 3 + [4] * 5 + [2] * 3 + [3] * 3 + [5] * 5
-    for found, group in zip(packing.separate(tokens), groups, strict=True):
-        assert np.array_equal(found, group)
-
-
-def device(platform: str, kind: str, capability: str) -> SimpleNamespace:
-    return SimpleNamespace(platform=platform, device_kind=kind, compute_capability=capability)
-
-
-@pytest.mark.parametrize(
-    ("found", "width", "expected"),
-    [
-        (device("gpu", "NVIDIA H200", "9.0"), 64, True),
-        (device("gpu", "NVIDIA H200", "9.0"), 60, False),  # no multiple of 8
-        (device("gpu", "NVIDIA H200", "9.0"), 160, False),
-        (device("gpu", "Tesla T4 (NVIDIA)", "7.5"), 64, False),
-        (device("gpu", "AMD Instinct MI300X", "gfx942"), 64, False),
-        (device("tpu", "TPU v5", ""), 64, False),
-    ],
-)
-def test_flash_attention_where_cudnn_has_it(found, width, expected):
-    mesh = SimpleNamespace(devices=np.array([found], dtype=object))
-    assert has_flash_attention(mesh, width) is expected
-    assert not has_flash_attention(None, width)
-
-
 @pytest.mark.parametrize("causal", [True, False])
-def test_odd_lengths_are_filled_up_for_flash_attention(monkeypatch, causal):
-    """With XLA's attention in the place of cuDNN's, which this machine lacks."""
-    attend, lengths = jax.nn.dot_product_attention, []
-
-    def stand_in(query, *rest, implementation, **options):
-        assert implementation == "cudnn"
-        lengths.append(query.shape[1])
-        return attend(query, *rest, **options)
-
-    rng = np.random.default_rng(0)
-    for length in (7, 8):
-        inputs = rng.normal(size=(3, 2, length, 4, 8)).astype(np.float32)
-        weights = rng.normal(size=(2, length, 4, 8)).astype(np.float32)
-
-        def value(inputs, mix, weights=weights):
-            return (mix(*inputs, is_causal=causal) * weights).sum()
-
-        expected = jax.value_and_grad(value)(inputs, attend)
-        with monkeypatch.context() as patch:
-            patch.setattr(jax.nn, "dot_product_attention", stand_in)
-            found = jax.value_and_grad(value)(inputs, blocks.flash_attention)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-6, 1e-6), found, expected)
-    assert set(lengths) == {8}
-
-
-@pytest.mark.parametrize("causal", [True, False])
-def test_a_block_reads_out_what_it_gives_as_a_whole(causal):
-    """And with the same gradient, for sequences of two lengths on two devices' order."""
+def test_a_block_pools_the_token_that_the_full_block_gives(causal):
+    """With the same gradient, for sequences of two lengths packed for two devices."""
     config = dummy_checkpoint().config.text
     block = blocks.Block(config, blocks.quick_gelu, causal, jnp.float32, None, nnx.Rngs(0))
     packing, rng = Packing(((4, 5), (2, 3)), 2), np.random.default_rng(0)
     x = rng.normal(size=(26, config.width)).astype(np.float32)
-    places = [jnp.array([0, 4, 2, 3]), jnp.array([2, 1])]
+    positions = [jnp.array([0, 4, 2, 3]), jnp.array([2, 1])]
     weights = rng.normal(size=(6, config.width)).astype(np.float32)
     graph, params = nnx.split(block)
 
-    def keep(x):
-        return x
+    constrain = attention.activation_constraint(None)
 
-    def whole(params, x):
-        out = packing.choose(nnx.merge(graph, params)(x, packing, keep), places)
+    def full(params, x):
+        out = packing.select(nnx.merge(graph, params)(x, packing, constrain), positions)
         return (out * weights).sum(), out
 
-    def short(params, x):
-        out = nnx.merge(graph, params).read_out(x, packing, keep, places)
+    def pooled(params, x):
+        out = nnx.merge(graph, params).pool(x, packing, constrain, positions)
         return (out * weights).sum(), out
 
     found, expected = (
         jax.jit(jax.value_and_grad(f, argnums=(0, 1), has_aux=True))(params, x)
-        for f in (short, whole)
+        for f in (pooled, full)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * max(1, np.abs(b).max())),
@@ -114,7 +53,7 @@ def test_norm_and_activation_against_float64(dtype):
     x = (rng.normal(size=(6, 5, 32)) + rng.normal(size=(6, 5, 1)) * 20).astype(np.float32)
     x[0, 0] = 3.0
     x, weights = (jnp.asarray(a, dtype) for a in (x, rng.normal(size=x.shape)))
-    scale, bias = rng.normal(size=(2, 32)).astype(np.float32)
+    scale, bias = jnp.asarray(rng.normal(size=(2, 32)), jnp.float32)
 
     def reference(function, *inputs):
         exact = [torch.tensor(np.asarray(a, np.float64), requires_grad=True) for a in inputs]

@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from lattec_jax.data.images.preprocess import Preprocess
-from lattec_jax.data.text.tokenizer import word_tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint, expected_shapes
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from lattec_jax.runtime.errors import WeightsError
@@ -106,13 +106,13 @@ def test_a_checkpoint_with_other_files_in_it_is_not_overwritten(tmp_path):
     assert Checkpoint.load(tmp_path / "tiny").sha256 == make_checkpoint().sha256
 
 
-def test_a_file_in_the_way_is_named(tmp_path):
+def test_a_file_of_that_name_is_refused(tmp_path):
     (tmp_path / "tiny").write_text("")
     with pytest.raises(WeightsError, match="is a file"):
         make_checkpoint().save(tmp_path / "tiny")
 
 
-def test_nothing_is_left_where_saving_fails(tmp_path):
+def test_a_failed_save_leaves_no_files(tmp_path):
     make_checkpoint().save(tmp_path / "tiny")
     with no_room(500), pytest.raises(OSError, match="File too large"):
         make_checkpoint(seed=1).save(tmp_path / "tiny")
@@ -120,7 +120,7 @@ def test_nothing_is_left_where_saving_fails(tmp_path):
     assert Checkpoint.load(tmp_path / "tiny").sha256 == make_checkpoint().sha256
 
 
-def test_all_unfitting_tensors_are_listed(tmp_path):
+def test_all_mismatched_tensors_are_listed(tmp_path):
     make_checkpoint().save(tmp_path / "tiny")
     path = tmp_path / "tiny" / "model.safetensors"
     params = safetensors.numpy.load_file(path)
@@ -150,7 +150,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(tmp_path):
     with pytest.raises(WeightsError, match=r"context length of the tokenizer.*expects 5, found 9"):
         checkpoint.save(tmp_path / "tiny")
     checkpoint.tokenizer = word_tokenizer(["one", "two", "three", "four"], context_length=5)
-    with pytest.raises(WeightsError, match="8 token ids, but the model knows only 7"):
+    with pytest.raises(WeightsError, match="8 token ids, but the model has only 7"):
         checkpoint.save(tmp_path / "tiny")
     checkpoint = make_checkpoint()
     checkpoint.preprocess = Preprocess(size=(8, 8), mean=(0, 0, 0), std=(1, 1, 1))

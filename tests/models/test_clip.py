@@ -27,7 +27,7 @@ from tests.openclip_models import (
 
 @functools.cache
 def extractor(config: CLIPConfig, dtype: type = jnp.float32) -> tuple[Callable, Callable]:
-    """Both towers, compiled once for all models of one configuration, without a mesh."""
+    """Return both jitted towers, compiled once per configuration, without a mesh."""
     definition = define(config, dtype=dtype)
     return (
         jax.jit(lambda p, x: bind(definition, p).encode_image(x)),
@@ -36,7 +36,7 @@ def extractor(config: CLIPConfig, dtype: type = jnp.float32) -> tuple[Callable, 
 
 
 def random_tokens(rng: np.random.Generator, config: CLIPConfig, count: int) -> np.ndarray:
-    """Token matrices as a tokenizer makes them: start, words, end, padding."""
+    """Return token matrices as from a tokenizer: start, words, end, padding."""
     text = config.text
     end = text.eos_id if text.pool == "eos" else text.vocab_size - 1
     tokens = np.zeros((count, text.context_length), np.int32)
@@ -48,7 +48,7 @@ def random_tokens(rng: np.random.Generator, config: CLIPConfig, count: int) -> n
 
 
 def compare(config: dict, batch: int) -> None:
-    """Unit features of both towers within 1e-5."""
+    """Compare the unit features of both towers within 1e-5."""
     torch = pytest.importorskip("torch")
     model = random_open_clip(config)
     ours, params = flat_params(model, config)
@@ -62,7 +62,7 @@ def compare(config: dict, batch: int) -> None:
     encode_image, encode_text = extractor(ours)
     assert np.abs(encode_image(params, images) - image_features).max() <= 1e-5
     assert np.abs(encode_text(params, tokens) - text_features).max() <= 1e-5
-    # The rows differ, so that equality says something.
+    # The inputs have different features, so the comparison is meaningful.
     assert np.abs(image_features[0] - image_features[1]).max() > 1e-3
     assert np.abs(text_features[0] - text_features[1]).max() > 1e-3
 
@@ -88,7 +88,7 @@ def test_every_flag_equals_open_clip(name: str):
     compare(shrunken(model, vision, text), batch=6)
 
 
-def test_cropping_tokens_changes_nothing():
+def test_cropping_tokens_changes_no_feature():
     checkpoint = dummy_checkpoint()
     tokens = checkpoint.tokenizer(["a photo of a cat.", "a bird", "the red dog " * 3])
     longest = text_lengths(tokens, checkpoint.config.text).max()
@@ -98,13 +98,13 @@ def test_cropping_tokens_changes_nothing():
         encode(checkpoint.params, tokens[:, :n]) for n in (tokens.shape[1], longest, longest - 1)
     )
     assert np.abs(whole - cropped).max() <= 1e-6
-    # One token fewer cuts off an end token, and shows.
+    # One token fewer cuts off an end token and changes its feature.
     assert np.abs(whole - short).max() > 1e-3
 
 
 @pytest.mark.usefixtures("all_devices")
 @pytest.mark.parametrize("fsdp", [None, pytest.param(1, marks=pytest.mark.full), 4])
-def test_texts_of_several_lengths_go_through_together(fsdp):
+def test_texts_of_several_lengths_are_encoded_together(fsdp):
     """On one device without a mesh, and on eight."""
     checkpoint = dummy_checkpoint()
     tokens = checkpoint.tokenizer(["a photo of a cat.", "a bird", "the red dog", "two dogs"] * 4)
@@ -126,7 +126,7 @@ def test_texts_of_several_lengths_go_through_together(fsdp):
 
 @pytest.mark.full
 @pytest.mark.usefixtures("all_devices")
-def test_towers_bring_no_sequences_of_several_devices_together():
+def test_towers_move_no_sequences_between_devices():
     checkpoint, mesh = dummy_checkpoint(), sharding.make_mesh()
     definition = define(checkpoint.config, mesh=mesh)
 
@@ -146,7 +146,7 @@ def test_towers_bring_no_sequences_of_several_devices_together():
 
 def test_rematerialization_changes_no_gradient():
     checkpoint = dummy_checkpoint()
-    images = np.random.default_rng(0).normal(size=(3, 16, 16, 3)).astype(np.float32)
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(3, 16, 16, 3)), jnp.float32)
 
     barriers = []
 
@@ -159,7 +159,7 @@ def test_rematerialization_changes_no_gradient():
         return lowered.compile()(checkpoint.params)
 
     plain, again = gradient(False), gradient(True)
-    assert barriers[1] > barriers[0]  # what is computed again is kept apart
+    assert barriers[1] > barriers[0]  # the recomputed operations are separate
     for name, value in plain.items():
         np.testing.assert_allclose(again[name], value, atol=1e-6, err_msg=name)
 
@@ -182,9 +182,9 @@ def test_initial_parameters_are_those_that_a_checkpoint_expects():
     assert all(value.dtype == jnp.float32 for value in params.values())
 
 
-def test_bfloat16_keeps_the_gradient_of_tokens_that_every_text_has():
+def test_bfloat16_keeps_the_gradient_of_frequent_tokens():
     checkpoint = dummy_checkpoint(layers=1)
-    tokens = np.repeat(checkpoint.tokenizer(["a photo of the cat"])[:, :8], 1024, axis=0)
+    tokens = jnp.repeat(checkpoint.tokenizer(["a photo of the cat"])[:, :8], 1024, axis=0)
 
     def gradient(dtype: type) -> np.ndarray:
         definition = define(checkpoint.config, dtype=dtype)

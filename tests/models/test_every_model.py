@@ -1,4 +1,4 @@
-"""Every plain ViT CLIP of open_clip, in miniature and some whole, against open_clip."""
+"""Every plain ViT CLIP of open_clip, shrunken and some in full size, against open_clip."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_there_are_45_models():
 
 
 def test_the_default_tier_covers_every_setting():
-    """Each value of each key is in one of them, and where some model lacks a key, so does one."""
+    """The models of the default tier have each value of each key, and lack each optional key."""
     everywhere, covered = ([settings(model) for model in names] for names in (MODELS, COVERING))
     assert set().union(*covered) == set().union(*everywhere)
     common = [
@@ -108,7 +108,7 @@ def test_features_and_round_trip(model):
 
 @pytest.mark.parametrize("model", ["ViT-H-14-worldwide", "ViT-bigG-14-CLIPA-336"])
 def test_cropped_texts(model):
-    """Cropping to what `text_lengths` says changes nothing, and it crops wherever it may."""
+    """Cropping to `text_lengths` changes no feature, and crops wherever the tower allows it."""
     config = miniature(model)
     ours, params = flat_params(random_open_clip(config), config)
     tokens = random_tokens(np.random.default_rng(0), ours, 1)

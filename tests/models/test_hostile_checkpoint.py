@@ -1,4 +1,4 @@
-"""Checkpoint directories whose files state what is impossible, unknown or of another type."""
+"""Checkpoint directories with impossible, unknown or wrongly typed values."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def put(directory: Path, place: str, value: Any, name: str = "config.json") -> N
         ("tokenizer.clean", "upper", "clean: expected 'lower'"),
         ("tokenizer.clean", ["lower"], "clean: expected 'lower'"),
         ("tokenizer.pad_id", -1, "pad_id: expected greater"),
-        ("tokenizer.pad_id", 100, "has 101 token ids, but the model knows only 7"),
+        ("tokenizer.pad_id", 100, "has 101 token ids, but the model has only 7"),
         ("tokenizer.context_length", "5", "context_length: expected a valid integer"),
         ("tokenizer", None, "tokenizer: expected an object"),
         ("source", [], "source: expected an object"),
@@ -83,7 +83,7 @@ def test_every_item_of_the_configuration_is_checked(directory, place, value, mes
     assert str(directory) in str(caught.value) and len(str(caught.value)) < 2000
 
 
-def test_layers_that_are_not_there_are_refused_before_tensors_are_read(directory, monkeypatch):
+def test_missing_layers_are_refused_before_tensors_are_read(directory, monkeypatch):
     put(directory, "model.vision.layers", 1024)
     put(directory, "model.vision.width", 2**16)
     put(directory, "model.text.vocab_size", 2**24)

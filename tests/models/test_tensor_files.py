@@ -1,4 +1,4 @@
-"""Files of tensors that are damaged, hostile or of another type."""
+"""Tensor files that are damaged, hostile or of an unsupported type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from lattec_jax.runtime.safe_read import open_regular
 
 
 def write(path: Path, kind: str, shape: list[int], data: bytes) -> Path:
-    """A file with one tensor `w` of any type."""
+    """Write a file with one tensor `w` of any type."""
     header = {"w": {"dtype": kind, "shape": shape, "data_offsets": [0, len(data)]}}
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
@@ -41,7 +41,7 @@ def test_other_types_are_named(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
-def test_every_number_of_16_bits_is_judged_as_numpy_does(kind):
+def test_finiteness_of_every_16_bit_number_is_that_of_numpy(kind):
     numbers = np.arange(2**16, dtype=np.uint16).view(kind)
     found = [tensor_files._is_finite(number) for number in np.split(numbers, 2**16)]
     with np.errstate(invalid="ignore"):
@@ -63,7 +63,7 @@ def test_numbers_that_are_not_finite_are_found_in_every_chunk(kind, value, place
             refuse_not_finite({"good": np.zeros(3), "bad": form}, "FILE")
 
 
-def test_files_with_such_numbers_are_refused(tmp_path):
+def test_files_with_non_finite_numbers_are_refused(tmp_path):
     path = tmp_path / "w.safetensors"
     safetensors.numpy.save_file({"w": np.array([1, np.nan], np.float32)}, path)
     with pytest.raises(WeightsError, match=r"w\.safetensors: expected finite numbers.* in w;"):
@@ -83,7 +83,7 @@ def test_the_header_is_checked_before_tensors_are_read(tmp_path):
     assert seen == [{"w": (1,)}]
 
 
-def test_what_cannot_be_read_says_why(tmp_path, monkeypatch):
+def test_errors_give_the_reason(tmp_path, monkeypatch):
     fifo = tmp_path / "w.safetensors"
     os.mkfifo(fifo)
     with pytest.raises(WeightsError, match="expected a regular file, found a FIFO"):
@@ -117,7 +117,7 @@ def test_declared_sizes_without_data_are_refused(tmp_path):
 
 
 def read_as_classifier(path: Path) -> None:
-    """Read the file in the place of a run's classifier."""
+    """Read the file as the classifier of a run."""
     path.rename(path.parent / "classifier.safetensors")
     run_artifacts.load(path.parent)
 
@@ -139,7 +139,7 @@ def test_empty_tensors_are_read(tmp_path):
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/fd"), reason="there is no path to a descriptor")
 def test_the_file_that_was_checked_is_read(tmp_path, monkeypatch):
-    """Whatever takes its name meanwhile."""
+    """Even if another file takes its name meanwhile."""
     path = write(tmp_path / "w.safetensors", "F32", [1], np.float32([1]).tobytes())
     other = write(tmp_path / "other", "F32", [1], np.float32([2]).tobytes())
 

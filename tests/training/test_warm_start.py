@@ -11,7 +11,7 @@ import pytest
 import safetensors.numpy
 
 from lattec_jax import train
-from lattec_jax.data.text.tokenizer import word_tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.runtime.errors import ConfigError, WeightsError
 from lattec_jax.training import checkpoints, warm_start

@@ -1,9 +1,7 @@
-"""Data sets by kind (`config.dataset.kind`).
+"""Readers of data sets, one module per `config.dataset.kind`.
 
-A new kind is a file, one entry in `KINDS` and its name in `lattec_jax/runtime/config_schema.py`.
-
-A reader names classes and images and writes nothing. Where the images are not files yet, the
-data set that it returns carries the function that writes them.
+To add a kind, write a module with a function `read_KIND(config) -> Dataset` that writes nothing,
+add it to `KINDS`, and add its name to `lattec_jax/runtime/config_schema.py`.
 """
 
 from __future__ import annotations
@@ -32,29 +30,29 @@ KINDS: dict[str, Callable[[ConfigDict], Dataset]] = {
 
 
 def load(config: ConfigDict) -> Dataset:
-    """The data set that `config.dataset` describes, its images on disk; raises as `read` does."""
+    """Read the data set and write its images to disk if necessary. Raises as `read` does."""
     dataset = read(config)
     remove_leftovers(config)
     return dataset.on_disk()
 
 
 def remove_leftovers(config: ConfigDict) -> None:
-    """Delete the temporary files that killed processes left in the directories of the data set."""
-    for base in {dataset_dir(config), artifacts_dir(config)}:
+    """Delete temporary files of killed processes in the directories of the data set."""
+    for folder in {dataset_dir(config), artifacts_dir(config)}:
         for name in ("", "pseudo_labels", "descriptions", "descriptions/shards"):
-            remove_abandoned(base / name)
+            remove_abandoned(folder / name)
 
 
 def read(config: ConfigDict) -> Dataset:
-    """The data set that `config.dataset` describes. Changes nothing.
+    """Read and check the data set that `config.dataset` describes. Writes nothing.
 
     Raises:
         ConfigError: a setting is missing.
-        DataError: files that are missing or contradict each other.
+        DataError: files are missing or contradict each other.
     """
     if not config.dataset.name:
         raise ConfigError(
-            "config.dataset.name is empty; set --config.dataset.name=NAME (folders get that name)"
+            "config.dataset.name is empty; set --config.dataset.name=NAME, the name of its folders"
         )
     dataset = KINDS[config.dataset.kind](config)
     check(dataset)

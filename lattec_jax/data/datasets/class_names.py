@@ -1,6 +1,6 @@
-"""Class names: a line of their file holds one class, "automobile | car", its display name first.
+"""Class names: each line of a file names one class, "automobile | car", its display name first.
 
-Names are compared without regard to case, and with "_" as a space.
+Names are compared without regard to case, and "_" counts as a space (`key`).
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from pathlib import Path
 from lattec_jax.runtime.errors import DataError, shortened
 from lattec_jax.runtime.text import NOT_VALID
 
-Names = Sequence[tuple[str, ...]]  # of each class
+NamesByClass = Sequence[tuple[str, ...]]  # all names of each class, the display name first
 
 
 def key(name: str) -> str:
-    """What two spellings of a class name have in common."""
+    """Return the form of a class name by which names are compared."""
     return " ".join(unicodedata.normalize("NFC", name).casefold().replace("_", " ").split())
 
 
 def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
-    """The names of each class, one class a line. Empty lines at the end do not count.
+    """Parse the lines of a file of class names, ignoring empty lines at its end.
 
     Raises:
         DataError: a name is empty or has control characters.
@@ -29,20 +29,20 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
     lines = list(lines)
     while lines and not lines[-1]:
         lines.pop()
-    names = [tuple(name.strip() for name in line.split("|")) for line in lines]
-    for number, own in enumerate(names, 1):
-        if "" in own:
+    names_by_class = [tuple(name.strip() for name in line.split("|")) for line in lines]
+    for number, names in enumerate(names_by_class, 1):
+        if "" in names:
             raise DataError(
                 f"{path}, line {number}: expected a class name, found nothing"
-                + (f" beside a '|' in {shortened(lines[number - 1])}" if len(own) > 1 else "")
+                + (f" beside a '|' in {shortened(lines[number - 1])}" if len(names) > 1 else "")
             )
-        for name in own:
+        for name in names:
             check_characters(name, f"{path}, line {number}")
-    return names
+    return names_by_class
 
 
 def check_characters(name: str, where: str) -> None:
-    """Raise DataError for control characters and lone surrogates, which no class name has."""
+    """Raise DataError if a class name has control characters or lone surrogates."""
     for character in NOT_VALID.findall(name):
         if character != "\t":
             raise DataError(
@@ -51,33 +51,32 @@ def check_characters(name: str, where: str) -> None:
             )
 
 
-def check(names: Names, where: str, advice: str) -> None:
-    """Raise DataError for fewer than two classes (with `advice`) or a name that is there twice."""
+def check(names_by_class: NamesByClass, where: str, advice: str) -> None:
+    """Raise DataError for a repeated name, or (with `advice`) for fewer than two classes."""
     seen: dict[str, str] = {}
-    for name in (name for own in names for name in own):
+    for name in (name for names in names_by_class for name in names):
         if key(name) in seen:
             raise DataError(
                 f"class names in {where}: {seen[key(name)]!r} and {name!r} are the same name "
-                "(case and '_' do not count); keep one"
+                "(case and '_' do not count); remove one"
             )
         seen[key(name)] = name
-    if len(names) < 2:
+    if len(names_by_class) < 2:
         raise DataError(
-            f"expected at least two class names in {where}, found {len(names)}: "
-            f"{', '.join(own[0] for own in names) or 'none'}. {advice}"
+            f"expected at least two class names in {where}, found {len(names_by_class)}: "
+            f"{', '.join(names[0] for names in names_by_class) or 'none'}. {advice}"
         )
 
 
-def labels_by_key(names: Names) -> dict[str, int]:
-    """The label of each name, by its key."""
-    return {key(name): label for label, own in enumerate(names) for name in own}
+def labels_by_key(names_by_class: NamesByClass) -> dict[str, int]:
+    """Return the label of each name, by its `key`."""
+    return {key(name): label for label, names in enumerate(names_by_class) for name in names}
 
 
-def spoken(name: str, spaces: str) -> str:
-    """A class name of a public set as a template takes it: lower-cased, with spaces.
+def for_template(name: str, name_spaces: str) -> str:
+    """Return a class name of a public set as it is put into a template: lower case, with spaces.
 
     Args:
-        name: as the set spells it.
-        spaces: the characters that stand for a space in it.
+        name_spaces: characters that stand for a space (`config.dataset.name_spaces`).
     """
-    return " ".join("".join(" " if c in spaces else c for c in name.lower()).split())
+    return " ".join("".join(" " if c in name_spaces else c for c in name.lower()).split())

@@ -1,13 +1,13 @@
-"""The demo's target domain: the handwritten digits that scikit-learn carries, as PNG files.
+"""The demo's target domain: scikit-learn's handwritten digits, as PNG files.
 
 1,797 images of 8 × 8 pixels in 17 gray levels, light ink on a dark ground: the test part of
 "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak, UCI Machine Learning
 Repository, 1998, CC BY 4.0), `sklearn.datasets.load_digits`.
 
-The split is fixed: of each class, the first 100 of a permutation by NumPy's `default_rng(0)` are
-the training part (1,000 images) and the others the test part (797). So the training images are
-balanced with the help of their labels. scikit-learn does not say who wrote which digit, so both
-parts show the same hands.
+The split is fixed: of each class, the first 100 images of a permutation by NumPy's `default_rng(0)`
+are the training part (1,000 images) and the remaining ones the test part (797). So labels are used
+to balance the training images. scikit-learn does not state who wrote which digit, so both parts
+have digits by the same writers.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -33,16 +34,15 @@ _TRAINING_PER_CLASS = 100
 
 
 def read_digits(config: ConfigDict) -> Dataset:
-    """The demo's data set, whose files are written once below `dataset_dir(config) / "images"`.
-
-    Labels of the training part serve the oracle and analysis only.
+    """Return the demo's data set, whose images are written to `dataset_dir(config) / "images"` once.
 
     Raises:
         DataError: scikit-learn is not installed.
     """
     images, labels = _sklearn_digits()
     folder = dataset_dir(config) / "images"
-    parts = dict(zip(("train", "test"), split_indices(labels), strict=True))
+    train, test = split_indices(labels)
+    parts: dict[str, np.ndarray] = {"train": train, "test": test}
     splits = {}
     for part, indices in parts.items():
         ids = tuple(f"{part}/{index:04d}.png" for index in indices)
@@ -52,14 +52,14 @@ def read_digits(config: ConfigDict) -> Dataset:
         name=config.dataset.name,
         class_names=CLASS_NAMES,
         protocol=PROTOCOL,
-        places=(("images, written at first use", folder),),
+        locations=(("images, written at first use", folder),),
         write_images=functools.partial(_write, folder, images, parts),
         **splits,
     )
 
 
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted indices of the training and of the test part, from the `[N]` labels of all."""
+    """Return the sorted indices of the training and of the test images, from `[N]` labels."""
     rng = np.random.default_rng(_SPLIT_SEED)
     train: list[int] = []
     for label in np.unique(labels):
@@ -71,21 +71,21 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
-    """`[N, 8, 8]` uint8 images and `[N]` int32 labels."""
+    """Return `[N, 8, 8]` uint8 images and `[N]` int32 labels."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise DataError(
-            "expected scikit-learn, which carries the demo's handwritten digits, found none; "
+            "expected scikit-learn, which contains the demo's handwritten digits, found none; "
             "pip install scikit-learn"
         ) from error
-    digits = load_digits()
-    # 17 gray levels, 0 to 16, spread over 0 to 255.
+    digits: Any = load_digits()  # declared as a tuple, which it is with return_X_y only
+    # 17 gray levels, 0 to 16, scaled to 0 to 255.
     return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int32)
 
 
 def _write(folder: Path, images: np.ndarray, parts: dict[str, np.ndarray]) -> None:
-    """Write the PNG files, once; `folder` appears, by one rename, only when all are there."""
+    """Write the PNG files once. One rename creates `folder` when all are written."""
     remove_abandoned(folder.parent, folder.name)
     if folder.is_dir():
         return
@@ -98,6 +98,6 @@ def _write(folder: Path, images: np.ndarray, parts: dict[str, np.ndarray]) -> No
                 Image.fromarray(images[index]).save(new / part / f"{index:04d}.png")
         try:
             os.replace(new, folder)
-        except OSError:  # another process was faster: its files are the same
+        except OSError:  # another process has written the same files first
             if not folder.is_dir():
                 raise

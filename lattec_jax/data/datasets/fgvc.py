@@ -1,11 +1,11 @@
 """FGVC Aircraft (Maji et al., 2013) in the layout of its archive, which has no split file.
 
     $LATTECLIP_DATA_DIR/fgvc_aircraft/images/0034309.jpg     config.dataset.root, .images
-    $LATTECLIP_DATA_DIR/fgvc_aircraft/variants.txt           a class name a line
+    $LATTECLIP_DATA_DIR/fgvc_aircraft/variants.txt           one class name per line
     $LATTECLIP_DATA_DIR/fgvc_aircraft/images_variant_train.txt, ..._val.txt, ..._test.txt
 
 A line of the lists is an image and its class name, "0034309 707-320". "train" and "val" are the
-unlabeled training images; their labels serve the oracle and analysis only.
+unlabeled training images; their labels are used by the oracle and for analysis only.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from lattec_jax.data.datasets.class_names import spoken
+from lattec_jax.data.datasets.class_names import for_template
 from lattec_jax.data.datasets.coop import PROTOCOL
-from lattec_jax.data.datasets.dataset import Dataset, Split
-from lattec_jax.data.datasets.layout import Layout, Row
-from lattec_jax.data.datasets.problems import collect
+from lattec_jax.data.datasets.dataset import Dataset, Entry, Split
+from lattec_jax.data.datasets.error_messages import collect_errors
+from lattec_jax.data.datasets.file_locator import FileLocator
 from lattec_jax.runtime.errors import DataError, shortened
 from lattec_jax.runtime.safe_read import read_text
 
@@ -27,39 +27,40 @@ LISTS = {part: f"images_variant_{part}.txt" for part in ("train", "val", "test")
 
 
 def read_fgvc(config: ConfigDict) -> Dataset:
-    """The data set of `config.dataset`.
+    """Read the data set that `config.dataset` describes.
 
     Raises:
-        DataError: the folder, lists or images are missing, or a list is not one; all that is
-            wrong in one message.
+        DataError: the folder, lists or images are missing, or a list is malformed; all problems in
+            one message.
     """
     settings = config.dataset
-    layout = Layout(settings)
+    files = FileLocator(settings)
     variants: list[str] = []
-    path = layout.file(VARIANTS, "list of classes")
+    path = files.find_file(VARIANTS, "list of classes")
     if path is not None:
-        with collect(layout.problems):
+        with collect_errors(files.problems):
             variants = [line.strip() for line in _read(path).splitlines() if line.strip()]
-    parts: dict[str, list[Row]] = {}
+    parts: dict[str, list[Entry]] = {}
     for part, name in LISTS.items():
-        path = layout.file(name, "list of images")
+        path = files.find_file(name, "list of images")
         if path is not None:
-            with collect(layout.problems):
+            with collect_errors(files.problems):
                 parts[part] = _read_list(path, variants)
-    layout.check_images([row[0] for rows in parts.values() for row in rows], "the lists")
-    layout.refuse_problems([VARIANTS, *LISTS.values()])
-    lists = {part: str(layout.root / name) for part, name in LISTS.items()}
-    trained = f"{lists['train']} and {lists['val']}"
+    images = [image for entries in parts.values() for image, _, _ in entries]
+    files.check_images(images, "the lists")
+    files.raise_problems([VARIANTS, *LISTS.values()])
+    lists = {part: str(files.root / name) for part, name in LISTS.items()}
+    train_source = f"{lists['train']} and {lists['val']}"
     return Dataset(
         settings.name,
-        tuple(spoken(name, settings.name_spaces) for name in variants),
-        Split.of(parts["train"] + parts["val"], layout.images, trained),
-        Split.of(parts["test"], layout.images, lists["test"]),
+        tuple(for_template(name, settings.name_spaces) for name in variants),
+        Split.from_entries(parts["train"] + parts["val"], files.images, train_source),
+        Split.from_entries(parts["test"], files.images, lists["test"]),
         PROTOCOL,
-        names_source=str(layout.root / VARIANTS),
-        places=(
-            ("image folder", layout.images),
-            *(("list", layout.root / name) for name in (VARIANTS, *LISTS.values())),
+        names_source=str(files.root / VARIANTS),
+        locations=(
+            ("image folder", files.images),
+            *(("list", files.root / name) for name in (VARIANTS, *LISTS.values())),
         ),
     )
 
@@ -71,10 +72,10 @@ def _read(path: Path) -> str:
         raise DataError(f"{path} cannot be read as text: {error}") from error
 
 
-def _read_list(path: Path, variants: list[str]) -> list[Row]:
-    """The rows of a list. Without variants, which are a problem of their own, all labels are 0."""
+def _read_list(path: Path, variants: list[str]) -> list[Entry]:
+    """Return the entries of a list. Labels are 0 if the class names could not be read."""
     labels = {name: label for label, name in enumerate(variants)}
-    rows = []
+    entries = []
     for number, line in enumerate(_read(path).splitlines(), 1):
         if not line.strip():
             continue
@@ -84,5 +85,5 @@ def _read_list(path: Path, variants: list[str]) -> list[Row]:
                 f"{path}, line {number}: expected an image and one of the {len(variants)} class "
                 f"names of {VARIANTS}, such as '0034309 707-320', found {shortened(line)}"
             )
-        rows.append((f"{image}.jpg", labels.get(name, 0), name))
-    return rows
+        entries.append((f"{image}.jpg", labels.get(name, 0), name))
+    return entries

@@ -1,4 +1,4 @@
-"""Text files that users write: lines and rows of CSV."""
+"""Read text and CSV files that users have written."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from lattec_jax.runtime.safe_read import read_lines
 
 
 def text_lines(path: Path) -> list[str]:
-    """The stripped lines of a UTF-8 file (a byte order mark is skipped).
+    """Return the stripped lines of a UTF-8 file. A byte order mark is skipped.
 
     Raises:
-        DataError: it cannot be read, is not UTF-8, or is too large.
+        DataError: the file cannot be read, is not UTF-8, or is too large.
     """
     try:
         lines = read_lines(path)
@@ -29,10 +29,10 @@ def text_lines(path: Path) -> list[str]:
 
 
 class CsvRows:
-    """The rows of a CSV with their line numbers.
+    """The rows of a CSV file with their line numbers.
 
     Raises:
-        DataError: it cannot be read, or a field has more characters than the csv module takes.
+        DataError: the file cannot be read, or a field is too long for the csv module.
     """
 
     def __init__(self, file: Path) -> None:

@@ -1,1 +1,1 @@
-"""Texts as tokens: tokenizers, prompts, and the lengths at which texts are encoded."""
+"""Texts as tokens: cleaning, tokenizers, class prompts and length buckets."""

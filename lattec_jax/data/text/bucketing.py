@@ -1,9 +1,9 @@
-"""Which texts of a batch are encoded at which length, so that a long one is not paid for by all.
+"""Length bucketing: encode short texts at a short length, with one compilation for a run.
 
-Attention and feed-forward layers cost by the token, and only the tokens up to the end-of-text one
-matter in a causal tower. A plan splits the texts of every batch into a few groups of fixed length
-and fixed size: the longest texts go to the longest group, and so on down. Sizes are the same for
-all batches of a run, which are counted before it begins, so that one compilation serves it.
+The cost of the text tower grows with the number of tokens, and in a causal tower the tokens after
+the end of a text have no effect. So the texts of a batch are sorted into a few groups, each cropped
+to one length: the longest texts go to the longest group, and so on. Number, lengths and sizes of
+the groups are the same for all batches of a run (`BucketPlan`), which are counted before it begins.
 """
 
 from __future__ import annotations
@@ -13,93 +13,101 @@ from typing import Protocol
 
 import numpy as np
 
-BUCKETS = (16, 24, 32, 40, 48)  # beside the context length
-# How many standard deviations of a count a group has room for, whatever the batches of a run are:
-# most runs of one collection, whose seeds differ, thus have the same groups and the same program.
+BUCKETS = (16, 24, 32, 40, 48)  # lengths, besides the context length
+# A group has capacity for so many standard deviations above the mean number of its texts. With this
+# margin most runs on the same texts, but with other seeds, have the same plan and the same compiled
+# program.
 DEVIATIONS = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class BucketPlan:
-    """Groups in descending length: `sizes[i]` texts are encoded at `lengths[i]` tokens."""
+    """Groups of texts in descending length: group i has `sizes[i]` texts of `lengths[i]` tokens."""
 
     lengths: tuple[int, ...]
     sizes: tuple[int, ...]
 
     def assign(self, lengths: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
-        """Split the texts of a batch into the groups.
+        """Assign the texts of a batch to the groups.
 
         Args:
             lengths: `[M]` tokens that each text needs; M is the sum of the sizes.
 
         Returns:
-            The positions of each group's texts, and `[M]` where each text then stands in the
+            For each group the indices of its texts, and the `[M]` position of each text in the
             concatenation of the groups.
 
         Raises:
-            ValueError: a group does not hold its texts: the plan is of other batches.
+            ValueError: a text is longer than its group, as the plan was made for other batches.
         """
         if not self.sizes:
             return [], np.zeros(0, np.int32)
         order = np.argsort(-lengths, kind="stable")
         groups = np.split(order, np.cumsum(self.sizes)[:-1])
-        for positions, room in zip(groups, self.lengths, strict=True):
-            if len(positions) and lengths[positions[0]] > room:
+        for indices, max_length in zip(groups, self.lengths, strict=True):
+            if len(indices) and lengths[indices[0]] > max_length:
                 raise ValueError(
-                    f"expected texts of at most {room} tokens in a group, found one of "
-                    f"{lengths[positions[0]]}; the plan is of other batches"
+                    f"expected texts of at most {max_length} tokens in a group, found one of "
+                    f"{lengths[indices[0]]}; the plan was made for other batches"
                 )
-        place = np.empty(len(order), np.int32)
-        place[order] = np.arange(len(order), dtype=np.int32)
-        return [positions.astype(np.int32) for positions in groups], place
+        positions = np.empty(len(order), np.int32)  # the inverse of the permutation `order`
+        positions[order] = np.arange(len(order), dtype=np.int32)
+        return [indices.astype(np.int32) for indices in groups], positions
 
 
 def round_up(value: float, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `value`."""
+    """Return the smallest multiple of `multiple` that is at least `value`."""
     return int(-(-value // multiple) * multiple)
 
 
 def bucket_length(length: int, context_length: int) -> int:
-    """The smallest group length that holds `length` tokens."""
+    """Return the length of the shortest bucket for `length` tokens."""
     return next((b for b in BUCKETS if length <= b < context_length), context_length)
 
 
 def bucket_bounds(context_length: int) -> np.ndarray:
-    """What the texts of each group are longer than, from the longest group down."""
+    """Return the exclusive lower bound of each bucket's lengths, the longest bucket first."""
     return np.array([0, *(b for b in BUCKETS if b < context_length)][::-1])
 
 
 def make_bucket_plan(
-    lengths: np.ndarray, most: np.ndarray, texts: int, context_length: int, multiple: int = 1
+    lengths: np.ndarray,
+    max_counts: np.ndarray,
+    batch_texts: int,
+    context_length: int,
+    multiple: int = 1,
 ) -> BucketPlan:
-    """Choose group sizes for batches of a collection of texts.
+    """Choose group sizes for all batches of a run.
 
     Args:
-        lengths: `[N, K]` tokens that each text of the collection needs.
-        most: for each of `bucket_bounds` how many longer texts a batch has at most.
-        texts: in a batch; a multiple of `multiple`.
+        lengths: `[N, K]` tokens of each text of the data set.
+        max_counts: for each of `bucket_bounds` the largest number of longer texts in a batch.
+        batch_texts: number of texts in a batch; a multiple of `multiple`.
         context_length: length of the longest group.
-        multiple: group sizes are multiples of this (the devices that share a batch).
+        multiple: of which group sizes are multiples (the number of devices).
     """
-    if texts == 0:
+    if batch_texts == 0:
         return BucketPlan((), ())
     bounds = bucket_bounds(context_length)
-    group_lengths, sizes, placed = [], [], 0
-    # From the longest group down: room for all texts that need more than the next bound.
-    for bound, length, held in zip(bounds, [context_length, *bounds[:-1]], most, strict=True):
+    group_lengths, sizes, assigned = [], [], 0
+    # Groups are filled from the longest. This one and the longer ones together need capacity for
+    # all texts longer than the bound: the binomial mean plus a margin, or the largest count.
+    for bound, length, max_count in zip(
+        bounds, [context_length, *bounds[:-1]], max_counts, strict=True
+    ):
         fraction = float(np.mean(lengths > bound))
-        spread = DEVIATIONS * np.sqrt(texts * fraction * (1 - fraction))
-        room = round_up(max(texts * fraction + spread, held), multiple)
-        needed = texts if bound == 0 else min(texts, room)
-        if needed > placed:
+        margin = DEVIATIONS * np.sqrt(batch_texts * fraction * (1 - fraction))
+        capacity = round_up(max(batch_texts * fraction + margin, max_count), multiple)
+        needed = batch_texts if bound == 0 else min(batch_texts, capacity)
+        if needed > assigned:
             group_lengths.append(int(length))
-            sizes.append(needed - placed)
-            placed = needed
+            sizes.append(needed - assigned)
+            assigned = needed
     return BucketPlan(tuple(group_lengths), tuple(sizes))
 
 
 class TextTower(Protocol):
-    """What of a text tower's configuration decides how much of a text it depends on."""
+    """The settings that determine on which tokens a text's feature depends (`TextConfig`)."""
 
     causal: bool
     pool: str
@@ -108,17 +116,11 @@ class TextTower(Protocol):
 
 
 def text_lengths(tokens: np.ndarray, config: TextTower) -> np.ndarray:
-    """How many leading tokens of each text its feature depends on.
+    """Return the `[N]` numbers of leading tokens on which the features of texts `[N, L]` depend.
 
-    With a causal tower read out at the end-of-text token, nothing after that token matters,
-    whatever the padding: the token that is looked for is the first of its kind. Other towers need
-    all of them: without a causal mask every token sees the padding, and "last" reads it.
-
-    Args:
-        tokens: `[N, L]` token ids.
-
-    Returns:
-        `[N]` int32 lengths between 1 and L.
+    If a causal tower pools the end-of-text token, the tokens after the first such token have no
+    effect. Other towers need all L tokens: without a causal mask every token attends to the
+    padding, and with pool "last" the padding is pooled.
     """
     if config.causal and config.pool == "argmax":
         return (np.argmax(tokens, axis=1) + 1).astype(np.int32)

@@ -1,10 +1,11 @@
-"""Class-descriptions: every template with every name of every class; and the describing prompts.
+"""Prompts with class names: class-descriptions, and prompts for a vision-language model.
 
-The zero-shot classifier is an ensemble, as open_clip's `build_zero_shot_classifier` makes it: the
-features of all descriptions of a class, each normalized, are averaged and normalized again. It
-gives the pseudo-labels, the initial prototypes and FLYP's final classifier. Inside of a training
-step a class has one description, that of the first template and the first name: the text tower
-encodes it anew at each step, and an ensemble of 80 templates would cost 80 times as much.
+A class-description is a template with a name of the class. The zero-shot classifier is an ensemble
+over all templates and names, as in open_clip's `build_zero_shot_classifier`: the normalized
+features of a class are averaged and normalized again. It gives the pseudo-labels, the initial
+prototypes and FLYP's final classifier. A training step uses the first template and the first name
+only: the text tower encodes them at every step, and an ensemble of 80 templates would cost 80 times
+as much.
 """
 
 from __future__ import annotations
@@ -18,20 +19,20 @@ from jaxtyping import Int
 from lattec_jax.data.text.bucketing import TextTower, bucket_length, text_lengths
 from lattec_jax.data.text.tokenizer import Tokenizer
 
-CLASS = "{class}"  # in prompts for descriptions
+CLASS = "{class}"  # placeholder in prompts for a vision-language model
 
 
 @dataclasses.dataclass(frozen=True)
 class ClassPrompts:
-    """The tokens of all P class-descriptions of C classes."""
+    """Tokens of the P class-descriptions of C classes."""
 
     tokens: Int[np.ndarray, "P L"]
-    classes: Int[np.ndarray, " P"]  # which class each describes
-    first: Int[np.ndarray, "C M"]  # only the first template with the first name
+    classes: Int[np.ndarray, " P"]  # the class of each description
+    first: Int[np.ndarray, "C M"]  # the first template with the first name
 
 
 def description_prompt(template: str, class_name: str) -> str:
-    """The prompt for a description; `{class}` stands for the image's pseudo-label."""
+    """Return the prompt for a description of an image whose pseudo-label is `class_name`."""
     return template.replace(CLASS, class_name)
 
 
@@ -41,18 +42,17 @@ def class_prompts(
     tokenizer: Tokenizer,
     config: TextTower,
 ) -> ClassPrompts:
-    """Tokens of the class-descriptions, cropped to the bucket of the longest.
+    """Return the class-descriptions, cropped to the length bucket of the longest.
 
     Args:
-        names: of each class, the display name first.
+        names: the names of each class, the display name first.
         templates: with {} for the name.
-        tokenizer: of the model.
-        config: of its text tower.
+        config: of the text tower.
     """
-    pairs = [(c, t, n) for c, own in enumerate(names) for t in templates for n in own]
-    tokens = tokenizer([template.replace("{}", name) for _, template, name in pairs])
-    classes = np.array([c for c, _, _ in pairs], np.int32)
-    first = tokens[np.searchsorted(classes, np.arange(len(names)))]
+    prompts = [(c, t, n) for c, synonyms in enumerate(names) for t in templates for n in synonyms]
+    tokens = tokenizer([template.replace("{}", name) for _, template, name in prompts])
+    classes = np.array([c for c, _, _ in prompts], np.int32)
+    first = tokens[np.searchsorted(classes, np.arange(len(names)))]  # `classes` is sorted
     return ClassPrompts(_crop(tokens, config), classes, _crop(first, config))
 
 

@@ -1,8 +1,8 @@
-"""Which rules a file of the `tokenizers` library may hold, before the library applies them.
+"""Check the rules in a `tokenizer.json` before the `tokenizers` library applies them.
 
-A text may grow at every step, and a file may hold any number of steps: thirty times "a" -> "aa"
-make a gigabyte of one letter. So the kinds of steps are those that known tokenizers have, and the
-product of what each can make of one character is bounded. Imports neither JAX nor torch.
+A hostile file could exhaust the memory: each step may make a text longer, and thirty steps
+"a" -> "aa" turn one letter into a gigabyte. So only the kinds of steps of known tokenizers are
+allowed, and the product of their growth factors is bounded. Imports neither JAX nor torch.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lattec_jax.runtime.text import cut, printable
 from lattec_jax.runtime.validation import shown
 
 MAX_STEPS = 64  # of each kind, sequences included
-MAX_CONTENT = 100  # characters that a step puts in the place of others
-MAX_GROWTH = 512  # times the characters of a text
-_MAX_TEMPLATE = 32  # pieces around a text
-_MAX_SPECIAL_IDS = 8  # that a special token stands for
+MAX_CONTENT = 100  # characters in the replacement of a step
+MAX_GROWTH = 512  # factor by which the number of characters may grow
+_MAX_TEMPLATE = 32  # items of a template: the text and its special tokens
+_MAX_SPECIAL_IDS = 8  # ids of one special token
 
-# Ranges of what a tokenizer states; the largest vocabulary of open_clip has 901,629 token ids.
+# Ranges of a tokenizer's settings. The largest vocabulary of open_clip has 901,629 token ids.
 MAX_TOKEN_IDS = 2**24
 ContextLength = Annotated[int, Interval(ge=2, le=2**14)]
 TokenId = Annotated[int, Interval(ge=0, lt=MAX_TOKEN_IDS)]
@@ -33,14 +33,14 @@ _Step = Mapping[str, Any]
 
 
 def check_rules(text: str, where: str) -> None:
-    """Raise WeightsError where `tokenizer.json` holds rules that are not known or grow a text.
+    """Raise WeightsError if a `tokenizer.json` has unknown rules or a text may grow too much.
 
     Args:
-        text: JSON of bounded depth.
-        where: of it, for messages.
+        text: its content, JSON of bounded depth.
+        where: its origin, for messages.
     """
     try:
-        _check(json.loads(text, object_pairs_hook=_unique))
+        _check(json.loads(text, object_pairs_hook=_unique_keys))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         reason = printable(cut(str(error), 300))
         raise WeightsError(
@@ -49,8 +49,8 @@ def check_rules(text: str, where: str) -> None:
         ) from error
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Of two equal keys the library may take the other one."""
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # With a repeated key the library may use another value than the one checked here.
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("an object has a key twice")
@@ -89,15 +89,18 @@ def _steps(
             yield from _steps(part, section, kinds, inner)
 
 
-def _same(_: _Step) -> float:
+# Each of these functions returns the factor by which a step may make a text longer.
+
+
+def _no_growth(_: _Step) -> float:
     return 1
 
 
-def _at_most(times: float) -> Callable[[_Step], float]:
-    return lambda _: times
+def _at_most(factor: float) -> Callable[[_Step], float]:
+    return lambda _: factor
 
 
-def _replaced(step: _Step) -> float:
+def _replace(step: _Step) -> float:
     content = len(step["content"])
     if content > MAX_CONTENT:
         raise ValueError(f"Replace: the content has more than {MAX_CONTENT} characters")
@@ -107,17 +110,15 @@ def _replaced(step: _Step) -> float:
     return 1 + content  # a regular expression may match between any two characters
 
 
-def _prepended(step: _Step) -> float:
+def _prepend(step: _Step) -> float:
     if len(step["prepend"]) > MAX_CONTENT:
         raise ValueError(f"Prepend: the text has more than {MAX_CONTENT} characters")
     return 1 + len(step["prepend"])
 
 
-def _precompiled(step: _Step) -> float:
-    """The longest text of the map: after its trie, all of them, each with a zero byte at its end.
-
-    The longest of SentencePiece's own maps has 18 characters.
-    """
+def _precompiled_map(step: _Step) -> float:
+    # The map: the size of a trie, the trie, and all replacements, each with a zero byte at its end.
+    # The longest replacement in SentencePiece's maps has 18 characters.
     content = base64.b64decode(step["precompiled_charsmap"] or "")
     trie = int.from_bytes(content[:4], "little")
     longest = max(len(t.decode(errors="replace")) for t in content[4 + trie :].split(b"\0"))
@@ -125,21 +126,21 @@ def _precompiled(step: _Step) -> float:
 
 
 def _template(step: _Step) -> float:
-    pieces = step["single"]
-    texts = sum("Sequence" in piece for piece in pieces)
-    if texts != 1 or len(pieces) > _MAX_TEMPLATE or len(step["pair"]) > _MAX_TEMPLATE:
+    items = step["single"]
+    texts = sum("Sequence" in item for item in items)
+    if texts != 1 or len(items) > _MAX_TEMPLATE or len(step["pair"]) > _MAX_TEMPLATE:
         raise ValueError(
-            f"TemplateProcessing: expected the text once and at most {_MAX_TEMPLATE} pieces"
+            f"TemplateProcessing: expected the text once and at most {_MAX_TEMPLATE} items"
         )
     if any(len(token["ids"]) > _MAX_SPECIAL_IDS for token in step["special_tokens"].values()):
-        raise ValueError(f"TemplateProcessing: a token stands for more than {_MAX_SPECIAL_IDS} ids")
+        raise ValueError(f"TemplateProcessing: a token has more than {_MAX_SPECIAL_IDS} ids")
     return 1
 
 
-# What one character can become at most. Case: "İ" has two; NFD: 4; NFKD and NFKC: U+FDFA has 18.
-# ByteLevel writes each of up to four bytes as one character.
+# The largest number of characters that replace one. Lower case: "İ" becomes 2; NFD: 4; NFKD and
+# NFKC: U+FDFA becomes 18. ByteLevel writes each of up to four bytes as one character.
 _NORMALIZERS: dict[str, Callable[[_Step], float]] = {
-    "Sequence": _same,
+    "Sequence": _no_growth,
     "BertNormalizer": _at_most(24),  # spaces around a character, NFD and lower case
     "ByteLevel": _at_most(4),
     "Lowercase": _at_most(2),
@@ -147,41 +148,41 @@ _NORMALIZERS: dict[str, Callable[[_Step], float]] = {
     "NFD": _at_most(4),
     "NFKC": _at_most(18),
     "NFKD": _at_most(18),
-    "Nmt": _same,
-    "Precompiled": _precompiled,
-    "Prepend": _prepended,
-    "Replace": _replaced,
-    "Strip": _same,
-    "StripAccents": _same,
+    "Nmt": _no_growth,
+    "Precompiled": _precompiled_map,
+    "Prepend": _prepend,
+    "Replace": _replace,
+    "Strip": _no_growth,
+    "StripAccents": _no_growth,
 }
 _PRE_TOKENIZERS: dict[str, Callable[[_Step], float]] = {
-    "Sequence": _same,
-    "BertPreTokenizer": _same,
-    "ByteLevel": _at_most(5),  # a space before each piece
-    "Digits": _same,
-    "Metaspace": _at_most(2),  # a sign before each piece
-    "Punctuation": _same,
-    "Split": _same,
-    "Whitespace": _same,
-    "WhitespaceSplit": _same,
+    "Sequence": _no_growth,
+    "BertPreTokenizer": _no_growth,
+    "ByteLevel": _at_most(5),  # a space before each word
+    "Digits": _no_growth,
+    "Metaspace": _at_most(2),  # a sign before each word
+    "Punctuation": _no_growth,
+    "Split": _no_growth,
+    "Whitespace": _no_growth,
+    "WhitespaceSplit": _no_growth,
 }
 _POST_PROCESSORS: dict[str, Callable[[_Step], float]] = {
-    "Sequence": _same,
-    "BertProcessing": _same,
-    "ByteLevel": _same,
-    "RobertaProcessing": _same,
+    "Sequence": _no_growth,
+    "BertProcessing": _no_growth,
+    "ByteLevel": _no_growth,
+    "RobertaProcessing": _no_growth,
     "TemplateProcessing": _template,
 }
-_DECODERS = {  # nothing is decoded
-    "Sequence": _same,
-    "BPEDecoder": _same,
-    "ByteFallback": _same,
-    "ByteLevel": _same,
-    "Fuse": _same,
-    "Metaspace": _same,
-    "Replace": _same,
-    "Strip": _same,
-    "WordPiece": _same,
+_DECODERS = {  # unused, as nothing is decoded
+    "Sequence": _no_growth,
+    "BPEDecoder": _no_growth,
+    "ByteFallback": _no_growth,
+    "ByteLevel": _no_growth,
+    "Fuse": _no_growth,
+    "Metaspace": _no_growth,
+    "Replace": _no_growth,
+    "Strip": _no_growth,
+    "WordPiece": _no_growth,
 }
 _SECTIONS = {
     "normalizer": (_NORMALIZERS, "normalizers"),

@@ -1,4 +1,4 @@
-"""Trees that are broken in odd ways end in an error of ours that names the item."""
+"""Broken directory trees give an error that names the broken item."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets import path_suggestions
+from lattec_jax.data.datasets import folder_index
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import DataError
 from tests.data.public_sets import SETS, make_tree
@@ -23,7 +23,7 @@ SPLIT = SETS["dtd"].split
 
 @pytest.fixture
 def root(tmp_path, monkeypatch) -> Path:
-    """A whole copy of dtd."""
+    """A complete copy of dtd."""
     monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tmp_path))
     return make_tree(tmp_path, "dtd")
 
@@ -76,7 +76,7 @@ def empty_folder_as_split_file(root: Path) -> None:
             folder_as_split_file,
             [
                 "- {root}/{split} is a folder, expected the split file; it was found as "
-                "{root}/{split}/{split}: put that in the place of {root}/{split}\n"
+                "{root}/{split}/{split}: replace {root}/{split} by it\n"
             ],
         ),
         (empty_folder_as_split_file, ["- {root}/{split} is a folder, expected the split file\n"]),
@@ -94,11 +94,11 @@ def empty_folder_as_split_file(root: Path) -> None:
         ),
         (
             lambda root: edit(root, lambda s: s["val"].append(["a.jpg", 7, "caf\ud800"])),
-            ["{split}, val[3]: expected text that UTF-8 can spell, found ['a.jpg', 7, 'caf\\ud800"],
+            ["{split}, val[3]: expected text that can be encoded in UTF-8", "7, 'caf\\ud800"],
         ),
         (
             lambda root: edit(root, lambda s: s["val"].append(["\udcff.jpg", 0, "banded"])),
-            ["{split}, val[3]: expected text that UTF-8 can spell, found ['\\udcff.jpg'"],
+            ["{split}, val[3]: expected text that can be encoded in UTF-8, found ['\\udcff.jpg'"],
         ),
     ],
 )
@@ -112,18 +112,18 @@ def test_named_in_the_one_message(root, spoil, expected):
 
 
 def test_the_whole_disk_as_data_directory(root, monkeypatch):
-    monkeypatch.setattr(path_suggestions, "_FOLDERS", 500)
+    monkeypatch.setattr(folder_index, "_MAX_FOLDERS", 500)
     monkeypatch.setenv("LATTECLIP_DATA_DIR", "/")
     assert f"no split file /dtd/{SPLIT}" in message()
 
 
 def test_a_home_that_nobody_has(root, monkeypatch):
     monkeypatch.setenv("LATTECLIP_DATA_DIR", "~nobody-of-that-name/sets")
-    assert "is ~nobody-of-that-name/sets, which is no folder" in message()
+    assert "is ~nobody-of-that-name/sets, which is not a folder" in message()
 
 
 def refused(root: Path, closed: Path, mode: int) -> str:
-    """What the command says while a folder may not be looked into."""
+    """Return the command's error while a folder has this mode."""
     command = [sys.executable, "-m", "lattec_jax.check_data", "--config=configs/dtd.py"]
     if os.geteuid() == 0:  # whom no permission keeps out
         if shutil.which("setpriv") is None:
@@ -145,16 +145,16 @@ def test_folders_that_may_not_be_looked_into(root, folder):
     found = refused(root, closed, 0)
     expected = f"no permission to look into {closed}, where "
     if closed == root:
-        assert found.startswith(f"error: {expected}{root} is looked for")
+        assert found.startswith(f"error: {expected}{root} is expected")
     else:
-        assert f"1 problem:\n- {expected}images of the split file should lie" in found
+        assert f"1 problem:\n- {expected}images of the split file are expected" in found
 
 
 def test_a_closed_folder_beside_the_images(root):
     (root / "images").rename(root / "photos")
     (root / "closed").mkdir()
     found = refused(root, root / "closed", 0o444)  # its names can be listed, no more
-    assert f"{root / 'photos'} holds all 18 images of the split file" in found
+    assert f"{root / 'photos'} contains all 18 images of the split file" in found
 
 
 def test_an_empty_folder_is_not_the_expected_number_of_images(root):
@@ -162,7 +162,7 @@ def test_an_empty_folder_is_not_the_expected_number_of_images(root):
     (root / SPLIT).unlink()
     (root / "empty").mkdir()
     counts = [f"--config.dataset.expected.{part}=0" for part in ("train", "test")]
-    assert "holds" not in message("dtd", *counts)
+    assert "contains" not in message("dtd", *counts)
 
 
 def test_byte_order_marks_are_skipped(root, tmp_path):
@@ -187,19 +187,19 @@ def test_what_contradicts_itself_is_named_with_its_file(root, tmp_path):
     (root / SPLIT).write_text(whole, encoding="utf-8")
     edit(root, lambda s: s["test"].append(s["train"][0]))
     assert message().endswith(
-        "training must not see test images. Take them out of one of the two parts, which are "
-        f"named by {root / SPLIT}"
+        "training must not see test images. Remove them from one of the two parts, which are "
+        f"listed by {root / SPLIT}"
     )
     aircraft = make_tree(tmp_path, "fgvc_aircraft")
     with open(aircraft / "images_variant_test.txt", "a", encoding="utf-8") as lines:
         lines.write("0034301 707-320\n")
     lists = [aircraft / f"images_variant_{part}.txt" for part in ("train", "val", "test")]
     assert message("fgvc_aircraft").endswith(
-        f"the two parts, which are named by {lists[0]} and {lists[1]} and {lists[2]}"
+        f"the two parts, which are listed by {lists[0]} and {lists[1]} and {lists[2]}"
     )
     with open(aircraft / "variants.txt", "a", encoding="utf-8") as lines:
         lines.write("Cessna 172\n")
     assert message("fgvc_aircraft") == (
-        f"{aircraft / 'variants.txt'}: expected class names that differ, found 'cessna 172' twice "
-        "or empty"
+        f"{aircraft / 'variants.txt'}: expected different class names, found 'cessna 172', which "
+        "is repeated or empty"
     )

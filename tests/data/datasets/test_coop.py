@@ -69,7 +69,7 @@ def test_a_split_file_that_is_wrong_is_refused_by_name(tree, change, message):
 
 def test_without_a_data_directory(tree, monkeypatch):
     monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tree / "nowhere"))
-    with pytest.raises(DataError, match=r"is .*nowhere, which is no folder"):
+    with pytest.raises(DataError, match=r"is .*nowhere, which is not a folder"):
         datasets.load(eurosat())
     monkeypatch.delenv("LATTECLIP_DATA_DIR")
     with pytest.raises(DataError, match=r"\$LATTECLIP_DATA_DIR is not set"):

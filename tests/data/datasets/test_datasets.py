@@ -1,4 +1,4 @@
-"""Shares of the training images, and reading without writing."""
+"""Fractions of the training images, and reading without writing."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_reading_writes_nothing_and_names_the_same(place):
     assert all(path.is_file() for path in dataset.train.paths)
 
 
-def test_shares_are_nested(place):
+def test_fractions_are_nested(place):
     whole = datasets.read(digits())
     parts = {
         s: datasets.read(digits(f"--config.dataset.train_fraction={s}")) for s in (0.01, 0.2, 0.5)
@@ -51,7 +51,7 @@ def test_shares_are_nested(place):
     assert set(other.train.ids) != set(parts[0.2].train.ids)
 
 
-def test_labels_take_no_part_in_a_share(place):
+def test_a_fraction_does_not_depend_on_labels(place):
     for number in range(20):
         folder = place / "images" / ("cat" if number % 3 else "dog")
         folder.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def test_labels_take_no_part_in_a_share(place):
     assert labeled.train.ids == unlabeled.train.ids and len(labeled.train.ids) == 8
 
 
-def test_at_least_two_images_are_left(place):
+def test_a_fraction_has_at_least_two_images(place):
     make_tree(place / "data", "dtd")
     config = parse(["x", "--config=configs/dtd.py", "--config.dataset.train_fraction=1e-9"])[0]
     dataset = datasets.read(config)
@@ -73,12 +73,12 @@ def test_at_least_two_images_are_left(place):
 
 
 @pytest.mark.parametrize("fraction", ["0", "-0.5", "1.5", "nan"])
-def test_a_share_out_of_range(place, fraction):
+def test_a_fraction_out_of_range(place, fraction):
     with pytest.raises(ConfigError, match=r"config\.dataset\.train_fraction: expected a number"):
         datasets.read(digits(f"--config.dataset.train_fraction={fraction}"))
 
 
-def test_shares_have_their_own_artifacts_and_share_written_images(place):
+def test_fractions_have_separate_artifacts_and_common_images(place):
     fraction = "--config.dataset.train_fraction=0.2"
     config = digits(fraction)
     assert artifacts_dir(config) == Path("artifacts/digits/fraction-0.2")

@@ -193,7 +193,7 @@ def test_a_list_that_comes_with_the_data_names_nothing_outside(usual, tmp_path_f
 def test_mistakes_in_lists(usual):
     listed = usual / "train.txt"
     listed.write_text("train/dog/0.jpg\n" + "".join(f"no/{i}.jpg\n" for i in range(12)))
-    with pytest.raises(DataError, match=r"(?s)names 12 images.*line 2: no/0\.jpg.*and 2 more"):
+    with pytest.raises(DataError, match=r"(?s)lists 12 images.*line 2: no/0\.jpg.*and 2 more"):
         load(usual, train="train.txt")
     listed.write_text("train/dog/0.jpg\ntrain/./dog/0.jpg\n")
     with pytest.raises(DataError, match=r"'train/dog/0\.jpg' twice"):
@@ -233,7 +233,7 @@ def test_links_are_followed_once(usual):
         ({"name": "a/b"}, ConfigError, "found 'a/b'"),
         ({"name": ".."}, ConfigError, "found '..'"),
         ({"kind": "foldr"}, ConfigError, "Did you mean 'folder'"),
-        ({"train": "trian"}, DataError, "there is no trian in .*the root has test, train"),
+        ({"train": "trian"}, DataError, "there is no trian in .*the root contains test, train"),
         ({"test": "tset"}, DataError, "config.dataset.test: .*there is no tset"),
         ({"class_names": "no.txt"}, DataError, r"no file no\.txt"),
         ({"train": "train/dog"}, DataError, "at least two class names in .*found 0: none"),
@@ -335,9 +335,9 @@ def test_check_of_other_data_sets(tmp_path):
     check(dataset)
     other = Split(("a", "a"), (tmp_path / "c", tmp_path / "d"), None)
     for changes, message in [
-        ({"class_names": ("x", "x")}, "'x' twice"),
+        ({"class_names": ("x", "x")}, "'x', which is repeated"),
         ({"class_names": ("x",)}, "found 1: x"),
-        ({"synonyms": (("z",), ("z",))}, "'z' twice"),
+        ({"synonyms": (("z",), ("z",))}, "'z', which is repeated"),
         ({"train": other}, "'a' 2 times"),
         ({"train": dataclasses.replace(good, labels=np.array([0, 2]))}, "from 0 to 1 .* 0 to 2"),
         ({"train": dataclasses.replace(good, labels=np.array([0]))}, "expected 2 labels"),

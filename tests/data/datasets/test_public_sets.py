@@ -137,7 +137,7 @@ def test_from_files_to_results(place, capsys, name):
         "image": 12,
         "group": 12,
     }
-    assert f"{name}: 12 images to train on, 6 to test, 3 classes" in capsys.readouterr().out
+    assert f"{name}: 12 training images, 6 test images, 3 classes" in capsys.readouterr().out
 
 
 def describe_and_check_prompts(

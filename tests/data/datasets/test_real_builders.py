@@ -1,6 +1,6 @@
-"""What the configurations say of TensorFlow Datasets' builders, held against those builders.
+"""The configurations' settings for TensorFlow Datasets, compared with the installed builders.
 
-Their classes are there without their data, and without TensorFlow.
+The builders' classes need neither their data nor TensorFlow.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def test_splits_that_the_configuration_names(tmp_path, name):
 
 
 @pytest.mark.parametrize("name", [name for name in REAL if name != "food101"])
-def test_builders_that_hand_on_files_as_they_are(tmp_path, name):
+def test_builders_that_store_files_unchanged(tmp_path, name):
     builder = builder_of(name, tmp_path)
     assert (builder.info.full_name in reader.UNALTERED) == (name not in ALTERING)
     source = inspect.getsource(inspect.getmodule(type(builder)))

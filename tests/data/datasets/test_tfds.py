@@ -1,4 +1,4 @@
-"""Builders of TensorFlow Datasets, prepared here as array_record, without TensorFlow."""
+"""Builders of TensorFlow Datasets prepared as array_record, read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from lattec_jax import check_data
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets import tfds as reader
+from lattec_jax.data.datasets import tfds, tfds_examples
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.files import temporary
@@ -46,7 +46,7 @@ def config_of(name: str, *extra: str):
 
 
 def with_split_file(place: Path, name: str) -> Path:
-    """Prepare the builder; lay CoOp's split file, without images, where it belongs."""
+    """Prepare the builder, and copy CoOp's split file without images to the data directory."""
     tree = prepare(name, place)
     split = place / "data" / SETS[name].root / SETS[name].split
     split.parent.mkdir(parents=True)
@@ -61,11 +61,11 @@ def test_coops_split_is_applied(place, monkeypatch, name):
     dataset = datasets.read(config_of(name))
     check_data.main(arguments(name))
     assert content(place) == before
-    # The same as from the files themselves, but for the places.
+    # Kind "coop" gives the same data set, except for the paths.
     monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tree.parent))
     files = datasets.read(parse(["x", f"--config=configs/{name}.py"])[0])
     assert dataset.class_names == files.class_names
-    # Nobody knows what these builders do to images, so their numbers stand beside no paper's.
+    # These builders may alter images, so their accuracies are not comparable with the paper.
     assert (dataset.protocol, files.protocol) == (OTHER.format(BUILDERS[name].name), COOP)
     for one, other in ((dataset.train, files.train), (dataset.test, files.test)):
         assert one.ids == other.ids and list(one.labels) == list(other.labels)
@@ -76,9 +76,9 @@ def test_coops_split_is_applied(place, monkeypatch, name):
     assert "tensorflow" not in sys.modules
 
 
-def test_of_a_builder_that_alters_nothing_the_protocol_is_coops(place, monkeypatch):
+def test_the_protocol_of_an_unaltered_builder_is_coops(place, monkeypatch):
     with_split_file(place, "dtd")
-    monkeypatch.setattr(reader, "UNALTERED", {"small_dtd/1.0.0"})
+    monkeypatch.setattr(tfds, "UNALTERED", {"small_dtd/1.0.0"})
     assert datasets.read(config_of("dtd")).protocol == COOP
     own = ["--config.dataset.split=", "--config.dataset.tfds.train=train"]
     assert datasets.read(config_of("dtd", *own)).protocol == OWN
@@ -116,9 +116,9 @@ def test_suns_labels_are_read_from_the_inside_out(place):
     assert dataset.class_names == ("tree farm", "outdoor church", "alley")
 
 
-def test_writing_goes_on_where_it_was_interrupted(place, monkeypatch):
+def test_writing_resumes_after_an_interruption(place, monkeypatch):
     with_split_file(place, "dtd")
-    opened, count = reader.partial_file, 0
+    opened, count = tfds_examples.partial_file, 0
 
     def interrupt(path: Path):
         nonlocal count
@@ -128,7 +128,7 @@ def test_writing_goes_on_where_it_was_interrupted(place, monkeypatch):
             raise KeyboardInterrupt
         return opened(path)
 
-    monkeypatch.setattr(reader, "partial_file", interrupt)
+    monkeypatch.setattr(tfds_examples, "partial_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         datasets.load(config_of("dtd"))
     dataset = datasets.read(config_of("dtd"))
@@ -147,7 +147,7 @@ def test_names_are_noted_and_written_images_are_those_of_the_whole_set(place, mo
     with_split_file(place, "dtd")
     fraction = datasets.load(config_of("dtd", "--config.dataset.train_fraction=0.5"))
     assert len(fraction.train.ids) == 6
-    monkeypatch.setattr(reader, "_open", None)  # nothing is read again
+    monkeypatch.setattr(tfds_examples, "open_split", None)  # nothing is read again
     whole = datasets.load(config_of("dtd"))
     assert set(fraction.train.paths) < set(whole.train.paths)
     assert all(path.is_file() for path in whole.train.paths)
@@ -174,7 +174,7 @@ def test_names_are_noted_and_written_images_are_those_of_the_whole_set(place, mo
 def test_a_damaged_index_is_made_again(place, spoil):
     with_split_file(place, "dtd")
     whole = datasets.load(config_of("dtd"))
-    (path,) = (place / "artifacts/dtd").rglob(reader.INDEX)
+    (path,) = (place / "artifacts/dtd").rglob(tfds_examples.INDEX)
     good = path.read_bytes()
     if callable(spoil):
         spoil = json.dumps(spoil(json.loads(good)))
@@ -186,7 +186,7 @@ def test_a_damaged_index_is_made_again(place, spoil):
     assert path.read_bytes() == good
 
 
-def test_images_that_are_not_whole_are_written_again(place):
+def test_incomplete_images_are_written_again(place):
     with_split_file(place, "dtd")
     dataset = datasets.load(config_of("dtd"))
     images = [path.read_bytes() for path in dataset.train.paths]
@@ -196,7 +196,7 @@ def test_images_that_are_not_whole_are_written_again(place):
     assert [path.read_bytes() for path in dataset.train.paths] == images
 
 
-def test_rows_without_an_example_are_named(place):
+def test_entries_without_an_example_are_listed(place):
     with_split_file(place, "dtd")
     split = place / "data/dtd" / SETS["dtd"].split
     parts = json.loads(split.read_text())
@@ -242,7 +242,7 @@ def test_numbers_that_mean_other_images_are_noticed_by_their_labels(place):
         datasets.read(config_of("stanford_cars"))
 
 
-def test_what_is_missing_is_said(place, monkeypatch):
+def test_missing_parts_are_reported(place, monkeypatch):
     with pytest.raises(DataError, match=r"LATTECLIP_DATA_DIR[\s\S]*--config\.dataset\.split=\"\""):
         datasets.read(config_of("dtd"))
     (place / "data").mkdir()

@@ -1,4 +1,4 @@
-"""Groups of texts by length: they hold what they promise, and cost less."""
+"""Length bucketing: capacity of the groups, and cost."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from lattec_jax.data.text.bucketing import (
 
 
 def realistic_lengths(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Tokens of descriptions: 22 on average, with a tail up to 77."""
+    """Return lengths like those of descriptions: 22 on average, with a tail up to 77."""
     return np.clip(rng.gamma(6, 3.6, count).round(), 4, 77).astype(np.int32)
 
 
 def counted(batches: np.ndarray) -> np.ndarray:
-    """For each bound the most longer texts of one of the batches `[S, M]`."""
+    """Return for each bound the largest number of longer texts in one of the batches `[S, M]`."""
     return np.stack([(batches > bound).sum(axis=1).max() for bound in bucket_bounds(77)])
 
 
 def tokens(plan: BucketPlan) -> int:
-    """Encoded per batch."""
+    """Return the number of tokens encoded per batch."""
     return sum(size * length for size, length in zip(plan.sizes, plan.lengths, strict=True))
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_a_plan_holds_its_batches_and_every_text_fits(multiple):
+def test_every_text_fits_into_its_group(multiple):
     rng = np.random.default_rng(0)
     lengths = realistic_lengths(rng, 5000)
     batches = np.stack([rng.choice(lengths, 512, replace=False) for _ in range(200)])
@@ -63,7 +63,7 @@ def test_batches_of_most_seeds_share_a_plan():
     assert same >= 8
 
 
-def test_the_largest_batch_has_room_beyond_what_chance_expects():
+def test_capacity_is_at_least_the_largest_count():
     lengths = np.array([10] * 998 + [70] * 2)
     one = make_bucket_plan(lengths, np.array([1, 1, 1, 1, 1, 100]), 100, 77)
     assert one.sizes[0] < 10
@@ -84,7 +84,7 @@ def test_texts_of_one_length_make_one_group(length):
     assert (plan.lengths, plan.sizes) == ((bucket_length(length, 77),), (20,))
 
 
-def test_no_texts_make_no_groups():
+def test_a_batch_without_texts_has_no_groups():
     plan = make_bucket_plan(np.zeros((50, 0), np.int32), np.zeros(6), 0, 77)
     assert plan == BucketPlan((), ())
     groups, places = plan.assign(np.zeros(0, np.int32))

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 from convert.sources import open_clip_folder
-from lattec_jax.data.text.tokenizer import Tokenizer, clip_tokenizer, word_tokenizer
+from lattec_jax.data.text.clip_bpe import clip_tokenizer
+from lattec_jax.data.text.tokenizer import Tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.runtime.errors import WeightsError
 from tests.torch_fix import define_missing_torchvision_operators
 

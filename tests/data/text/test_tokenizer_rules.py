@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lattec_jax.data.text.tokenizer import Tokenizer, word_tokenizer
+from lattec_jax.data.text.tokenizer import Tokenizer
+from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.runtime.errors import WeightsError
 
 

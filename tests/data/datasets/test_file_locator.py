@@ -1,4 +1,4 @@
-"""What is missing or misplaced is named at once, with where it was found and what to do."""
+"""Missing and misplaced files are reported in one message, with a remedy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets import path_suggestions
+from lattec_jax.data.datasets import folder_index
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import DataError
 from tests.data.public_sets import SETS, content, make_tree
@@ -22,7 +22,7 @@ def data_dir(tmp_path, monkeypatch) -> Path:
 
 
 def problems(name: str, data_dir: Path, *extra: str) -> list[str]:
-    """The problems that reading a set names; nothing is changed by it."""
+    """Return the problems that reading a set reports; it must change nothing."""
     before = content(data_dir)
     config = parse(["x", f"--config=configs/{name}.py", *extra])[0]
     with pytest.raises(DataError) as caught:
@@ -61,9 +61,9 @@ def test_a_renamed_image_folder_is_recognized(data_dir, name):
         for folder in ("cars_train", "cars_test"):
             (root / folder).rename(moved / folder)
     (found,) = problems(name, data_dir)
-    assert f"{moved} holds all 18 images of" in found
+    assert f"{moved} contains all 18 images of" in found
     assert f"set --config.dataset.images={moved}" in found
-    # What it proposes works, and gives the same ids.
+    # The suggested setting works.
     config = parse(["x", f"--config=configs/{name}.py", f"--config.dataset.images={moved}"])[0]
     assert len(datasets.read(config).train.ids) == 12
 
@@ -86,9 +86,9 @@ def test_a_copy_without_a_split_file_is_recognized_by_count(data_dir):
     counts = ["--config.dataset.expected.train=12", "--config.dataset.expected.test=6"]
     split, images = problems("eurosat", data_dir, *counts)
     assert split.startswith("no split file")
-    assert f"{root / 'EuroSAT_RGB'} holds as many images as expected" in images
+    assert f"{root / 'EuroSAT_RGB'} contains as many images as expected" in images
     _, images = problems("eurosat", data_dir)
-    assert "holds" not in images
+    assert "contains" not in images
 
 
 def test_misplaced_files_and_missing_images_are_named_together(data_dir):
@@ -108,7 +108,7 @@ def test_misplaced_images_are_found(data_dir):
     (root / "images" / "zigzagged").rename(root / "zigzagged")
     (found,) = problems("dtd", data_dir)
     assert f"6 of 18 images of the split file are missing below {root / 'images'}" in found
-    assert f"{root} holds them: move them" in found
+    assert f"{root} contains them: move them" in found
 
 
 def test_misplaced_lists_of_fgvc_aircraft(data_dir):
@@ -127,22 +127,22 @@ def test_misplaced_lists_of_fgvc_aircraft(data_dir):
 def test_a_renamed_root_is_recognized(data_dir):
     make_tree(data_dir, "eurosat").rename(data_dir / "EuroSAT")
     (found,) = problems("eurosat", data_dir)
-    assert f"{data_dir / 'EuroSAT'} has its files: move it to {data_dir / 'eurosat'}" in found
+    assert f"{data_dir / 'EuroSAT'} contains its files: move it to {data_dir / 'eurosat'}" in found
     assert "--config.dataset.root=EuroSAT" in found
     config = parse(["x", "--config=configs/eurosat.py", "--config.dataset.root=EuroSAT"])[0]
     assert len(datasets.read(config).train.ids) == 12
-    # An incomplete copy is not called the whole.
+    # An incomplete copy is not suggested as the root.
     (data_dir / "EuroSAT/2750/Forest/Forest_1.jpg").unlink()
     split, images = problems("eurosat", data_dir)
     assert "was found as" in split and images.startswith("no image folder")
-    assert "holds 17 of the 18 images" in images and "\n    Forest/Forest_1.jpg" in images
+    assert "contains 17 of the 18 images" in images and "\n    Forest/Forest_1.jpg" in images
 
 
 def test_a_data_directory_that_is_the_set_itself(data_dir, monkeypatch):
     root = make_tree(data_dir, "eurosat")
     monkeypatch.setenv("LATTECLIP_DATA_DIR", str(root))
     (found,) = problems("eurosat", data_dir)
-    assert f"{root} has its files: set LATTECLIP_DATA_DIR={data_dir}" in found
+    assert f"{root} contains its files: set LATTECLIP_DATA_DIR={data_dir}" in found
 
 
 def test_a_damaged_split_file_and_a_missing_folder(data_dir):
@@ -154,11 +154,11 @@ def test_a_damaged_split_file_and_a_missing_folder(data_dir):
     assert images.startswith("no image folder")
 
 
-def test_looking_around_is_bounded(tmp_path, monkeypatch):
+def test_the_search_is_bounded(tmp_path, monkeypatch):
     for number in range(30):
         (tmp_path / f"{number:02}").mkdir()
     (tmp_path / "29" / "a.json").touch()
     (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
-    assert path_suggestions.Nearby(tmp_path).files("A.json") == [tmp_path / "29" / "a.json"]
-    monkeypatch.setattr(path_suggestions, "_FOLDERS", 10)
-    assert path_suggestions.Nearby(tmp_path).files("a.json") == []
+    assert folder_index.FolderIndex(tmp_path).list_files("A.json") == [tmp_path / "29" / "a.json"]
+    monkeypatch.setattr(folder_index, "_MAX_FOLDERS", 10)
+    assert folder_index.FolderIndex(tmp_path).list_files("a.json") == []

@@ -1,0 +1,214 @@
+"""Find the files of a public data set, and report everything missing or misplaced in one message.
+
+A public set is stored below `$LATTECLIP_DATA_DIR`: the folder `config.dataset.root`, in it the
+image folder `config.dataset.images` and the files that list the images. If one of them is missing,
+the folders around are searched to suggest a remedy. A file found there is never used.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from lattec_jax.data.datasets.error_messages import MAX_LISTED, inaccessible_folder, list_lines
+from lattec_jax.data.datasets.folder_index import FolderIndex
+from lattec_jax.runtime.errors import DataError
+
+DATA_DIR = "LATTECLIP_DATA_DIR"
+
+
+def data_root(setting: str) -> Path:
+    """Return `config.dataset.root`, below `$LATTECLIP_DATA_DIR` unless it is absolute.
+
+    Raises:
+        DataError: the variable is not set or names no folder, or permission is missing.
+    """
+    root = Path(os.path.expanduser(setting))
+    if not root.is_absolute():
+        root = _data_dir(setting) / root
+    closed = inaccessible_folder(root)
+    if closed is not None:
+        raise DataError(
+            f"no permission to look into {closed}, where {root} is expected; allow it with "
+            f"chmod u+rx {closed}, or ask its owner to"
+        )
+    return root
+
+
+def _data_dir(setting: str) -> Path:
+    value = os.environ.get(DATA_DIR, "")
+    if not value:
+        raise DataError(
+            f"${DATA_DIR} is not set; set it to the folder that contains {setting}/, or pass an "
+            "absolute --config.dataset.root"
+        )
+    folder = Path(os.path.expanduser(value))
+    if not os.path.isdir(folder):
+        raise DataError(
+            f"${DATA_DIR} is {value}, which is not a folder; set it to the folder that contains "
+            f"{setting}/"
+        )
+    return folder
+
+
+class FileLocator:
+    """Finds the files of one data set, collects problems and raises them together.
+
+    Raises:
+        DataError: there is no data directory, or permission is missing.
+    """
+
+    def __init__(self, settings: ConfigDict) -> None:
+        self._settings = settings
+        self.root = data_root(settings.root)
+        self.images = self.root / settings.images
+        self.problems: list[str] = []
+        self._index: FolderIndex | None = None
+        self._misplaced_files: list[Path] = []
+        self._misplaced_images: Path | None = None  # the folder of all images, if elsewhere
+
+    @property
+    def index(self) -> FolderIndex:
+        """The root and the data directory, searched when first needed."""
+        if self._index is None:
+            self._index = FolderIndex(self.root, self.data_dir)
+        return self._index
+
+    @property
+    def data_dir(self) -> Path:
+        """The folder that contains the root."""
+        absolute = os.path.isabs(os.path.expanduser(self._settings.root))
+        return self.root.parent if absolute else _data_dir(self._settings.root)
+
+    def find_file(self, name: str, what: str) -> Path | None:
+        """Return the path of a list file.
+
+        If it is missing, add a problem and return a copy found elsewhere, whose content can be
+        checked as well.
+
+        Args:
+            name: relative to the root.
+            what: description for the message, such as "split file".
+        """
+        path = self.root / name
+        if os.path.isfile(path):
+            return path
+        copies = self.index.list_files(Path(name).name)
+        is_folder = os.path.isdir(path)
+        problem = f"{path} is a folder, expected the {what}" if is_folder else f"no {what} {path}"
+        if copies:
+            remedy = f"replace {path} by it" if is_folder else f"move it to {path}"
+            problem += f"; it was found as {copies[0]}: {remedy}"
+            self._misplaced_files.append(copies[0])
+        self.problems.append(problem)
+        return copies[0] if copies else None
+
+    def check_images(self, ids: Sequence[str], source: str) -> None:
+        """Add a problem if images are missing.
+
+        Args:
+            ids: paths relative to the image folder; empty if the files that list them are missing.
+            source: of the ids, for the message: "the split file".
+        """
+        missing = [image for image in ids if not os.path.isfile(self.images / image)]
+        exists = os.path.isdir(self.images)
+        if exists and not missing:
+            return
+        folders = {(self.images / image).parent for image in missing}
+        closed = {f for f in map(inaccessible_folder, folders) if f is not None}
+        if closed:
+            listed = ", ".join(str(folder) for folder in sorted(closed)[:MAX_LISTED])
+            self.problems.append(
+                f"no permission to look into {listed}, where images of {source} are expected; "
+                "allow it with chmod u+rx, or ask the owner to"
+            )
+            return
+        problem = f"no image folder {self.images}"
+        if exists:
+            problem = (
+                f"{len(missing):,} of {len(ids):,} images of {source} are missing below "
+                f"{self.images}"
+            )
+        listed_images: Sequence[str] = []
+        copy, missing_in_copy = self._find_copy(ids)
+        if copy is not None and len(missing_in_copy) < max(1, len(missing)):
+            contents = _describe_copy(ids, missing_in_copy, source)
+            problem += f"; {copy} contains {contents}: {self._image_remedy(copy)}"
+            listed_images = missing_in_copy
+        elif exists:
+            folder, rest = self.index.best_match(missing)
+            found = folder is not None and not rest
+            problem += f"; {folder} contains them: move them" if found else "; get the full set"
+            listed_images = missing
+        if listed_images:
+            problem += f". Missing, {len(listed_images):,}:{list_lines(listed_images, '    ')}"
+        self.problems.append(problem)
+
+    def _find_copy(self, ids: Sequence[str]) -> tuple[Path | None, list[str]]:
+        """Return a folder that may be the renamed image folder, and the images that it lacks."""
+        if not ids:  # without a list only the number of images can tell
+            expected = self._settings.expected
+            known = expected.train and expected.test
+            count = expected.train + expected.test
+            return self.index.with_image_count(count) if known else None, []
+        folder, missing = self.index.best_match(ids)
+        if folder is not None and not missing:
+            self._misplaced_images = folder
+        return folder, missing
+
+    def _image_remedy(self, folder: Path) -> str:
+        inside = self.root in folder.parents
+        setting = folder.relative_to(self.root).as_posix() if inside else folder
+        remedy = f"set --config.dataset.images={setting}"
+        return f"{remedy}, or move it to {self.images}" if self._settings.images else remedy
+
+    def raise_problems(self, files: Sequence[str]) -> None:
+        """Raise DataError with all problems, if there are any.
+
+        Args:
+            files: the list files expected in the root, for the message.
+        """
+        if not self.problems:
+            return
+        problems = self.problems
+        renamed = self._renamed_root(files)
+        if renamed is not None:
+            remedy = self._root_remedy(renamed)
+            problems = [f"no folder {self.root}; {renamed} contains its files: {remedy}"]
+        images = self._settings.images
+        expected = [f"{images}/"] if images else []
+        listed = "".join(f"\n- {problem}" for problem in problems)
+        source = self._settings.source
+        raise DataError(
+            f"the files of {self._settings.name} are not as expected, {len(problems)} "
+            f"{'problem' if len(problems) == 1 else 'problems'}:{listed}\n"
+            f"Expected {' and '.join([*expected, ', '.join(files)])} in {self.root}"
+            + (f"; {source} describes the public files" if source else "")
+        )
+
+    def _renamed_root(self, files: Sequence[str]) -> Path | None:
+        """Return a folder that contains all files and images, if the root does not exist."""
+        if os.path.exists(self.root) or len(self._misplaced_files) != len(files):
+            return None
+        folders = {path.parent for path in self._misplaced_files}
+        folder = folders.pop()
+        complete = not folders and self._misplaced_images == folder / self._settings.images
+        return folder if complete else None
+
+    def _root_remedy(self, folder: Path) -> str:
+        if folder == self.data_dir and folder.name == self._settings.root:
+            return f"set {DATA_DIR}={folder.parent}"
+        inside = self.data_dir in folder.parents
+        setting = folder.relative_to(self.data_dir).as_posix() if inside else folder
+        return f"move it to {self.root}, or set --config.dataset.root={setting}"
+
+
+def _describe_copy(ids: Sequence[str], missing: Sequence[str], source: str) -> str:
+    if not ids:
+        return "as many images as expected"
+    if not missing:
+        return f"all {len(ids):,} images of {source}"
+    return f"{len(ids) - len(missing):,} of the {len(ids):,} images of {source}"

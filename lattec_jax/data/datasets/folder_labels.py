@@ -1,0 +1,213 @@
+"""Class names and labels of a folder data set: from a file, from sub-folders or from a CSV file."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from lattec_jax.data.datasets import class_names
+from lattec_jax.data.datasets.class_names import NamesByClass, key
+from lattec_jax.data.datasets.error_messages import list_inline
+from lattec_jax.data.datasets.image_files import Images
+from lattec_jax.data.datasets.text_files import CsvRows, text_lines
+from lattec_jax.runtime.errors import DataError, shortened
+from lattec_jax.runtime.text import cut
+
+log = logging.getLogger(__name__)
+
+
+def find_path(root: Path, setting: str) -> Path | None:
+    """Find a path given by the user, relative to the root or else to the working directory."""
+    path = Path(setting).expanduser()
+    for candidate in (root / path, path):
+        if os.path.exists(candidate):
+            return candidate
+    return None
+
+
+def names_by_class(root: Path, setting: str, source: Path, images: Images) -> list[tuple[str, ...]]:
+    """Return the names of each class.
+
+    Args:
+        setting: `config.dataset.class_names`, a file; empty: the sub-folders of `source`, which
+            are displayed with spaces for "_".
+        source: the folder or list of the training images.
+
+    Raises:
+        DataError: the file is missing or malformed, or there are fewer than two classes.
+    """
+    if setting:
+        names, where = read_class_names(root, setting), setting
+    else:
+        folders = {_class_folder(source, path) for path in images.values()} - {""}
+        names = [(" ".join(name.replace("_", " ").split()),) for name in sorted(folders)]
+        where = f"the sub-folders of {source}"
+    advice = (
+        "Name them in a text file, one per line, and set --config.dataset.class_names=FILE, or put "
+        "the images into one folder for each class"
+    )
+    if source.name in ("train", "test"):
+        advice += f'. If {source.name!r} is a class of yours, set --config.dataset.{source.name}=""'
+    class_names.check(names, where, advice)
+    return names
+
+
+def read_class_names(root: Path, setting: str) -> list[tuple[str, ...]]:
+    """Read the file `config.dataset.class_names`.
+
+    Raises:
+        DataError: it is missing or malformed.
+    """
+    path = find_path(root, setting)
+    if path is None:
+        raise DataError(
+            f"config.dataset.class_names: no file {setting} (looked in {Path.cwd()} and "
+            f"{root.absolute()}); expected a text file with one class name per line"
+        )
+    return class_names.parse(text_lines(path), path)
+
+
+def _class_folder(source: Path, path: Path) -> str:
+    """Return the sub-folder of `source` with an image, or the image's folder if `source` is a list.
+
+    An empty string if there is none.
+    """
+    if not source.is_dir():
+        return path.parent.name
+    parts = Path(os.path.relpath(path, source)).parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+def read_labels(
+    root: Path,
+    setting: str,
+    parts: Mapping[str, Images],
+    sources: Mapping[str, Path],
+    names: NamesByClass,
+) -> dict[str, np.ndarray | None]:
+    """Return the labels of each split, or None if they are unknown.
+
+    Args:
+        setting: `config.dataset.labels`: "none", "auto", "folders" or a CSV file.
+        parts: the images of each split.
+        sources: the folder or list of each split.
+
+    Raises:
+        DataError: labels that were asked for are missing or contradict each other.
+    """
+    if setting == "none":
+        return dict.fromkeys(parts)
+    if setting not in ("auto", "folders"):
+        return _labels_from_csv(root, setting, parts, names)
+    labels_by_key = class_names.labels_by_key(names)
+    bases = {part: source if source.is_dir() else root for part, source in sources.items()}
+    return {
+        part: _labels_from_folders(
+            part,
+            {image: _label_of(path, bases[part], labels_by_key) for image, path in images.items()},
+            names,
+            required=setting == "folders",
+        )
+        for part, images in parts.items()
+    }
+
+
+def _label_of(path: Path, base: Path, labels_by_key: Mapping[str, int]) -> int | None:
+    """Return the label of the nearest folder above an image, below `base`, named like a class."""
+    for folder in reversed(Path(os.path.relpath(path, base)).parts[:-1]):
+        if key(folder) in labels_by_key:
+            return labels_by_key[key(folder)]
+    return None
+
+
+def _labels_from_folders(
+    part: str, labels: Mapping[str, int | None], names: NamesByClass, required: bool
+) -> np.ndarray | None:
+    """Return the labels of a split, by image, if every image has one."""
+    unlabeled = [image for image, label in labels.items() if label is None]
+    if not unlabeled:
+        return np.array(list(labels.values()), np.int32)
+    if required:
+        raise DataError(
+            f'config.dataset.labels="folders": expected every image below a folder named like a '
+            f"class, but {len(unlabeled)} of {len(labels)} in the {part} part are not, the first: "
+            f"{unlabeled[0]!r}. The class names are {_display_names(names)}"
+        )
+    if len(unlabeled) < len(labels):
+        log.warning(
+            "%d of %d images of the %s part are in folders named like a class, but others, the "
+            "first %r, are not, so no labels are read there. Rename their folders, or set "
+            "config.dataset.labels",
+            *(len(labels) - len(unlabeled), len(labels), part, unlabeled[0]),
+        )
+    return None
+
+
+def _display_names(names: NamesByClass) -> str:
+    return list_inline([synonyms[0] for synonyms in names])
+
+
+def _labels_from_csv(
+    root: Path, setting: str, parts: Mapping[str, Images], names: NamesByClass
+) -> dict[str, np.ndarray | None]:
+    file = find_path(root, setting)
+    if file is None or not file.is_file():
+        raise DataError(
+            f'config.dataset.labels: expected "auto", "none", "folders" or a CSV file, found '
+            f"{setting!r}, and there is no such file in {root.absolute()} or {Path.cwd()}"
+        )
+    label_of = _read_csv(root, file, parts, names)
+    labels: dict[str, np.ndarray | None] = {}
+    for part, images in parts.items():
+        missing = [image for image in images if image not in label_of]
+        if not missing:
+            labels[part] = np.array([label_of[image] for image in images], np.int32)
+        elif len(missing) == len(images):
+            labels[part] = None
+        else:
+            raise DataError(
+                f"{file} has no label for {len(missing)} of {len(images)} images of the {part} "
+                f"part, the first: {missing[0]!r}; label all images of a part or none"
+            )
+    return labels
+
+
+def _read_csv(
+    root: Path, file: Path, parts: Mapping[str, Images], names: NamesByClass
+) -> dict[str, int]:
+    """Return image id -> label."""
+    known = set().union(*parts.values())
+    labels_by_key = class_names.labels_by_key(names)
+    rows = CsvRows(file)
+    header = rows.header
+    if "image" not in header or "label" not in header:
+        raise DataError(
+            f"{file}, line 1: expected a header with the columns image,label, found "
+            f"{cut(','.join(header), 80) or 'nothing'}"
+        )
+    label_of: dict[str, int] = {}
+    for number, row in rows:
+        where = f"{file}, line {number}"
+        image, text = (row["image"] or "").strip(), (row["label"] or "").strip()
+        image = PurePosixPath(image).as_posix()
+        if image not in known and not os.path.isfile(root / image):
+            raise DataError(
+                f"{where}: there is no image {shortened(image)}; expected a path relative to "
+                f"{root.absolute()} such as {min(known)!r}"
+            )
+        label = labels_by_key.get(key(text))
+        if label is None and re.fullmatch(r"\d{1,9}", text) and int(text) < len(names):
+            label = int(text)
+        if label is None:
+            raise DataError(
+                f"{where}: expected a class name or an index from 0 to {len(names) - 1}, found "
+                f"{shortened(text)}. The class names are {_display_names(names)}"
+            )
+        if label_of.setdefault(image, label) != label:
+            raise DataError(f"{where}: a second label for {image!r}, unlike the first")
+    return label_of

@@ -1,0 +1,41 @@
+"""Text cleaning as in open_clip: encodings, HTML entities, white space, case."""
+
+from __future__ import annotations
+
+import html
+import string
+from collections.abc import Callable
+
+import ftfy
+
+_NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
+
+
+def _fix_encoding(text: str) -> str:
+    """Repair wrongly decoded text, and replace HTML entities (escaped once or twice)."""
+    if text.isascii() and text.isprintable() and "&" not in text:
+        return text  # most descriptions; ftfy is slow
+    return html.unescape(html.unescape(ftfy.fix_text(text)))
+
+
+def _clean_whitespace(text: str) -> str:
+    """Fix the encoding, and replace every run of white space by one space."""
+    return " ".join(_fix_encoding(text).split())
+
+
+def _clean_lower(text: str) -> str:
+    """Clean white space and convert to lower case, as in CLIP's training."""
+    return _clean_whitespace(text).lower()
+
+
+def _clean_canonicalize(text: str) -> str:
+    """Remove ASCII punctuation (`_` becomes a space), convert to lower case, clean white space."""
+    text = _fix_encoding(text).strip().replace("_", " ").translate(_NO_PUNCTUATION)
+    return " ".join(text.lower().split())
+
+
+CLEANERS: dict[str, Callable[[str], str]] = {
+    "lower": _clean_lower,
+    "whitespace": _clean_whitespace,
+    "canonicalize": _clean_canonicalize,
+}
