@@ -61,10 +61,10 @@ def train(
     if run.is_finished():
         return show_finished(directory)
     pretrained = encode_pretrained(run)
-    record = results.record_inputs(run.inputs, run.batch_size)
+    record = results.input_fingerprints(run.inputs, run.batch_size)
     distributed.write_then_read(
-        lambda: run_directory.claim(directory, config, record),
-        lambda: run_directory.follow(directory, config, record),
+        lambda: run_directory.acquire(directory, config, record),
+        lambda: run_directory.join(directory, config, record),
     )
     if run.is_finished():  # by another job, since the first look
         return show_finished(directory)
@@ -191,9 +191,9 @@ class Monitor:
     ):
         self._run, self._pretrained, self._checkpoints = run, pretrained, checkpoints
         self._log, self._timer = log, timer
-        reference = results.health_reference(run.inputs, pretrained.classes, run.batch_size)
+        reference = results.zero_shot_baseline(run.inputs, pretrained.classes, run.batch_size)
         speaks = distributed.is_main_process()
-        self._watch = health.Watch(reference, log.lines(), speaks=speaks)
+        self._watch = health.HealthMonitor(reference, log.lines(), speaks=speaks)
 
     def after_step(
         self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], stopping: bool
@@ -218,7 +218,7 @@ class Monitor:
                     entry |= self._watch.prototypes(method.prototypes(state.method))
         if config.eval_every and step % config.eval_every == 0:
             class_weights = results.class_weights(self._run.inputs, method, state)
-            scores = results.examine(
+            scores = results.evaluate(
                 self._run.inputs, state.params, class_weights, self._pretrained.test
             )
             entry |= results.test_metrics(self._run.inputs, scores)

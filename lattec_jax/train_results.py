@@ -15,7 +15,7 @@ from lattec_jax.runtime import distributed, run_directory
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import remove_abandoned, write_json
 from lattec_jax.runtime.safe_read import read_json
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 from lattec_jax.train_run import PretrainedFeatures, Run, starting_point
 from lattec_jax.training import wise_ft
 from lattec_jax.training.state import TrainState
@@ -46,11 +46,11 @@ def evaluate_adapted(run: Run, pretrained: PretrainedFeatures, state: TrainState
     if fraction not in (None, 1):
         state = wise_ft.average(method, *starting_point(run, pretrained), state, fraction)
     class_weights = results.class_weights(inputs, method, state)
-    before = results.score(inputs, pretrained.test @ pretrained.classes.T)
-    after = results.examine(inputs, state.params, class_weights, pretrained.test)
+    before = results.evaluate_test_scores(inputs, pretrained.test @ pretrained.classes.T)
+    after = results.evaluate(inputs, state.params, class_weights, pretrained.test)
     predictions = after["predictions"]  # for the training images, where no others are evaluated
     if inputs.test:
-        predictions = results.predict_training(
+        predictions = results.predict_training_images(
             inputs, state.params, class_weights, pretrained.training
         )
     report = report_data.collect(
@@ -79,22 +79,22 @@ def write_results(
     makes it from the other files where it is missing.
     """
     inputs, class_weights = run.inputs, adapted.class_weights
-    results.save_adapted(run.directory, inputs, run.method, adapted.params, class_weights)
-    reference = results.health_reference(inputs, pretrained.classes, run.batch_size)
+    results.save_adapted_model(run.directory, inputs, run.method, adapted.params, class_weights)
+    reference = results.zero_shot_baseline(inputs, pretrained.classes, run.batch_size)
     predictions = adapted.predictions
     content = {
-        **results.describe_run(run.config, inputs, run.method),
+        **results.run_settings(run.config, inputs, run.method),
         "steps": run.steps,
         "batch_size": run.batch_size,
-        **results.compare(inputs, *adapted.scores),
-        "label_free": results.label_free(inputs, predictions, pretrained.classes, class_weights),
-        "health": health.examine(reference, class_weights.adapted, predictions, trained.log),
+        **results.compare_accuracies(inputs, *adapted.scores),
+        "label_free": results.label_free_metrics(inputs, predictions, pretrained.classes, class_weights),
+        "health": health.health_report(reference, class_weights.adapted, predictions, trained.log),
         "train_seconds": trained.seconds,
         "images_per_second": trained.images_per_second,
     }
     report_data.save(run.directory, adapted.report)
     write_json(run.results, content)
-    show(f"{content['table']}\n{content['health']['verdict']}\nresults in {run.results}")
+    print_escaped(f"{content['table']}\n{content['health']['verdict']}\nresults in {run.results}")
     report_data.write_page(run.directory)
     return content
 
@@ -116,7 +116,7 @@ def show_finished(directory: Path) -> dict[str, Any]:
             f"{path}: expected the results of a finished run, but it is damaged ({error}). Move it "
             "away: the same command then makes it again from the last checkpoint"
         ) from error
-    show(f"{directory} holds a finished run\n{table}")
+    print_escaped(f"{directory} holds a finished run\n{table}")
     if distributed.is_main_process():
         remove_abandoned(directory)
         if not (directory / run_directory.REPORT).exists():

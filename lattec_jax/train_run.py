@@ -65,7 +65,7 @@ def prepare_run(
     """Make or read all inputs, and refuse a work directory that belongs to another run."""
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
     with distributed.raise_on_all():
-        run_directory.check(directory, config)
+        run_directory.check_available(directory, config)
         method = make_method(config.method)
         dataset = check_data.check(config)
     mesh = sharding.make_mesh(config.compute.fsdp)
@@ -73,7 +73,7 @@ def prepare_run(
     num_images = len(inputs.images.ids)
     batch_size = input_pipeline.choose_batch_size(config, num_images, mesh)
     with distributed.raise_on_all():
-        run_directory.check_inputs(directory, results.record_inputs(inputs, batch_size))
+        run_directory.check_same_inputs(directory, results.input_fingerprints(inputs, batch_size))
     return Run(
         config=config,
         directory=directory,
@@ -92,7 +92,7 @@ def encode_pretrained(run: Run) -> PretrainedFeatures:
     return PretrainedFeatures(
         run.inputs.extractor.classes(params, run.inputs.prompts),
         input_pipeline.frozen_features(run.inputs, run.method, params),
-        results.test_features(run.inputs, params),
+        results.encode_test_images(run.inputs, params),
     )
 
 

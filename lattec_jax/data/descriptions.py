@@ -37,7 +37,7 @@ from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.text import valid_text
+from lattec_jax.runtime.text import sanitize
 
 log = logging.getLogger(__name__)
 # `config.descriptions.group_members` -> suffix of the file name
@@ -342,7 +342,7 @@ def _parse(line: bytes) -> Record:
         if not isinstance(value, str):
             raise ValueError(f"{name} is missing or not a string")
         if name in _SHOWN:
-            value = valid_text(value)
+            value = sanitize(value)
         # Most lines repeat these strings: intern them to save memory.
         strings[name] = sys.intern(value) if name in _REPEATED else value
     return Record(members=tuple(members), **strings)

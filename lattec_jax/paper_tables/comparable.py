@@ -30,14 +30,14 @@ from lattec_jax.paper_tables.tables import (
 )
 from lattec_jax.runtime.config import flatten, from_json, to_json
 from lattec_jax.runtime.config_file import PACKAGED_CONFIGS
-from lattec_jax.runtime.errors import ConfigError, shortened
-from lattec_jax.runtime.run_directory import COMPUTED, CONFIG
+from lattec_jax.runtime.errors import ConfigError, short_repr
+from lattec_jax.runtime.run_directory import CONFIG, MAY_CHANGE_ON_RESUME
 
 # Keys (`*`: any) that are not compared: how a run is computed and logged, where its files are,
 # seeds, what `results.json` decides (weights, protocol, counts), and the reading of Table 4,
 # which the paper leaves open and the table's note states.
 EXEMPT = (
-    *sorted(COMPUTED),
+    *sorted(MAY_CHANGE_ON_RESUME),
     "artifacts",
     "checkpoint_every",
     "compute.*",  # the note states the dtype
@@ -157,8 +157,8 @@ def _configuration(config: ConfigDict, expected: ConfigDict, row: Row) -> str | 
         exempt += _NO_DESCRIPTIONS
     found, wanted = _plain(config), _plain(expected)
     differing = [
-        f"config.{key} is {shortened(found.get(key, _ABSENT))} instead of "
-        f"{shortened(wanted.get(key, _ABSENT))}"
+        f"config.{key} is {short_repr(found.get(key, _ABSENT))} instead of "
+        f"{short_repr(wanted.get(key, _ABSENT))}"
         for key in sorted(found.keys() | wanted.keys())
         if found.get(key, _ABSENT) != wanted.get(key, _ABSENT)
         and not any(fnmatch.fnmatchcase(key, pattern) for pattern in exempt)

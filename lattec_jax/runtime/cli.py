@@ -24,7 +24,7 @@ from lattec_jax.runtime.config import Define, parse_command_line, parse_flags
 from lattec_jax.runtime.config_display import help_entry, help_lines, print_lines
 from lattec_jax.runtime.errors import ConfigError, UserError
 from lattec_jax.runtime.preemption import STATUS, Terminated
-from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.text import escape_unprintable, truncate
 
 # No space left, over quota, too large, read-only, not allowed.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -239,7 +239,7 @@ def _default(flag: flags.Flag) -> str:
 
 def shown(message: object) -> str:
     """Return a message as a terminal may show it: printable, and not too long."""
-    return printable(cut(str(message)))
+    return escape_unprintable(truncate(str(message)))
 
 
 class ShownFormatter(logging.Formatter):

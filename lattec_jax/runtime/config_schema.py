@@ -31,7 +31,7 @@ from lattec_jax.runtime.config_values import (
     web_address,
     zero_or,
 )
-from lattec_jax.runtime.errors import ConfigError, did_you_mean, shortened
+from lattec_jax.runtime.errors import ConfigError, did_you_mean, short_repr
 
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 10**9  # steps, epochs, images
@@ -231,12 +231,12 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
             if not _FILE_PART.accepts(kind):
                 raise ConfigError(
                     f"{start}config.descriptions.prompts: expected keys that are "
-                    f"{_FILE_PART.description}, found {shortened(kind)}"
+                    f"{_FILE_PART.description}, found {short_repr(kind)}"
                 )
         expected = allowed(key) or _UNDECLARED
         if not expected.accepts(value):
             hint = did_you_mean(str(value), expected.choices)
-            found = "another value" if expected.secret else shortened(value, 200)
+            found = "another value" if expected.secret else short_repr(value, 200)
             message = f"{start}config.{key}: expected {expected.description}, found {found}. {hint}"
             raise ConfigError(message.rstrip(". "))
 
@@ -285,7 +285,7 @@ def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> 
             check_sections(value, where, f"{key}.")
         elif any(known.startswith(f"{key}.") for known in SCHEMA):
             raise ConfigError(
-                f"{where}: config.{key}: expected a section of values, found {shortened(value)}"
+                f"{where}: config.{key}: expected a section of values, found {short_repr(value)}"
             )
 
 

@@ -30,7 +30,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lattec_jax.runtime.errors import ConfigError, TrainingError
-from lattec_jax.runtime.files import appears, partial_directory, remove_abandoned, temporary
+from lattec_jax.runtime.files import (
+    partial_directory,
+    partial_path,
+    remove_abandoned,
+    wait_until_visible,
+)
 from lattec_jax.runtime.preemption import Terminated
 
 T = TypeVar("T")
@@ -261,9 +266,9 @@ def check_same_on_all(configuration: str, folder: Path) -> None:
                 probe = stack.enter_context(partial_directory(folder / _PROBE))
                 token = int(probe.name.split(".")[-2], 16)
         high, low = (allgather(half)[0] for half in divmod(token, 2**32))
-        probe = temporary(folder / _PROBE, f"{high:08x}{low:08x}")
+        probe = partial_path(folder / _PROBE, f"{high:08x}{low:08x}")
         with raise_on_all():
-            if not is_main_process() and not appears(probe):
+            if not is_main_process() and not wait_until_visible(probe):
                 raise ConfigError(
                     f"process {jax.process_index()} of {count()} does not see {probe}, which the "
                     "main process made; all processes need one file system for the work "

@@ -19,7 +19,13 @@ from ml_collections import ConfigDict
 
 from lattec_jax.runtime.config import flatten, from_json, to_json
 from lattec_jax.runtime.errors import ConfigError, differences
-from lattec_jax.runtime.files import PARTIAL, appears, remove_abandoned, write_json, write_whole
+from lattec_jax.runtime.files import (
+    PARTIAL,
+    remove_abandoned,
+    wait_until_visible,
+    write_atomic,
+    write_json,
+)
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # what the run was made of, by digests
@@ -123,7 +129,7 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
         if not (workdir / INPUTS).exists():
             write_json(workdir / INPUTS, record)
         if not (workdir / CONFIG).exists():
-            write_whole(workdir / CONFIG, to_json(config))
+            write_atomic(workdir / CONFIG, to_json(config))
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
 
@@ -134,7 +140,7 @@ def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None
     Raises:
         ConfigError: it was claimed with other inputs than this process has.
     """
-    appears(workdir / CONFIG)
+    wait_until_visible(workdir / CONFIG)
     differing = _differences(from_json(workdir / CONFIG), config)
     listed = "".join(f"\n  {line}" for line in differing)
     if listed := listed + differences(read_inputs(workdir), json.loads(json.dumps(record))):

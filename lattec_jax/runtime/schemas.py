@@ -15,7 +15,7 @@ from annotated_types import Interval
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lattec_jax.runtime import safe_read
-from lattec_jax.runtime.errors import DataError, UserError, shortened
+from lattec_jax.runtime.errors import DataError, UserError, short_repr
 from lattec_jax.runtime.text import REPLACEMENT
 from lattec_jax.runtime.validation import validate
 
@@ -342,7 +342,7 @@ def read(path: Path, schema: Any, error: type[UserError], advice: str) -> dict[s
     except ValueError as failed:
         raise error(f"{path} is not JSON: {failed}; {advice}") from failed
     if not isinstance(content, dict):
-        raise error(f"{path}: expected a JSON object, found {shortened(content)}; {advice}")
+        raise error(f"{path}: expected a JSON object, found {short_repr(content)}; {advice}")
     validate(schema, content, str(path), error, advice)
     return content
 

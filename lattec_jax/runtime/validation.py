@@ -13,7 +13,7 @@ import reprlib
 from typing import TYPE_CHECKING, Any
 
 from lattec_jax.runtime.errors import UserError
-from lattec_jax.runtime.text import printable
+from lattec_jax.runtime.text import escape_unprintable
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -69,7 +69,7 @@ def _adapter(schema: Any) -> TypeAdapter:
 def _line(detail: ErrorDetails) -> str:
     """One problem: `item.path: expected …, found …`."""
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in detail["loc"])
-    place = _cut(printable(place.removeprefix("."))) or "content"
+    place = _cut(escape_unprintable(place.removeprefix("."))) or "content"
     if detail["type"] == "missing":
         return f"{place} is missing"
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -77,12 +77,12 @@ def _line(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if message.startswith("Input should be "):
         message = f"expected {message.removeprefix('Input should be ')}"
-    return f"{place}: {printable(message)}, found {shown(detail['input'])}"
+    return f"{place}: {escape_unprintable(message)}, found {shown(detail['input'])}"
 
 
 def shown(value: Any) -> str:
     """A value for a message: bounded, and printable on a terminal."""
-    return printable(_cut(_SHORT.repr(value)))
+    return escape_unprintable(_cut(_SHORT.repr(value)))
 
 
 def _cut(text: str) -> str:

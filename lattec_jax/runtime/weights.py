@@ -25,10 +25,9 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from lattec_jax.runtime.errors import ConfigError, WeightsError
+from lattec_jax.runtime.errors import ConfigError, WeightsError, short_repr
 from lattec_jax.runtime.files import partial_directory, remove_abandoned
-from lattec_jax.runtime.text import show
-from lattec_jax.runtime.validation import shown
+from lattec_jax.runtime.text import print_escaped
 
 # Of a checkpoint directory (`lattec_jax.models.checkpoint`).
 FORMAT = "lattec_jax-clip-1"
@@ -60,7 +59,7 @@ def locate(weights: str | os.PathLike[str]) -> Path:
         is_directory, is_file = path.is_dir(), path.is_file()
     except OSError as error:  # not allowed to look there, or far too long a name
         raise WeightsError(
-            f"config.weights: {shown(weights)} cannot be read: {error.strerror}"
+            f"config.weights: {short_repr(weights)} cannot be read: {error.strerror}"
         ) from error
     if is_directory:
         return path
@@ -72,7 +71,7 @@ def locate(weights: str | os.PathLike[str]) -> Path:
     model, colon, tag = weights.partition(":")
     if not (colon and model and tag) or os.sep in weights:
         raise WeightsError(
-            f"config.weights: there is no directory {shown(weights)}, and it is nothing else that "
+            f"config.weights: there is no directory {short_repr(weights)}, and it is nothing else that "
             f"is known. Expected {_FORMS}"
         )
     return _converted(f"{model}-{tag}", ["tag", model, tag], tag, f"--model={model}")
@@ -110,7 +109,7 @@ def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with partial_directory(directory) as scratch:
         new = scratch / "new"
-        show(f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr)
+        print_escaped(f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr)
         _convert([f"--pretrained={pretrained}", *flags], new)
         try:
             os.rename(new, directory)
@@ -156,8 +155,8 @@ def _relay(stream: IO[bytes]) -> str:
             sys.stderr.write(held[:place].decode(errors="replace"))
             return (held[place + len(mark) :] + stream.read()).decode(errors="replace").strip()
         # A mark may be cut in two; a progress bar has no line breaks, so lines are not waited for.
-        shown = max(len(held) - len(mark) + 1, 0) if chunk else len(held)
-        sys.stderr.write(held[:shown].decode(errors="replace"))
+        short_repr = max(len(held) - len(mark) + 1, 0) if chunk else len(held)
+        sys.stderr.write(held[:short_repr].decode(errors="replace"))
         sys.stderr.flush()
-        held = held[shown:]
+        held = held[short_repr:]
     return ""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lattec_jax.runtime import safe_read
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 
 CHECKSUMS = "SHA256SUMS"  # the file name and format that `sha256sum -c` reads
 # Orbax rewrites this file when it moves the checkpoint into place: it has no checksum.
@@ -20,7 +20,7 @@ _METADATA = "_CHECKPOINT_METADATA"
 def write_checksums(checkpoint: Path) -> None:
     """Write the checksums of a checkpoint's files into it."""
     lines = [f"{digest}  {name}\n" for name, digest in checksums(checkpoint).items()]
-    write_whole(checkpoint / CHECKSUMS, "".join(lines))
+    write_atomic(checkpoint / CHECKSUMS, "".join(lines))
 
 
 def checksums(checkpoint: Path) -> dict[str, str]:

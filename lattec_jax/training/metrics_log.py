@@ -24,7 +24,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import METRICS
 from lattec_jax.runtime.schemas import log_lines
 
@@ -147,4 +147,4 @@ def _drop_after(path: Path, step: int) -> None:
             for line, metrics in log_lines(path)
             if metrics["step"] is not None and metrics["step"] <= step
         ]
-        write_whole(path, b"".join(line + b"\n" for line in kept))
+        write_atomic(path, b"".join(line + b"\n" for line in kept))

@@ -91,8 +91,8 @@ def _in_run(directory: Path, name: str) -> Callable[[Path], None]:
         vectors = np.eye(3, dtype=np.float32)
         labels = np.arange(30) % 3
         reference = health.Reference(["a", "b", "c"], vectors, labels, 8, {"image": 1.0})
-        health.Watch(reference, lines)
-        assert health.examine(reference, vectors, labels, lines)["verdict"]
+        health.HealthMonitor(reference, lines)
+        assert health.health_report(reference, vectors, labels, lines)["verdict"]
 
     return read
 

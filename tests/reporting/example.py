@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from lattec_jax.reporting.health import Reference, examine
+from lattec_jax.reporting.health import Reference, health_report
 from lattec_jax.reporting.report_data import thumbnail
 from lattec_jax.reporting.sections import Run
 
@@ -39,7 +39,7 @@ def example(classes: int = 10, labeled: bool = True, images: int = 1000) -> Run:
         "zero_shot": accuracy if labeled else None, "adapted": accuracy if labeled else None,
         "per_class": {"zero_shot": [None, *([0.5] * (classes - 1))], "adapted": [0.6] * classes},
         "label_free": {"prototype_drift": [0.1] * classes},
-        "health": examine(start, vectors[1], after, log),
+        "health": health_report(start, vectors[1], after, log),
     }  # fmt: skip
     text = {"kind": "image", "text": NASTY, "weight": 0.125}
     shown = {"image": NASTY, "thumbnail": pixels, "before": names[0], "after": names[-1]}

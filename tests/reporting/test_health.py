@@ -15,7 +15,13 @@ import pytest
 
 from lattec_jax import train_loop
 from lattec_jax.reporting import health
-from lattec_jax.reporting.health import Reference, Watch, examine, final_alarms, window_alarms
+from lattec_jax.reporting.health import (
+    HealthMonitor,
+    Reference,
+    final_alarms,
+    health_report,
+    window_alarms,
+)
 from lattec_jax.runtime.errors import TrainingError
 from tests.runs import CLASSES, run
 
@@ -51,7 +57,7 @@ def names_of(alarms: list[health.Alarm]) -> set[str]:
 
 
 def test_a_healthy_run_sets_off_nothing():
-    found = examine(start(), start().vectors, start().labels, records())
+    found = health_report(start(), start().vectors, start().labels, records())
     assert found["alarms"] == [] and found["verdict"].startswith("Healthy: no alarm")
     metrics = found["metrics"]
     assert metrics["agreement_with_frozen"] == 1 and metrics["class_entropy"] == pytest.approx(1)
@@ -74,16 +80,16 @@ def test_what_the_log_sets_off(name, changed, capsys):
     if name == "collapse while training":
         assert alarm.classes == ("six",)
     # During training it is printed once, as soon as there are enough lines, and is in the results.
-    watch = Watch(start())
+    watch = HealthMonitor(start())
     for line in [*records(**changed), *records(**changed)]:
         watch.see(int(line["step"]), {n: np.asarray(v) for n, v in line.items()})  # as in training
     assert capsys.readouterr().err.count(f"warning: {name}: ") == 1
-    found = examine(start(), start().vectors, start().labels, records(**changed))
+    found = health_report(start(), start().vectors, start().labels, records(**changed))
     assert [a["name"] for a in found["alarms"]] == [name]
     assert found["verdict"].startswith("Look before you use this model: One alarm was set off")
     assert name in found["verdict"]
     # A run that continues does not say again what was said before it stopped.
-    continued = Watch(start(), records(**changed))
+    continued = HealthMonitor(start(), records(**changed))
     continued.see(40, records(**changed)[0])
     assert name not in capsys.readouterr().err
 
@@ -95,7 +101,7 @@ def test_merged_classes_do_not_accuse_the_descriptions():
 
 
 def test_one_line_or_a_line_of_an_evaluation_sets_off_nothing(capsys):
-    watch, bad = Watch(start()), records(batch_class_entropy=0.1)[0]
+    watch, bad = HealthMonitor(start()), records(batch_class_entropy=0.1)[0]
     watch.see(10, bad)
     watch.see(10, {"class_entropy": 0.2, "test_top1": 0.1})
     watch.see(20, bad)

@@ -9,8 +9,8 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax.runtime.errors import DataError, shortened
-from lattec_jax.runtime.text import NOT_VALID
+from lattec_jax.runtime.errors import DataError, short_repr
+from lattec_jax.runtime.text import INVALID
 
 NamesByClass = Sequence[tuple[str, ...]]  # all names of each class, the display name first
 
@@ -34,7 +34,7 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
         if "" in names:
             raise DataError(
                 f"{path}, line {number}: expected a class name, found nothing"
-                + (f" beside a '|' in {shortened(lines[number - 1])}" if len(names) > 1 else "")
+                + (f" beside a '|' in {short_repr(lines[number - 1])}" if len(names) > 1 else "")
             )
         for name in names:
             check_characters(name, f"{path}, line {number}")
@@ -43,11 +43,11 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
 
 def check_characters(name: str, where: str) -> None:
     """Raise DataError if a class name has control characters or lone surrogates."""
-    for character in NOT_VALID.findall(name):
+    for character in INVALID.findall(name):
         if character != "\t":
             raise DataError(
                 f"{where}: expected a class name without control characters, found "
-                f"U+{ord(character):04X} in {shortened(name)}; remove it"
+                f"U+{ord(character):04X} in {short_repr(name)}; remove it"
             )
 
 

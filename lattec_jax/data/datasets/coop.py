@@ -20,7 +20,7 @@ from lattec_jax.data.datasets.class_names import for_template
 from lattec_jax.data.datasets.dataset import Dataset, Entry, Split
 from lattec_jax.data.datasets.error_messages import collect_errors
 from lattec_jax.data.datasets.file_locator import FileLocator
-from lattec_jax.runtime.errors import ConfigError, DataError, shortened
+from lattec_jax.runtime.errors import ConfigError, DataError, short_repr
 from lattec_jax.runtime.safe_read import MAX_FILE_BYTES, read_json
 
 PROTOCOL = "coop, inductive, last step"
@@ -92,13 +92,13 @@ def _checked_entry(entry: Any, where: str) -> Entry:
         or entry[1] < 0
         or not entry[2].strip()
     ):
-        raise DataError(f"{where}: expected [path, label, class name], found {shortened(entry)}")
+        raise DataError(f"{where}: expected [path, label, class name], found {short_repr(entry)}")
     image, label, name = entry
     try:
         (image + name).encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{where}: expected text that can be encoded in UTF-8, found {shortened(entry)}"
+            f"{where}: expected text that can be encoded in UTF-8, found {short_repr(entry)}"
         ) from error
     if PurePosixPath(image).is_absolute() or ".." in PurePosixPath(image).parts:
         raise DataError(f"{where}: expected a path below the image folder, found {image!r}")

@@ -19,7 +19,7 @@ from lattec_jax.data.datasets.coop import PROTOCOL
 from lattec_jax.data.datasets.dataset import Dataset, Entry, Split
 from lattec_jax.data.datasets.error_messages import collect_errors
 from lattec_jax.data.datasets.file_locator import FileLocator
-from lattec_jax.runtime.errors import DataError, shortened
+from lattec_jax.runtime.errors import DataError, short_repr
 from lattec_jax.runtime.safe_read import read_text
 
 VARIANTS = "variants.txt"
@@ -83,7 +83,7 @@ def _read_list(path: Path, variants: list[str]) -> list[Entry]:
         if not name or "/" in image or (labels and name not in labels):
             raise DataError(
                 f"{path}, line {number}: expected an image and one of the {len(variants)} class "
-                f"names of {VARIANTS}, such as '0034309 707-320', found {shortened(line)}"
+                f"names of {VARIANTS}, such as '0034309 707-320', found {short_repr(line)}"
             )
         entries.append((f"{image}.jpg", labels.get(name, 0), name))
     return entries

@@ -15,8 +15,8 @@ from lattec_jax.data.datasets.class_names import NamesByClass, key
 from lattec_jax.data.datasets.error_messages import list_inline
 from lattec_jax.data.datasets.image_files import Images
 from lattec_jax.data.datasets.text_files import CsvRows, text_lines
-from lattec_jax.runtime.errors import DataError, shortened
-from lattec_jax.runtime.text import cut
+from lattec_jax.runtime.errors import DataError, short_repr
+from lattec_jax.runtime.text import truncate
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +188,7 @@ def _read_csv(
     if "image" not in header or "label" not in header:
         raise DataError(
             f"{file}, line 1: expected a header with the columns image,label, found "
-            f"{cut(','.join(header), 80) or 'nothing'}"
+            f"{truncate(','.join(header), 80) or 'nothing'}"
         )
     label_of: dict[str, int] = {}
     for number, row in rows:
@@ -197,7 +197,7 @@ def _read_csv(
         image = PurePosixPath(image).as_posix()
         if image not in known and not os.path.isfile(root / image):
             raise DataError(
-                f"{where}: there is no image {shortened(image)}; expected a path relative to "
+                f"{where}: there is no image {short_repr(image)}; expected a path relative to "
                 f"{root.absolute()} such as {min(known)!r}"
             )
         label = labels_by_key.get(key(text))
@@ -206,7 +206,7 @@ def _read_csv(
         if label is None:
             raise DataError(
                 f"{where}: expected a class name or an index from 0 to {len(names) - 1}, found "
-                f"{shortened(text)}. The class names are {_display_names(names)}"
+                f"{short_repr(text)}. The class names are {_display_names(names)}"
             )
         if label_of.setdefault(image, label) != label:
             raise DataError(f"{where}: a second label for {image!r}, unlike the first")

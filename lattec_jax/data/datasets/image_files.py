@@ -9,7 +9,7 @@ from pathlib import Path
 
 from lattec_jax.data.datasets.error_messages import MAX_LISTED
 from lattec_jax.data.datasets.text_files import text_lines
-from lattec_jax.runtime.errors import DataError, shortened
+from lattec_jax.runtime.errors import DataError, short_repr
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
@@ -92,7 +92,7 @@ def _read_list(root: Path, source: Path) -> list[Path]:
         if is_foreign and not _is_below(path, roots):
             raise DataError(
                 f"{source}, line {number}: expected a path below {roots[0]}, as the list itself is "
-                f"there, found {shortened(line)}. A list elsewhere may name any image"
+                f"there, found {short_repr(line)}. A list elsewhere may name any image"
             )
         paths.append(path)
         if not os.path.isfile(path):

@@ -36,7 +36,7 @@ from lattec_jax.data.images.image_cache_writer import (
 from lattec_jax.data.images.parallel_reader import ParallelReader
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime import safe_read
-from lattec_jax.runtime.errors import DataError, shortened
+from lattec_jax.runtime.errors import DataError, short_repr
 from lattec_jax.runtime.files import remove_abandoned
 
 _REMAKE = "delete the directory and run the command again"
@@ -203,12 +203,12 @@ def _read_index(directory: Path) -> dict[str, Any]:
     if found != FORMAT:
         raise DataError(
             f"expected an image cache of format {FORMAT} in {directory}, "
-            f"found {shortened(found)}; {_REMAKE}"
+            f"found {short_repr(found)}; {_REMAKE}"
         )
     if not _is_index(index):
         raise DataError(
             f"{directory / 'index.json'}: expected settings, a list of ids and a list of unreadable"
-            f" images with reasons, found {shortened(index)}; {_REMAKE}"
+            f" images with reasons, found {short_repr(index)}; {_REMAKE}"
         )
     return index
 

@@ -21,10 +21,10 @@ from tokenizers import processors
 
 from lattec_jax.data.text.cleaning import CLEANERS
 from lattec_jax.data.text.tokenizer_rules import MAX_TOKEN_IDS, ContextLength, TokenId, check_rules
-from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.errors import WeightsError, short_repr
 from lattec_jax.runtime.rust_errors import rust_errors
 from lattec_jax.runtime.safe_read import parse_json, read_text
-from lattec_jax.runtime.validation import STRICT, shown, validate
+from lattec_jax.runtime.validation import STRICT, validate
 
 FILE_NAME = "tokenizer.json"
 MAX_FILE_BYTES = 2**27  # a vocabulary of a million tokens takes half of it
@@ -63,7 +63,7 @@ class Tokenizer:
         """Wrap a `tokenizers` tokenizer whose post-processor adds a start and an end token."""
         if not isinstance(clean, str) or clean not in CLEANERS:
             raise WeightsError(
-                f"the tokenizer's text cleaning is {shown(clean)}; expected one of "
+                f"the tokenizer's text cleaning is {short_repr(clean)}; expected one of "
                 f"{', '.join(sorted(CLEANERS))}"
             )
         self.context_length = context_length
