@@ -35,8 +35,8 @@ from lattec_jax.runtime import config as configuration
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.cli import command, define_workdir, read_config
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.files import write_json, write_whole
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.files import write_atomic, write_json
+from lattec_jax.runtime.text import print_escaped
 from lattec_jax.runtime.version import __version__
 
 # The paper's words (arXiv 2410.08211), with no space after the colon.
@@ -146,7 +146,7 @@ def classify(
     found = _head(config, dataset, identity) | summarize(dataset, predictions)
     run_directory.claim(directory, config, inputs)
     lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
-    write_whole(directory / PREDICTIONS, "".join(lines))
+    write_atomic(directory / PREDICTIONS, "".join(lines))
     write_json(directory / run_directory.RESULTS, found)
     return found
 
@@ -165,7 +165,7 @@ def main(argv: Sequence[str]) -> None:
     shard = Shard.parse(values.shard)
     if shard == WHOLE:
         directory = Path(values.workdir) if values.workdir else None
-        show(report(classify(config, directory)))
+        print_escaped(report(classify(config, directory)))
         return
     identity = engine_module(config).identity(config)
     tally = ask(config, questions(config, datasets.load(config), identity), None, shard)
@@ -174,7 +174,7 @@ def main(argv: Sequence[str]) -> None:
         "failed; when all parts are done, the command without --shard writes the results"
     )
     for image, reason in list(tally.failed.items())[:LISTED]:
-        show(f"  failed: {image}: {reason}")
+        print_escaped(f"  failed: {image}: {reason}")
 
 
 if __name__ == "__main__":

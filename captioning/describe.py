@@ -30,7 +30,7 @@ from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,17 +120,17 @@ def main(argv: Sequence[str]) -> None:
             gpu_processes.run([part.path for _, part in plans], argv, shard, processes, wanted)
         if shard == WHOLE:
             for tasks, _ in plans:
-                show(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
+                print_escaped(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
         return
     for kind, outcome in describe(config, kinds, None, shard).items():
         print(
             f"{kind}: {outcome.written} written, {outcome.kept} kept, {len(outcome.failed)} failed"
         )
         if outcome.merged:
-            show(outcome.merged.report())
+            print_escaped(outcome.merged.report())
         else:
             for image, reason in list(outcome.failed.items())[:LISTED]:
-                show(f"  failed: {image}: {reason}")
+                print_escaped(f"  failed: {image}: {reason}")
 
 
 if __name__ == "__main__":

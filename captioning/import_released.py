@@ -36,9 +36,9 @@ from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import ConfigError, DataError
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.safe_read import read_text
-from lattec_jax.runtime.text import printable, show, valid_text
+from lattec_jax.runtime.text import escape_unprintable, print_escaped, sanitize
 
 ENGINE = "released"
 IMAGE, GROUP = "image", "group"
@@ -223,7 +223,7 @@ def _assign(dataset: Dataset, files: Iterable[Path]) -> tuple[dict[str, Path], t
 def _text(file: Path) -> str:
     """The lines of a file, one for each class in the released code's earlier form, as one."""
     try:
-        return " ".join(valid_text(read_text(file, MAX_TEXT_BYTES)).split())
+        return " ".join(sanitize(read_text(file, MAX_TEXT_BYTES)).split())
     except OSError as error:
         reason = error.strerror or error
         raise DataError(f"{file} cannot be read: {reason}; allow it, or remove it") from error
@@ -240,13 +240,13 @@ def _write(path: Path, content: bytes) -> None:
             f"{path} holds other descriptions and is not overwritten; move it away to import these"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    write_atomic(path, content)
 
 
 def _listed(names: Sequence[str]) -> str:
     """The first few, one a line."""
     more = f"\n    and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return "".join(f"\n    {printable(name)}" for name in names[:LISTED]) + more
+    return "".join(f"\n    {escape_unprintable(name)}" for name in names[:LISTED]) + more
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -260,7 +260,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config, values = read_config(argv, __doc__, define_flags, {"folder": EXAMPLE})
-    show(import_released(config, Path(values.folder), values.kind).report())
+    print_escaped(import_released(config, Path(values.folder), values.kind).report())
 
 
 if __name__ == "__main__":

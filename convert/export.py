@@ -38,7 +38,7 @@ from lattec_jax.runtime.config import of_run
 from lattec_jax.runtime.errors import WeightsError
 from lattec_jax.runtime.files import partial_directory, remove_abandoned, write_safetensors
 from lattec_jax.runtime.run_directory import CONFIG
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 from lattec_jax.runtime.version import __version__
 
 PRETRAINED = "pretrained"  # folder of the second model
@@ -134,10 +134,10 @@ def main(argv: Sequence[str]) -> None:
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     export(Path(values.workdir), values.to, out)
-    show(f"wrote {out}")
+    print_escaped(f"wrote {out}")
     script = out / "use.py"
     if script.exists():
-        show(f"\n{script.read_text(encoding='utf-8')}\npython {script} IMAGE ...")
+        print_escaped(f"\n{script.read_text(encoding='utf-8')}\npython {script} IMAGE ...")
 
 
 if __name__ == "__main__":

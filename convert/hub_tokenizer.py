@@ -23,11 +23,11 @@ from typing_extensions import TypedDict
 from convert.hub import first_line
 from lattec_jax.data.text.tokenizer import FILE_NAME, HubTokenizer, largest_token_id
 from lattec_jax.data.text.tokenizer_rules import check_rules
-from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.errors import WeightsError, short_repr
 from lattec_jax.runtime.rust_errors import rust_errors
 from lattec_jax.runtime.safe_read import parse_json, read_bytes
-from lattec_jax.runtime.text import cut, printable
-from lattec_jax.runtime.validation import STRICT, shown, validate
+from lattec_jax.runtime.text import escape_unprintable, truncate
+from lattec_jax.runtime.validation import STRICT, validate
 
 # What open_clip's own models name, all in `open_clip/model_configs`.
 NAMES = (
@@ -186,7 +186,7 @@ def read(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> HubTok
     if not isinstance(name, str) or ".." in name or not _NAME.fullmatch(name):
         raise WeightsError(
             f"{where}: hf_tokenizer_name: expected a name as on the hub, organization/name, found "
-            f"{shown(name)}"
+            f"{short_repr(name)}"
         )
     settings = _kwargs(text_cfg, where)
     found = _load(name, folder, where)
@@ -221,7 +221,7 @@ def _kwargs(text_cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
         stated["tokenizer_mode"] = text_cfg["tokenizer_mode"]
     for key, value in stated.items():
         if key not in _KWARGS or type(value) is not type(_KWARGS[key]):
-            setting = f"{printable(cut(key, 80))}={shown(value)}"
+            setting = f"{escape_unprintable(truncate(key, 80))}={short_repr(value)}"
             raise WeightsError(
                 f"{where}: the tokenizer's setting {setting} is not read; "
                 f"expected {' and '.join(_KWARGS)} at most, a text and a boolean. Remove it, or "
@@ -235,9 +235,10 @@ def _load(name: str, folder: Path | None, where: str) -> Any:
     beside = folder is not None and (folder / CONFIG).exists()
     if not beside and name not in NAMES:
         raise WeightsError(
-            f"{where}: hf_tokenizer_name: expected one of {', '.join(NAMES)}, found {shown(name)}. "
-            f"Other tokenizers are read only from the folder of the weights: put {CONFIG} and "
-            "tokenizer.json (or its vocabulary) there, from a repository that you trust"
+            f"{where}: hf_tokenizer_name: expected one of {', '.join(NAMES)}, found "
+            f"{short_repr(name)}. Other tokenizers are read only from the folder of the weights: "
+            f"put {CONFIG} and tokenizer.json (or its vocabulary) there, from a repository that "
+            "you trust"
         )
     try:
         import transformers

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from lattec_jax.data import datasets
 from lattec_jax.data.datasets.dataset import Dataset, Split, fraction_count
 from lattec_jax.runtime.cli import command, read_config
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 
 def check(config: ConfigDict) -> Dataset:
@@ -31,7 +31,7 @@ def check(config: ConfigDict) -> Dataset:
     classes, train, test = _counts(dataset)
     print(f"{dataset.name}: {train:,} images to train on, {test:,} to test, {classes:,} classes")
     for warning in unexpected(config, dataset):
-        show(f"warning: {warning}")
+        print_escaped(f"warning: {warning}")
     return dataset
 
 
@@ -101,7 +101,7 @@ def _of_each_class(split: Split | None, classes: int) -> list[str]:
 def main(argv: Sequence[str]) -> None:
     """The command."""
     config, _ = read_config(argv, __doc__)
-    show(report(config, datasets.read(config)))
+    print_escaped(report(config, datasets.read(config)))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.cli import WORKDIR, command, define_distributed, define_workdir, read
 from lattec_jax.runtime.config import of_run, to_json
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
         results.evaluate_scores(after, labels, classes),
         len(images.ids),
     )
-    show(table)
+    print_escaped(table)
 
 
 if __name__ == "__main__":

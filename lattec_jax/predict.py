@@ -26,7 +26,7 @@ from lattec_jax.data.datasets.folder import find_images
 from lattec_jax.inference import prediction_files
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.runtime.errors import ConfigError, DataError
-from lattec_jax.runtime.text import cut, printable, show
+from lattec_jax.runtime.text import escape_unprintable, print_escaped, truncate
 
 if TYPE_CHECKING:
     from lattec_jax.inference.classifier import Classifier
@@ -64,7 +64,7 @@ def classify(
             if found.error is not None:
                 failed += 1
                 shown = f"{prediction_files.printable(found.image)}: {found.error}"
-                bar.write(f"unreadable: {cut(printable(shown))}", file=sys.stderr)
+                bar.write(f"unreadable: {truncate(escape_unprintable(shown))}", file=sys.stderr)
             write(
                 prediction_files.line(
                     kind,
@@ -133,7 +133,9 @@ def main(argv: Sequence[str]) -> None:
         ) as out:
             left = [path for path in paths if path not in out.done]
             if len(left) < len(paths):
-                show(f"{len(paths) - len(left)} of {len(paths)} images are in {values.out}")
+                print_escaped(
+                    f"{len(paths) - len(left)} of {len(paths)} images are in {values.out}"
+                )
             failed = out.failed + classify(classifier, left, kind, top, out.append, True)
     if failed:
         print(f"{failed} images could not be read", file=sys.stderr)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lattec_jax.runtime.cli import command, define_distributed, read_config
 from lattec_jax.runtime.config import to_json
-from lattec_jax.runtime.text import printable, show
+from lattec_jax.runtime.text import escape_unprintable, print_escaped
 
 
 def main(argv: Sequence[str]) -> None:
@@ -43,10 +43,10 @@ def main(argv: Sequence[str]) -> None:
 
     fractions = class_fractions(labels.labels, len(dataset.class_names))
     for name, fraction in zip(dataset.class_names, fractions, strict=True):
-        print(f"{fraction:7.1%}  {printable(name)}")
+        print(f"{fraction:7.1%}  {escape_unprintable(name)}")
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
     source = provenance(weights.sha256, dataset.names, config.templates)
-    show(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
+    print_escaped(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
 
 
 if __name__ == "__main__":

@@ -13,13 +13,13 @@ from pathlib import Path
 
 from lattec_jax.reporting import page
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 
 def main(argv: Sequence[str]) -> None:
     """The command."""
     values, _ = read(argv, __doc__, define_workdir, WORKDIR)
-    show(f"report in {page.write(Path(values.workdir))}")
+    print_escaped(f"report in {page.write(Path(values.workdir))}")
 
 
 if __name__ == "__main__":

@@ -35,9 +35,9 @@ from lattec_jax.paper_tables.tables import TABLES, paper_datasets
 from lattec_jax.paper_tables.write import facts, markdown, page
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.preemption import terminating
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 PRINTED = {"pseudo_labels": PSEUDO_LABEL, "descriptions": DESCRIBE, "runs": None}
 
@@ -84,8 +84,8 @@ def write_tables(sweep: Sweep, found: Found) -> str:
     text = markdown(sheets, known)
     try:
         sweep.out.mkdir(parents=True, exist_ok=True)
-        write_whole(sweep.out / "tables.md", text)
-        write_whole(sweep.out / "tables.html", page(sheets, known))
+        write_atomic(sweep.out / "tables.md", text)
+        write_atomic(sweep.out / "tables.html", page(sheets, known))
     except OSError as error:
         raise ConfigError(f"--out: cannot write {sweep.out}: {error.strerror}") from error
     return text
@@ -105,9 +105,11 @@ def main(argv: Sequence[str]) -> None:
             outcome = work(jobs, sweep.out)
     found = read_results(sweep)
     print(write_tables(sweep, found))
-    show(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)
+    print_escaped(
+        f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr
+    )
     if outcome is not None:
-        show(report(outcome), file=sys.stderr)
+        print_escaped(report(outcome), file=sys.stderr)
     if found.damaged or (outcome is not None and outcome.failed):
         sys.exit(1)
 

@@ -30,7 +30,7 @@ from lattec_jax.runtime.files import remove_abandoned, write_json
 from lattec_jax.runtime.preemption import PreemptionHandler
 from lattec_jax.runtime.profiling import Profile
 from lattec_jax.runtime.safe_read import read_json
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 from lattec_jax.training import input_pipeline, prepare, wise_ft
 from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.batches import prefetch, steps_per_epoch
@@ -165,7 +165,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         }
         report_data.save(directory, outcome.shown)
         write_json(finished, found)
-        show(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
+        print_escaped(f"{found['table']}\n{found['health']['verdict']}\nresults in {finished}")
         report_data.write_page(directory)
     return found
 
@@ -221,7 +221,7 @@ def show_finished(directory: Path) -> dict[str, Any]:
             f"{path}: expected the results of a finished run, but it is damaged ({error}). Move it "
             "away: the same command then makes it again from the last checkpoint"
         ) from error
-    show(f"{directory} holds a finished run\n{table}")
+    print_escaped(f"{directory} holds a finished run\n{table}")
     if distributed.is_main_process():
         remove_abandoned(directory)
         if not (directory / run_directory.REPORT).exists():

@@ -82,7 +82,7 @@ def test_a_labeled_folder_from_images_to_predictions(trained, capsys):
             train.main(arguments(*AS_FIRST, "--workdir=first"))
         assert results.read_bytes() == content
     results.write_bytes(whole)
-    with pytest.raises(ConfigError, match=r"method\.alpha: there 0\.99, here 0\.5"):
+    with pytest.raises(ConfigError, match=r"method\.alpha: was 0\.99, is now 0\.5"):
         train.main(arguments(*AS_FIRST, "--workdir=first", "--config.method.alpha=0.5"))
 
 

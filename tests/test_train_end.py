@@ -9,7 +9,7 @@ import pytest
 
 from convert import export
 from lattec_jax import train, train_loop
-from lattec_jax.runtime.files import temporary
+from lattec_jax.runtime.files import partial_path
 from tests.runs import arguments
 
 
@@ -32,8 +32,8 @@ def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(
     directory = trained / "first"
     before, page = names(directory), (directory / "report.html").read_bytes()
     (directory / "report.html").unlink()
-    temporary(directory / "report.html", "0" * 16).write_bytes(b"half")
-    scratch = temporary(directory / "model", "1" * 16)
+    partial_path(directory / "report.html", "0" * 16).write_bytes(b"half")
+    scratch = partial_path(directory / "model", "1" * 16)
     (scratch / "new").mkdir(parents=True)
     (scratch / "new" / "model.safetensors").write_bytes(b"half")
     again(directory)
@@ -66,10 +66,10 @@ def test_a_run_sweeps_its_artifacts_and_an_export_its_own_name(trained):
               made / "pseudo_labels/0.jsonl",
               made / "descriptions/0.jsonl", made / "descriptions/shards/0.jsonl")  # fmt: skip
     for place in places:
-        temporary(place, "0" * 16).write_bytes(b"half")
+        partial_path(place, "0" * 16).write_bytes(b"half")
     train.main(arguments("labeled", "--workdir=second", "--config.train.max_steps=0"))
     assert names(trained / "artifacts") == before
     for name in ("out", "other"):
-        (temporary(trained / name, "0" * 16) / "new").mkdir(parents=True)
+        (partial_path(trained / name, "0" * 16) / "new").mkdir(parents=True)
     export.export(trained / "first", "prototypes", trained / "out")
-    assert [p.name for p in trained.glob(".*")] == [temporary(trained / "other", "0" * 16).name]
+    assert [p.name for p in trained.glob(".*")] == [partial_path(trained / "other", "0" * 16).name]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.text import cut, valid_text
+from lattec_jax.runtime.text import sanitize, truncate
 
 MAX_ANSWER_CHARS = 4000  # of a text; CLIP reads about the first 300
 MAX_REASON_CHARS = 1000
@@ -61,7 +61,7 @@ def checked(answer: str | Failure) -> str | Failure:
     What it returns, it returns unchanged when it is called again.
     """
     if isinstance(answer, Failure):
-        return Failure(_line(cut(answer.reason, MAX_REASON_CHARS)))
+        return Failure(_line(truncate(answer.reason, MAX_REASON_CHARS)))
     text = " ".join(answer.split())
     # Normalization may take quadratic time: of bounded text only.
     if len(text) <= MAX_ANSWER_CHARS:
@@ -72,7 +72,7 @@ def checked(answer: str | Failure) -> str | Failure:
 
 
 def _line(text: str) -> str:
-    return " ".join(valid_text(text).split())
+    return " ".join(sanitize(text).split())
 
 
 # What Pillow, and the processor of a model, raise for an image or a prompt that they cannot take.

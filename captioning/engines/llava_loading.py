@@ -21,9 +21,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from captioning.engines.chat_template import check_chat_template
-from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.errors import EngineError, short_repr
 from lattec_jax.runtime.safe_read import read_json
-from lattec_jax.runtime.validation import shown
 
 # Bytes for a weight of the language model's linear layers, and for every other parameter. Double
 # quantization: 4 bits, 8 for each block of 64 and 32 for each 256 blocks (QLoRA, Sec. 3).
@@ -180,7 +179,7 @@ def _check_shards(directory: Path) -> None:
     if elsewhere:
         raise EngineError(
             f"config.descriptions.llava.model: expected {path} to name files of its folder, found "
-            f"{shown(elsewhere)}; choose another checkpoint"
+            f"{short_repr(elsewhere)}; choose another checkpoint"
         )
 
 
@@ -219,7 +218,7 @@ def _configuration(name: str, where: dict[str, Any]) -> Any:
         if attention not in (None, "eager", "sdpa"):  # others are code, which may be of the hub
             raise EngineError(
                 f"config.descriptions.llava.model: the configuration of {name} asks for the "
-                f"attention {shown(attention)}; expected eager, sdpa or nothing. Remove it"
+                f"attention {short_repr(attention)}; expected eager, sdpa or nothing. Remove it"
             )
     if getattr(config, "quantization_config", None):
         raise EngineError(

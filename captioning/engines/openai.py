@@ -35,7 +35,7 @@ from captioning.engines.openai_messages import (
 from captioning.engines.openai_session import Session
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError, EngineError
-from lattec_jax.runtime.text import valid_text
+from lattec_jax.runtime.text import sanitize
 
 if TYPE_CHECKING:
     import openai
@@ -277,7 +277,7 @@ class OpenAIEngine:
 
     def line(self, text: str) -> str:
         """What came from outside in one line of bounded length, without the key."""
-        text = valid_text(one_line(text))
+        text = sanitize(one_line(text))
         text = self._key_filter.masked(" ".join(text.split()))
         return text if len(text) <= _LINE else text[: _LINE - 1] + "…"
 

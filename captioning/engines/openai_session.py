@@ -19,7 +19,7 @@ from captioning.engines.openai_messages import (
     text_of,
 )
 from lattec_jax.runtime.errors import EngineError
-from lattec_jax.runtime.text import printable
+from lattec_jax.runtime.text import escape_unprintable
 
 if TYPE_CHECKING:
     from captioning.engines.openai import OpenAIEngine
@@ -144,7 +144,7 @@ class Session:
         """Let all requests wait, in seconds."""
         now = time.monotonic()
         if self._resume < now:
-            log.warning("the server asks to wait %.3g s: %s", pause, printable(said))
+            log.warning("the server asks to wait %.3g s: %s", pause, escape_unprintable(said))
         self._resume = max(self._resume, now + pause)
 
 

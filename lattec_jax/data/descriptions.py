@@ -35,7 +35,7 @@ from ml_collections import ConfigDict
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.text import valid_text
+from lattec_jax.runtime.text import sanitize
 
 log = logging.getLogger(__name__)
 # The choices of `config.descriptions.group_members`, with what they add to a file's name.
@@ -340,7 +340,7 @@ def _record(line: bytes) -> Record:
             if not isinstance(value, str):
                 raise ValueError(f"{name} is missing or not a string")
             if name in _SHOWN:
-                value = valid_text(value)
+                value = sanitize(value)
             # The same few strings stand in every line.
             found[name] = sys.intern(value) if name in _REPEATED else value
     return Record(**found)

@@ -22,8 +22,8 @@ from ml_collections import ConfigDict
 
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import artifacts_dir
-from lattec_jax.runtime.errors import DataError, WeightsError, shortened
-from lattec_jax.runtime.files import write_json, write_whole
+from lattec_jax.runtime.errors import DataError, WeightsError, short_repr
+from lattec_jax.runtime.files import write_atomic, write_json
 from lattec_jax.runtime.weights import locate
 
 COMMAND = "python -m lattec_jax.pseudo_label --config=..."
@@ -104,7 +104,7 @@ def write(
     ]
     # The provenance goes first: where labels exist, it is there as well.
     write_json(path.with_suffix(".json"), dict(source))
-    write_whole(path, "".join(line + "\n" for line in lines))
+    write_atomic(path, "".join(line + "\n" for line in lines))
 
 
 def read(
@@ -158,7 +158,7 @@ def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
         if found.get(key) != expected:
             raise DataError(
                 f"the pseudo-labels at {path} are of other {key}: expected "
-                f"{shortened(expected, 100)}, found {shortened(found.get(key), 100)}; make them "
+                f"{short_repr(expected, 100)}, found {short_repr(found.get(key), 100)}; make them "
                 f"again with {COMMAND}"
             )
 
@@ -178,7 +178,7 @@ def _parse(
                 raise ValueError(f"{key} is no number from 0 to 1")
         if values["class"] != names[label]:
             raise ValueError(
-                f"class {shortened(values['class'])} is not number {label}, {names[label]!r}"
+                f"class {short_repr(values['class'])} is not number {label}, {names[label]!r}"
             )
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(

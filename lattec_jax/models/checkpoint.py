@@ -33,7 +33,7 @@ from lattec_jax.runtime.files import (
     write_safetensors,
 )
 from lattec_jax.runtime.safe_read import read_json
-from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.text import escape_unprintable, truncate
 from lattec_jax.runtime.validation import STRICT, validate
 from lattec_jax.runtime.weights import CONFIG_FILE, FORMAT, WEIGHTS_FILE
 
@@ -219,7 +219,7 @@ def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
         if name in found and found[name] != shape
     ]
     if problems:
-        lines = [printable(cut(problem, 300)) for problem in problems[:_MAX_PROBLEMS]]
+        lines = [escape_unprintable(truncate(problem, 300)) for problem in problems[:_MAX_PROBLEMS]]
         if len(problems) > _MAX_PROBLEMS:
             lines.append(f"and {len(problems) - _MAX_PROBLEMS} more")
         listing = "\n  ".join(lines)

@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from annotated_types import Interval
 
 from lattec_jax.data.text.tokenizer_rules import MAX_TOKEN_IDS, ContextLength, TokenId
-from lattec_jax.runtime.errors import WeightsError
-from lattec_jax.runtime.text import cut, printable
-from lattec_jax.runtime.validation import STRICT, STRICT_OPEN, shown, validate
+from lattec_jax.runtime.errors import WeightsError, short_repr
+from lattec_jax.runtime.text import escape_unprintable, truncate
+from lattec_jax.runtime.validation import STRICT, STRICT_OPEN, validate
 
 # Settings of open_clip's towers that this project does not implement, each with the value that
 # leaves it off. A configuration that sets one of them is refused rather than half understood.
@@ -280,7 +280,7 @@ def _refuse_others(
     if isinstance(vision_cfg.get("layers"), list):
         raise WeightsError(
             f"{where}: expected a vision transformer, found a ResNet image tower "
-            f"(vision_cfg.layers = {shown(vision_cfg['layers'])}); choose a ViT model"
+            f"(vision_cfg.layers = {short_repr(vision_cfg['layers'])}); choose a ViT model"
         )
 
 
@@ -289,7 +289,7 @@ def _refuse_unsupported(section: str, found: Mapping[str, Any], off: Mapping[str
     wrong = {key: found[key] for key in off if key in found and found[key] != off[key]}
     if wrong:
         raise WeightsError(
-            f"{section}: expected a plain ViT CLIP, found {shown(wrong)}; lattec_jax does not "
+            f"{section}: expected a plain ViT CLIP, found {short_repr(wrong)}; lattec_jax does not "
             "implement these. Choose one of open_clip's plain ViT models"
         )
 
@@ -302,7 +302,7 @@ def _refuse_unknown(section: str, found: Mapping[str, Any], known: set[str]) -> 
         f"norm_kwargs.{key}" for key in (norm if isinstance(norm, dict) else {}) if key != "eps"
     ]
     if unknown:
-        listed = printable(cut(", ".join(unknown[:10]), 400))
+        listed = escape_unprintable(truncate(", ".join(unknown[:10]), 400))
         raise WeightsError(
             f"{section}: expected the settings of open_clip 3.3, found {listed} too; what they do "
             "to the model is not known here. Choose one of open_clip's plain ViT models "

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.tensor_files import read_safetensors
-from lattec_jax.runtime.errors import ConfigError, WeightsError, shortened
+from lattec_jax.runtime.errors import ConfigError, WeightsError, short_repr
 from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL, read_inputs
 from lattec_jax.runtime.weights import locate
 
@@ -62,8 +62,8 @@ def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
     names = checkpoint.source.get("class_names", [])
     if not isinstance(names, list):
         raise WeightsError(
-            f"{workdir / MODEL}: expected a list of class names, found {shortened(names)}; restore "
-            "the run's own files"
+            f"{workdir / MODEL}: expected a list of class names, found {short_repr(names)}; "
+            "restore the run's own files"
         )
     expected = (len(names), checkpoint.config.embed_dim)
     found = {name: array.shape for name, array in arrays.items()}

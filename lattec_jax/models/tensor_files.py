@@ -15,11 +15,10 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.errors import WeightsError, short_repr
 from lattec_jax.runtime.rust_errors import rust_errors
 from lattec_jax.runtime.safe_read import open_regular
-from lattec_jax.runtime.text import cut, printable
-from lattec_jax.runtime.validation import shown
+from lattec_jax.runtime.text import escape_unprintable, truncate
 
 Shapes = Mapping[str, tuple[int, ...]]
 # What NumPy and ml_dtypes hold; the library has more: float8, float4, complex numbers.
@@ -85,7 +84,7 @@ def path_of(opened: BinaryIO, path: Path) -> str:
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    reason = printable(cut(str(error), 500))
+    reason = escape_unprintable(truncate(str(error), 500))
     return WeightsError(f"{path} is not a readable .safetensors file ({reason}); {_DAMAGED}")
 
 
@@ -96,7 +95,7 @@ def _refuse_impossible_shapes(shapes: Shapes, path: Path) -> None:
         if len(shape) > _MAX_RANK or elements > _MAX_ELEMENTS:
             raise WeightsError(
                 f"{path}: expected tensors of at most {_MAX_RANK} dimensions that fit into "
-                f"memory, found {listed([name])} of shape {shown(shape)}; {_DAMAGED}"
+                f"memory, found {listed([name])} of shape {short_repr(shape)}; {_DAMAGED}"
             )
 
 
@@ -137,6 +136,6 @@ def _is_finite(array: np.ndarray) -> bool:
 
 def listed(items: list[str], max_listed: int = 5) -> str:
     """Some items for a message, bounded and printable."""
-    some = [printable(cut(item, 200)) for item in items[:max_listed]]
+    some = [escape_unprintable(truncate(item, 200)) for item in items[:max_listed]]
     more = f" and {len(items) - max_listed} more" if len(items) > max_listed else ""
     return ", ".join(some) + more

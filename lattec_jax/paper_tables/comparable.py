@@ -29,7 +29,7 @@ from lattec_jax.paper_tables.tables import (
     paper_datasets,
 )
 from lattec_jax.runtime.config import PACKAGED_CONFIGS, from_json, leaves, to_json
-from lattec_jax.runtime.errors import ConfigError, shortened
+from lattec_jax.runtime.errors import ConfigError, short_repr
 from lattec_jax.runtime.run_directory import COMPUTED, CONFIG
 
 # Keys (`*`: any) that are not compared: how a run is computed and logged, where its
@@ -155,8 +155,8 @@ def _configuration(config: ConfigDict, expected: ConfigDict, row: Row) -> str | 
         exempt += _NO_DESCRIPTIONS
     found, wanted = _plain(config), _plain(expected)
     differing = [
-        f"config.{key} is {shortened(found.get(key, _ABSENT))} instead of "
-        f"{shortened(wanted.get(key, _ABSENT))}"
+        f"config.{key} is {short_repr(found.get(key, _ABSENT))} instead of "
+        f"{short_repr(wanted.get(key, _ABSENT))}"
         for key in sorted(found.keys() | wanted.keys())
         if found.get(key, _ABSENT) != wanted.get(key, _ABSENT)
         and not any(fnmatch.fnmatchcase(key, pattern) for pattern in exempt)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from lattec_jax.paper_tables.plan import Job
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 _LAST_LINES = 6  # of a failed job's log that are shown
 _PAUSE = 2.0  # seconds between looks at jobs that other workers have
@@ -153,7 +153,7 @@ def report(outcome: Outcome) -> str:
 
 
 def _say(line: str) -> None:
-    show(line, file=sys.stderr)
+    print_escaped(line, file=sys.stderr)
 
 
 def _file_name(job: Job) -> str:

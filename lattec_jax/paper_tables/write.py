@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from lattec_jax.paper_tables.cells import BEST, SECOND, Cell, Found, Sheet, listed
 from lattec_jax.paper_tables.plan import Sweep, column, runs_here
 from lattec_jax.reporting.markup import escape
-from lattec_jax.runtime.text import valid_text
+from lattec_jax.runtime.text import sanitize
 
 _LEGEND = (
     "Top-1 accuracy on the test images in per cent, last step, mean ± standard deviation over the "
@@ -33,7 +33,7 @@ def markdown(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
     """The tables; best bold, second best in italics."""
     parts = [
         f"{_LEGEND} Bold is best, italics second best.",
-        "\n".join(f"- {valid_text(f)}" for f in facts),
+        "\n".join(f"- {sanitize(f)}" for f in facts),
     ]
     for sheet in sheets:
         lines = [
@@ -45,7 +45,7 @@ def markdown(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
         parts += [
             f"## {sheet.title}",
             "\n".join(lines),
-            *([valid_text(sheet.note)] if sheet.note else []),
+            *([sanitize(sheet.note)] if sheet.note else []),
         ]
     return "\n\n".join(parts) + "\n"
 

@@ -10,7 +10,7 @@ from lattec_jax.reporting import sections
 from lattec_jax.reporting.markup import escape
 from lattec_jax.reporting.sections import Run
 from lattec_jax.runtime.errors import ConfigError, DataError
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import CONFIG, METRICS, REPORT, REPORT_DATA, RESULTS
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -24,7 +24,7 @@ def write(workdir: Path) -> Path:
         DataError: a file of the run is damaged.
     """
     path = workdir / REPORT
-    write_whole(path, render(read(workdir)))
+    write_atomic(path, render(read(workdir)))
     return path
 
 

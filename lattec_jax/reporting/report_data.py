@@ -23,9 +23,9 @@ from lattec_jax.methods.base import Method
 from lattec_jax.reporting import health, page
 from lattec_jax.runtime import schemas
 from lattec_jax.runtime.errors import UserError
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import REPORT_DATA
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 from lattec_jax.training.prepare import Inputs
 from lattec_jax.training.state import TrainState
 
@@ -74,17 +74,17 @@ def save(directory: Path, data: Mapping[str, Any]) -> None:
     `results.json`, which ends a run, is written after it: a run that is killed in between writes
     both again.
     """
-    content = json.dumps(schemas.cleaned(data), allow_nan=False)
-    write_whole(directory / REPORT_DATA, content + "\n")
+    content = json.dumps(schemas.json_safe(data), allow_nan=False)
+    write_atomic(directory / REPORT_DATA, content + "\n")
 
 
 def write_page(directory: Path) -> None:
     """Write `report.html`. The results are on disk already: a page that cannot be written is said
     and no more."""
     try:
-        show(f"report in {page.write(directory)}")
+        print_escaped(f"report in {page.write(directory)}")
     except (OSError, UserError) as error:
-        show(
+        print_escaped(
             f"warning: the report could not be written: {error}. The results are whole; "
             f"python -m lattec_jax.report --workdir={directory} writes it again",
             file=sys.stderr,

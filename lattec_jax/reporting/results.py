@@ -19,7 +19,7 @@ from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params
 from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.reporting import health
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL
 from lattec_jax.runtime.version import __version__
 from lattec_jax.training.prepare import Inputs
@@ -266,4 +266,4 @@ def save_adapted(
         for name, array in arrays.items()
         if array is not None
     }
-    write_whole(workdir / CLASSIFIER, safetensors.numpy.save(arrays))
+    write_atomic(workdir / CLASSIFIER, safetensors.numpy.save(arrays))

@@ -27,7 +27,7 @@ from lattec_jax.runtime.config_comments import comment_of, comments, in_order
 from lattec_jax.runtime.config_schema import allowed
 from lattec_jax.runtime.errors import ConfigError, UserError
 from lattec_jax.runtime.preemption import STATUS, Terminated
-from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.text import escape_unprintable, truncate
 
 Define = Callable[[flags.FlagValues], None]
 
@@ -254,7 +254,7 @@ def _config_lines(config: ConfigDict, values: flags.FlagValues) -> Iterator[str]
 
 def shown(message: object) -> str:
     """A message as the terminal may show it: printable, and not too long."""
-    return printable(cut(str(message)))
+    return escape_unprintable(truncate(str(message)))
 
 
 class ShownFormatter(logging.Formatter):

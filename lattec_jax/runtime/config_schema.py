@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from lattec_jax.runtime.errors import ConfigError, did_you_mean, shortened
+from lattec_jax.runtime.errors import ConfigError, did_you_mean, short_repr
 
 MAX_SEED = 2**32 - 1
 MAX_COUNT = 10**9  # steps, epochs, images
@@ -357,12 +357,12 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
             if not _FILE_PART.accepts(kind):
                 raise ConfigError(
                     f"{start}config.descriptions.prompts: expected keys that are "
-                    f"{_FILE_PART.words}, found {shortened(kind)}"
+                    f"{_FILE_PART.words}, found {short_repr(kind)}"
                 )
         expected = allowed(key) or _UNDECLARED
         if not expected.accepts(value):
             hint = did_you_mean(str(value), expected.choices)
-            found = "another value" if expected.secret else shortened(value, 200)
+            found = "another value" if expected.secret else short_repr(value, 200)
             raise ConfigError(
                 f"{start}config.{key}: expected {expected.words}, found {found}. {hint}".rstrip(
                     ". "
@@ -386,7 +386,7 @@ def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> 
             check_sections(value, where, f"{key}.")
         elif any(known.startswith(f"{key}.") for known in SCHEMA):
             raise ConfigError(
-                f"{where}: config.{key}: expected a section of values, found {shortened(value)}"
+                f"{where}: config.{key}: expected a section of values, found {short_repr(value)}"
             )
 
 

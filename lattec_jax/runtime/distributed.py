@@ -29,7 +29,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lattec_jax.runtime.errors import ConfigError, TrainingError
-from lattec_jax.runtime.files import appears, partial_directory, remove_abandoned, temporary
+from lattec_jax.runtime.files import (
+    partial_directory,
+    partial_path,
+    remove_abandoned,
+    wait_until_visible,
+)
 from lattec_jax.runtime.preemption import Terminated
 
 INIT_TIMEOUT_S = 300  # seconds that processes wait for each other at the start
@@ -253,9 +258,9 @@ def check_same_on_all(configuration: str, folder: Path) -> None:
                 mark = stack.enter_context(partial_directory(folder / _MARK))
                 token = int(mark.name.split(".")[-2], 16)
         high, low = (numbers_of_all(half)[0] for half in divmod(token, 2**32))
-        mark = temporary(folder / _MARK, f"{high:08x}{low:08x}")
+        mark = partial_path(folder / _MARK, f"{high:08x}{low:08x}")
         with raise_on_all():
-            if not is_main_process() and not appears(mark):
+            if not is_main_process() and not wait_until_visible(mark):
                 raise ConfigError(
                     f"process {jax.process_index()} of {count()} does not see {mark}, which the "
                     "first process made; all processes need one file system for the work "

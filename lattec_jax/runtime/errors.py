@@ -7,6 +7,7 @@ defect of ours and keeps its traceback.
 
 import difflib
 import itertools
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,10 +36,17 @@ class WeightsError(UserError):
     """A model checkpoint that cannot be used."""
 
 
-def shortened(value: Any, most: int = 80) -> str:
-    """A value for a message, cut to `most` characters."""
-    text = repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+def short_repr(value: Any, max_chars: int = 80) -> str:
+    """Return the repr of a value for a message, truncated to `max_chars` characters.
+
+    Only the beginning of a large value is looked at, so any content of a file can be passed.
+    """
+    limits = reprlib.Repr()
+    limits.maxlevel = 3
+    limits.maxstring = limits.maxother = limits.maxlong = max_chars
+    limits.maxtuple = limits.maxlist = limits.maxdict = max_chars // 2
+    text = limits.repr(value)
+    return text if len(text) <= max_chars else f"{text[: max_chars - 3]}..."
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
@@ -53,9 +61,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """A line for each key of `now` whose value in `before` is another; empty where none is."""
+    """A line for each key of `now` whose value differs from `before`."""
     return "".join(
-        f"\n  {key}: there {shortened(before.get(key))}, here {shortened(value)}"
+        f"\n  {key}: was {short_repr(before.get(key))}, is now {short_repr(value)}"
         for key, value in now.items()
         if before.get(key) != value
     )

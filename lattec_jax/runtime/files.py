@@ -37,7 +37,7 @@ _NO_LOCKS = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF
 _NO_EXCHANGE = frozenset((errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
-def appears(path: Path) -> bool:
+def wait_until_visible(path: Path) -> bool:
     """Whether a file that another host wrote can be seen here, at once or soon."""
     end = time.monotonic() + VISIBLE
     while not (seen := path.exists()) and time.monotonic() < end:
@@ -45,7 +45,7 @@ def appears(path: Path) -> bool:
     return seen
 
 
-def temporary(path: Path, token: str) -> Path:
+def partial_path(path: Path, token: str) -> Path:
     """The temporary name beside `path` with these 16 hexadecimal digits."""
     return path.with_name(f".{_stem(path.name)}.{token}{PARTIAL}")
 
@@ -58,7 +58,7 @@ def _stem(name: str) -> str:
 def _create(path: Path, directory: bool) -> tuple[Path, int]:
     """Create a temporary file or directory beside `path`, and its locked descriptor."""
     while True:
-        partial = temporary(path, secrets.token_hex(8))
+        partial = partial_path(path, secrets.token_hex(8))
         flags = os.O_RDONLY | os.O_DIRECTORY
         if directory:
             partial.mkdir()
@@ -260,7 +260,7 @@ def _delete(partial: Path) -> None:
         partial.unlink()
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
+def write_atomic(path: Path, content: str | bytes) -> None:
     """Write a file under another name, then move it into place: readers never see half of it.
 
     What killed processes left of the same file is deleted.
@@ -273,7 +273,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 def write_json(path: Path, content: object) -> None:
     """Write JSON, all of it or nothing."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_safetensors(

@@ -13,7 +13,7 @@ import jax
 
 from lattec_jax.runtime import distributed
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 SKIPPED, TRACED = 2, 5  # steps: the first of a session compiles
 NAME = "train"  # of a step in the trace, beside its number
@@ -44,7 +44,9 @@ class Profile:
             _make_directory(directory)
         if directory and not self._wanted:
             left = steps - start
-            show(f"no trace in {directory}: it begins after {SKIPPED} steps, {left} are left")
+            print_escaped(
+                f"no trace in {directory}: it begins after {SKIPPED} steps, {left} are left"
+            )
 
     def __enter__(self) -> Profile:
         return self
@@ -72,7 +74,7 @@ class Profile:
             self._step = None
             jax.block_until_ready(state)
             jax.profiler.stop_trace()
-            show(f"trace of steps {self._before + 1} to {done} in {self._directory}")
+            print_escaped(f"trace of steps {self._before + 1} to {done} in {self._directory}")
 
     def __exit__(self, *error: object) -> None:
         if self._step is not None:  # the run ends before the trace does

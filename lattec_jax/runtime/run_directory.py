@@ -19,7 +19,13 @@ from ml_collections import ConfigDict
 
 from lattec_jax.runtime.config import from_json, leaves, to_json
 from lattec_jax.runtime.errors import ConfigError, differences
-from lattec_jax.runtime.files import PARTIAL, appears, remove_abandoned, write_json, write_whole
+from lattec_jax.runtime.files import (
+    PARTIAL,
+    remove_abandoned,
+    wait_until_visible,
+    write_atomic,
+    write_json,
+)
 
 CONFIG = "config.json"
 INPUTS = "inputs.json"  # what the run was made of, by digests
@@ -59,9 +65,7 @@ def check(workdir: Path, config: ConfigDict) -> None:
     """
     path = workdir / CONFIG
     if path.exists():
-        differing = _differences(from_json(path), config)
-        if differing:
-            listed = "".join(f"\n  {line}" for line in differing)
+        if listed := _config_differences(from_json(path), config):
             raise ConfigError(
                 f"{workdir} belongs to a run with another configuration; choose another --workdir, "
                 f"or repeat that run's command to continue it. Differing keys:{listed}"
@@ -123,7 +127,7 @@ def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
         if not (workdir / INPUTS).exists():
             write_json(workdir / INPUTS, record)
         if not (workdir / CONFIG).exists():
-            write_whole(workdir / CONFIG, to_json(config))
+            write_atomic(workdir / CONFIG, to_json(config))
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
 
@@ -134,9 +138,8 @@ def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None
     Raises:
         ConfigError: it was claimed with other inputs than this process has.
     """
-    appears(workdir / CONFIG)
-    differing = _differences(from_json(workdir / CONFIG), config)
-    listed = "".join(f"\n  {line}" for line in differing)
+    wait_until_visible(workdir / CONFIG)
+    listed = _config_differences(from_json(workdir / CONFIG), config)
     if listed := listed + differences(read_inputs(workdir), json.loads(json.dumps(record))):
         raise ConfigError(
             f"the first process of the run in {workdir} has other inputs than this one; all need "
@@ -167,17 +170,14 @@ def _lock(workdir: Path, mode: int, kind: int) -> int:
     return descriptor
 
 
-def _differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
-    before, now = _plain(theirs), _plain(ours)
-    return [
-        f"{key}: there {before.get(key, '(absent)')!r}, here {now.get(key, '(absent)')!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key, "(absent)") != now.get(key, "(absent)")
-    ]
+def _config_differences(before: ConfigDict, now: ConfigDict) -> str:
+    values = _values(before), _values(now)
+    keys = sorted(values[0].keys() | values[1].keys())
+    return differences(*({key: own.get(key, "(absent)") for key in keys} for own in values))
 
 
-def _plain(config: ConfigDict) -> dict[str, Any]:
-    """Dotted names and values as JSON keeps them (no tuples), of what a run is made of."""
+def _values(config: ConfigDict) -> dict[str, Any]:
+    """Return dotted keys and values as JSON stores them, of the keys that may not change."""
     return {
         key: json.loads(json.dumps(value, default=list))
         for key, value in leaves(config)

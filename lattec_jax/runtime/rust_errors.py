@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from lattec_jax.runtime.errors import WeightsError
-from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.text import escape_unprintable, truncate
 
 
 @contextmanager
@@ -34,7 +34,9 @@ def rust_errors(what: str, hold_stderr: bool = True) -> Iterator[None]:
                 raise
             drop(str(error))
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise WeightsError(f"{what} cannot be read: {printable(cut(lines[0], 500))}") from None
+            raise WeightsError(
+                f"{what} cannot be read: {escape_unprintable(truncate(lines[0], 500))}"
+            ) from None
 
 
 @contextmanager

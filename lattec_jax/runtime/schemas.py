@@ -15,7 +15,7 @@ from annotated_types import Interval
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from lattec_jax.runtime import safe_read
-from lattec_jax.runtime.errors import DataError, UserError, shortened
+from lattec_jax.runtime.errors import DataError, UserError, short_repr
 from lattec_jax.runtime.text import REPLACEMENT
 from lattec_jax.runtime.validation import validate
 
@@ -280,7 +280,7 @@ def log_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float | None]]]:
             for number, line in enumerate(safe_read.bounded_lines(file), 1):
                 where = f"{path}, line {number}"
                 try:
-                    content = cleaned(safe_read.parse_json(line))
+                    content = json_safe(safe_read.parse_json(line))
                 except ValueError as error:
                     if not line.endswith(b"\n"):
                         return
@@ -335,19 +335,19 @@ def read(path: Path, schema: Any, error: type[UserError], advice: str) -> dict[s
             else; the message ends with `advice`.
     """
     try:
-        content = cleaned(safe_read.read_json(path))
+        content = json_safe(safe_read.read_json(path))
     except OSError as failed:
         reason = failed.strerror or failed
         raise error(f"{path} cannot be read: {reason}; {advice}") from failed
     except ValueError as failed:
         raise error(f"{path} is not JSON: {failed}; {advice}") from failed
     if not isinstance(content, dict):
-        raise error(f"{path}: expected a JSON object, found {shortened(content)}; {advice}")
+        raise error(f"{path}: expected a JSON object, found {short_repr(content)}; {advice}")
     validate(schema, content, str(path), error, advice)
     return content
 
 
-def cleaned(content: Any) -> Any:
+def json_safe(content: Any) -> Any:
     """Return JSON content with None for NaN and infinities, and U+FFFD for lone surrogates."""
     if isinstance(content, str):
         if content.isascii():
@@ -356,7 +356,7 @@ def cleaned(content: Any) -> Any:
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, (list, tuple)):
-        return [cleaned(item) for item in content]
+        return [json_safe(item) for item in content]
     if isinstance(content, dict):
-        return {cleaned(key): cleaned(value) for key, value in content.items()}
+        return {json_safe(key): json_safe(value) for key, value in content.items()}
     return content

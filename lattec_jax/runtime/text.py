@@ -18,7 +18,7 @@ _SHOWN = frozenset("\n\t\u200c\u200d")
 MAX_MESSAGE = 4000  # characters of an error message that are shown
 
 
-def valid_text(text: str) -> str:
+def sanitize(text: str) -> str:
     """Return text in NFC without control characters and lone surrogates.
 
     A surrogate becomes U+FFFD. Tab and line breaks become a space each, other control characters
@@ -38,7 +38,7 @@ def _valid(match: re.Match[str]) -> str:
     return REPLACEMENT if character >= "\ud800" else ""
 
 
-def printable(text: str) -> str:
+def escape_unprintable(text: str) -> str:
     """Return text that a terminal shows as it is: other characters as backslash escapes.
 
     Line breaks, tabs, joiners and non-joiners stay. Escape sequences, bidirectional overrides and
@@ -53,7 +53,7 @@ def _escape(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
 
 
-def cut(text: str, max_chars: int = MAX_MESSAGE) -> str:
+def truncate(text: str, max_chars: int = MAX_MESSAGE) -> str:
     """Return text of at most `max_chars` characters; the middle of a longer one is left out."""
     if len(text) <= max_chars:
         return text
@@ -62,6 +62,6 @@ def cut(text: str, max_chars: int = MAX_MESSAGE) -> str:
     return text[:head] + mark + text[len(text) - (max_chars - head) :]
 
 
-def show(text: str, file: TextIO | None = None) -> None:
-    """Print text that may hold names and paths, as `printable`; None: to standard output."""
-    print(printable(text), file=file, flush=True)
+def print_escaped(text: str, file: TextIO | None = None) -> None:
+    """Print text that may hold names and paths, with `escape_unprintable`."""
+    print(escape_unprintable(text), file=file, flush=True)

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import functools
 import json
-import reprlib
 from typing import TYPE_CHECKING, Any
 
-from lattec_jax.runtime.errors import UserError
-from lattec_jax.runtime.text import printable
+from lattec_jax.runtime.errors import UserError, short_repr
+from lattec_jax.runtime.text import escape_unprintable
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
@@ -69,7 +68,7 @@ def _adapter(schema: Any) -> TypeAdapter:
 def _line(detail: ErrorDetails) -> str:
     """One problem: `item.path: expected …, found …`."""
     place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in detail["loc"])
-    place = _cut(printable(place.removeprefix("."))) or "content"
+    place = _cut(escape_unprintable(place.removeprefix("."))) or "content"
     if detail["type"] == "missing":
         return f"{place} is missing"
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -77,18 +76,8 @@ def _line(detail: ErrorDetails) -> str:
     message = detail["msg"].removeprefix("Value error, ")
     if message.startswith("Input should be "):
         message = f"expected {message.removeprefix('Input should be ')}"
-    return f"{place}: {printable(message)}, found {shown(detail['input'])}"
-
-
-def shown(value: Any) -> str:
-    """A value for a message: bounded, and printable on a terminal."""
-    return printable(_cut(_SHORT.repr(value)))
+    return f"{place}: {escape_unprintable(message)}, found {short_repr(detail['input'])}"
 
 
 def _cut(text: str) -> str:
     return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
-
-
-_SHORT = reprlib.Repr()  # does not look at the whole of a large value
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MAX_VALUE
-_SHORT.maxlevel = 3

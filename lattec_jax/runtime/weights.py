@@ -25,10 +25,9 @@ import sys
 from pathlib import Path
 from typing import IO
 
-from lattec_jax.runtime.errors import ConfigError, WeightsError
+from lattec_jax.runtime.errors import ConfigError, WeightsError, short_repr
 from lattec_jax.runtime.files import partial_directory, remove_abandoned
-from lattec_jax.runtime.text import show
-from lattec_jax.runtime.validation import shown
+from lattec_jax.runtime.text import print_escaped
 
 # Of a checkpoint directory (`lattec_jax.models.checkpoint`).
 FORMAT = "lattec_jax-clip-1"
@@ -60,7 +59,7 @@ def locate(weights: str | os.PathLike[str]) -> Path:
         is_directory, is_file = path.is_dir(), path.is_file()
     except OSError as error:  # not allowed to look there, or far too long a name
         raise WeightsError(
-            f"config.weights: {shown(weights)} cannot be read: {error.strerror}"
+            f"config.weights: {short_repr(weights)} cannot be read: {error.strerror}"
         ) from error
     if is_directory:
         return path
@@ -71,10 +70,7 @@ def locate(weights: str | os.PathLike[str]) -> Path:
         return _converted(path.stem, _identity(path), str(path))
     model, colon, tag = weights.partition(":")
     if not (colon and model and tag) or os.sep in weights:
-        raise WeightsError(
-            f"config.weights: there is no directory {shown(weights)}, and it is nothing else that "
-            f"is known. Expected {_FORMS}"
-        )
+        raise WeightsError(f"config.weights: expected {_FORMS}, found {short_repr(weights)}")
     return _converted(f"{model}-{tag}", ["tag", model, tag], tag, f"--model={model}")
 
 
@@ -110,7 +106,9 @@ def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with partial_directory(directory) as scratch:
         new = scratch / "new"
-        show(f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr)
+        print_escaped(
+            f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr
+        )
         _convert([f"--pretrained={pretrained}", *flags], new)
         try:
             os.rename(new, directory)

@@ -27,7 +27,7 @@ from jax.sharding import Mesh
 
 from lattec_jax.runtime import distributed, safe_read
 from lattec_jax.runtime.errors import ConfigError, TrainingError, WeightsError
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.training.state import TrainState, state_shardings
 
 log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ class Checkpoints:
         """Called by Orbax when all files are there, before it moves them into place."""
         self._before()
         (place,) = self._directory.glob(f"{self._saving}.*")
-        write_whole(place / SUMS, "".join(f"{s}  {name}\n" for name, s in _sums(place).items()))
+        write_atomic(place / SUMS, "".join(f"{s}  {name}\n" for name, s in _sums(place).items()))
 
     def _not_written(self, error: Exception) -> TrainingError:
         kept = sorted(int(p.name) for p in self._directory.iterdir() if p.name.isdigit())

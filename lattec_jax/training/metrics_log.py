@@ -19,7 +19,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tqdm import tqdm
 
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import METRICS
 from lattec_jax.runtime.schemas import log_lines
 
@@ -136,4 +136,4 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep the lines up to `step`; a half-written last line goes as well."""
     if path.exists():
         kept = [line.rstrip(b"\r\n") for line, found in log_lines(path) if found["step"] <= step]
-        write_whole(path, b"".join(line + b"\n" for line in kept))
+        write_atomic(path, b"".join(line + b"\n" for line in kept))

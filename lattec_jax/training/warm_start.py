@@ -32,7 +32,7 @@ from lattec_jax.models.tensor_files import refuse_not_finite
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.config import of_run
 from lattec_jax.runtime.errors import ConfigError, WeightsError
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 from lattec_jax.runtime.weights import locate
 from lattec_jax.training import checkpoints
 
@@ -72,7 +72,7 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
         checkpoint = _read_weights(config.init)
     _refuse_other_model(config, checkpoint, weights)
     if vectors is not None and names != list(class_names):
-        show(
+        print_escaped(
             f"{path} has other classes: its parameters are taken, and the prototypes start from "
             "the class-descriptions"
         )

@@ -139,7 +139,7 @@ def test_answers_are_kept_and_belong_to_images_names_and_model(config, tmp_path)
     classify(config, tmp_path / "three", third)
     assert len(third.requests) == 6 and "cat, dog, cow." in third.requests[0].prompt
     config.descriptions.max_new_tokens = 20
-    with pytest.raises(ConfigError, match=r"max_new_tokens: there 77, here 20"):
+    with pytest.raises(ConfigError, match=r"max_new_tokens: was 77, is now 20"):
         classify(config, tmp_path / "three", third)
 
 

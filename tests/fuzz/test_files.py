@@ -26,7 +26,7 @@ from lattec_jax.data.images.preprocess import (
 )
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.text import valid_text
+from lattec_jax.runtime.text import sanitize
 from tests.fuzz.tiers import inputs
 
 JSON = st.recursive(
@@ -178,7 +178,7 @@ def test_descriptions_are_joined_by_the_rule(place, records, cut_off):
     path = place / "texts.jsonl"
     lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
     path.write_bytes(b"".join(lines) + (b'{"image": "0.p' if cut_off else b""))
-    newest = {r["image"]: valid_text(r["text"]).strip() for r in records if r["kind"] == "image"}
+    newest = {r["image"]: sanitize(r["text"]).strip() for r in records if r["kind"] == "image"}
     expected = [newest.get(image) or None for image in IDS]
     if not any(expected):
         with pytest.raises(DataError, match=r"no 'image' description .*texts\.jsonl"):

@@ -117,10 +117,10 @@ def test_what_a_run_writes_is_valid_json_and_reads_back(tmp_path):
 
     text = (tmp_path / "report_data.json").read_text(encoding="utf-8")
     again = json.loads(text, parse_constant=refuse)
-    assert again == schemas.cleaned(data)
+    assert again == schemas.json_safe(data)
     assert again["prototypes"]["cosines"][0][1] is None
     texts = [text["text"] for entry in again["examples"] for text in entry["texts"]]
-    assert set(texts) == {schemas.cleaned(text) for text in HOSTILE}
+    assert set(texts) == {schemas.json_safe(text) for text in HOSTILE}
 
 
 def test_the_verdict_comes_first_and_every_alarm_is_there():

@@ -278,8 +278,9 @@ def test_an_error_of_the_system_that_names_no_file_is_a_defect():
 
 def test_paths_that_are_no_text_can_be_printed(tmp_path):
     script = (
-        "import os; from lattec_jax.runtime import cli; from lattec_jax.runtime.text import show\n"
-        "cli.command(lambda argv: (print(os.fsdecode(b'a\\xff')), show('b\\x1b[31m')))"
+        "import os; from lattec_jax.runtime import cli\n"
+        "from lattec_jax.runtime.text import print_escaped\n"
+        "cli.command(lambda argv: (print(os.fsdecode(b'a\\xff')), print_escaped('b\\x1b[31m')))"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("a\\udcff\nb\\x1b[31m\n", "")

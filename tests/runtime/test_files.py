@@ -17,12 +17,12 @@ from lattec_jax.runtime import files
 from lattec_jax.runtime.files import (
     partial_directory,
     partial_file,
+    partial_path,
     remove_abandoned,
     replace_directory,
-    temporary,
+    write_atomic,
     write_json,
     write_safetensors,
-    write_whole,
 )
 from tests.no_room import no_room
 
@@ -55,12 +55,12 @@ def test_tensors_keep_their_metadata(tmp_path):
 
 
 def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside(tmp_path):
-    write_whole(tmp_path / "a", "old")
+    write_atomic(tmp_path / "a", "old")
     with pytest.raises(UnicodeEncodeError):
-        write_whole(tmp_path / "a", "\ud800")
+        write_atomic(tmp_path / "a", "\ud800")
     (tmp_path / "directory").mkdir()
     with pytest.raises(IsADirectoryError):
-        write_whole(tmp_path / "directory", "new")
+        write_atomic(tmp_path / "directory", "new")
     assert (tmp_path / "a").read_text() == "old"
     assert {p.name for p in tmp_path.iterdir()} == {"a", "directory"}
 
@@ -96,23 +96,23 @@ def test_temporary_names_follow_no_link(tmp_path, monkeypatch):
     (tmp_path / "victim").write_bytes(b"mine")
     (tmp_path / f".a.{'0' * 16}.partial").symlink_to(tmp_path / "victim")
     with pytest.raises(FileExistsError):
-        write_whole(tmp_path / "a", "new")
+        write_atomic(tmp_path / "a", "new")
     assert (tmp_path / "victim").read_bytes() == b"mine"
 
 
 def test_writing_removes_what_a_killed_writer_of_the_same_name_left(tmp_path):
-    own, others = (temporary(tmp_path / name, "0" * 16) for name in ("a", "a.b"))
+    own, others = (partial_path(tmp_path / name, "0" * 16) for name in ("a", "a.b"))
     for left in (own, others):
         left.write_bytes(b"half")
-    write_whole(tmp_path / "a", "whole")
+    write_atomic(tmp_path / "a", "whole")
     assert {p.name for p in tmp_path.iterdir()} == {"a", others.name}
     assert remove_abandoned(tmp_path / "none") == []
 
 
 def test_names_as_long_as_they_may_be_are_written_and_swept(tmp_path):
     path = tmp_path / ("n" * 255)
-    temporary(path, "0" * 16).write_bytes(b"half")
-    write_whole(path, "whole")
+    partial_path(path, "0" * 16).write_bytes(b"half")
+    write_atomic(path, "whole")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -164,7 +164,7 @@ def test_a_writer_waits_for_the_lock_of_a_sweeper(tmp_path, monkeypatch):
         lock(descriptor, operation)
 
     monkeypatch.setattr(files.fcntl, "flock", flock)
-    write_whole(tmp_path / "a", "whole")
+    write_atomic(tmp_path / "a", "whole")
     assert deleted and (tmp_path / "a").read_text() == "whole"
 
 
@@ -175,11 +175,11 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(files.fcntl, "flock", refuse)
-    young, old = (temporary(tmp_path / "a", digit * 16) for digit in "01")
+    young, old = (partial_path(tmp_path / "a", digit * 16) for digit in "01")
     for path in (young, old):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
-    write_whole(tmp_path / "a", "whole")
+    write_atomic(tmp_path / "a", "whole")
     assert {p.name for p in tmp_path.iterdir()} == {"a", young.name}
     code = errno.EIO
     with pytest.raises(OSError, match="Input/output error"), partial_file(tmp_path / "b"):

@@ -39,9 +39,9 @@ def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
     with pytest.raises(ConfigError) as refused:
         run_directory.claim(tmp_path, other, RECORD)
     message = str(refused.value)
-    assert "seed: there 0, here 1" in message
-    assert "method.texts: there ['class', 'image'], here ['class']" in message
-    assert "extra: there '(absent)', here 3" in message
+    assert "seed: was 0, is now 1" in message
+    assert "method.texts: was ['class', 'image'], is now ['class']" in message
+    assert "extra: was '(absent)', is now 3" in message
     assert "template" not in message
     assert (tmp_path / "config.json").read_bytes() == before
 
@@ -94,7 +94,7 @@ def test_other_inputs_are_refused_with_what_differs(tmp_path):
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(ConfigError) as refused:
         run_directory.claim(tmp_path, config(), {**RECORD, "class_names": ["dog", "cat"]})
-    assert "class_names: there ['cat', 'dog'], here ['dog', 'cat']" in str(refused.value)
+    assert "class_names: was ['cat', 'dog'], is now ['dog', 'cat']" in str(refused.value)
     assert "weights_sha256" not in str(refused.value)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     run_directory.check_inputs(tmp_path / "new", RECORD)  # nothing there, nothing to refuse
@@ -164,9 +164,9 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
 def test_another_process_of_the_run_follows_with_the_same_inputs_only(tmp_path):
     run_directory.claim(tmp_path, config(), RECORD)
     run_directory.follow(tmp_path, config(), RECORD)
-    with pytest.raises(ConfigError, match=r"(?s)same weights and images.*seed: there 0, here 1"):
+    with pytest.raises(ConfigError, match=r"(?s)same weights and images.*seed: was 0, is now 1"):
         run_directory.follow(tmp_path, config(seed=1), RECORD)
-    with pytest.raises(ConfigError, match="weights_sha256: there 'ab', here 'cd'"):
+    with pytest.raises(ConfigError, match="weights_sha256: was 'ab', is now 'cd'"):
         run_directory.follow(tmp_path, config(), {**RECORD, "weights_sha256": "cd"})
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lattec_jax.runtime.text import cut, printable, valid_text
+from lattec_jax.runtime.text import escape_unprintable, sanitize, truncate
 
 
 @pytest.mark.parametrize(
@@ -24,19 +24,19 @@ from lattec_jax.runtime.text import cut, printable, valid_text
     ],
 )
 def test_valid_text(text, expected):
-    assert valid_text(text) == expected
+    assert sanitize(text) == expected
 
 
 @given(st.text(st.characters(), max_size=40))
 def test_any_text_becomes_valid_once_and_stays_so(text):
-    found = valid_text(text)
+    found = sanitize(text)
     found.encode("utf-8")
-    assert unicodedata.is_normalized("NFC", found) and valid_text(found) == found
+    assert unicodedata.is_normalized("NFC", found) and sanitize(found) == found
     assert not {unicodedata.category(c) for c in found} & {"Cc", "Cs", "Zl", "Zp"}
 
 
 def by_category(text):
-    """What `valid_text` promises, by the categories of Unicode."""
+    """What `sanitize` promises, by the categories of Unicode."""
     kept = ""
     for character in text:
         category = unicodedata.category(character)
@@ -57,25 +57,25 @@ SPECIAL = st.sampled_from(
 
 @given(st.text(st.characters() | SPECIAL, max_size=40))
 def test_valid_text_by_category(text):
-    assert valid_text(text) == by_category(text)
+    assert sanitize(text) == by_category(text)
 
 
 def test_every_character():
     for start in range(0, 0x110000, 0x1000):
         text = "a".join(map(chr, range(start, start + 0x1000)))
-        assert valid_text(text) == by_category(text)
+        assert sanitize(text) == by_category(text)
 
 
 def test_printable():
-    assert printable("a\x1b]0;title\x07\u202eb\ud83d\x9b") == (
+    assert escape_unprintable("a\x1b]0;title\x07\u202eb\ud83d\x9b") == (
         "a\\x1b]0;title\\x07\\u202eb\\ud83d\\x9b"
     )
-    assert printable("Épée\n\tok") == "Épée\n\tok"
+    assert escape_unprintable("Épée\n\tok") == "Épée\n\tok"
     for word in ("\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645", "\u0915\u094d\u200d\u0937"):
-        assert printable(word) == word
+        assert escape_unprintable(word) == word
 
 
 def test_long_text_is_cut_in_the_middle():
-    text = cut("a" * 6000 + "b" * 6000, 100)
+    text = truncate("a" * 6000 + "b" * 6000, 100)
     assert text == "a" * 75 + " … (11,900 characters left out) … " + "b" * 25
-    assert cut("short") == "short"
+    assert truncate("short") == "short"

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax.runtime.errors import DataError, shortened
+from lattec_jax.runtime.errors import DataError, short_repr
 from lattec_jax.runtime.text import NOT_VALID
 
 Names = Sequence[tuple[str, ...]]  # of each class
@@ -34,7 +34,7 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
         if "" in own:
             raise DataError(
                 f"{path}, line {number}: expected a class name, found nothing"
-                + (f" beside a '|' in {shortened(lines[number - 1])}" if len(own) > 1 else "")
+                + (f" beside a '|' in {short_repr(lines[number - 1])}" if len(own) > 1 else "")
             )
         for name in own:
             check_characters(name, f"{path}, line {number}")
@@ -47,7 +47,7 @@ def check_characters(name: str, where: str) -> None:
         if character != "\t":
             raise DataError(
                 f"{where}: expected a class name without control characters, found "
-                f"U+{ord(character):04X} in {shortened(name)}; remove it"
+                f"U+{ord(character):04X} in {short_repr(name)}; remove it"
             )
 
 

@@ -20,7 +20,7 @@ from lattec_jax.data.datasets.class_names import spoken
 from lattec_jax.data.datasets.dataset import Dataset, Split
 from lattec_jax.data.datasets.layout import Layout, Row
 from lattec_jax.data.datasets.problems import collect
-from lattec_jax.runtime.errors import ConfigError, DataError, shortened
+from lattec_jax.runtime.errors import ConfigError, DataError, short_repr
 from lattec_jax.runtime.safe_read import MAX_FILE_BYTES, read_json
 
 PROTOCOL = "coop, inductive, last step"
@@ -88,13 +88,13 @@ def _row(row: Any, path: Path, part: str, number: int) -> Row:
         or not row[2].strip()
     ):
         raise DataError(
-            f"{path}, {part}[{number}]: expected [path, label, class name], found {shortened(row)}"
+            f"{path}, {part}[{number}]: expected [path, label, class name], found {short_repr(row)}"
         )
     try:
         (row[0] + row[2]).encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{path}, {part}[{number}]: expected text that UTF-8 can spell, found {shortened(row)}"
+            f"{path}, {part}[{number}]: expected text that UTF-8 can spell, found {short_repr(row)}"
         ) from error
     if PurePosixPath(row[0]).is_absolute() or ".." in PurePosixPath(row[0]).parts:
         raise DataError(

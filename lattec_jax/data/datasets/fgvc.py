@@ -19,7 +19,7 @@ from lattec_jax.data.datasets.coop import PROTOCOL
 from lattec_jax.data.datasets.dataset import Dataset, Split
 from lattec_jax.data.datasets.layout import Layout, Row
 from lattec_jax.data.datasets.problems import collect
-from lattec_jax.runtime.errors import DataError, shortened
+from lattec_jax.runtime.errors import DataError, short_repr
 from lattec_jax.runtime.safe_read import read_text
 
 VARIANTS = "variants.txt"
@@ -82,7 +82,7 @@ def _read_list(path: Path, variants: list[str]) -> list[Row]:
         if not name or "/" in image or (labels and name not in labels):
             raise DataError(
                 f"{path}, line {number}: expected an image and one of the {len(variants)} class "
-                f"names of {VARIANTS}, such as '0034309 707-320', found {shortened(line)}"
+                f"names of {VARIANTS}, such as '0034309 707-320', found {short_repr(line)}"
             )
         rows.append((f"{image}.jpg", labels.get(name, 0), name))
     return rows

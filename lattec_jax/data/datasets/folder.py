@@ -27,8 +27,8 @@ from lattec_jax.data.datasets import class_names
 from lattec_jax.data.datasets.class_names import Names, key
 from lattec_jax.data.datasets.dataset import Dataset, Split
 from lattec_jax.data.datasets.text_files import CsvRows, text_lines
-from lattec_jax.runtime.errors import ConfigError, DataError, shortened
-from lattec_jax.runtime.text import cut
+from lattec_jax.runtime.errors import ConfigError, DataError, short_repr
+from lattec_jax.runtime.text import truncate
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _LISTED = 10  # items that an error message names
@@ -216,7 +216,7 @@ def _read_list(root: Path, source: Path) -> list[Path]:
         if is_foreign and not _is_below(path, roots):
             raise DataError(
                 f"{source}, line {number}: expected a path below {roots[0]}, in which the list "
-                f"lies, found {shortened(line)}. A list that lies elsewhere may name any image"
+                f"lies, found {short_repr(line)}. A list that lies elsewhere may name any image"
             )
         paths.append(path)
         if not os.path.isfile(path):
@@ -372,7 +372,7 @@ def _read_csv(
     if "image" not in header or "label" not in header:
         raise DataError(
             f"{file}, line 1: expected a header with the columns image,label, found "
-            f"{cut(','.join(header), 80) or 'nothing'}"
+            f"{truncate(','.join(header), 80) or 'nothing'}"
         )
     table: dict[str, int] = {}
     for number, row in rows:
@@ -381,7 +381,7 @@ def _read_csv(
         image = PurePosixPath(image).as_posix()
         if image not in known and not os.path.isfile(root / image):
             raise DataError(
-                f"{where}: there is no image {shortened(image)}; expected a path relative to "
+                f"{where}: there is no image {short_repr(image)}; expected a path relative to "
                 f"{root.absolute()} such as {min(known)!r}"
             )
         index = classes.get(key(label))
@@ -391,7 +391,7 @@ def _read_csv(
             shown = [own[0] for own in names]
             raise DataError(
                 f"{where}: expected a class name or an index from 0 to {len(names) - 1}, found "
-                f"{shortened(label)}. The class names are {_listing(shown)}"
+                f"{short_repr(label)}. The class names are {_listing(shown)}"
             )
         if table.setdefault(image, index) != index:
             raise DataError(f"{where}: a second label for {image!r}, unlike the first")

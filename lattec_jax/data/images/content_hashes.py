@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import artifacts_dir
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 
 READERS = 16  # threads: on a network disk the time goes into waiting
 UNREADABLE = ""  # stands for the hash of a file that cannot be opened
@@ -45,7 +45,7 @@ def content_hashes(paths: Sequence[str | os.PathLike[str]], cache: Path) -> list
     new = {name: entry for name, entry in zip(names, found, strict=True) if entry}
     if any(known.get(name) != entry for name, entry in new.items()):
         cache.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(cache, json.dumps(known | new))
+        write_atomic(cache, json.dumps(known | new))
     return [entry[2] if entry else UNREADABLE for entry in found]
 
 

@@ -44,7 +44,7 @@ from lattec_jax.data.images.preprocess import (
 )
 from lattec_jax.data.images.row_reader import RowReader
 from lattec_jax.runtime import safe_read
-from lattec_jax.runtime.errors import DataError, shortened
+from lattec_jax.runtime.errors import DataError, short_repr
 from lattec_jax.runtime.files import partial_directory, remove_abandoned, replace_directory
 
 _FORMAT = "lattec_jax-image-cache-1"
@@ -221,12 +221,12 @@ def _read_index(directory: Path) -> dict[str, Any]:
     if found != _FORMAT:
         raise DataError(
             f"expected an image cache of format {_FORMAT} in {directory}, "
-            f"found {shortened(found)}; {_REMAKE}"
+            f"found {short_repr(found)}; {_REMAKE}"
         )
     if not _is_index(index):
         raise DataError(
             f"{directory / 'index.json'}: expected settings, a list of ids and a list of unreadable"
-            f" images with reasons, found {shortened(index)}; {_REMAKE}"
+            f" images with reasons, found {short_repr(index)}; {_REMAKE}"
         )
     return index
 

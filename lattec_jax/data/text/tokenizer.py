@@ -24,10 +24,10 @@ from annotated_types import MaxLen
 from tokenizers import Regex, models, pre_tokenizers, processors
 
 from lattec_jax.data.text.tokenizer_rules import MAX_TOKEN_IDS, ContextLength, TokenId, check_rules
-from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.errors import WeightsError, short_repr
 from lattec_jax.runtime.rust_errors import rust_errors
 from lattec_jax.runtime.safe_read import parse_json, read_text
-from lattec_jax.runtime.validation import STRICT, shown, validate
+from lattec_jax.runtime.validation import STRICT, validate
 
 FILE_NAME = "tokenizer.json"
 MAX_FILE_BYTES = 2**27  # that of a million tokens has half of it
@@ -92,7 +92,7 @@ class Tokenizer:
         """Wrap a `tokenizers` tokenizer whose post-processor adds a start and an end token."""
         if not isinstance(clean, str) or clean not in _CLEANERS:
             raise WeightsError(
-                f"the tokenizer's text cleaning is {shown(clean)}; expected one of "
+                f"the tokenizer's text cleaning is {short_repr(clean)}; expected one of "
                 f"{', '.join(sorted(_CLEANERS))}"
             )
         self.context_length = context_length

@@ -14,9 +14,8 @@ from typing import Annotated, Any
 
 from annotated_types import Interval
 
-from lattec_jax.runtime.errors import WeightsError
-from lattec_jax.runtime.text import cut, printable
-from lattec_jax.runtime.validation import shown
+from lattec_jax.runtime.errors import WeightsError, short_repr
+from lattec_jax.runtime.text import escape_unprintable, truncate
 
 MAX_STEPS = 64  # of each kind, sequences included
 MAX_CONTENT = 100  # characters that a step puts in the place of others
@@ -42,7 +41,7 @@ def check_rules(text: str, where: str) -> None:
     try:
         _check(json.loads(text, object_pairs_hook=_unique))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        reason = printable(cut(str(error), 300))
+        reason = escape_unprintable(truncate(str(error), 300))
         raise WeightsError(
             f"{where}: expected the rules of a known tokenizer, found another ({reason}); choose "
             "a tokenizer of a model that open_clip has"
@@ -81,7 +80,7 @@ def _steps(
     if step.get("type") not in kinds:
         raise ValueError(
             f"{section}: expected one of {', '.join(sorted(kinds))}, found "
-            f"{shown(step.get('type'))}"
+            f"{short_repr(step.get('type'))}"
         )
     yield step
     if step["type"] == "Sequence":

@@ -14,7 +14,7 @@ from lattec_jax.data import datasets
 from lattec_jax.data.datasets import tfds as reader
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError, DataError
-from lattec_jax.runtime.files import temporary
+from lattec_jax.runtime.files import partial_path
 from tests.builders import BUILDERS, prepare
 from tests.data.public_sets import SETS, content
 
@@ -124,7 +124,7 @@ def test_writing_goes_on_where_it_was_interrupted(place, monkeypatch):
         nonlocal count
         count += 1
         if count == 6:  # as a kill leaves it
-            temporary(path, "0" * 16).write_bytes(b"half")
+            partial_path(path, "0" * 16).write_bytes(b"half")
             raise KeyboardInterrupt
         return opened(path)
 

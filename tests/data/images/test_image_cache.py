@@ -19,7 +19,7 @@ from lattec_jax.data.images import image_cache
 from lattec_jax.data.images.image_cache import make_image_caches, open_image_cache
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.files import partial_directory, temporary
+from lattec_jax.runtime.files import partial_directory, partial_path
 
 PREPROCESS = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
 SIZES = [(40, 20), (20, 40), (8, 6), (64, 64), (33, 10)]  # width, height
@@ -198,7 +198,7 @@ def test_interrupt_leaves_nothing(split, tmp_path, monkeypatch):
 
 def test_abandoned_partial_stores_are_removed_also_beside_whole_ones(split, tmp_path):
     make_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
-    abandoned = temporary(tmp_path / "image_caches" / "evaluation-0", "0" * 16)
+    abandoned = partial_path(tmp_path / "image_caches" / "evaluation-0", "0" * 16)
     abandoned.mkdir()
     (abandoned / "pixels.npy").write_bytes(b"x")
     with partial_directory(tmp_path / "image_caches" / "training-0") as being_written:
