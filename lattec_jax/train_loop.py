@@ -58,7 +58,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     """
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
     with distributed.raise_on_all():
-        run_directory.check(directory, config)
+        run_directory.check_available(directory, config)
         method = make_method(config.method)
         dataset = check_data.check(config)
 
@@ -67,7 +67,9 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh)
     batch_size = input_pipeline.choose_batch_size(config, len(inputs.images.ids), mesh)
     with distributed.raise_on_all():
-        run_directory.check_inputs(directory, record := results.record_inputs(inputs, batch_size))
+        run_directory.check_same_inputs(
+            directory, record := results.record_inputs(inputs, batch_size)
+        )
     finished = directory / run_directory.RESULTS
     if distributed.broadcast_from_main(finished.exists):
         return show_finished(directory)
@@ -88,7 +90,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
 
     # ------------------------------------------------------------------------------------- train
     with distributed.main_process_first():
-        (run_directory.claim if distributed.is_main_process() else run_directory.follow)(
+        (run_directory.acquire if distributed.is_main_process() else run_directory.join)(
             directory, config, record
         )
     if distributed.broadcast_from_main(finished.exists):  # another process was faster

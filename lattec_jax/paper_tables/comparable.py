@@ -30,13 +30,13 @@ from lattec_jax.paper_tables.tables import (
 )
 from lattec_jax.runtime.config import PACKAGED_CONFIGS, from_json, leaves, to_json
 from lattec_jax.runtime.errors import ConfigError, short_repr
-from lattec_jax.runtime.run_directory import COMPUTED, CONFIG
+from lattec_jax.runtime.run_directory import CONFIG, MAY_CHANGE_ON_RESUME
 
 # Keys (`*`: any) that are not compared: how a run is computed and logged, where its
 # files are, seeds, what is compared by `results.json` instead (weights, protocol, counts), and the
 # reading of Table 4, which the paper does not decide and the table's note states.
 EXEMPT = (
-    *sorted(COMPUTED),
+    *sorted(MAY_CHANGE_ON_RESUME),
     "artifacts",
     "checkpoint_every",
     "compute.*",  # the note states the dtype

@@ -220,7 +220,7 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
         if row.module == CLASSIFY:  # it records itself as a method of its own
             config = config.copy_and_resolve_references().unlock()
             config.method.name = row.name
-        run_directory.check(directory, config)
+        run_directory.check_available(directory, config)
     arguments = (*sweep.arguments(dataset, overrides), f"--workdir={directory}")
     name = f"{directory.parent.name}/{directory.name}"
     return Job(name, row.module, arguments, directory / run_directory.RESULTS, needs)

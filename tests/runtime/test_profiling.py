@@ -79,10 +79,10 @@ def test_of_several_processes_the_first_traces(tmp_path, capsys, monkeypatch):
 
 def test_a_trace_of_a_run_is_not_another_run(tmp_path):
     command = ["train", "--config=configs/demo.py"]
-    run_directory.claim(tmp_path, parse(command)[0], {})
-    run_directory.check(tmp_path, parse([*command, "--config.profile=there"])[0])
+    run_directory.acquire(tmp_path, parse(command)[0], {})
+    run_directory.check_available(tmp_path, parse([*command, "--config.profile=there"])[0])
     with pytest.raises(ConfigError, match="log_every"):
-        run_directory.check(tmp_path, parse([*command, "--config.log_every=3"])[0])
+        run_directory.check_available(tmp_path, parse([*command, "--config.log_every=3"])[0])
 
 
 def test_a_directory_that_cannot_be_made_is_refused_before_the_first_step(tmp_path):
