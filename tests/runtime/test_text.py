@@ -77,5 +77,5 @@ def test_printable():
 
 def test_long_text_is_cut_in_the_middle():
     text = truncate("a" * 6000 + "b" * 6000, 100)
-    assert text == "a" * 75 + " … (11,900 characters left out) … " + "b" * 25
+    assert text == "a" * 75 + " … (11,900 characters omitted) … " + "b" * 25
     assert truncate("short") == "short"

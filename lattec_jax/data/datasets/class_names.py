@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lattec_jax.runtime.errors import DataError, short_repr
-from lattec_jax.runtime.text import NOT_VALID
+from lattec_jax.runtime.text import INVALID
 
 Names = Sequence[tuple[str, ...]]  # of each class
 
@@ -43,7 +43,7 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
 
 def check_characters(name: str, where: str) -> None:
     """Raise DataError for control characters and lone surrogates, which no class name has."""
-    for character in NOT_VALID.findall(name):
+    for character in INVALID.findall(name):
         if character != "\t":
             raise DataError(
                 f"{where}: expected a class name without control characters, found "
