@@ -1,8 +1,8 @@
 """Errors that the user can repair.
 
 Every message states what was expected, what was found, where, and what to do. The commands print
-these errors, and an OSError that names a file, without a traceback. Any other exception is a bug and
-keeps its traceback.
+these errors, and an OSError that names a file, without a traceback. Any other exception is a bug
+and keeps its traceback.
 """
 
 import difflib

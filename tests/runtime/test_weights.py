@@ -23,7 +23,7 @@ from lattec_jax.data.pseudo_labels import weights_sha256
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime import weights
-from lattec_jax.runtime.errors import ConfigError, UserError, WeightsError
+from lattec_jax.runtime.errors import ConfigError, WeightsError
 from tests.convert.conftest import PREPROCESS_CFG, random_tensors
 from tests.data import hub_tokenizers
 from tests.data.text.test_tokenizer import random_texts
@@ -72,32 +72,23 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "weights"
 
 
-class Conversion:
-    """`subprocess.Popen` of a conversion that runs in this process."""
-
-    def __init__(self, command: list[str], **_: object) -> None:
-        assert command[:3] == [sys.executable, "-m", "convert.openclip_to_flax"]
-        said = io.StringIO()
-        self.returncode = 0
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            try:
-                openclip_to_flax.main(command[2:])
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                self.returncode = 2
-        self.stderr = io.BytesIO(said.getvalue().encode())
-
-    def __enter__(self) -> Conversion:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
 def convert_here(monkeypatch) -> None:
     """Let conversions run in this process, which imports PyTorch once for all of them."""
-    replaced = SimpleNamespace(Popen=Conversion, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        interpreter, option, code, *arguments = command
+        assert (interpreter, option) == (sys.executable, "-c")
+        status = 0
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+            patch.setattr(sys, "argv", ["-c", *arguments])
+            try:
+                exec(code, {})
+            except SystemExit as ended:
+                status = ended.code
+        return SimpleNamespace(returncode=status)
+
+    replaced = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL)
     monkeypatch.setattr(weights, "subprocess", replaced)
 
 
@@ -342,18 +333,6 @@ def test_the_faster_of_two_processes_wins(tmp_path, monkeypatch, cache):
     found = Checkpoint.load(weights.locate(path))
     assert found.sha256 == dummy_checkpoint().sha256
     assert len(list(cache.iterdir())) == 1
-
-
-@pytest.mark.parametrize("size", [1, 3, 8, 1000])
-def test_relayed_messages(size, capsys):
-    class Pieces(io.BytesIO):
-        def read1(self, _: int = -1) -> bytes:
-            return super().read1(size)
-
-    assert weights._relay(Pieces(b"10%\r20%\rHTTP error: 3\nerror: bad\n  x\n")) == "bad\n  x"
-    assert capsys.readouterr().err == "\n10%\r20%\rHTTP error: 3"
-    assert weights._relay(Pieces(b"error: at once")) == "at once"
-    assert weights._relay(Pieces(b"")) == weights._relay(Pieces(b"no error")) == ""
 
 
 def test_imports_neither_jax_nor_torch():
