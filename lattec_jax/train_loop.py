@@ -22,7 +22,7 @@ from lattec_jax.methods.base import Method, TrainingSetFeatures
 from lattec_jax.models.clip import Params, define
 from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.reporting import health, report_data, results
-from lattec_jax.reporting.results import class_weights, examine
+from lattec_jax.reporting.results import class_weights, evaluate
 from lattec_jax.runtime import distributed, run_directory, sharding
 from lattec_jax.runtime.config import to_json
 from lattec_jax.runtime.errors import DataError, TrainingError
@@ -68,7 +68,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     batch_size = input_pipeline.choose_batch_size(config, len(inputs.images.ids), mesh)
     with distributed.raise_on_all():
         run_directory.check_same_inputs(
-            directory, record := results.record_inputs(inputs, batch_size)
+            directory, record := results.input_fingerprints(inputs, batch_size)
         )
     finished = directory / run_directory.RESULTS
     if distributed.broadcast_from_main(finished.exists):
@@ -86,7 +86,7 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
     del params, first  # the devices need not hold the model twice
     num_microbatches = input_pipeline.choose_num_microbatches(config, batch_size, mesh)
     step_function = compile_step(config, inputs, method, optimizer, steps, num_microbatches, mesh)
-    reference = results.health_reference(inputs, frozen.classes, batch_size)
+    reference = results.zero_shot_baseline(inputs, frozen.classes, batch_size)
 
     # ------------------------------------------------------------------------------------- train
     with distributed.main_process_first():
@@ -114,7 +114,9 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
             PreemptionHandler(distributed.SignalAgreement()) as signals,
             Profile(config.profile, start, steps) as profile,
         ):
-            watch = health.Watch(reference, run_log.lines(), speaks=distributed.is_main_process())
+            watch = health.HealthMonitor(
+                reference, run_log.lines(), print_alarms=distributed.is_main_process()
+            )
             for done, (host, batch) in enumerate(prefetch(stream), start + 1):
                 if (done - 1) % batches.steps_per_epoch == 0:
                     state = begin_epoch(inputs, method, state, frozen.training, mesh)
@@ -127,17 +129,19 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
                 logged = {}
                 if done % config.log_every == 0 or due or ending:
                     computed = jax.device_get(metrics)
-                    last = (watch.last_finite, checkpoints.latest)
+                    last = (watch.last_finite_step, checkpoints.latest)
                     stop_unless_finite(computed, done, *last)
                     if done % config.log_every == 0 or due:  # whenever a signal came
-                        logged |= computed | watch.prototypes(method.prototypes(state.method))
+                        logged |= computed | watch.prototype_metrics(
+                            method.prototypes(state.method)
+                        )
                 if config.eval_every and done % config.eval_every == 0:
                     vectors = class_weights(inputs, method, state)
-                    found = examine(inputs, state.params, vectors, frozen.test)
+                    found = evaluate(inputs, state.params, vectors, frozen.test)
                     logged |= results.test_metrics(inputs, found)
                 if logged:
                     run_log.write(done, logged)
-                    watch.see(done, logged)
+                    watch.update(done, logged)
                 if due or ending:
                     # A checkpoint's steps are on disk before it is complete.
                     checkpoints.save(state, done, timer.record(), before=run_log.flush)
@@ -154,14 +158,16 @@ def train(config: ConfigDict, directory: Path, arguments: str) -> dict[str, Any]
         if not distributed.is_main_process():
             return read_json(finished)
         vectors, predictions = outcome.vectors, outcome.predictions
-        results.save_adapted(directory, inputs, method, outcome.params, vectors)
+        results.save_adapted_model(directory, inputs, method, outcome.params, vectors)
         found = {
-            **results.describe_run(config, inputs, method),
+            **results.run_settings(config, inputs, method),
             "steps": steps,
             "batch_size": batch_size,
-            **results.compare(inputs, *outcome.compared),
-            "label_free": results.label_free(inputs, predictions, frozen.classes, vectors),
-            "health": health.examine(reference, vectors.adapted, predictions, run_log.lines()),
+            **results.compare_accuracies(inputs, *outcome.compared),
+            "label_free": results.label_free_metrics(inputs, predictions, frozen.classes, vectors),
+            "health": health.health_report(
+                reference, vectors.adapted, predictions, run_log.lines()
+            ),
             "train_seconds": timing["seconds"],
             "images_per_second": timer.rate(),
         }
@@ -195,11 +201,13 @@ def conclude(
         params, first = first_state(inputs, method, frozen.classes, mesh)
         state = wise_ft.average(method, params, first, state, config.wise_ft)
     vectors = class_weights(inputs, method, state)
-    before = results.score(inputs, frozen.test @ frozen.classes.T)
-    after = examine(inputs, state.params, vectors, frozen.test)
+    before = results.evaluate_test_scores(inputs, frozen.test @ frozen.classes.T)
+    after = evaluate(inputs, state.params, vectors, frozen.test)
     predictions = after["predictions"]  # of the training images, where there are no others
     if inputs.test:
-        predictions = results.predict_training(inputs, state.params, vectors, frozen.training)
+        predictions = results.predict_training_images(
+            inputs, state.params, vectors, frozen.training
+        )
     template, compared = config.templates[0], (before, after)
     both = (frozen.classes, vectors.adapted)
     shown = report_data.collect(inputs, method, state, template, both, compared, predictions)
@@ -245,7 +253,7 @@ def encode_frozen(inputs: prepare.Inputs, method: Method, mesh: Mesh) -> Frozen:
     return Frozen(
         inputs.extractor.classes(params, inputs.prompts),
         input_pipeline.frozen_features(inputs, method, params),
-        results.test_features(inputs, params),
+        results.encode_test_images(inputs, params),
     )
 
 

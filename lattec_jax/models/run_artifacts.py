@@ -40,7 +40,7 @@ class ClassWeights(NamedTuple):
 
 
 def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
-    """Read what `results.save_adapted` wrote.
+    """Read what `results.save_adapted_model` wrote.
 
     Raises:
         ConfigError: there is no such directory.

@@ -17,6 +17,7 @@ from lattec_jax.inference.prediction_files import PredictionFile, header, line
 from lattec_jax.paper_tables.cells import read_results
 from lattec_jax.paper_tables.plan import Sweep, choose_tables
 from lattec_jax.reporting import health, page
+from lattec_jax.reporting.health_metrics import Baseline
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.config import from_json, leaves, of_run, parse, to_json
 from lattec_jax.runtime.errors import differences
@@ -90,9 +91,9 @@ def _in_run(directory: Path, name: str) -> Callable[[Path], None]:
         lines = metrics_log.read_log(directory)
         vectors = np.eye(3, dtype=np.float32)
         labels = np.arange(30) % 3
-        reference = health.Reference(["a", "b", "c"], vectors, labels, 8, {"image": 1.0})
-        health.Watch(reference, lines)
-        assert health.examine(reference, vectors, labels, lines)["verdict"]
+        baseline = Baseline(["a", "b", "c"], vectors, labels, 8, {"image": 1.0})
+        health.HealthMonitor(baseline, lines)
+        assert health.health_report(baseline, vectors, labels, lines)["verdict"]
 
     return read
 

@@ -1,4 +1,4 @@
-"""What stands on the page, and what of a run's words cannot break it."""
+"""Content of the report, and text from files that must not break it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from lattec_jax.report import main
 from lattec_jax.reporting import page
-from lattec_jax.reporting.charts import curves, heat_map, number
+from lattec_jax.reporting.charts import format_number, heat_map, line_chart
 from lattec_jax.runtime import schemas
 from lattec_jax.runtime.errors import ConfigError, DataError
 from tests.reporting.example import HOSTILE, LONG, NASTY, RTL, example, hostile, write_files
@@ -73,7 +73,7 @@ def test_the_page_is_well_formed_small_and_harmless(classes, labeled):
     text = " ".join(found.text)
     assert ("Accuracy on" in text) == labeled
     assert ("most confused pairs" in text) == labeled
-    assert ("Share of the training images per predicted class" in text) == (not labeled)
+    assert ("Fraction of the training images per predicted class" in text) == (not labeled)
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -103,7 +103,7 @@ def test_values_that_are_not_finite_are_drawn_as_unknown():
     found = outline(page.render(run))  # also of a run that does not come from files
     drawn = " ".join(v or "" for t, a in found.tags if t in DRAWN for v in a.values())
     assert "nan" not in drawn and "inf" not in drawn
-    assert number(float("nan")) == number(None) == number(float("inf")) == "–"
+    assert format_number(float("nan")) == format_number(None) == format_number(float("inf")) == "–"
 
 
 def test_what_a_run_writes_is_valid_json_and_reads_back(tmp_path):
@@ -127,7 +127,7 @@ def test_the_verdict_comes_first_and_every_alarm_is_there():
     run = example()
     text = [part.strip() for part in outline(page.render(run)).text if part.strip()]
     assert text.index("Health") < text.index(run.results["health"]["verdict"].split("\n")[0])
-    headings = [h for h in ("Before and after", "Classes", "Confusion", "Training")]
+    headings = [h for h in ("Accuracy", "Classes", "Confusion", "Training")]
     places = [len(text) - 1 - text[::-1].index(heading) for heading in headings]
     assert places == sorted(places)
     for alarm in run.results["health"]["alarms"]:
@@ -188,14 +188,14 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
 
 
 def test_curves_place_their_points():
-    drawn = curves("t", {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b": [], "c": [(20, 1.0)]})
+    drawn = line_chart("t", {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b": [], "c": [(20, 1.0)]})
     assert 'points="56.0,174.0 194.0,10.0 332.0,92.0"' in drawn
     assert "a: 1.00 → 2.00" in drawn and "b:" not in drawn
     assert drawn.count("<circle") == 1 and drawn.count("<polyline") == 2
-    outline(curves("flat", {"<a>": [(5, 0.0)]}))
+    outline(line_chart("flat", {"<a>": [(5, 0.0)]}))
 
 
-def test_heat_maps_darken_by_share_and_write_the_figure():
+def test_heat_maps_have_opacity_and_text():
     drawn = heat_map("t", {(0, 1): (0.9, "9"), (1, 1): (0.1, "1")}, ["a", "<b>"], ("rows", "cols"))
     assert 'fill-opacity="0.90"><title>a → &lt;b&gt;: 9</title>' in drawn
     assert 'class="in dark">9<' in drawn and 'class="in pale">1<' in drawn
@@ -207,4 +207,4 @@ def test_heat_maps_darken_by_share_and_write_the_figure():
      (-0.5, "-0.500"), (2e9, "2e+09")],
 )  # fmt: skip
 def test_numbers_keep_three_digits(value, expected):
-    assert number(value) == expected
+    assert format_number(value) == expected
