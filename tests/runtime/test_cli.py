@@ -14,7 +14,7 @@ from absl import flags
 
 from lattec_jax import __main__ as lister
 from lattec_jax import predict, train
-from lattec_jax.commands import COMMANDS, MODULES, file_of, summary
+from lattec_jax.commands import COMMANDS, MODULES, module_file, summary
 from lattec_jax.runtime import cli
 from lattec_jax.runtime.config import leaves, parse
 from lattec_jax.runtime.config_comments import comment_of, comments
@@ -94,7 +94,7 @@ def test_each_answers_help(module, every_help):
     assert found[f"{module} -h"] == (0, text)
     assert text.startswith(summary(module))
     assert f"    python -m {module} " in text  # an example
-    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+    tree = ast.parse(module_file(module).read_text(encoding="utf-8"))
     takes_config = "read_config" in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     assert ("  --config=FILE  (required; for example configs/demo.py)" in text) == takes_config
 
