@@ -128,7 +128,7 @@ def test_the_commands_are_listed(capsys):
 def test_a_command_runs_by_its_name(capsys):
     by_name = help_of(capsys, lister.main, "report", "--help")
     assert by_name == help_of(capsys, lister.main, "lattec_jax.report", "-h")
-    assert by_name.startswith("Write the report of a run again.")
+    assert by_name.startswith("Write the report of a finished run.")
     with pytest.raises(ConfigError, match="--workdir is missing; for example --workdir=runs/"):
         lister.main(["lattec_jax", "report"])
     with pytest.raises(ConfigError, match=r"no command 'trian'\. Did you mean 'train'\?"):

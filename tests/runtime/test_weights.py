@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -73,17 +74,18 @@ def cache(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
-def convert_here(monkeypatch) -> None:
+def convert_here(monkeypatch, tmp_path) -> None:
     """Let conversions run in this process, which imports PyTorch once for all of them."""
 
     def run(command: list[str], **_: object) -> SimpleNamespace:
         interpreter, option, code, *arguments = command
         assert (interpreter, option) == (sys.executable, "-c")
-        status = 0
+        status, script = 0, tmp_path / "child.py"
+        script.write_text(code)
         with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
             patch.setattr(sys, "argv", ["-c", *arguments])
             try:
-                exec(code, {})
+                runpy.run_path(str(script))
             except SystemExit as ended:
                 status = ended.code
         return SimpleNamespace(returncode=status)
