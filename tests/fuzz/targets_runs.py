@@ -1,8 +1,4 @@
-"""The files of a run, of pseudo-labels, of predictions and of a sweep, as targets of mutation.
-
-Each target is a valid file, the suffix of its name, and a function that reads a file as the
-commands do: it may raise `UserError` only, whatever the file holds.
-"""
+"""Fuzz targets: the files of a run, of pseudo-labels, of predictions and of a sweep."""
 
 from __future__ import annotations
 
@@ -50,7 +46,7 @@ def targets(tmp_path: Path) -> dict[str, Target]:
     """The formats by name.
 
     Args:
-        tmp_path: a folder for the files that stand beside a target; empty or not there.
+        tmp_path: a directory for the files that are read with a target; created if missing.
     """
     tmp_path.mkdir(exist_ok=True)
     config, _ = parse(["train", "--config=configs/eurosat.py"])
@@ -77,7 +73,7 @@ def _read_config(path: Path) -> None:
 
 
 def _in_run(directory: Path, name: str) -> Callable[[Path], None]:
-    """Reads a file in the place of one of a work directory."""
+    """Return a reader that replaces a file of a work directory."""
     directory.mkdir()
 
     def read(path: Path) -> None:
@@ -99,7 +95,7 @@ def _in_run(directory: Path, name: str) -> Callable[[Path], None]:
 
 
 def _of_report(directory: Path) -> dict[str, Target]:
-    """The files that the page is made of."""
+    """The files that the report reads."""
     write_files(example(4, images=50), directory)
 
     def read(name: str) -> Callable[[Path], None]:

@@ -1,4 +1,4 @@
-"""`config.weights` in each of its forms."""
+"""All forms of `config.weights`."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def write_hub_cache(home: Path, repository: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of conversions and an empty hub cache that is not to be left."""
+    """An empty cache of conversions and an empty hub cache, without a network."""
     monkeypatch.setenv("LATTECLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -103,7 +103,7 @@ def conversion(request) -> None:
 
 @pytest.fixture
 def no_conversion(monkeypatch):
-    """Call it, and any conversion from then on fails."""
+    """Returns a function that makes any later conversion fail."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("converted again")
@@ -111,7 +111,7 @@ def no_conversion(monkeypatch):
     return lambda: monkeypatch.setattr(weights, "_convert", refuse)
 
 
-def test_a_converted_directory_is_itself(tmp_path, cache, no_conversion):
+def test_a_converted_directory_is_used_as_it_is(tmp_path, cache, no_conversion):
     no_conversion()
     dummy_checkpoint().save(tmp_path / "tiny")
     assert weights.locate(str(tmp_path / "tiny")) == tmp_path / "tiny"
@@ -124,12 +124,12 @@ def test_a_file_is_converted_once_and_again_when_it_changed(tmp_path, cache, mon
     found = weights.locate(str(path))
     assert found.parent == cache
     assert re.fullmatch(r"open_clip_model-[0-9a-f]{12}", found.name)
-    assert [entry.name for entry in cache.iterdir()] == [found.name]  # nothing half made
+    assert [entry.name for entry in cache.iterdir()] == [found.name]  # no temporary directory
     assert "converting" in capsys.readouterr().err
     openclip_to_flax.main(["", f"--pretrained={path}", f"--out={tmp_path / 'expected'}"])
     expected = Checkpoint.load(tmp_path / "expected")
     assert Checkpoint.load(found).sha256 == expected.sha256 == weights_sha256(str(path))
-    assert weights.locate(os.path.relpath(path)) == found  # the same file, differently written
+    assert weights.locate(os.path.relpath(path)) == found  # another path to the same file
     write_model(tmp_path / "model", seed=1)
     changed = weights.locate(path)
     assert changed != found
@@ -196,7 +196,7 @@ def test_the_older_file_of_the_hub_needs_torch(tmp_path, conversion):
     assert found.source["file"] == "open_clip_pytorch_model.bin"
 
 
-def test_what_the_hub_does_not_have_names_the_ways(tmp_path, cache, conversion):
+def test_a_missing_repository_lists_the_ways_to_get_it(tmp_path, cache, conversion):
     with pytest.raises(WeightsError) as caught:
         weights.locate(f"hf:{LAION}")
     message = str(caught.value)
@@ -220,8 +220,8 @@ def test_what_the_hub_does_not_have_names_the_ways(tmp_path, cache, conversion):
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_answers_of_the_hub_say_what_to_do(status, monkeypatch):
-    """What the library raises for a repository, a gate, a revision and a file."""
+def test_errors_of_the_hub_explain_what_to_do(status, monkeypatch):
+    """Errors for a repository, a gate, a revision and a file."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -280,7 +280,7 @@ def test_a_tag_without_a_network(monkeypatch, open_clip):
         weights.locate("ViT-B-32:laion2b_s34b_b79k")
 
 
-def test_what_is_nothing_says_what_there_could_be(tmp_path, cache):
+def test_unknown_weights_list_the_accepted_forms(tmp_path, cache):
     with pytest.raises(ConfigError, match=r"found nothing"):
         weights.locate("")
     for nothing in ("weights/ViT-B-32", "ViT-B-32", "weights/a:b", ":openai", "ViT-B-32:"):
@@ -293,8 +293,8 @@ def test_what_is_nothing_says_what_there_could_be(tmp_path, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_a_file_that_does_not_say_what_it_is(tmp_path):
-    """The conversion's own message, and how to give it the flags that it asks for."""
+def test_a_file_without_its_configuration(tmp_path):
+    """The message of the conversion, and how to pass the flags that it requires."""
     path = write_model(tmp_path / "model")
     (path.parent / "open_clip_config.json").unlink()
     with pytest.raises(WeightsError) as caught:
@@ -303,7 +303,7 @@ def test_a_file_that_does_not_say_what_it_is(tmp_path):
     assert f"openclip_to_flax --pretrained={path} --out=DIR" in str(caught.value)
 
 
-def test_unfitting_tensors_are_all_listed(tmp_path):
+def test_all_mismatched_tensors_are_listed(tmp_path):
     path = write_model(tmp_path / "model")
     tensors = safetensors.numpy.load_file(path)
     del tensors["visual.proj"], tensors["text_projection"]
@@ -321,7 +321,7 @@ def test_a_conversion_that_dies_is_reported(tmp_path, monkeypatch, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_the_faster_of_two_processes_wins(tmp_path, monkeypatch, cache):
+def test_the_first_of_two_conversions_is_kept(tmp_path, monkeypatch, cache):
     path = write_model(tmp_path / "model")
 
     def slower(_: list[str], out: Path) -> None:
