@@ -162,11 +162,11 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     watch.watch(prepare, "open_images", ROWS[1])
     watch.watch(prepare, "make_pseudo_labels", ROWS[2])
     watch.watch(prepare, "load_descriptions", ROWS[3])
-    for name in ("test_features", "predict_training"):
+    for name in ("encode_test_images", "predict_training_images"):
         watch.watch(results, name, ROWS[7])
     for name in ("restore", "save", "wait"):
         watch.watch(Checkpoints, name, ROWS[8])
-    watch.watch(results, "save_adapted", ROWS[9])
+    watch.watch(results, "save_adapted_model", ROWS[9])
     for name in ("collect", "save", "write_page"):
         watch.watch(report_data, name, ROWS[9])
     make_step, load_batches, last = train_loop.make_train_step, input_pipeline.device_batches, []

@@ -235,8 +235,9 @@ def _load(name: str, folder: Path | None, where: str) -> Any:
     beside = folder is not None and (folder / CONFIG).exists()
     if not beside and name not in NAMES:
         raise WeightsError(
-            f"{where}: hf_tokenizer_name: expected one of {', '.join(NAMES)}, found {short_repr(name)}. "
-            f"Other tokenizers are read only from the folder of the weights: put {CONFIG} and "
+            f"{where}: hf_tokenizer_name: expected one of {', '.join(NAMES)}, found "
+            f"{short_repr(name)}. Other tokenizers are read "
+            f"only from the folder of the weights: put {CONFIG} and "
             "tokenizer.json (or its vocabulary) there, from a repository that you trust"
         )
     try:

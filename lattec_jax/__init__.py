@@ -6,15 +6,18 @@ classifier = Classifier.load("runs/mine-latteclip-s0")
 print(classifier.predict("image.jpg"))
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lattec_jax.runtime.version import __version__
+
+if TYPE_CHECKING:
+    from lattec_jax.inference.classifier import Classifier, Prediction
 
 __all__ = ["Classifier", "Prediction", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    """`Classifier` and `Prediction`, imported when they are asked for: JAX comes with them."""
+    """Import `Classifier` and `Prediction` at first use, because they import JAX."""
     if name in ("Classifier", "Prediction"):
         from lattec_jax.inference import classifier
 

@@ -3,7 +3,7 @@
     python -m lattec_jax
     python -m lattec_jax train --config=configs/demo.py
 
-`python -m lattec_jax.train` is the same as the second line. Each command answers --help.
+`python -m lattec_jax.train` is equivalent to the second line. Each command has --help.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 
-from lattec_jax.commands import COMMANDS, file_of, summary
+from lattec_jax.commands import COMMANDS, module_file, summary
 from lattec_jax.runtime.cli import asks_for_help, command
-from lattec_jax.runtime.config import did_you_mean
-from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.runtime.errors import ConfigError, did_you_mean
 
 
 def listing() -> str:
-    """The list of commands, one line each."""
+    """Return the list of commands, one line each."""
     width = max(map(len, COMMANDS))
-    lines, package = [__doc__.strip()], ""
+    lines, package = [(__doc__ or "").strip()], ""
     for name, module in COMMANDS.items():
         if module.partition(".")[0] != package:
             package = module.partition(".")[0]
@@ -41,7 +40,7 @@ def main(argv: Sequence[str]) -> None:
             f"no command {name!r}. {did_you_mean(name, COMMANDS)} "
             "python -m lattec_jax lists all commands".replace("  ", " ")
         )
-    entry = f"{module}.__main__" if file_of(module).name == "__main__.py" else module
+    entry = f"{module}.__main__" if module_file(module).name == "__main__.py" else module
     importlib.import_module(entry).main([module, *argv[2:]])
 
 

@@ -1,4 +1,4 @@
-"""Registry of the commands of lattec_jax, captioning and convert. Imports none of them."""
+"""Registry of the commands of lattec_jax, captioning and convert, which are not imported here."""
 
 from __future__ import annotations
 
@@ -30,14 +30,17 @@ MODULES = (
 COMMANDS = {module.partition(".")[2]: module for module in MODULES}
 
 
-def file_of(module: str) -> Path:
-    """The file that `python -m <module>` runs."""
-    path = Path(find_spec(module.partition(".")[0]).origin).parent
-    path = path.joinpath(*module.split(".")[1:])
+def module_file(module: str) -> Path:
+    """Return the file that `python -m <module>` runs."""
+    package, *names = module.split(".")
+    spec = find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ImportError(f"no package {package}")
+    path = Path(spec.origin).parent.joinpath(*names)
     return path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
 
 
 def summary(module: str) -> str:
-    """The first line of a command's docstring."""
-    doc = ast.get_docstring(ast.parse(file_of(module).read_text(encoding="utf-8")))
+    """Return the first line of a command's docstring."""
+    doc = ast.get_docstring(ast.parse(module_file(module).read_text(encoding="utf-8")))
     return (doc or "").partition("\n")[0]

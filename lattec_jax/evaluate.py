@@ -58,15 +58,15 @@ def main(argv: Sequence[str]) -> None:
     labels = images.labels if dataset.test else None
     prompts = prepare.make_prompts(config, dataset, weights)
     params = sharding.put(mesh, weights.params)
-    pixels, classes = images.evaluation.pixels, len(dataset.class_names)
+    pixels = images.evaluation.pixels
     frozen = extractor.images(params, pixels, "zero-shot")
     before = frozen @ extractor.classes(params, prompts).T
     params = sharding.put(mesh, model.params)
     after = vectors.cosines(extractor.images(params, pixels, "adapted"), frozen)
-    table = results.table(
+    table = results.comparison_table(
         dataset.class_names,
-        results.evaluate_scores(before, labels, classes),
-        results.evaluate_scores(after, labels, classes),
+        results.evaluate_scores(before, labels),
+        results.evaluate_scores(after, labels),
         len(images.ids),
     )
     print_escaped(table)

@@ -124,7 +124,9 @@ def main(argv: Sequence[str]) -> None:
         ) as out:
             left = [path for path in paths if path not in out.done]
             if len(left) < len(paths):
-                print_escaped(f"{len(paths) - len(left)} of {len(paths)} images are in {values.out}")
+                print_escaped(
+                    f"{len(paths) - len(left)} of {len(paths)} images are in {values.out}"
+                )
             failed = out.failed + classify(classifier, left, kind, top, out.append, True)
     if failed:
         print(f"{failed} images could not be read", file=sys.stderr)

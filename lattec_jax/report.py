@@ -1,9 +1,9 @@
-"""Write the report of a run again.
+"""Write the report of a finished run.
 
     python -m lattec_jax.report --workdir=runs/digits-latteclip-s0
 
-Reads what training left in the work directory and writes `report.html` there; needs neither JAX
-nor the weights nor the images.
+Reads the files that training wrote to the work directory and writes `report.html` there. Needs
+neither JAX nor the weights nor the images.
 """
 
 from __future__ import annotations

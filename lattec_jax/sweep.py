@@ -108,7 +108,9 @@ def main(argv: Sequence[str]) -> None:
             outcome = run_jobs(jobs, sweep.out)
     found = read_results(sweep)
     print(write_tables(sweep, found))
-    print_escaped(f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr)
+    print_escaped(
+        f"tables in {sweep.out / 'tables.md'} and {sweep.out / 'tables.html'}", file=sys.stderr
+    )
     if outcome is not None:
         print_escaped(summarize(outcome), file=sys.stderr)
     if found.damaged or (outcome is not None and outcome.failed):

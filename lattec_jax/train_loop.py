@@ -191,9 +191,9 @@ class Monitor:
     ):
         self._run, self._pretrained, self._checkpoints = run, pretrained, checkpoints
         self._log, self._timer = log, timer
-        reference = results.zero_shot_baseline(run.inputs, pretrained.classes, run.batch_size)
+        baseline = results.zero_shot_baseline(run.inputs, pretrained.classes, run.batch_size)
         speaks = distributed.is_main_process()
-        self._watch = health.HealthMonitor(reference, log.lines(), speaks=speaks)
+        self._watch = health.HealthMonitor(baseline, log.lines(), speaks=speaks)
 
     def after_step(
         self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], stopping: bool
@@ -210,12 +210,12 @@ class Monitor:
         due = step % config.log_every == 0 or self._run.saves(step)
         if due or stopping:
             values = jax.device_get(metrics)
-            last_finite = self._watch.last_finite
+            last_finite = self._watch.last_finite_step
             stop_unless_finite(values, step, last_finite, self._checkpoints.latest)
             if due:  # a signal alone adds no line, so that the log is that of a run without it
                 entry |= values | self._timer.lap_metrics()
                 if isinstance(method, PrototypeMethod):
-                    entry |= self._watch.prototypes(method.prototypes(state.method))
+                    entry |= self._watch.prototype_metrics(method.prototypes(state.method))
         if config.eval_every and step % config.eval_every == 0:
             class_weights = results.class_weights(self._run.inputs, method, state)
             scores = results.evaluate(
@@ -224,7 +224,7 @@ class Monitor:
             entry |= results.test_metrics(self._run.inputs, scores)
         if entry:
             self._log.write(step, entry)
-            self._watch.see(step, entry)
+            self._watch.update(step, entry)
 
 
 def stop_unless_finite(

@@ -80,15 +80,17 @@ def write_results(
     """
     inputs, class_weights = run.inputs, adapted.class_weights
     results.save_adapted_model(run.directory, inputs, run.method, adapted.params, class_weights)
-    reference = results.zero_shot_baseline(inputs, pretrained.classes, run.batch_size)
+    baseline = results.zero_shot_baseline(inputs, pretrained.classes, run.batch_size)
     predictions = adapted.predictions
     content = {
         **results.run_settings(run.config, inputs, run.method),
         "steps": run.steps,
         "batch_size": run.batch_size,
         **results.compare_accuracies(inputs, *adapted.scores),
-        "label_free": results.label_free_metrics(inputs, predictions, pretrained.classes, class_weights),
-        "health": health.health_report(reference, class_weights.adapted, predictions, trained.log),
+        "label_free": results.label_free_metrics(
+            inputs, predictions, pretrained.classes, class_weights
+        ),
+        "health": health.health_report(baseline, class_weights.adapted, predictions, trained.log),
         "train_seconds": trained.seconds,
         "images_per_second": trained.images_per_second,
     }

@@ -81,7 +81,7 @@ def test_a_labeled_folder_from_images_to_predictions(trained, capsys):
             train.main(arguments(*AS_FIRST, "--workdir=first"))
         assert results.read_bytes() == content
     results.write_bytes(whole)
-    with pytest.raises(ConfigError, match=r"method\.alpha: there 0\.99, here 0\.5"):
+    with pytest.raises(ConfigError, match=r"method\.alpha: was 0\.99, is now 0\.5"):
         train.main(arguments(*AS_FIRST, "--workdir=first", "--config.method.alpha=0.5"))
 
 
@@ -115,13 +115,13 @@ def test_labels_of_the_training_images_change_nothing(place):
 def test_a_run_is_not_continued_with_other_data(trained):
     command = (*AS_FIRST, "--workdir=first")
     (trained / "labeled/classes.txt").write_text("dog\ncat\nbird\n", encoding="utf-8")
-    with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*class_names: there"):
+    with pytest.raises(ConfigError, match=r"started with other inputs[\s\S]*class_names: was"):
         run(*command)
     with pytest.raises(DataError, match="was trained on the classes cat, dog, bird"):
         evaluate.main(["evaluate", "--workdir=first"])
     (trained / "labeled/classes.txt").write_text("\n".join(CLASSES), encoding="utf-8")
     Image.new("RGB", (20, 20)).save(trained / "labeled/train/cat/c001.png")
-    with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*training_images"):
+    with pytest.raises(ConfigError, match=r"started with other inputs[\s\S]*training_images"):
         run(*command)
 
 

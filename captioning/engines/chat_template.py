@@ -29,9 +29,9 @@ def check_chat_template(template: Any, where: str) -> None:
         reason = _reason(text)
         if reason:
             raise EngineError(
-                f"{where}: expected a chat template such as those of LLaVA-NeXT, which loop over "
-                f"messages and their parts, found {escape_unprintable(truncate(reason, 300))}; choose a "
-                "checkpoint such as llava-hf/llava-v1.6-mistral-7b-hf"
+                f"{where}: expected a chat template such as those of LLaVA-NeXT, which loop "
+                f"over messages and their parts, found "
+                f"{escape_unprintable(truncate(reason, 300))}; choose a checkpoint such as llava-hf/llava-v1.6-mistral-7b-hf"
             )
 
 

@@ -1,1 +1,1 @@
-"""Everything on the host side: data sets, images, texts, descriptions and pseudo-labels."""
+"""Host-side data: data sets, images, texts, descriptions and pseudo-labels."""

@@ -1,1 +1,1 @@
-"""The demo: a tiny CLIP, rendered digits to pre-train it and handwritten ones to adapt it to."""
+"""The demo: a tiny CLIP, pre-trained on rendered digits and adapted to handwritten ones."""

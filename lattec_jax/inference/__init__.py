@@ -1,1 +1,1 @@
-"""What uses a trained model: feature extraction, the classifier and prediction files."""
+"""Using a trained model: feature extraction, the classifier and prediction files."""

@@ -1,9 +1,4 @@
-"""The methods by name. A new one is a file beside these that defines `METHODS`.
-
-`METHODS` there maps names to functions of the section `config.method` that return a
-`lattec_jax.methods.base.Method`. `lattec_jax.runtime.config_schema` checks the values; a method
-with keys of its own raises ConfigError for a value outside their ranges.
-"""
+"""Adaptation methods by name; each module here that defines `METHODS` adds its methods."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The Flax CLIP, its configuration and its checkpoint directory."""
+"""CLIP in Flax: architecture, configuration and checkpoints."""

@@ -45,7 +45,7 @@ class ClassWeights(NamedTuple):
 
 
 def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
-    """Read the files that `results.save_adapted` wrote.
+    """Read the files that `results.save_adapted_model` wrote.
 
     Raises:
         ConfigError: the directory does not exist.
@@ -67,8 +67,8 @@ def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
     names = checkpoint.source.get("class_names", [])
     if not isinstance(names, list):
         raise WeightsError(
-            f"{workdir / MODEL}: expected a list of class names, found {short_repr(names)}; restore "
-            "the run's own files"
+            f"{workdir / MODEL}: expected a list of class names, found {short_repr(names)}; "
+            "restore the run's own files"
         )
     expected = (len(names), checkpoint.config.embed_dim)
     found = {name: array.shape for name, array in arrays.items()}

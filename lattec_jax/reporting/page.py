@@ -1,4 +1,4 @@
-"""The page from the files of a work directory. Imports no JAX."""
+"""Write the report from the files of a work directory. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ def write(workdir: Path) -> Path:
 
 
 def read(workdir: Path) -> Run:
-    """What the work directory holds of a run. Without `report_data.json`, which only the end of a
-    training writes, the page has no images.
+    """Read the files of a finished run. Without `report_data.json`, the page has no images.
 
     Raises:
         ConfigError: the run has not finished.
@@ -39,15 +38,16 @@ def read(workdir: Path) -> Run:
     if not (workdir / RESULTS).exists():
         raise ConfigError(
             f"no {RESULTS} in {workdir}; expected the work directory of a finished run. Repeat its "
-            "command of python -m lattec_jax.train to finish it"
+            "python -m lattec_jax.train command to finish it"
         )
+    from lattec_jax.reporting import report_schema
     from lattec_jax.runtime import schemas
 
-    results = schemas.read(workdir / RESULTS, schemas.Results, DataError, _ADVICE)
+    results = schemas.read(workdir / RESULTS, report_schema.Results, DataError, _ADVICE)
     data, path = None, workdir / REPORT_DATA
     if path.exists():
-        data = schemas.read(path, schemas.ReportData, DataError, _ADVICE)
-        schemas.check_classes(data, len(results["class_names"]), str(path), _ADVICE)
+        data = schemas.read(path, report_schema.ReportData, DataError, _ADVICE)
+        report_schema.check_classes(data, len(results["class_names"]), str(path), _ADVICE)
     return Run(
         config=schemas.read(workdir / CONFIG, dict[str, Any], DataError, "restore it"),
         results=results,
@@ -58,12 +58,12 @@ def read(workdir: Path) -> Run:
 
 _ADVICE = (
     f"restore it, or move {RESULTS} and {REPORT_DATA} away and repeat the run's command of python "
-    "-m lattec_jax.train, which makes both again from the last checkpoint"
+    "-m lattec_jax.train, which writes both again from the last checkpoint"
 )
 
 
 def render(run: Run) -> str:
-    """The page of a run."""
+    """Return the report as HTML."""
     results = run.results
     title = escape(f"{results['dataset']}: CLIP adapted with {results['method']}")
     parts = [(name, heading, body) for name, heading, make in SECTIONS if (body := make(run))]
@@ -77,19 +77,19 @@ def render(run: Run) -> str:
         title=title,
         header=f'<h1>{title}</h1>\n<nav aria-label="Sections"><ul>{links}</ul></nav>',
         content=content,
-        footer=f"lattec_jax {version}. Made of results.json, metrics.jsonl and report_data.json in "
-        "the work directory; the page fetches nothing.",
+        footer=f"lattec_jax {version}. Generated from results.json, metrics.jsonl and "
+        "report_data.json in the work directory. The page loads nothing from the network.",
     )
 
 
 SECTIONS = (
-    ("health", "Health", sections.verdict),
-    ("accuracy", "Before and after", sections.before_and_after),
+    ("health", "Health", sections.health),
+    ("accuracy", "Accuracy", sections.accuracy),
     ("classes", "Classes", sections.classes),
     ("confusion", "Confusion", sections.confusion),
     ("curves", "Training", sections.training_curves),
     ("prototypes", "Prototypes", sections.prototypes),
     ("examples", "Training images and their texts", sections.examples),
-    ("changed", "Images that changed class", sections.changed),
-    ("run", "What was run", sections.what_was_run),
+    ("changed", "Images that changed class", sections.changed_images),
+    ("run", "Settings", sections.settings),
 )

@@ -1,7 +1,7 @@
-"""What the report shows beside `results.json` and the log: computed once, at the end of training.
+"""Collect `report_data.json` at the end of training: what the report shows beside `results.json`.
 
-`report_data.json` holds thumbnails, so that the page needs no image cache, and of every evaluated
-image its class before and after.
+It contains thumbnails, so that the report needs no image cache, and the predictions for all
+evaluated images before and after training.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from lattec_jax.methods.base import Method, PrototypeMethod
-from lattec_jax.reporting import health, page
+from lattec_jax.reporting import page
+from lattec_jax.reporting.health_metrics import nearest_classes
 from lattec_jax.runtime import schemas
 from lattec_jax.runtime.errors import UserError
 from lattec_jax.runtime.files import write_atomic
@@ -29,9 +31,9 @@ from lattec_jax.runtime.text import print_escaped
 from lattec_jax.training.prepare import Inputs
 from lattec_jax.training.state import TrainState
 
-EXAMPLES, CHANGED = 18, 36  # images on the page
-THUMBNAIL = 128  # pixels, at most
-DRAWN_COSINES = 50  # classes up to which all cosines are kept
+MAX_EXAMPLES, MAX_CHANGED = 18, 36  # images on the page
+THUMBNAIL_SIZE = 128  # pixels of the longer side
+MAX_COSINE_CLASSES = 50  # with more classes, the matrix of cosines is not stored
 
 
 def collect(
@@ -43,15 +45,15 @@ def collect(
     evaluated: tuple[Mapping[str, Any], Mapping[str, Any]],
     predictions: Int[np.ndarray, " N"],
 ) -> dict[str, Any]:
-    """What `report_data.json` holds. Called on all processes, which encode the examples together.
+    """Return the content of `report_data.json`. All processes call it to encode the examples.
 
     Args:
         inputs: of the run.
         method: of the run.
-        state: adapted.
+        state: of the adapted model.
         template: of the class-descriptions in training.
-        vectors: of the classes, before and after.
-        evaluated: `results.score` before and after.
+        vectors: class vectors of the zero-shot and of the adapted model.
+        evaluated: `results.evaluate_test_scores` of both models.
         predictions: of the adapted model for the training images.
     """
     before, after = (found["predictions"] for found in evaluated)
@@ -71,21 +73,20 @@ def collect(
 def save(directory: Path, data: Mapping[str, Any]) -> None:
     """Write `report_data.json`, with null for numbers that are not finite.
 
-    `results.json`, which ends a run, is written after it: a run that is killed in between writes
-    both again.
+    Call it before `results.json`, which marks a run as finished, is written: a run that is killed
+    in between then writes both again.
     """
     content = json.dumps(schemas.json_safe(data), allow_nan=False)
     write_atomic(directory / REPORT_DATA, content + "\n")
 
 
 def write_page(directory: Path) -> None:
-    """Write `report.html`. The results are on disk already: a page that cannot be written is said
-    and no more."""
+    """Write `report.html`. The results are on disk already, so an error is only printed."""
     try:
         print_escaped(f"report in {page.write(directory)}")
     except (OSError, UserError) as error:
         print_escaped(
-            f"warning: the report could not be written: {error}. The results are whole; "
+            f"warning: the report could not be written: {error}. The results are complete; "
             f"python -m lattec_jax.report --workdir={directory} writes it again",
             file=sys.stderr,
         )
@@ -94,56 +95,53 @@ def write_page(directory: Path) -> None:
 def _prototypes(
     before: Float[np.ndarray, "C D"], after: Float[np.ndarray, "C D"]
 ) -> dict[str, Any]:
-    """Each class with its nearest other one, and the cosine of the two at the start and now."""
-    similarity, other = health.nearest(after)
-    start = np.sum(before * before[other], axis=1)
-    columns = zip(other.tolist(), start.tolist(), similarity.tolist(), strict=True)
-    few = len(after) <= DRAWN_COSINES
+    """Return each class's nearest class with the cosine before and after, and all cosines."""
+    cosines_after, nearest = nearest_classes(after)
+    cosines_before = np.sum(before * before[nearest], axis=1)
+    columns = (nearest.tolist(), cosines_before.tolist(), cosines_after.tolist())
+    few_classes = len(after) <= MAX_COSINE_CLASSES
     return {
-        "nearest": [[c, *row] for c, row in enumerate(columns)],
-        "cosines": np.round(after @ after.T, 3).tolist() if few else None,
+        "nearest": [[c, *row] for c, row in enumerate(zip(*columns, strict=True))],
+        "cosines": np.round(after @ after.T, 3).tolist() if few_classes else None,
     }
 
 
 def _confusion(
     inputs: Inputs, before: Int[np.ndarray, " T"], after: Int[np.ndarray, " T"]
 ) -> dict[str, list] | None:
-    """(true class, predicted class, images) for the pairs that occur; None without labels."""
+    """Return the nonzero entries of both confusion matrices; None without labels."""
     labels = inputs.test.labels if inputs.test else None
     if labels is None:
         return None
-    found = {"before": before, "after": after}
-    return {
-        when: [
-            [*pair, n]
-            for pair, n in sorted(Counter(zip(labels.tolist(), p.tolist(), strict=True)).items())
-        ]
-        for when, p in found.items()
-    }
+    found = {}
+    for when, predictions in (("before", before), ("after", after)):
+        counts = Counter(zip(labels.tolist(), predictions.tolist(), strict=True))
+        found[when] = [[true, predicted, n] for (true, predicted), n in sorted(counts.items())]
+    return found
 
 
 def _changed(
     inputs: Inputs, before: Int[np.ndarray, " T"], after: Int[np.ndarray, " T"]
 ) -> dict[str, Any]:
-    """How many evaluated images changed class, and some of them, evenly spread."""
+    """Return the number of evaluated images whose prediction changed, and a sample of them."""
     images, names = inputs.test or inputs.images, inputs.dataset.class_names
     labels = inputs.test.labels if inputs.test else None
-    rows = np.flatnonzero(before != after)
+    changed = np.flatnonzero(before != after)
     shown = [
         {
-            "image": images.ids[row],
-            "thumbnail": thumbnail(images.evaluation.pixels[row]),
-            "before": names[before[row]],
-            "after": names[after[row]],
-            "label": None if labels is None else names[labels[row]],
+            "image": images.ids[i],
+            "thumbnail": thumbnail(images.evaluation.pixels[i]),
+            "before": names[before[i]],
+            "after": names[after[i]],
+            "label": None if labels is None else names[labels[i]],
         }
-        for row in rows[spread(len(rows), CHANGED)]
+        for i in changed[evenly_spaced(len(changed), MAX_CHANGED)]
     ]
     right = wrong = None
     if labels is not None:
         right = int(np.sum((before != labels) & (after == labels)))
         wrong = int(np.sum((before == labels) & (after != labels)))
-    counts = {"count": len(rows), "of": len(before), "right": right, "wrong": wrong}
+    counts = {"count": len(changed), "of": len(before), "right": right, "wrong": wrong}
     return {**counts, "shown": shown}
 
 
@@ -154,45 +152,46 @@ def _examples(
     template: str,
     predictions: Int[np.ndarray, " N"],
 ) -> list[dict[str, Any]]:
-    """Training images, evenly spread, with their texts, weights and both pseudo-labels."""
+    """Return a sample of training images with their texts, mixer weights and pseudo-labels."""
     images, names = inputs.images, inputs.dataset.class_names
-    rows = spread(len(images.ids), EXAMPLES)
-    first, current = inputs.zero_shot.labels[rows], predictions[rows]
     found = []
-    for row, a, b in zip(rows.tolist(), first.tolist(), current.tolist(), strict=True):
+    for i in evenly_spaced(len(images.ids), MAX_EXAMPLES).tolist():
+        zero_shot, current = int(inputs.zero_shot.labels[i]), int(predictions[i])
         texts = []
         if method.trains and method.class_text:
-            texts = [("class", template.replace("{}", names[c])) for c in dict.fromkeys((a, b))]
-        for kind in method.description_kinds if inputs.texts else ():
-            texts.append((kind, inputs.texts.texts[kind][row]))
+            classes = dict.fromkeys((zero_shot, current))
+            texts = [("class", template.replace("{}", names[c])) for c in classes]
+        if inputs.texts:
+            texts += [(kind, inputs.texts.texts[kind][i]) for kind in method.description_kinds]
         found.append(
             {
-                "image": images.ids[row],
-                "thumbnail": thumbnail(images.evaluation.pixels[row]),
-                "zero_shot": names[a],
-                "current": names[b],
+                "image": images.ids[i],
+                "thumbnail": thumbnail(images.evaluation.pixels[i]),
+                "zero_shot": names[zero_shot],
+                "current": names[current],
                 "texts": [{"kind": kind, "text": text, "weight": None} for kind, text in texts],
             }
         )
-    said = [text for entry in found for text in entry["texts"] if text["text"]]
-    if said and isinstance(method, PrototypeMethod):
-        tokens = inputs.weights.tokenizer([text["text"] for text in said])
-        weights = method.mixer_weights(inputs.extractor.texts(state.params, tokens), state.method)
+    present = [text for entry in found for text in entry["texts"] if text["text"]]
+    if present and isinstance(method, PrototypeMethod):
+        tokens = inputs.weights.tokenizer([text["text"] for text in present])
+        features = jnp.asarray(inputs.extractor.texts(state.params, tokens))
+        weights = method.mixer_weights(features, state.method)
         if weights is not None:
-            for text, weight in zip(said, np.asarray(weights, np.float64), strict=True):
+            for text, weight in zip(present, np.asarray(weights, np.float64), strict=True):
                 text["weight"] = round(float(weight), 6)
     return found
 
 
-def spread(count: int, wanted: int) -> Int[np.ndarray, " n"]:
-    """At most `wanted` of the numbers below `count`, evenly spread."""
-    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(int))
+def evenly_spaced(count: int, max_selected: int) -> Int[np.ndarray, " n"]:
+    """Return at most `max_selected` evenly spaced indices below `count`."""
+    return np.unique(np.linspace(0, count - 1, min(count, max_selected)).round().astype(int))
 
 
 def thumbnail(pixels: UInt8[np.ndarray, "S S 3"]) -> str:
-    """A JPEG data URI of evaluation pixels."""
+    """Return evaluation pixels as a data URI of a JPEG image."""
     image = Image.fromarray(np.asarray(pixels))
-    image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+    image.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     image.save(file, "JPEG", quality=85)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""What a run found: `results.json`, the adapted model, and the table at the end."""
+"""Results of a run: evaluation, the entries of `results.json`, and the adapted model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors.numpy
 from jaxtyping import Float, Int
@@ -18,7 +19,7 @@ from lattec_jax.methods.base import EpochMethod, Method
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params
 from lattec_jax.models.run_artifacts import ClassWeights
-from lattec_jax.reporting import health
+from lattec_jax.reporting.health_metrics import Baseline
 from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL
 from lattec_jax.runtime.version import __version__
@@ -27,51 +28,52 @@ from lattec_jax.training.state import TrainState
 
 
 def class_weights(inputs: Inputs, method: Method, state: TrainState) -> ClassWeights:
-    """The unit vectors of the classes, as the method has them at this state."""
+    """Return the class vectors of the method in this state."""
     extractor, prompts = inputs.extractor, inputs.prompts
-    adapted = method.class_weights(state.method, lambda: extractor.classes(state.params, prompts))
+    adapted = method.class_weights(
+        state.method, lambda: jnp.asarray(extractor.classes(state.params, prompts))
+    )
     frozen = None
     if isinstance(method, EpochMethod):
         frozen = method.frozen_class_weights(
-            state.method, lambda: extractor.texts(state.params, prompts.first)
+            state.method, lambda: jnp.asarray(extractor.texts(state.params, prompts.first))
         )
     return ClassWeights(np.asarray(adapted), None if frozen is None else np.asarray(frozen))
 
 
-def test_features(inputs: Inputs, params: Params) -> Float[np.ndarray, "T D"]:
-    """Features of the test images; without test images of the training images."""
+def encode_test_images(inputs: Inputs, params: Params) -> Float[np.ndarray, "T D"]:
+    """Return features of the test images, or of the training images if there are no others."""
     pixels = (inputs.test or inputs.images).evaluation.pixels
     return inputs.extractor.images(params, pixels, "evaluation")
 
 
-def examine(
+def evaluate(
     inputs: Inputs,
     params: Params,
     vectors: ClassWeights,
     frozen: Float[np.ndarray, "T D"],
 ) -> dict[str, Any]:
-    """Classify what `test_features` encodes. See `evaluate_scores` for what comes back.
+    """Evaluate a model on the test images, see `evaluate_scores`.
 
     Args:
         inputs: of the run.
-        params: of the model at this point.
-        vectors: of the classes.
-        frozen: `test_features` of the pre-trained model.
+        params: of the model.
+        vectors: class vectors of the model.
+        frozen: `encode_test_images` of the pre-trained model.
     """
-    return score(inputs, vectors.cosines(test_features(inputs, params), frozen))
+    return evaluate_test_scores(inputs, vectors.cosines(encode_test_images(inputs, params), frozen))
 
 
-def score(inputs: Inputs, cosines: Float[np.ndarray, "T C"]) -> dict[str, Any]:
-    """`evaluate_scores` of the test images; labels of training images are not read."""
-    labels = inputs.test.labels if inputs.test else None
-    return evaluate_scores(cosines, labels, cosines.shape[1])
+def evaluate_test_scores(inputs: Inputs, scores: Float[np.ndarray, "T C"]) -> dict[str, Any]:
+    """Evaluate scores of the test images. Labels of training images are never used."""
+    return evaluate_scores(scores, inputs.test.labels if inputs.test else None)
 
 
 def evaluate_scores(
-    scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"] | None, classes: int
+    scores: Float[np.ndarray, "N C"], labels: Int[np.ndarray, " N"] | None
 ) -> dict[str, Any]:
-    """Accuracies where there are labels, and how the predictions spread over the classes."""
-    predictions = scores.argmax(axis=1)
+    """Return predictions, their distribution over the classes and, given labels, accuracies."""
+    predictions, classes = scores.argmax(axis=1), scores.shape[1]
     fractions = evaluation_metrics.class_fractions(predictions, classes)
     per_class = None
     if labels is not None:
@@ -85,11 +87,13 @@ def evaluate_scores(
     }
 
 
-def table(class_names: Sequence[str], before: Mapping, after: Mapping, images: int) -> str:
-    """Zero-shot against adapted, in all and per class; shares of predictions without labels."""
+def comparison_table(
+    class_names: Sequence[str], before: Mapping, after: Mapping, images: int
+) -> str:
+    """Return a table of accuracies, or of class fractions without labels, before and after."""
     width = max(len("class"), *map(len, class_names)) + 2
     if before["accuracy"] is None:
-        title = f"share of {images} images per predicted class (there are no labels)"
+        title = f"fraction of {images} images per predicted class (there are no labels)"
         rows = list(
             zip(class_names, before["class_fractions"], after["class_fractions"], strict=True)
         )
@@ -109,7 +113,7 @@ def table(class_names: Sequence[str], before: Mapping, after: Mapping, images: i
 
 
 def test_metrics(inputs: Inputs, found: Mapping[str, Any]) -> dict[str, float]:
-    """What an evaluation during training logs: top-1, top-5 and each class, with labels."""
+    """Return the metrics of an evaluation during training, for the log."""
     metrics = {"class_entropy": found["class_entropy"]}
     if found["accuracy"]:
         metrics |= {f"test_{name}": value for name, value in found["accuracy"].items()}
@@ -119,8 +123,8 @@ def test_metrics(inputs: Inputs, found: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str, Any]:
-    """What was run, and on what: the head of `results.json`."""
+def run_settings(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str, Any]:
+    """Return the entries of `results.json` that describe the run: method, data, weights, values."""
     weights, texts = inputs.weights, inputs.texts
     return {
         "method": method.name,
@@ -154,8 +158,8 @@ def describe_run(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
     }
 
 
-def record_inputs(inputs: Inputs, batch_size: int) -> dict[str, Any]:
-    """What a run is made of, so that it is not continued with anything else."""
+def input_fingerprints(inputs: Inputs, batch_size: int) -> dict[str, Any]:
+    """Return the content of `inputs.json`: a run is resumed only with the same inputs."""
     labels = np.ascontiguousarray(inputs.zero_shot.labels)
     return {
         "weights_sha256": inputs.weights.sha256,
@@ -169,9 +173,14 @@ def record_inputs(inputs: Inputs, batch_size: int) -> dict[str, Any]:
     }
 
 
-def compare(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
-    """Accuracies before and after, null without labels, and the table that is printed."""
-    images = inputs.test or inputs.images
+def compare_accuracies(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
+    """Return the entries of `results.json` with accuracies (None without labels) and their table.
+
+    Args:
+        inputs: of the run.
+        before, after: `evaluate_scores` of the zero-shot and of the adapted model.
+    """
+    evaluated = inputs.test or inputs.images
     unreadable = {
         "train": inputs.images.unreadable,
         "test": inputs.test.unreadable if inputs.test else [],
@@ -180,60 +189,66 @@ def compare(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
         "n_train": len(inputs.images.ids),
         "n_test": len(inputs.test.ids) if inputs.test else 0,
         "unreadable": [*unreadable["train"], *unreadable["test"]],
-        "n_left_out": {part: len(failed) for part, failed in unreadable.items()},
+        "n_left_out": {split: len(images) for split, images in unreadable.items()},
         "zero_shot": before["accuracy"],
         "adapted": after["accuracy"],
         "per_class": {"zero_shot": before["per_class"], "adapted": after["per_class"]},
-        "table": table(inputs.dataset.class_names, before, after, len(images.ids)),
+        "table": comparison_table(inputs.dataset.class_names, before, after, len(evaluated.ids)),
     }
 
 
-def predict_training(
+def predict_training_images(
     inputs: Inputs,
     params: Params,
     vectors: ClassWeights,
     frozen: Float[np.ndarray, "N D"] | None,
 ) -> Int[np.ndarray, " N"]:
-    """The classes of the training images.
+    """Return the predicted classes of the training images.
 
     Args:
         inputs: of the run.
         params: of the model.
-        vectors: of the classes.
-        frozen: features by the pre-trained model, where `vectors` needs them.
+        vectors: class vectors of the model.
+        frozen: image features of the pre-trained model, if `vectors` has vectors for them.
     """
     pixels = inputs.images.evaluation.pixels
     features = inputs.extractor.images(params, pixels, "training images")
     return vectors.cosines(features, frozen).argmax(axis=1)
 
 
-def health_reference(
-    inputs: Inputs, class_features: Float[np.ndarray, "C D"], batch_size: int
-) -> health.Reference:
-    """What `lattec_jax.reporting.health` compares a run with."""
+def zero_shot_baseline(
+    inputs: Inputs, class_vectors: Float[np.ndarray, "C D"], batch_size: int
+) -> Baseline:
+    """Return the baseline for `lattec_jax.reporting.health`.
+
+    Args:
+        inputs: of the run.
+        class_vectors: of the pre-trained model.
+        batch_size: in training.
+    """
     counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.images.ids)
-    return health.Reference(
+    return Baseline(
         inputs.dataset.class_names,
-        class_features,
+        class_vectors,
         inputs.zero_shot.labels,
         batch_size,
         {kind: counted["found"] / images for kind, counted in counts.items()},
     )
 
 
-def label_free(
+def label_free_metrics(
     inputs: Inputs,
     predictions: Int[np.ndarray, " N"],
     before: Float[np.ndarray, "C D"],
     after: ClassWeights,
 ) -> dict[str, Any]:
-    """Figures on the training images that no label is needed for.
+    """Return the entry "label_free" of `results.json`.
 
     Args:
         inputs: of the run.
         predictions: of the adapted model for the training images.
         before: class vectors of the pre-trained model.
-        after: of the adapted one.
+        after: class vectors of the adapted model.
     """
     fractions = evaluation_metrics.class_fractions(predictions, len(after.adapted))
     return {
@@ -244,14 +259,14 @@ def label_free(
     }
 
 
-def save_adapted(
+def save_adapted_model(
     workdir: Path,
     inputs: Inputs,
     method: Method,
     params: Mapping[str, np.ndarray],
     vectors: ClassWeights,
 ) -> None:
-    """Write the adapted CLIP (a checkpoint directory) and the vectors of the classes."""
+    """Write the adapted CLIP, as a checkpoint directory, and its class vectors."""
     weights = inputs.weights
     source = {
         **weights.source,

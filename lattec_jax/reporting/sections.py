@@ -1,134 +1,104 @@
-"""The sections of the page, each a function of the run to HTML; empty where there is nothing.
+"""The sections of the report: functions from a run to HTML, which is empty without content.
 
-Everything that comes from a file is escaped.
+All text from files is escaped.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lattec_jax.reporting.charts import UNKNOWN, curves, heat_map, is_finite, number
-from lattec_jax.reporting.markup import escape
+from lattec_jax.reporting.charts import UNKNOWN, format_number, heat_map, is_finite, line_chart
+from lattec_jax.reporting.markup import escape, table
 
-MAP_CLASSES = 100  # up to here matrices are drawn, beyond them the largest entries are listed
-MOST_PAIRS = 20
-# Title, a sentence, and the metrics of the log by their labels.
-CURVES = (
+MAX_MATRIX_CLASSES = 100  # with more classes, only the largest entries of a matrix are listed
+MAX_PAIRS = 20
+# Title, note, and metrics of the log with their labels.
+CHARTS = (
     ("Loss", "", {"loss": "loss"}),
     (
         "Agreement with the frozen model",
-        "Share of a batch whose current pseudo-label is that of the frozen model.",
+        "Fraction of a batch with the same pseudo-label by the current and the frozen model.",
         {"agreement_with_frozen": "agreement"},
     ),
     (
-        "Spread of the predictions",
-        "Entropy of a batch's shares per class: 1 is even, 0 is one class.",
-        {"batch_class_entropy": "entropy", "batch_largest_fraction": "largest share"},
+        "Distribution of the predictions",
+        "Entropy over the classes in a batch: 1 is uniform, 0 is a single class.",
+        {"batch_class_entropy": "entropy", "batch_largest_fraction": "fraction of largest class"},
     ),
     ("Gradient norm", "", {"gradient_norm": "norm"}),
-    ("Logit scale", "The inverse temperature.", {"logit_scale": "scale"}),
-    ("Learning rate", "", {"learning_rate": "rate"}),
+    ("Logit scale", "The inverse temperature.", {"logit_scale": "logit scale"}),
+    ("Learning rate", "", {"learning_rate": "learning rate"}),
     (
         "Drift of the prototypes",
-        "1 − cosine of a class's vector to its start.",
-        {"drift_mean": "mean", "drift_largest": "largest"},
+        "1 − cosine between the current and the first vector of a class.",
+        {"drift_mean": "mean", "drift_largest": "maximum"},
     ),
     (
-        "Nearness of the prototypes",
-        "Largest cosine between two classes; separation: mean distance to the nearest other class "
-        "against the start.",
-        {"nearest_similarity": "largest cosine", "separation": "separation"},
+        "Separation of the prototypes",
+        "Maximum cosine between two classes; separation: mean distance to the nearest class, "
+        "relative to the start.",
+        {"nearest_similarity": "maximum cosine", "separation": "separation"},
     ),
-    ("Accuracy", "On the test images, while training.", {"test_top1": "top1", "test_top5": "top5"}),
+    ("Accuracy", "On the test images.", {"test_top1": "top-1", "test_top5": "top-5"}),
 )
-RUN_VALUES = (
-    ("config.train.batch_size", "batch size"),
-    ("config.train.schedule", "schedule"),
-    ("config.train.optimizer", "optimizer"),
-    ("config.train.weight_decay", "weight decay"),
-    ("config.method.texts", "texts"),
-    ("config.method.labels", "pseudo-labels"),
-    ("config.descriptions.engine", "engine of the descriptions"),
+RESULTS_VALUES = (
+    "method", "preset", "dataset", "protocol", "model", "weights", "weights_sha256",
+    "seed", "steps", "learning_rate", "alpha", "momentum", "wise_ft", "template",
+)  # fmt: skip
+CONFIG_VALUES = (
+    ("train.batch_size", "batch size"),
+    ("train.schedule", "schedule"),
+    ("train.optimizer", "optimizer"),
+    ("train.weight_decay", "weight decay"),
+    ("method.texts", "texts"),
+    ("method.labels", "pseudo-labels"),
+    ("descriptions.engine", "captioning engine"),
 )
 
 
 class Run(NamedTuple):
-    """What the files of a work directory say."""
+    """The files of a work directory."""
 
     config: dict[str, Any]  # config.json
     results: dict[str, Any]  # results.json
     log: list[dict[str, Any]]  # metrics.jsonl
-    data: dict[str, Any] | None  # report_data.json; None: not there
+    data: dict[str, Any] | None  # report_data.json, if it exists
 
 
-def table(
-    caption: str, head: Sequence[str], rows: Iterable[Sequence[str]], words: frozenset[int]
-) -> str:
-    """A table that scrolls by itself where the screen is narrow. Cells are escaped here.
-
-    Args:
-        caption: what it shows.
-        head: of the columns; the first column heads the rows.
-        rows: cells.
-        words: columns, beside the first, that hold words.
-    """
-    kinds = [' class="word"' if index in words else "" for index in range(len(head))]
-    pairs = list(zip(head, kinds, strict=True))
-    heads = "".join(f'<th scope="col"{kind}>{escape(cell)}</th>' for cell, kind in pairs)
-    body = []
-    for row in rows:
-        cells = [f'<th scope="row">{escape(row[0])}</th>']
-        for cell, kind in zip(row[1:], kinds[1:], strict=True):
-            cells.append(f"<td{kind}>{escape(cell)}</td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return (
-        f'<div class="scroll" role="region" aria-label="{escape(caption)}" '
-        f'tabindex="0"><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
-    )
-
-
-def verdict(run: Run) -> str:
-    """The verdict, every alarm, and the metrics behind them."""
-    health = run.results["health"]
-    kind = "verdict look" if health["alarms"] else "verdict"
+def health(run: Run) -> str:
+    """Return the verdict, the alarms, and the health metrics."""
+    found = run.results["health"]
+    kind = "verdict warning" if found["alarms"] else "verdict"
     parts = [
         f'<div class="{kind}">'
-        + "".join(f"<p>{escape(line)}</p>" for line in health["verdict"].split("\n"))
+        + "".join(f"<p>{escape(line)}</p>" for line in found["verdict"].split("\n"))
         + "</div>"
     ]
-    for alarm in health["alarms"]:
-        named = ", ".join(alarm["classes"])
+    for alarm in found["alarms"]:
+        affected = ", ".join(alarm["classes"])
         parts.append(
             f'<div class="alarm"><h3>Alarm: {escape(alarm["name"])}</h3>'
             f"<p>{escape(alarm['message'])}</p>"
-            + (f"<p>Classes: {escape(named)}</p>" if named else "")
-            + f"<p><strong>What to do:</strong> {escape(alarm['do'])}</p>"
-            f'<p class="soft">{escape(alarm["metric"])} = {number(alarm["value"])}, threshold '
-            f"{number(alarm['threshold'])}</p></div>"
+            + (f"<p>Classes: {escape(affected)}</p>" if affected else "")
+            + f"<p><strong>What to do:</strong> {escape(alarm['advice'])}</p>"
+            f'<p class="soft">{escape(alarm["metric"])} = {format_number(alarm["value"])}, '
+            f"threshold {format_number(alarm['threshold'])}</p></div>"
         )
-    rows = [(name, number(value)) for name, value in health["metrics"].items()]
-    parts.append(
-        table(
-            "Figures on the training images; no label is read for them",
-            ("metric", "value"),
-            [(name.replace("_", " "), value) for name, value in rows],
-            frozenset(),
-        )
-    )
+    rows = [(k.replace("_", " "), format_number(v)) for k, v in found["metrics"].items()]
+    parts.append(table("Metrics on the training images, without labels", ("metric", "value"), rows))
     return "\n".join(parts)
 
 
-def before_and_after(run: Run) -> str:
-    """Top-1 and top-5; without labels, what is known instead."""
+def accuracy(run: Run) -> str:
+    """Return top-1 and top-5 accuracy, or a note that there are no labels."""
     results = run.results
     before, after = results["zero_shot"], results["adapted"]
     if before is None:
         return (
-            "<p>There are no labels of test images, so accuracies are not known. The classes below "
-            "have shares of the predictions instead.</p>"
+            "<p>There are no labeled test images, so the accuracy is not known. The table of "
+            "classes gives the fraction of predictions instead.</p>"
         )
     rows = [
         (key.replace("top", "top-"), *_change(before[key], after[key]))
@@ -137,77 +107,80 @@ def before_and_after(run: Run) -> str:
     ]
     return table(
         f"Accuracy on {results['n_test']:,} test images",
-        ("accuracy", "zero-shot", "adapted", "change in points"),
+        ("accuracy (%)", "zero-shot", "adapted", "change (percentage points)"),
         rows,
-        frozenset(),
     )
 
 
 def classes(run: Run) -> str:
-    """Accuracy per class, or the share of images that each class is predicted for."""
+    """Return the accuracy per class, or the fraction of predictions per class without labels."""
     results = run.results
     names, fractions = results["class_names"], results["health"]["class_fractions"]
     train = list(zip(fractions["zero_shot"], fractions["adapted"], strict=True))
     if results["zero_shot"] is None:
         rows = [(name, *_change(*pair)) for name, pair in zip(names, train, strict=True)]
-        head = ("class", "zero-shot", "adapted", "change in points")
-        return table("Share of the training images per predicted class", head, rows, frozenset())
-    per = results["per_class"]
-    found = zip(names, per["zero_shot"], per["adapted"], train, strict=True)
+        header = ("class", "zero-shot", "adapted", "change (percentage points)")
+        return table("Fraction of the training images per predicted class (%)", header, rows)
+    per_class = results["per_class"]
     rows = []
-    for name, before, after, (first, second) in found:
-        known = before is not None and after is not None
-        cells = _change(before, after) if known else ("no images", "", "")
+    for name, before, after, (first, second) in zip(
+        names, per_class["zero_shot"], per_class["adapted"], train, strict=True
+    ):
+        cells = ("no images", "", "") if before is None or after is None else _change(before, after)
         rows.append((name, *cells, f"{first:.1%}", f"{second:.1%}"))
-    head = ("class", "zero-shot", "adapted", "change in points", "share before", "share after")
-    caption = "Accuracy of each class, and its share of the predictions for the training images"
-    return table(caption, head, rows, frozenset())
+    header = (
+        "class", "zero-shot", "adapted", "change (percentage points)",
+        "predictions, zero-shot", "predictions, adapted",
+    )  # fmt: skip
+    caption = "Accuracy per class (%), and fraction of the training images predicted as it (%)"
+    return table(caption, header, rows)
 
 
 def _change(before: float, after: float) -> tuple[str, str, str]:
-    """Both in per cent, and an arrow and a sign for the change."""
+    """Return both values in percent, and their difference with an arrow and a sign."""
     change = 100 * (after - before)
     arrow = "▲" if change >= 0.05 else "▼" if change <= -0.05 else "="
     return f"{before:.1%}", f"{after:.1%}", f"{arrow} {change:+.1f}"
 
 
 def confusion(run: Run) -> str:
-    """Which classes are taken for which, before and after; of many classes the largest entries."""
+    """Return the confusion matrices, for few classes, and the most confused pairs of classes."""
     if run.data is None or run.data["confusion"] is None:
         return ""
     names, parts = run.results["class_names"], []
     counts = {
-        when: {(true, found): count for true, found, count in run.data["confusion"][when]}
+        when: {(true, predicted): n for true, predicted, n in run.data["confusion"][when]}
         for when in ("before", "after")
     }
-    if len(names) <= MAP_CLASSES:
+    if len(names) <= MAX_MATRIX_CLASSES:
         maps = [
-            heat_map(title, _of_rows(counts[when]), names, ("true class", "predicted class"))
+            heat_map(title, _row_fractions(counts[when]), names, ("true class", "predicted class"))
             for when, title in (("before", "Zero-shot"), ("after", "Adapted"))
         ]
         parts.append(f'<div class="maps">{"".join(maps)}</div>')
-        parts.append('<p class="soft">Cells: images; the darkness is the share of the row.</p>')
+        parts.append('<p class="soft">Number of images; shade: fraction of the row.</p>')
     wrong = {pair for when in counts.values() for pair in when if pair[0] != pair[1]}
 
     def images(pair: tuple[int, int]) -> tuple[int, int]:
         return counts["before"].get(pair, 0), counts["after"].get(pair, 0)
 
-    largest = sorted(wrong, key=lambda pair: (-max(images(pair)), pair))[:MOST_PAIRS]
-    rows = [
-        (names[true], names[found], f"{first}", f"{second}", f"{second - first:+d}")
-        for true, found in largest
-        for first, second in [images((true, found))]
-    ]
+    largest = sorted(wrong, key=lambda pair: (-max(images(pair)), pair))[:MAX_PAIRS]
+    rows = []
+    for true, predicted in largest:
+        before, after = images((true, predicted))
+        rows.append(
+            (names[true], names[predicted], str(before), str(after), f"{after - before:+d}")
+        )
     if rows:
-        head = ("true class", "taken for", "before", "after", "change")
-        parts.append(table("The most confused pairs, in test images", head, rows, frozenset({1})))
+        header = ("true class", "predicted class", "zero-shot", "adapted", "change")
+        parts.append(table("The most confused pairs (number of test images)", header, rows, (1,)))
     return "\n".join(parts)
 
 
-def _of_rows(
+def _row_fractions(
     counts: Mapping[tuple[int, int], int],
 ) -> dict[tuple[int, int], tuple[float, str]]:
-    """Counts as shares of their rows, for a heat map."""
+    """Return cells of a heat map: counts, with their fraction of the row as opacity."""
     totals: dict[int, int] = {}
     for (true, _), count in counts.items():
         totals[true] = totals.get(true, 0) + count
@@ -215,36 +188,42 @@ def _of_rows(
 
 
 def training_curves(run: Run) -> str:
-    """The log as curves."""
-    texts = {n: n.removeprefix("weight_") for line in run.log for n in line if n[:7] == "weight_"}
-    about = "Mean weight of each kind of text: how well it tells the classes apart, Eq. (1)."
+    """Return the metrics of the log as line charts."""
+    kinds = {n: n.removeprefix("weight_") for line in run.log for n in line if n[:7] == "weight_"}
+    about = "Mean mixer weight of each kind of text (Eq. 1): how well it distinguishes the classes."
     charts = []
-    for title, note, names in (*CURVES, ("Weights of the texts", about, texts)):
+    for title, note, names in (*CHARTS, ("Mixer weights", about, kinds)):
         lines = {
-            label: [(s["step"], s[name]) for s in run.log if is_finite(s.get(name))]
+            label: [(line["step"], line[name]) for line in run.log if is_finite(line.get(name))]
             for name, label in names.items()
         }
         if any(lines.values()):
-            charts.append(curves(title, lines, note))
+            charts.append(line_chart(title, lines, note))
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
 def prototypes(run: Run) -> str:
-    """How near the classes' vectors are to one another."""
+    """Return the cosines between the class vectors, for few classes, and the nearest classes."""
     if run.data is None:
         return ""
     names, found = run.results["class_names"], run.data["prototypes"]
     drift = run.results["label_free"]["prototype_drift"]
     rows = [
-        (names[c], names[near], _three(before), _three(now), _three(drift[c]))
-        for c, near, before, now in found["nearest"]
+        (names[c], names[nearest], _cosine(before), _cosine(after), _cosine(drift[c]))
+        for c, nearest, before, after in found["nearest"]
     ]
     rows.sort(key=lambda row: 0 if row[3] == UNKNOWN else -float(row[3]))
-    head = ("class", "nearest class", "cosine at the start", "cosine now", "drift (1 − cosine)")
-    caption = "The vector of each class and its nearest other one"
-    if len(rows) > MAP_CLASSES:
-        rows, caption = rows[:MOST_PAIRS], f"{caption}: the {MOST_PAIRS} nearest"
-    parts = [table(caption, head, rows, frozenset({1}))]
+    header = (
+        "class",
+        "nearest class",
+        "cosine before",
+        "cosine after",
+        "drift (1 − cosine)",
+    )
+    caption = "Nearest other class of each class"
+    if len(rows) > MAX_MATRIX_CLASSES:
+        rows, caption = rows[:MAX_PAIRS], f"{caption}: the {MAX_PAIRS} nearest pairs"
+    parts = [table(caption, header, rows, (1,))]
     if found["cosines"]:
         cells = {
             (i, j): (max(value, 0.0), f"{value:.1f}")
@@ -252,18 +231,22 @@ def prototypes(run: Run) -> str:
             for j, value in enumerate(row)
             if is_finite(value)
         }
-        drawn = heat_map("Cosines between the classes now", cells, names, ("class", "class"))
+        drawn = heat_map(
+            "Cosines between the adapted class vectors",
+            cells,
+            names,
+            ("class", "class"),
+        )
         parts.insert(0, f'<div class="maps">{drawn}</div>')
     return "\n".join(parts)
 
 
-def _three(value: float | None) -> str:
-    """A cosine; of a value that is not known a dash."""
+def _cosine(value: float | None) -> str:
     return f"{value:.3f}" if is_finite(value) else UNKNOWN
 
 
 def _card(entry: Mapping[str, Any], alt: str, lines: Sequence[str]) -> str:
-    """An image with lines of HTML beside it."""
+    """Return a list item: an image, and lines of HTML beside it."""
     body = "".join(f"<p>{line}</p>" for line in lines)
     return (
         f'<li><img src="{escape(entry["thumbnail"])}" '
@@ -273,27 +256,27 @@ def _card(entry: Mapping[str, Any], alt: str, lines: Sequence[str]) -> str:
 
 
 def examples(run: Run) -> str:
-    """Training images with their texts, the weights of these, and both pseudo-labels."""
+    """Return training images with their texts, mixer weights, and pseudo-labels."""
     if run.data is None or not run.data["examples"]:
         return ""
     cards = []
     for entry in run.data["examples"]:
         lines = [
             f"zero-shot: <strong>{escape(entry['zero_shot'])}</strong>",
-            f"now: <strong>{escape(entry['current'])}</strong>",
+            f"adapted: <strong>{escape(entry['current'])}</strong>",
         ]
         for text in entry["texts"]:
             weight = f" (weight {text['weight']:.3f})" if is_finite(text["weight"]) else ""
-            words = escape(text["text"]) if text["text"] else "<em>none</em>"
-            lines.append(f"{escape(text['kind'])}{weight}: {words}")
-        alt = f"Training image, {entry['zero_shot']} to zero-shot, {entry['current']} now"
+            content = escape(text["text"]) if text["text"] else "<em>none</em>"
+            lines.append(f"{escape(text['kind'])}{weight}: {content}")
+        alt = f"Training image; zero-shot: {entry['zero_shot']}, adapted: {entry['current']}"
         cards.append(_card(entry, alt, lines))
-    note = "Drawn evenly from the training images. Weights are those of the adapted model."
+    note = "A sample of the training images. Mixer weights are those of the adapted model."
     return f'<p class="soft">{note}</p><ul class="examples">{"".join(cards)}</ul>'
 
 
-def changed(run: Run) -> str:
-    """Evaluated images whose class is another one after training."""
+def changed_images(run: Run) -> str:
+    """Return evaluated images whose predicted class changed."""
     if run.data is None or not run.data["changed"]["shown"]:
         return ""
     found, cards = run.data["changed"], []
@@ -301,43 +284,44 @@ def changed(run: Run) -> str:
         before, after, label = (entry[key] for key in ("before", "after", "label"))
         lines = [f"{escape(before)} → <strong>{escape(after)}</strong>"]
         if label is not None:
-            said = "now right" if after == label else "was right" if before == label else "wrong"
-            lines.append(f"true: {escape(label)} ({said})")
-        cards.append(_card(entry, f"Image that went from {before} to {after}", lines))
-    note = f"{found['count']:,} of {found['of']:,} evaluated images changed class"
+            change = "corrected" if after == label else "now wrong" if before == label else "wrong"
+            lines.append(f"true class: {escape(label)} ({change})")
+        cards.append(_card(entry, f"Image with prediction changed from {before} to {after}", lines))
+    note = f"{found['count']:,} of {found['of']:,} evaluated images have another predicted class"
     if found["right"] is not None:
-        note += f": {found['right']:,} from wrong to right, {found['wrong']:,} from right to wrong"
-    return f'<p>{note}. {len(cards)} of them:</p><ul class="examples few">{"".join(cards)}</ul>'
+        note += f": {found['right']:,} were corrected, {found['wrong']:,} are now wrong"
+    note += f". {len(cards)} of them are shown."
+    return f'<p>{note}</p><ul class="examples few">{"".join(cards)}</ul>'
 
 
-def what_was_run(run: Run) -> str:
-    """The main values of the configuration, and all of results.json that identifies the run."""
+def settings(run: Run) -> str:
+    """Return what identifies the run, and the main values of its configuration."""
     results, values = run.results, {}
-    for key in ("method", "preset", "dataset", "protocol", "model", "weights", "weights_sha256"):
+    for key in RESULTS_VALUES:
         values[key.replace("_", " ")] = results.get(key)
-    counts = ("seed", "steps", "learning_rate", "alpha", "momentum", "wise_ft", "template")
-    for key in counts:
-        values[key.replace("_", " ")] = results.get(key)
-    for dotted, label in RUN_VALUES:
+    for dotted, label in CONFIG_VALUES:
         value: Any = run.config
-        for part in dotted.split(".")[1:]:
-            value = value.get(part) if isinstance(value, dict) else None
+        for key in dotted.split("."):
+            value = value.get(key) if isinstance(value, dict) else None
         values[label] = value
-    for kind, counted in (results.get("descriptions") or {}).items():
-        values[f"{kind} descriptions"] = f"{counted['found']:,}, {counted['missing']:,} missing"
+    for kind, counts in (results.get("descriptions") or {}).items():
+        values[f"{kind} descriptions"] = f"{counts['found']:,}, {counts['missing']:,} missing"
     values["training images"], values["test images"] = results["n_train"], results["n_test"]
     values["unreadable images"] = len(results.get("unreadable", ()))
-    values["seconds of training"] = results.get("train_seconds")
-    values["images per second"] = results.get("images_per_second")
+    values["training time (s)"] = results.get("train_seconds")
+    values["images/s"] = results.get("images_per_second")
     values["device"] = results.get("device")
-    shown = [(k, _plain(v)) for k, v in values.items() if v is not None]
-    body = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in shown)
+    body = "".join(
+        f"<dt>{escape(key)}</dt><dd>{escape(_format(value))}</dd>"
+        for key, value in values.items()
+        if value is not None
+    )
     return f'<dl class="run">{body}</dl>'
 
 
-def _plain(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, float):
-        return number(value)
+        return format_number(value)
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}" if value >= 10_000 else str(value)
     return value if isinstance(value, str) else json.dumps(value)

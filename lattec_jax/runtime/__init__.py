@@ -1,1 +1,1 @@
-"""What every command needs around its work: configuration, files, errors, processes and devices."""
+"""What every command uses: configuration, files, errors, distributed processes and devices."""

@@ -1,18 +1,19 @@
 """Errors that the user can repair.
 
-Every message says what was expected, what was found, where, and what to do. The commands print them
-without a traceback, as they print errors of the system that name a file; any other exception is a
-defect of ours and keeps its traceback.
+Every message states what was expected, what was found, where, and what to do. The commands print
+these errors, and an OSError that names a file, without a traceback. Any other exception is a bug
+and keeps its traceback.
 """
 
 import difflib
 import itertools
+import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 
 class UserError(Exception):
-    """Something in the user's input or files that the user can mend."""
+    """Something in the user's input or files that the user can repair."""
 
 
 class ConfigError(UserError):
@@ -28,24 +29,31 @@ class EngineError(UserError):
 
 
 class TrainingError(UserError):
-    """Training that went wrong, such as a loss that is not finite."""
+    """Training that cannot continue, for example because the loss is not finite."""
 
 
 class WeightsError(UserError):
     """A model checkpoint that cannot be used."""
 
 
-def shortened(value: Any, most: int = 80) -> str:
-    """A value for a message, cut to `most` characters."""
-    text = repr(value)
-    return text if len(text) <= most else text[: most - 3] + "..."
+def short_repr(value: Any, max_chars: int = 80) -> str:
+    """Return the repr of a value for a message, truncated to `max_chars` characters.
+
+    Only the beginning of a large value is looked at, so any content of a file can be passed.
+    """
+    limits = reprlib.Repr()
+    limits.maxlevel = 3
+    limits.maxstring = limits.maxother = limits.maxlong = max_chars
+    limits.maxtuple = limits.maxlist = limits.maxdict = max_chars // 2
+    text = limits.repr(value)
+    return text if len(text) <= max_chars else f"{text[: max_chars - 3]}..."
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """A sentence with the nearest of `names`, or an empty string where none is near.
+    """Return a sentence with the closest of `names`, or an empty string if none is close.
 
-    Of the first 1,000 names of at most 200 characters: they may be a server's, and comparing takes
-    time that grows with the square of the length.
+    Compares only the first 1,000 names of at most 200 characters: the names may come from a server,
+    and the time grows with the square of their length.
     """
     compared = [n for n in itertools.islice(names, 1000) if len(n) <= 200]
     near = difflib.get_close_matches(name[:100], compared, n=1)
@@ -53,9 +61,9 @@ def did_you_mean(name: str, names: Iterable[str]) -> str:
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """A line for each key of `now` whose value in `before` is another; empty where none is."""
+    """Return a line for each key of `now` whose value differs from `before`."""
     return "".join(
-        f"\n  {key}: there {shortened(before.get(key))}, here {shortened(value)}"
+        f"\n  {key}: was {short_repr(before.get(key))}, is now {short_repr(value)}"
         for key, value in now.items()
         if before.get(key) != value
     )

@@ -1,10 +1,10 @@
-"""Files and directories that are whole or not there. Imports no JAX.
+"""Atomic writes: a file or directory is complete or absent. Imports no JAX.
 
-Whatever is written goes to a temporary name in the same directory first, `.NAME.TOKEN.partial`,
-and is moved into place when it is complete. The name cannot be predicted and is created
-exclusively, with the permissions that the user's umask gives. The writer holds a lock on it, so
-that `remove_abandoned` can tell what a killed process left behind from what is still being written.
-A directory takes the place of another in one step, see `replace_directory`.
+Content is written under a temporary name in the same directory, `.NAME.TOKEN.partial`, which is
+renamed when it is complete. The name cannot be predicted and is created exclusively, with the
+permissions that the user's umask gives. The writer holds a lock on it, so that `remove_abandoned`
+can tell what a killed process left behind from what is still being written. A directory is replaced
+in one step, see `replace_directory`.
 """
 
 from __future__ import annotations
@@ -29,45 +29,43 @@ import safetensors
 import safetensors.numpy
 
 PARTIAL = ".partial"  # suffix of temporary names
-VISIBLE = 60  # seconds after which a file must be seen on all hosts; NFS remembers absent ones
-# Seconds without a write after which a temporary file has no living writer, where the file system
-# has no locks.
-ABANDONED = 24 * 3600
-_NO_LOCKS = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF))
-_NO_EXCHANGE = frozenset((errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS))
+VISIBILITY_TIMEOUT_S = 60  # NFS clients cache for a while that a file is absent
+# Without file locks, a temporary file that was not written to for so long counts as abandoned.
+ABANDONED_AFTER_S = 24 * 3600
+_LOCKS_UNSUPPORTED = frozenset((errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF))
+_EXCHANGE_UNSUPPORTED = frozenset((errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS))
 
 
-def appears(path: Path) -> bool:
-    """Whether a file that another host wrote can be seen here, at once or soon."""
-    end = time.monotonic() + VISIBLE
-    while not (seen := path.exists()) and time.monotonic() < end:
+def wait_until_visible(path: Path) -> bool:
+    """Wait for a file that another host wrote; return whether it is visible here."""
+    end = time.monotonic() + VISIBILITY_TIMEOUT_S
+    while not (visible := path.exists()) and time.monotonic() < end:
         time.sleep(1)
-    return seen
+    return visible
 
 
-def temporary(path: Path, token: str) -> Path:
-    """The temporary name beside `path` with these 16 hexadecimal digits."""
-    return path.with_name(f".{_stem(path.name)}.{token}{PARTIAL}")
+def partial_path(path: Path, token: str) -> Path:
+    """Return the temporary path beside `path` with a token of 16 hexadecimal digits."""
+    return path.with_name(f".{_prefix(path.name)}.{token}{PARTIAL}")
 
 
-def _stem(name: str) -> str:
-    # The beginning only: with the token it must not become longer than names may be.
-    return name[:100]
+def _prefix(name: str) -> str:
+    return name[:100]  # with the token, the name must not exceed the maximal length of file names
 
 
 def _create(path: Path, directory: bool) -> tuple[Path, int]:
-    """Create a temporary file or directory beside `path`, and its locked descriptor."""
+    """Create a temporary file or directory beside `path`; return it and its locked descriptor."""
     while True:
-        partial = temporary(path, secrets.token_hex(8))
+        partial = partial_path(path, secrets.token_hex(8))
         flags = os.O_RDONLY | os.O_DIRECTORY
         if directory:
             partial.mkdir()
         else:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL
-        with suppress(FileNotFoundError):  # the directory has been removed as abandoned
+        with suppress(FileNotFoundError):  # removed as abandoned before it was locked
             descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
-                # `remove_abandoned` may hold the lock, to look at it or to delete it: wait.
+                # Blocks while `remove_abandoned` holds the lock, to inspect or delete it.
                 _lock(descriptor, fcntl.LOCK_EX)
             except (OSError, KeyboardInterrupt):
                 os.close(descriptor)
@@ -81,11 +79,11 @@ def _create(path: Path, directory: bool) -> tuple[Path, int]:
 
 
 def _lock(descriptor: int, operation: int) -> bool:
-    """Lock an open file; False where its file system has no locks."""
+    """Lock an open file; return False if its file system does not support locks."""
     try:
         fcntl.flock(descriptor, operation)
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in _LOCKS_UNSUPPORTED:
             raise
         return False
     return True
@@ -93,12 +91,9 @@ def _lock(descriptor: int, operation: int) -> bool:
 
 @contextmanager
 def partial_file(path: Path) -> Iterator[BinaryIO]:
-    """Open a temporary file for writing; move it to `path` at the end of the block.
+    """Open a temporary file for writing; rename it to `path` at the end of the block.
 
-    An exception in the block leaves `path` as it was and nothing beside it.
-
-    Raises:
-        OSError: it cannot be written.
+    An exception in the block leaves `path` unchanged and deletes the temporary file.
     """
     partial, descriptor = _create(path, directory=False)
     try:
@@ -115,10 +110,7 @@ def partial_file(path: Path) -> Iterator[BinaryIO]:
 def partial_directory(path: Path) -> Iterator[Path]:
     """Yield a temporary directory beside `path`, which need not exist.
 
-    The block moves what it has made out of it; the rest is deleted at the end.
-
-    Raises:
-        OSError: it cannot be created.
+    The block moves its result out of the directory; what remains is deleted at the end.
     """
     partial, descriptor = _create(path, directory=True)
     try:
@@ -129,34 +121,34 @@ def partial_directory(path: Path) -> Iterator[Path]:
 
 
 def replace_directory(new: Path, target: Path) -> None:
-    """Move a directory to `target`. A directory that is there is deleted or left at `new`.
+    """Rename a directory to `target`. An existing directory is deleted or left at `new`.
 
-    On Linux the two are exchanged in one step, on most file systems: at every moment `target` is
-    one of them. Elsewhere the older one is moved aside first, to `.NAME.TOKEN.old`; a process that
-    is killed then leaves it there, and nothing deletes it.
+    On Linux and most file systems, the two are exchanged in one step, so `target` always exists.
+    Elsewhere the existing directory is renamed to `.NAME.TOKEN.old` first; if the process is killed
+    at that moment, it stays there.
 
     Raises:
-        OSError: it cannot be moved; `target` is as before.
+        OSError: it cannot be renamed; `target` is unchanged.
     """
     while True:
         try:
             if not os.path.lexists(target):
                 os.rename(new, target)
                 return
-        except OSError as error:  # another process has just put one there
+        except OSError as error:  # another process has just created it
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
-        with suppress(FileNotFoundError):  # another process has just moved it away: again
+        with suppress(FileNotFoundError):  # another process has just moved it: try again
             if not stat.S_ISDIR(target.lstat().st_mode):
                 raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(target))
             if _exchange(new, target) or _move_over(new, target):
                 return
-        new.lstat()  # FileNotFoundError: it is the one that is missing
+        new.lstat()  # raises FileNotFoundError if `new` is the missing one
 
 
 def _move_over(new: Path, target: Path) -> bool:
-    """Replace a directory in two steps; False where another process has just done it."""
-    aside = target.with_name(f".{_stem(target.name)}.{secrets.token_hex(8)}.old")
+    """Replace a directory in two steps; return False if another process has just done so."""
+    aside = target.with_name(f".{_prefix(target.name)}.{secrets.token_hex(8)}.old")
     os.rename(target, aside)
     try:
         os.rename(new, target)
@@ -173,16 +165,16 @@ def _move_over(new: Path, target: Path) -> bool:
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places in one step; False where the system cannot do it."""
+    """Exchange two paths in one step; return False if the system does not support it."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, TypeError, AttributeError):  # another system, or a C library without it
+    except (OSError, TypeError, AttributeError):  # not Linux, or an older C library
         return False
     current, exchange = -100, ctypes.c_uint(2)  # AT_FDCWD, RENAME_EXCHANGE
     if renameat2(current, os.fsencode(one), current, os.fsencode(other), exchange) == 0:
         return True
     code = ctypes.get_errno()
-    if code in _NO_EXCHANGE:
+    if code in _EXCHANGE_UNSUPPORTED:
         return False
     raise OSError(code, os.strerror(code), str(one), None, str(other))
 
@@ -190,20 +182,19 @@ def _exchange(one: Path, other: Path) -> bool:
 def remove_abandoned(directory: Path, name: str | None = None) -> list[Path]:
     """Delete what killed processes left in a directory, and return the paths.
 
-    Only temporary names of this module are looked at, and only those that no process has locked;
-    and names that earlier versions used, where nothing has been written for a day. What cannot be
-    deleted stays: it harms nobody.
+    Deletes temporary names of this module that no process has locked, and those of earlier versions
+    that were not written to for a day. What cannot be deleted stays; it does no harm.
 
     Args:
         directory: need not exist.
-        name: only what was to become this file or directory in it; None: all.
+        name: delete only temporary names of this file or directory; None: all.
     """
-    stem = r"\..+" if name is None else re.escape(f".{_stem(name)}")
+    stem = r"\..+" if name is None else re.escape(f".{_prefix(name)}")
     pattern = re.compile(rf"{stem}\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
     removed = []
     with suppress(OSError):
         for partial in sorted(directory.iterdir()):
-            with suppress(OSError):  # its writer has just finished, or it is another user's
+            with suppress(OSError):  # its writer has just finished, or another user owns it
                 if pattern.fullmatch(partial.name):
                     gone = _remove_unlocked(partial)
                 else:
@@ -214,7 +205,7 @@ def remove_abandoned(directory: Path, name: str | None = None) -> list[Path]:
 
 
 def _is_of_earlier_version(path: Path, name: str | None) -> bool:
-    """Whether an earlier version could have written this temporary file or directory."""
+    """Return whether an earlier version could have written this temporary path."""
     if name is None:
         patterns = {
             r".+\.(jsonl?|html)\.\d+\.partial": Path.is_file,
@@ -233,21 +224,21 @@ def _is_of_earlier_version(path: Path, name: str | None) -> bool:
 
 
 def _remove_unlocked(partial: Path) -> bool:
-    """Delete it unless its writer is alive; return whether it has been deleted."""
+    """Delete a temporary path unless its writer is alive; return whether it was deleted."""
     descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
             return _remove_old(partial)
-        _delete(partial)  # under the lock: its writer, if there is one, waits and begins again
+        _delete(partial)  # under the lock: a writer waits for it and starts again
         return True
     finally:
         os.close(descriptor)
 
 
 def _remove_old(partial: Path) -> bool:
-    """Delete it unless something has been written lately; return whether it has been deleted."""
+    """Delete a temporary path that was not written to recently; return whether it was deleted."""
     last_write = max(path.lstat().st_mtime for path in (partial, *partial.rglob("*")))
-    if time.time() - last_write <= ABANDONED:
+    if time.time() - last_write <= ABANDONED_AFTER_S:
         return False
     _delete(partial)
     return True
@@ -260,10 +251,10 @@ def _delete(partial: Path) -> None:
         partial.unlink()
 
 
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file under another name, then move it into place: readers never see half of it.
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file so that readers see the old content or all of the new content.
 
-    What killed processes left of the same file is deleted.
+    Temporary files that killed processes left for the same file are deleted.
     """
     data = content.encode("utf-8") if isinstance(content, str) else content
     remove_abandoned(path.parent, path.name)
@@ -272,21 +263,20 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def write_json(path: Path, content: object) -> None:
-    """Write JSON, all of it or nothing."""
-    write_whole(path, json.dumps(content, indent=2) + "\n")
+    """Write a JSON file atomically."""
+    write_atomic(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_safetensors(
     path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Write arrays, with the permissions that the user's umask gives: the library makes the file
-    for its owner alone.
+    """Write arrays to a .safetensors file with the permissions that the user's umask gives.
 
-    Raises:
-        OSError: such as a full disk, which the library reports as an error of its own.
+    The library creates files that only their owner can read, and reports an OSError, such as a full
+    disk, as a SafetensorError, which has no attribute for the error number.
     """
     path.unlink(missing_ok=True)
-    with open(path, "xb") as file:  # with the permissions that the umask gives
+    with open(path, "xb") as file:
         mode = os.fstat(file.fileno()).st_mode & 0o777
     try:
         safetensors.numpy.save_file(dict(tensors), path, metadata=metadata)

@@ -44,7 +44,9 @@ class Profile:
             _make_directory(directory)
         if directory and not self._wanted:
             left = steps - start
-            print_escaped(f"no trace in {directory}: it begins after {SKIPPED} steps, {left} are left")
+            print_escaped(
+                f"no trace in {directory}: it begins after {SKIPPED} steps, {left} are left"
+            )
 
     def __enter__(self) -> Profile:
         return self

@@ -1,7 +1,8 @@
-"""A work directory belongs to one run: who may use it, and what is in it. Imports no JAX.
+"""The work directory of a run: its file names, its lock, and whether a run may be resumed in it.
 
-One run at a time works in it. Its lock (flock) ends with the process that wrote it, however that
-ends; where a run has several processes, the first of them holds it.
+One run at a time uses a work directory. The lock is a flock, so it ends with the process that holds
+it, also when that process is killed. In a run of several processes, the main process holds it.
+Imports no JAX.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from lattec_jax.runtime.files import (
 )
 
 CONFIG = "config.json"
-INPUTS = "inputs.json"  # what the run was made of, by digests
+INPUTS = "inputs.json"  # hashes of the weights, images and texts
 RESULTS = "results.json"
 METRICS = "metrics.jsonl"
 REPORT = "report.html"
-REPORT_DATA = "report_data.json"  # what the page shows beside the results and the log
+REPORT_DATA = "report_data.json"  # read by the report, in addition to results and metrics
 CHECKPOINTS = "checkpoints"
 MODEL = "model"  # the adapted CLIP, a checkpoint directory
-CLASSIFIER = "classifier.safetensors"  # one vector per class
+CLASSIFIER = "classifier.safetensors"  # the class weights of the zero-shot head
 LOCK = "lock"
 
-# How a run is computed and looked at, not what: its numbers are the same but for the order of
-# summation, so it may go on with other values, on other devices.
-COMPUTED = frozenset(
+# Configuration keys that may differ when a run is resumed: they do not change the results, except
+# for the order of summation.
+MAY_CHANGE_ON_RESUME = frozenset(
     {
         "compute.eval_batch_size",
         "compute.fsdp",
@@ -51,23 +52,21 @@ COMPUTED = frozenset(
     }
 )
 
-_NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+_LOCKS_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 log = logging.getLogger(__name__)
-_held: dict[Path, int] = {}  # the directories that this process has locked, with descriptors
+_held: dict[Path, int] = {}  # work directory locked by this process -> descriptor of the lock
 
 
-def check(workdir: Path, config: ConfigDict) -> None:
-    """Refuse a work directory that is not this run's and not free. Writes nothing.
+def check_available(workdir: Path, config: ConfigDict) -> None:
+    """Check that a run with this configuration may use a work directory. Writes nothing.
 
     Raises:
-        ConfigError: it belongs to a run of another configuration (the message lists the keys that
-            differ), holds foreign files, or another process works in it.
+        ConfigError: the directory belongs to a run with another configuration (the message lists
+            the keys that differ), contains unrelated files, or is in use by another process.
     """
     path = workdir / CONFIG
     if path.exists():
-        differing = _differences(from_json(path), config)
-        if differing:
-            listed = "".join(f"\n  {line}" for line in differing)
+        if listed := _config_differences(from_json(path), config):
             raise ConfigError(
                 f"{workdir} belongs to a run with another configuration; choose another --workdir, "
                 f"or repeat that run's command to continue it. Differing keys:{listed}"
@@ -77,31 +76,30 @@ def check(workdir: Path, config: ConfigDict) -> None:
         or any(p.suffix != PARTIAL and p.name not in (INPUTS, LOCK) for p in workdir.iterdir())
     ):
         raise ConfigError(
-            f"{workdir} is not empty and no work directory (no {CONFIG} in it); choose another "
-            "--workdir"
+            f"{workdir} is not empty and is not a work directory (it has no {CONFIG}); choose "
+            "another --workdir"
         )
     if (workdir / LOCK).exists() and workdir.resolve() not in _held:
         os.close(_lock(workdir, os.O_RDONLY, fcntl.LOCK_SH))
 
 
-def check_inputs(workdir: Path, record: Mapping[str, Any]) -> None:
-    """Refuse to go on with other data, weights or texts than the run began with.
+def check_same_inputs(workdir: Path, inputs: Mapping[str, Any]) -> None:
+    """Check that a run is resumed with the data, weights and texts that it started with.
 
     Raises:
-        ConfigError: naming what differs.
+        ConfigError: the message lists what differs.
     """
     if not (workdir / INPUTS).exists():
         return
-    before = read_inputs(workdir)
-    if listed := differences(before, json.loads(json.dumps(record))):
+    if listed := differences(read_inputs(workdir), _as_json(inputs)):
         raise ConfigError(
-            f"the run in {workdir} began with other inputs; restore them to continue it, or choose "
-            f"another --workdir. What differs:{listed}"
+            f"the run in {workdir} started with other inputs; restore them to continue it, or "
+            f"choose another --workdir. Differences:{listed}"
         )
 
 
 def read_inputs(workdir: Path) -> dict[str, Any]:
-    """What a run was made of.
+    """Read `inputs.json`.
 
     Raises:
         ConfigError: the file is missing or damaged.
@@ -112,47 +110,50 @@ def read_inputs(workdir: Path) -> dict[str, Any]:
     return schemas.read(workdir / INPUTS, schemas.Inputs, ConfigError, advice)
 
 
-def claim(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
-    """Take a work directory for a run, or go on in it.
+def acquire(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> None:
+    """Lock a work directory for a run, new or resumed, and write its configuration and inputs.
 
     Raises:
-        ConfigError: see `check` and `check_inputs`; or it cannot be written.
+        ConfigError: see `check_available` and `check_same_inputs`; or the directory cannot be
+            written.
     """
-    check(workdir, config)
-    check_inputs(workdir, record)
+    check_available(workdir, config)
+    check_same_inputs(workdir, inputs)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         if workdir.resolve() not in _held:
             _held[workdir.resolve()] = _lock(workdir, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
         remove_abandoned(workdir)
-        # The configuration comes last: where it is, the inputs are there as well.
+        # The configuration is written last: where it exists, the inputs exist too.
         if not (workdir / INPUTS).exists():
-            write_json(workdir / INPUTS, record)
+            write_json(workdir / INPUTS, inputs)
         if not (workdir / CONFIG).exists():
             write_atomic(workdir / CONFIG, to_json(config))
     except OSError as error:
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
 
 
-def follow(workdir: Path, config: ConfigDict, record: Mapping[str, Any]) -> None:
-    """Go along with the first process of a run, which has claimed the work directory.
+def join(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> None:
+    """Check that the main process acquired the work directory for the same run as this process.
 
     Raises:
-        ConfigError: it was claimed with other inputs than this process has.
+        ConfigError: it has another configuration or other inputs.
     """
     wait_until_visible(workdir / CONFIG)
-    differing = _differences(from_json(workdir / CONFIG), config)
-    listed = "".join(f"\n  {line}" for line in differing)
-    if listed := listed + differences(read_inputs(workdir), json.loads(json.dumps(record))):
+    listed = _config_differences(from_json(workdir / CONFIG), config)
+    if listed := listed + differences(read_inputs(workdir), _as_json(inputs)):
         raise ConfigError(
-            f"the first process of the run in {workdir} has other inputs than this one; all need "
-            f"the same command line, and the same weights and images. What differs:{listed}"
+            f"the main process of the run in {workdir} has other inputs than this process; all "
+            "processes need the same command line, and the same weights and images. "
+            f"Differences:{listed}"
         )
 
 
 def _lock(workdir: Path, mode: int, kind: int) -> int:
-    """The descriptor of the locked file; the lock ends when it is closed. On a file system that
-    has no locks, as Lustre may be mounted, it is not locked."""
+    """Return the descriptor of the lock; closing it releases the lock.
+
+    A file system without locks, such as some mounts of Lustre, only leads to a warning.
+    """
     descriptor = os.open(workdir / LOCK, mode | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
@@ -162,30 +163,29 @@ def _lock(workdir: Path, mode: int, kind: int) -> int:
             f"another process works in {workdir}; wait until it ends, or choose another --workdir"
         ) from error
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in _LOCKS_UNSUPPORTED:
             os.close(descriptor)
             raise
         if kind == fcntl.LOCK_EX:
             log.warning(
-                "the file system of %s has no locks (%s); see to it that no other process works "
-                "there", workdir, error.strerror,
+                "the file system of %s has no locks (%s); make sure that no other process uses "
+                "this directory", workdir, error.strerror,
             )  # fmt: skip
     return descriptor
 
 
-def _differences(theirs: ConfigDict, ours: ConfigDict) -> list[str]:
-    before, now = _plain(theirs), _plain(ours)
-    return [
-        f"{key}: there {before.get(key, '(absent)')!r}, here {now.get(key, '(absent)')!r}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key, "(absent)") != now.get(key, "(absent)")
-    ]
+def _config_differences(before: ConfigDict, now: ConfigDict) -> str:
+    values = _fixed_values(before), _fixed_values(now)
+    keys = sorted(values[0].keys() | values[1].keys())
+    return differences(*({key: own.get(key, "(absent)") for key in keys} for own in values))
 
 
-def _plain(config: ConfigDict) -> dict[str, Any]:
-    """Dotted names and values as JSON keeps them (no tuples), of what a run is made of."""
-    return {
-        key: json.loads(json.dumps(value, default=list))
-        for key, value in flatten(config)
-        if key not in COMPUTED
-    }
+def _fixed_values(config: ConfigDict) -> dict[str, Any]:
+    """Return dotted keys and values, of the keys that may not change on resume."""
+    values = {key: value for key, value in flatten(config) if key not in MAY_CHANGE_ON_RESUME}
+    return {key: json.loads(json.dumps(value, default=list)) for key, value in values.items()}
+
+
+def _as_json(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy as it reads back from a file, with lists instead of tuples."""
+    return json.loads(json.dumps(inputs))

@@ -1,4 +1,4 @@
-"""Errors of libraries that are written in Rust: `tokenizers`, `safetensors`. Imports no JAX."""
+"""Errors of libraries written in Rust: `tokenizers` and `safetensors`. Imports no JAX."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 
 from lattec_jax.runtime.errors import WeightsError
 from lattec_jax.runtime.text import escape_unprintable, truncate
@@ -15,50 +15,48 @@ from lattec_jax.runtime.text import escape_unprintable, truncate
 
 @contextmanager
 def rust_errors(what: str, hold_stderr: bool = True) -> Iterator[None]:
-    """Turn what such a library raises at a damaged file into WeightsError.
+    """Raise WeightsError for what a Rust library raises when it reads a damaged file.
 
-    `tokenizers` raises a plain Exception for what it cannot read. A panic of the Rust code is a
-    BaseException, raised after a message on the standard error, which is dropped here; all that
-    others wrote meanwhile is passed on.
+    Neither case has a type that can be imported: `tokenizers` raises a plain Exception for content
+    that it cannot read, and a panic raises `pyo3_runtime.PanicException`, a BaseException that
+    exists only in the extension module. A panic also prints a message to the standard error, which
+    is dropped here; other output is passed on.
 
     Args:
         what: what is read, for the message.
-        hold_stderr: False for what may take long, or where other threads write to the standard
-            error meanwhile.
+        hold_stderr: False if the block may take long, or if other threads write to the standard
+            error at the same time.
     """
-    with _held_stderr() if hold_stderr else _nothing_held() as drop:
+    with _held_stderr() if hold_stderr else nullcontext([]) as panics:
         try:
             yield
         except BaseException as error:
             if type(error) is not Exception and type(error).__name__ != "PanicException":
                 raise
-            drop(str(error))
+            panics.append(str(error))
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise WeightsError(f"{what} cannot be read: {escape_unprintable(truncate(lines[0], 500))}") from None
+            raise WeightsError(
+                f"{what} cannot be read: {escape_unprintable(truncate(lines[0], 500))}"
+            ) from None
 
 
 @contextmanager
-def _nothing_held() -> Iterator[Callable[[str], None]]:
-    yield lambda _: None
+def _held_stderr() -> Iterator[list[str]]:
+    """Hold back what is written to the standard error until the end of the block.
 
-
-@contextmanager
-def _held_stderr() -> Iterator[Callable[[str], None]]:
-    """Hold back what is written to the descriptor of the standard error.
-
-    Yields what drops the lines of a panic, called with the panic's message.
+    Yields a list; the output of a panic whose message is appended to it is dropped.
     """
+    panics: list[str] = []
     try:
         sys.stderr.flush()
         real = os.dup(2)
     except (AttributeError, OSError, ValueError):  # it is closed
-        yield lambda _: None
+        yield panics
         return
-    panics: list[str] = []
     with tempfile.TemporaryFile() as held:
         os.dup2(held.fileno(), 2)
         try:
-            yield panics.append
+            yield panics
         finally:
             os.dup2(real, 2)
             os.close(real)
@@ -71,9 +69,10 @@ def _held_stderr() -> Iterator[Callable[[str], None]]:
 
 
 def _without_panics(written: bytes, message: str) -> bytes:
-    """The text without "thread '…' panicked at …", the message, and the note on RUST_BACKTRACE.
+    """Return the output without the text of panics with this message.
 
-    Rust writes the note at the first panic of a process only.
+    That is: "thread '…' panicked at …", the message and, at the first panic of a process, a note on
+    RUST_BACKTRACE.
     """
     known = re.escape(message.encode(errors="replace"))
     return re.sub(

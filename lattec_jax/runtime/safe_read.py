@@ -1,7 +1,7 @@
-"""Read files that may come from others: regular files only, bounded in size, line length and depth.
+"""Read untrusted files: regular files only, of bounded size, line length and nesting.
 
-A FIFO would block for ever and a device has no end, so a file is opened without blocking and its
-type is checked on the open descriptor. Imports no JAX.
+Reading a FIFO could block forever and a device may be endless, so files are opened without blocking
+and their type is checked on the open descriptor. Imports no JAX.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import stat
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-MAX_FILE_BYTES = 2**30  # of a file that is read whole: splits, lists, indices of image caches
-MAX_JSON_BYTES = 2**26  # of JSON whose size does not grow with the images
+MAX_FILE_BYTES = 2**30  # of a file that is read at once: splits, lists, indices of image caches
+MAX_JSON_BYTES = 2**26  # of JSON whose size does not depend on the number of images
 MAX_LINE_BYTES = 2**20  # of a line in a JSON-lines, CSV or text file
 MAX_DEPTH = 64  # of arrays and objects in JSON
-_CHUNK = 2**16
+_CHUNK_BYTES = 2**16
 
 
 class NotRegularFile(OSError):
-    """A directory, FIFO, socket or device in the place of a file."""
+    """A path that is a directory, FIFO, socket or device."""
 
-    def __str__(self) -> str:  # OSError would begin with the number that the system did not give
+    def __str__(self) -> str:  # without the "[Errno None]" of OSError
         return f"{self.strerror}: {self.filename!r}"
 
 
@@ -56,7 +56,7 @@ def _file_type(mode: int) -> str:
 
 
 def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Read a whole file.
+    """Return the content of a file.
 
     Raises:
         ValueError: the file has more than `max_bytes`.
@@ -64,34 +64,34 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) ->
     """
     content = bytearray()
     with open_regular(path) as file:
-        # `read` allocates what it is asked for: the size of the file, not the bound. A file may
-        # grow meanwhile, and those of /proc have the size 0.
+        # `read` allocates as much as it is asked for, so ask for the size of the file, not for the
+        # bound. The size is only a hint: a file may grow, and those in /proc report 0.
         wanted = min(os.fstat(file.fileno()).st_size, max_bytes) + 1
         while part := file.read(wanted):
             if not content and len(part) < wanted:
-                content = part  # all of it, without a copy
+                content = part  # the full content, without a copy
                 break
             content += part
             if len(content) > max_bytes:
                 raise ValueError(f"the file has more than {max_bytes:,} bytes")
-            wanted = min(max_bytes + 1 - len(content), _CHUNK)
+            wanted = min(max_bytes + 1 - len(content), _CHUNK_BYTES)
     return bytes(content)
 
 
 def read_text(
     path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
 ) -> str:
-    """Read a whole text file.
+    """Return the content of a text file.
 
     Raises:
-        ValueError: the file has more than `max_bytes`, or is not encoded so.
+        ValueError: the file has more than `max_bytes`, or has another encoding.
         OSError: see `open_regular`.
     """
     return read_bytes(path, max_bytes).decode(encoding)
 
 
 def read_lines(path: str | os.PathLike[str], max_chars: int = MAX_LINE_BYTES) -> list[str]:
-    """Return the lines of a UTF-8 file without line feeds; a byte order mark is skipped.
+    """Return the lines of a UTF-8 file without line feeds and without a byte order mark.
 
     Raises:
         ValueError: the file is too large or not UTF-8, or a line has more than `max_chars`.
@@ -128,7 +128,7 @@ def parse_json(text: str | bytes) -> Any:
         content = json.loads(text)
     except RecursionError:
         raise ValueError(_TOO_DEEP) from None
-    # Text with few brackets cannot be deep; counting them costs little beside parsing.
+    # Text with few brackets cannot be nested deeply; counting them is cheap compared to parsing.
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _check_depth(content)
     return content
@@ -152,7 +152,7 @@ def _check_depth(content: Any) -> None:
 
 
 def bounded_lines(file: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
-    """Yield the lines of a binary file, line break included.
+    """Yield the lines of a binary file, including line breaks.
 
     Raises:
         ValueError: a line has more than `max_bytes`.

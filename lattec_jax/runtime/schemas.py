@@ -1,7 +1,8 @@
-"""What the files of a run hold: one declaration for all that read them. Imports no JAX.
+"""Schemas and readers of a run's JSON files. Imports no JAX.
 
-Only what a reader uses is declared; other keys may be there. Keys that older versions did not write
-are optional. The module imports pydantic, so commands import it when they read.
+A schema declares only the keys that are read; further keys are ignored. Keys that older versions
+did not write are optional. This module imports pydantic, so commands import it only when they read.
+The schemas of the report are in `lattec_jax.reporting.report_schema`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from annotated_types import Interval
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict
 
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.errors import DataError, UserError, short_repr
@@ -25,8 +26,8 @@ Positive = Annotated[int, Interval(ge=1, le=MAX_COUNT)]
 Fraction = Annotated[float, Interval(ge=0, le=1)]
 
 
-class _Record(BaseModel):
-    """JSON of the types that are declared; further keys are not looked at."""
+class Record(BaseModel):
+    """A JSON object with strict types; unknown keys are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
@@ -34,113 +35,21 @@ class _Record(BaseModel):
 # --------------------------------------------------------------------------------- results.json
 
 
-class Accuracy(_Record):
-    """Fractions of the test images."""
-
-    top1: Fraction
-    top5: Fraction | None
-
-
-class PerClass(_Record):
-    """Accuracy of each class; None of a class without images."""
-
-    zero_shot: list[Fraction | None] | None
-    adapted: list[Fraction | None] | None
-
-
-class Alarm(_Record):
-    """An alarm of `lattec_jax.reporting.health`."""
-
-    name: str
-    metric: str
-    value: float | None
-    threshold: float | None
-    classes: list[str]
-    message: str
-    do: str
-
-
-class ClassFractions(_Record):
-    """Fractions of the training images per predicted class."""
-
-    zero_shot: list[Fraction]
-    adapted: list[Fraction]
-
-
-class Health(_Record):
-    """What `lattec_jax.reporting.health.examine` returns."""
-
-    verdict: str
-    alarms: list[Alarm]
-    metrics: dict[str, float | None]
-    class_fractions: ClassFractions
-
-
-class LabelFree(_Record):
-    """Metrics that need no label; of each class how far its vector moved."""
-
-    prototype_drift: list[float | None]
-
-
-class Found(_Record):
-    """How many descriptions of a kind there are."""
-
-    found: Count
-    missing: Count
-
-
-class Results(_Record):
-    """`results.json` of a finished training, as the report shows it."""
-
-    method: str
-    dataset: str
-    class_names: Annotated[list[str], Field(min_length=1)]
-    n_train: Count
-    n_test: Count
-    zero_shot: Accuracy | None
-    adapted: Accuracy | None
-    per_class: PerClass
-    label_free: LabelFree
-    health: Health
-    descriptions: dict[str, Found] | None = None
-    unreadable: list[str] = []
-
-    @model_validator(mode="after")
-    def _check_lengths(self) -> Results:
-        lists = {
-            "health.class_fractions.zero_shot": self.health.class_fractions.zero_shot,
-            "health.class_fractions.adapted": self.health.class_fractions.adapted,
-            "label_free.prototype_drift": self.label_free.prototype_drift,
-        }
-        if (self.zero_shot is None) != (self.adapted is None):
-            raise ValueError("zero_shot and adapted: expected both or none")
-        if self.zero_shot is not None:
-            lists["per_class.zero_shot"] = self.per_class.zero_shot or []
-            lists["per_class.adapted"] = self.per_class.adapted or []
-        for name, values in lists.items():
-            if len(values) != len(self.class_names):
-                raise ValueError(
-                    f"{name}: expected {len(self.class_names)} values, as many as classes, "
-                    f"found {len(values)}"
-                )
-        return self
-
-
-class LeftOut(_Record):
-    """Unreadable images that a run went on without."""
+class UnreadableCounts(Record):
+    """Numbers of unreadable images that a run skipped."""
 
     train: Count
     test: Count
 
 
-class Top1(_Record):
-    """The accuracy that the tables state."""
+class Top1(Record):
+    """The accuracy in the tables."""
 
     top1: Fraction
 
 
-class SweepResults(_Record):
-    """`results.json` as the tables of a sweep need it: of a training, or of captioning.classify."""
+class SweepResults(Record):
+    """`results.json` of a training run or of captioning.classify, as the paper's tables read it."""
 
     adapted: Top1 | None
     dataset: str
@@ -149,145 +58,43 @@ class SweepResults(_Record):
     n_train: Count
     n_test: Count
     class_names: list[str]
-    n_left_out: LeftOut | None = None
+    n_left_out: UnreadableCounts | None = None
     weights_source: dict[str, Any] | None = None
-
-
-# ----------------------------------------------------------------------------- report_data.json
-
-
-Thumbnail = Annotated[str, Field(pattern=r"^data:image/jpeg;base64,[A-Za-z0-9+/]*=*$")]
-
-
-class Prototypes(_Record):
-    """Each class with its nearest other one: class, other class, cosine before and after."""
-
-    nearest: list[tuple[Count, Count, float | None, float | None]]
-    cosines: list[list[float | None]] | None
-
-
-class Confusion(_Record):
-    """True class, predicted class and images."""
-
-    before: list[tuple[Count, Count, Positive]]
-    after: list[tuple[Count, Count, Positive]]
-
-
-class ChangedImage(_Record):
-    """An image whose predicted class changed."""
-
-    image: str
-    thumbnail: Thumbnail
-    before: str
-    after: str
-    label: str | None
-
-
-class Changed(_Record):
-    """How many images changed class, and some of them."""
-
-    count: Count
-    of: Count
-    right: Count | None
-    wrong: Count | None
-    shown: list[ChangedImage]
-
-    @model_validator(mode="after")
-    def _check_counts(self) -> Changed:
-        if (self.right is None) != (self.wrong is None):
-            raise ValueError("right and wrong: expected both or none")
-        return self
-
-
-class ExampleText(_Record):
-    """A text of a training image and its mixer weight."""
-
-    kind: str
-    text: str | None
-    weight: float | None
-
-
-class Example(_Record):
-    """A training image with its texts."""
-
-    image: str
-    thumbnail: Thumbnail
-    zero_shot: str
-    current: str
-    texts: list[ExampleText]
-
-
-class ReportData(_Record):
-    """`report_data.json`."""
-
-    prototypes: Prototypes
-    confusion: Confusion | None
-    changed: Changed
-    examples: list[Example]
-
-
-def check_classes(data: dict[str, Any], classes: int, where: str, advice: str) -> None:
-    """Refuse report data of another number of classes than the results have.
-
-    Args:
-        data: of the form of `ReportData`.
-        classes: of the results.
-        where, advice: see `lattec_jax.runtime.validation.validate`.
-
-    Raises:
-        DataError: naming the item.
-    """
-    found, maps = data["prototypes"], data["confusion"] or {}
-    indices = {
-        "prototypes.nearest": {c for row in found["nearest"] for c in row[:2]},
-        **{f"confusion.{k}": {c for row in maps.get(k, ()) for c in row[:2]} for k in maps},
-    }
-    for name, own in indices.items():
-        if own and max(own) >= classes:
-            raise DataError(
-                f"{where}: {name}: expected classes from 0 to {classes - 1}, found {max(own)}; "
-                f"{advice}"
-            )
-    cosines = found["cosines"]
-    if cosines and {len(cosines), *map(len, cosines)} != {classes}:
-        raise DataError(
-            f"{where}: prototypes.cosines: expected {classes} rows of {classes} values, as many as "
-            f"classes; {advice}"
-        )
 
 
 # -------------------------------------------------------------------------------- metrics.jsonl
 
 
-class LogLine(_Record):
-    """A line of `metrics.jsonl`: the step, and metrics, of which None is not finite."""
+class MetricsLine(Record):
+    """A line of `metrics.jsonl`: the step and its metrics; None stands for a non-finite value."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float | None]
+    # pydantic documents this override: it declares the type of the extra keys.
+    __pydantic_extra__: dict[str, float | None]  # pyright: ignore[reportIncompatibleVariableOverride]
     step: Count
 
 
 def log_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float | None]]]:
-    """Yield each line of a log, as it is and as it reads.
+    """Yield each line of `metrics.jsonl`, as bytes and parsed.
 
-    A last line without a line break, which a killed process left, is dropped unless it is whole.
+    An incomplete last line, which a killed process left, is dropped.
 
     Raises:
-        DataError: the file cannot be read, or a line is not one of a log.
+        DataError: the file cannot be read, or a line is invalid.
     """
     try:
         with safe_read.open_regular(path) as file:
             for number, line in enumerate(safe_read.bounded_lines(file), 1):
                 where = f"{path}, line {number}"
                 try:
-                    content = cleaned(safe_read.parse_json(line))
+                    content = json_safe(safe_read.parse_json(line))
                 except ValueError as error:
                     if not line.endswith(b"\n"):
                         return
                     raise DataError(
                         f"{where}: expected a JSON object, found {line[:80]!r} ({error}); {_REPAIR}"
                     ) from error
-                validate(LogLine, content, where, DataError, _REPAIR)
+                validate(MetricsLine, content, where, DataError, _REPAIR)
                 yield line, content
     except (OSError, ValueError) as error:  # ValueError: a line that is too long
         raise DataError(f"{path} cannot be read: {error}; restore the run's own file") from error
@@ -296,18 +103,18 @@ def log_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float | None]]]:
 _REPAIR = "repair or remove the line"
 
 
-# ------------------------------------------------------------------- inputs.json and side files
+# ------------------------------------------------------------------ inputs.json and sidecar files
 
 
-class Inputs(_Record):
-    """`inputs.json`: what a run was made of, by digests. Keys may be added."""
+class Inputs(Record):
+    """`inputs.json`: hashes of the inputs of a run."""
 
     weights_sha256: str | None = None
     class_names: list[str] | None = None
 
 
-class Provenance(_Record):
-    """Beside pseudo-labels: what they depend on."""
+class Provenance(Record):
+    """The sidecar file of pseudo-labels: what they depend on."""
 
     weights_sha256: str
     class_names: list[str]
@@ -315,8 +122,8 @@ class Provenance(_Record):
     templates: list[str]
 
 
-class PredictionSettings(_Record):
-    """Beside a file of predictions: what its lines were made with."""
+class PredictionSettings(Record):
+    """The sidecar file of predictions: their settings."""
 
     format: Literal["jsonl", "csv"]
     top: Positive
@@ -328,14 +135,14 @@ class PredictionSettings(_Record):
 def read(path: Path, schema: Any, error: type[UserError], advice: str) -> dict[str, Any]:
     """Return the content of a JSON file that `schema` accepts, with all its keys.
 
-    Numbers that are not finite become None, and lone surrogates of file names U+FFFD.
+    See `json_safe` for numbers that are not finite.
 
     Raises:
-        UserError: of the class `error`: the file cannot be read, is not JSON, or holds something
-            else; the message ends with `advice`.
+        UserError: of the class `error`: the file cannot be read, is not JSON or does not match the
+            schema; the message ends with `advice`.
     """
     try:
-        content = cleaned(safe_read.read_json(path))
+        content = json_safe(safe_read.read_json(path))
     except OSError as failed:
         reason = failed.strerror or failed
         raise error(f"{path} cannot be read: {reason}; {advice}") from failed
@@ -347,8 +154,8 @@ def read(path: Path, schema: Any, error: type[UserError], advice: str) -> dict[s
     return content
 
 
-def cleaned(content: Any) -> Any:
-    """Return JSON content with None for NaN and infinities, and U+FFFD for lone surrogates."""
+def json_safe(content: Any) -> Any:
+    """Return JSON content with NaN and infinities as None, and lone surrogates as U+FFFD."""
     if isinstance(content, str):
         if content.isascii():
             return content
@@ -356,7 +163,7 @@ def cleaned(content: Any) -> Any:
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, (list, tuple)):
-        return [cleaned(item) for item in content]
+        return [json_safe(item) for item in content]
     if isinstance(content, dict):
-        return {cleaned(key): cleaned(value) for key, value in content.items()}
+        return {json_safe(key): json_safe(value) for key, value in content.items()}
     return content

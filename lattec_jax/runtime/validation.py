@@ -1,47 +1,47 @@
-"""Check the content of JSON files against a declaration: types, ranges and known keys.
+"""Validate the content of JSON files against a schema: types, ranges and known keys.
 
-A declaration is a dataclass or a pydantic model. Declare records with `STRICT`, and ranges
-and choices by `Annotated[int, Interval(ge=1)]` (annotated_types) and `Literal`. Importing this
-module is cheap: pydantic is imported at the first check.
+A schema is a dataclass or a pydantic model. Declare records with `STRICT`, and ranges and choices
+by `Annotated[int, Interval(ge=1)]` (annotated_types) and `Literal`. Importing this module is
+cheap: pydantic is imported at the first validation.
 """
 
 from __future__ import annotations
 
 import functools
 import json
-import reprlib
 from typing import TYPE_CHECKING, Any
 
-from lattec_jax.runtime.errors import UserError
+from lattec_jax.runtime.errors import UserError, short_repr
 from lattec_jax.runtime.text import escape_unprintable
 
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
     from pydantic_core import ErrorDetails
 
-# Of a declaration, as `__pydantic_config__` (dataclass) or `model_config` (model).
+# The `__pydantic_config__` of a dataclass or `model_config` of a model.
 STRICT: Any = {"strict": True, "extra": "forbid", "allow_inf_nan": False}
-# The same, where keys that are not declared are ignored.
+# The same, but unknown keys are ignored.
 STRICT_OPEN: Any = {**STRICT, "extra": "ignore"}
 
 MAX_PROBLEMS = 5  # listed in a message
-MAX_VALUE = 80  # characters of a value or a place in a message
+MAX_LOCATION_CHARS = 80  # characters of a location in a message
 
 
 def validate(
     schema: Any, content: Any, where: str, error: type[UserError], advice: str = ""
 ) -> Any:
-    """Return JSON content as `schema` declares it.
+    """Return JSON content as an instance of `schema`.
 
     Args:
         schema: a dataclass, a pydantic model, or any type that pydantic knows.
-        content: what JSON can hold. Arrays become tuples where the schema says so.
+        content: JSON content. Arrays become tuples where the schema declares tuples.
         where: the file, for messages.
         error: the class to raise.
-        advice: what the user can do, without a period at its end.
+        advice: what the user can do, without a final period.
 
     Raises:
-        UserError: of the given class, naming the first problems with place, expected and found.
+        UserError: of the given class; lists the first problems, each with its location, what was
+            expected and what was found.
     """
     from pydantic import ValidationError
 
@@ -67,28 +67,16 @@ def _adapter(schema: Any) -> TypeAdapter:
 
 
 def _line(detail: ErrorDetails) -> str:
-    """One problem: `item.path: expected …, found …`."""
-    place = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in detail["loc"])
-    place = _cut(escape_unprintable(place.removeprefix("."))) or "content"
+    """Return one problem: `item.path: expected …, found …`."""
+    location = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in detail["loc"])
+    location = escape_unprintable(location.removeprefix(".")) or "content"
+    if len(location) > MAX_LOCATION_CHARS:
+        location = f"{location[: MAX_LOCATION_CHARS - 3]}..."
     if detail["type"] == "missing":
-        return f"{place} is missing"
+        return f"{location} is missing"
     if detail["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{place} is not known"
+        return f"{location} is not known"
     message = detail["msg"].removeprefix("Value error, ")
     if message.startswith("Input should be "):
         message = f"expected {message.removeprefix('Input should be ')}"
-    return f"{place}: {escape_unprintable(message)}, found {shown(detail['input'])}"
-
-
-def shown(value: Any) -> str:
-    """A value for a message: bounded, and printable on a terminal."""
-    return escape_unprintable(_cut(_SHORT.repr(value)))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 3]}..."
-
-
-_SHORT = reprlib.Repr()  # does not look at the whole of a large value
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = MAX_VALUE
-_SHORT.maxlevel = 3
+    return f"{location}: {escape_unprintable(message)}, found {short_repr(detail['input'])}"

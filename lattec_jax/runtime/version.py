@@ -1,3 +1,3 @@
-"""The version of the package; `setup.py` reads this file."""
+"""The version of the package, also read by `setup.py`."""
 
 __version__ = "0.1.0"

@@ -1,18 +1,18 @@
-"""From `config.weights` to a checkpoint directory. Imports neither JAX nor torch.
+"""Find the checkpoint directory of `config.weights`, converting it if necessary.
 
 `config.weights` is one of
 
-    weights/ViT-B-32                              a directory that convert.openclip_to_flax wrote
+    weights/ViT-B-32                              an output of convert.openclip_to_flax
     FOLDER/open_clip_model.safetensors            a file, its open_clip_config.json beside it
     FOLDER/epoch_10.pt                            the same; a state dict (needs torch)
     ViT-B-32:laion2b_s34b_b79k                    MODEL:TAG of open_clip (needs torch)
     hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K      a repository of the Hugging Face hub; @REVISION
 
-All but the first are converted at first use, below $LATTECLIP_CACHE (~/.cache/lattec_jax) in
-`weights/<name>-<digest>`, and taken from there ever after, without a network. A tag or a repository
-stays what it was at first use; a file is converted again when it has changed. Conversion runs in a
-process of its own (`python -m convert.openclip_to_flax`), which gives its memory back and may
-import torch.
+All but the first are converted at first use to `weights/<name>-<digest>` in $LATTECLIP_CACHE
+(~/.cache/lattec_jax), and read from there afterwards, without a network. A tag or a repository is
+not looked up again; a file is converted again when it has changed. Conversion runs in a separate
+process, which frees its memory at the end and may import torch. This module imports neither JAX nor
+torch.
 """
 
 from __future__ import annotations
@@ -23,21 +23,20 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import IO
 
 from lattec_jax.runtime.errors import ConfigError, WeightsError, short_repr
 from lattec_jax.runtime.files import partial_directory, remove_abandoned
 from lattec_jax.runtime.text import print_escaped
 
-# Of a checkpoint directory (`lattec_jax.models.checkpoint`).
+# Format of a checkpoint directory, see `lattec_jax.models.checkpoint`.
 FORMAT = "lattec_jax-clip-1"
 WEIGHTS_FILE, CONFIG_FILE = "model.safetensors", "config.json"
 
 FILE_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 HUB_PREFIXES = ("hf:", "hf-hub:")
-# What decides, beside the weights themselves, what a file becomes.
-_BESIDE = ("open_clip_config.json", "tokenizer.json", "tokenizer_config.json")
-_FORMS = (
+# Files beside the weights that the conversion reads as well.
+_SIDE_FILES = ("open_clip_config.json", "tokenizer.json", "tokenizer_config.json")
+_EXPECTED = (
     "a converted directory (weights/ViT-B-32), a file (FOLDER/open_clip_model.safetensors or .pt), "
     "MODEL:TAG of open_clip (ViT-B-32:laion2b_s34b_b79k) or a repository of the hub "
     "(hf:laion/CLIP-ViT-B-32-laion2B-s34B-b79K)"
@@ -45,19 +44,19 @@ _FORMS = (
 
 
 def locate(weights: str | os.PathLike[str]) -> Path:
-    """The checkpoint directory of `config.weights`, converted now where it has not been before.
+    """Return the checkpoint directory of `config.weights`; convert the weights at first use.
 
     Raises:
-        ConfigError: nothing is named.
-        WeightsError: there are no such weights, or they cannot be had or converted.
+        ConfigError: `weights` is empty.
+        WeightsError: the weights do not exist, or cannot be downloaded or converted.
     """
     weights = os.fspath(weights)
     if not weights:
-        raise ConfigError(f"config.weights: expected {_FORMS}, found nothing")
+        raise ConfigError(f"config.weights: expected {_EXPECTED}, found nothing")
     path = Path(weights)
     try:
         is_directory, is_file = path.is_dir(), path.is_file()
-    except OSError as error:  # not allowed to look there, or far too long a name
+    except OSError as error:  # no permission, or too long a name
         raise WeightsError(
             f"config.weights: {short_repr(weights)} cannot be read: {error.strerror}"
         ) from error
@@ -70,36 +69,33 @@ def locate(weights: str | os.PathLike[str]) -> Path:
         return _converted(path.stem, _identity(path), str(path))
     model, colon, tag = weights.partition(":")
     if not (colon and model and tag) or os.sep in weights:
-        raise WeightsError(
-            f"config.weights: there is no directory {short_repr(weights)}, and it is nothing else that "
-            f"is known. Expected {_FORMS}"
-        )
+        raise WeightsError(f"config.weights: expected {_EXPECTED}, found {short_repr(weights)}")
     return _converted(f"{model}-{tag}", ["tag", model, tag], tag, f"--model={model}")
 
 
 def cache_root() -> Path:
-    """Where what can be made again is kept: $LATTECLIP_CACHE or ~/.cache/lattec_jax."""
+    """Return the directory for caches: $LATTECLIP_CACHE or ~/.cache/lattec_jax."""
     root = os.environ.get("LATTECLIP_CACHE") or Path.home() / ".cache" / "lattec_jax"
     return Path(root).expanduser()
 
 
 def cache_directory() -> Path:
-    """Where converted weights are kept."""
+    """Return the directory of converted weights."""
     return cache_root() / "weights"
 
 
 def _identity(path: Path) -> list[str]:
-    """What tells a weights file, and the files beside it that matter, from all others."""
+    """Return what identifies a weights file and the side files that the conversion reads."""
     if not path.is_file():
-        raise WeightsError(f"config.weights: no file {path}. Expected {_FORMS}")
-    beside = [path.parent / name for name in _BESIDE]
-    stats = [(file.name, file.stat()) for file in (path, *beside) if file.is_file()]
+        raise WeightsError(f"config.weights: no file {path}. Expected {_EXPECTED}")
+    files = [path, *(path.parent / name for name in _SIDE_FILES)]
+    stats = [(file.name, file.stat()) for file in files if file.is_file()]
     states = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
     return ["file", str(path.resolve()), *states]
 
 
 def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> Path:
-    """The cached conversion, made where it is missing."""
+    """Return the directory of a conversion; convert if it is missing."""
     digest = hashlib.sha256(json.dumps([FORMAT, *identity]).encode()).hexdigest()[:12]
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
     directory = cache_directory() / f"{safe}-{digest}"
@@ -109,54 +105,60 @@ def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> 
     directory.parent.mkdir(parents=True, exist_ok=True)
     with partial_directory(directory) as scratch:
         new = scratch / "new"
-        print_escaped(f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr)
+        print_escaped(
+            f"converting {' '.join([*flags, pretrained])} -> {directory}", file=sys.stderr
+        )
         _convert([f"--pretrained={pretrained}", *flags], new)
         try:
             os.rename(new, directory)
-        except OSError:  # another process was faster: its conversion is as good as this one
+        except OSError:  # another process was faster; its result is equivalent
             if not (directory / CONFIG_FILE).is_file():
                 raise
     return directory
 
 
+# Runs in the child process, which writes the message of a repairable error to a file. It shares the
+# standard error with this process, so that progress bars and warnings appear at once.
+_CONVERT = """
+import sys
+from pathlib import Path
+from convert.openclip_to_flax import main
+from lattec_jax.runtime.errors import UserError
+try:
+    main(["convert", *sys.argv[2:]])
+except (UserError, OSError) as error:
+    Path(sys.argv[1]).write_text(str(error), encoding="utf-8", errors="backslashreplace")
+    sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
 def _convert(flags: list[str], out: Path) -> None:
-    """Run the conversion in a process of its own, its progress shown here as it comes.
+    """Convert in a separate process.
+
+    Args:
+        flags: of `convert.openclip_to_flax`, without `--out`.
+        out: the directory to create. A file beside it receives the message of an error.
 
     Raises:
-        WeightsError: with the message of the command, or that it ended otherwise.
+        WeightsError: with the message of the conversion, or with its exit status.
     """
-    command = [sys.executable, "-m", "convert.openclip_to_flax", *flags]
-    process = subprocess.Popen(
-        [*command, f"--out={out}"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    error = out.with_name("error.txt")
+    arguments = [str(error), *flags, f"--out={out}"]
+    status = subprocess.run(
+        [sys.executable, "-c", _CONVERT, *arguments], stdout=subprocess.DEVNULL, check=False
+    ).returncode
+    if status == 0:
+        return
     by_hand = (
         f"To convert by hand, perhaps on another machine or with further flags: python -m "
         f"convert.openclip_to_flax {' '.join(flags)} --out=DIR, and pass --config.weights=DIR"
     )
-    with process:
-        message = _relay(process.stderr)
-    if message:
-        raise WeightsError(f"config.weights: {message.rstrip('.')}. {by_hand}")
-    if process.returncode != 0:
-        raise WeightsError(
-            f"config.weights: the conversion ended with status {process.returncode} (its messages "
-            f"are above; a negative one is a signal, and 9 often means too little memory). "
-            f"{by_hand}"
-        )
-
-
-def _relay(stream: IO[bytes]) -> str:
-    """Show what a command says while it says it; return its last word, the error, if any."""
-    mark, held = b"\nerror: ", b"\n"
-    while (chunk := stream.read1(4096)) or held:
-        held += chunk
-        place = held.find(mark)
-        if place >= 0:
-            sys.stderr.write(held[:place].decode(errors="replace"))
-            return (held[place + len(mark) :] + stream.read()).decode(errors="replace").strip()
-        # A mark may be cut in two; a progress bar has no line breaks, so lines are not waited for.
-        short_repr = max(len(held) - len(mark) + 1, 0) if chunk else len(held)
-        sys.stderr.write(held[:short_repr].decode(errors="replace"))
-        sys.stderr.flush()
-        held = held[short_repr:]
-    return ""
+    if error.is_file():
+        message = error.read_text(encoding="utf-8").rstrip(".")
+        raise WeightsError(f"config.weights: {message}. {by_hand}")
+    raise WeightsError(
+        f"config.weights: the conversion ended with status {status} (its messages are above; a "
+        f"negative status is a signal, and -9 often means too little memory). {by_hand}"
+    )

@@ -1,1 +1,1 @@
-"""The train state, the jitted step, and what feeds and records it."""
+"""Training: the train state, the jitted step, the input pipeline, checkpoints and the log."""

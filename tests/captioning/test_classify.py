@@ -129,7 +129,7 @@ def test_answers_are_kept_and_belong_to_images_names_and_model(config, tmp_path)
     classify(config, None, again)
     assert [request.image_id for request in again.requests] == ["test/00.png"]
     other = Says(model="2")
-    with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*engine: there"):
+    with pytest.raises(ConfigError, match=r"started with other inputs[\s\S]*engine: was"):
         classify(config, None, other)
     classify(config, tmp_path / "two", other)
     assert len(other.requests) == 6
@@ -139,7 +139,7 @@ def test_answers_are_kept_and_belong_to_images_names_and_model(config, tmp_path)
     classify(config, tmp_path / "three", third)
     assert len(third.requests) == 6 and "cat, dog, cow." in third.requests[0].prompt
     config.descriptions.max_new_tokens = 20
-    with pytest.raises(ConfigError, match=r"max_new_tokens: there 77, here 20"):
+    with pytest.raises(ConfigError, match=r"max_new_tokens: was 77, is now 20"):
         classify(config, tmp_path / "three", third)
 
 
@@ -229,5 +229,5 @@ def test_the_command(config, tmp_path, capsys):
     assert "answers: exact 1, normalized 1, closest 2, unmatched 2, failed 0" in printed
     assert "unmatched: test/02.png: 'dog or cat'" in printed and "top1" in printed
     assert (tmp_path / "runs/mine-llava_zero_shot-s0/config.json").exists()
-    with pytest.raises(ConfigError, match=r"method\.name: there 'llava_zero_shot'"):
+    with pytest.raises(ConfigError, match=r"method\.name: was 'llava_zero_shot'"):
         train.main(["train", *called[1:], "--workdir=runs/mine-llava_zero_shot-s0"])

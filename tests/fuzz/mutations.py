@@ -1,7 +1,7 @@
-"""Valid files with something changed, and limits of what reading one may take.
+"""Mutations of valid files, and limits on time and memory for reading one.
 
-A file is changed byte by byte, and where it is JSON, JSON lines, or has a JSON header as
-.safetensors files have, value by value as well. How each format is read is in `targets_*.py`.
+The bytes of a file are changed and, if it is JSON, JSON lines or .safetensors (with a JSON header),
+also single values. `targets_*.py` contain the readers of each format.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from hypothesis import strategies as st
 
 
 class Target(NamedTuple):
-    """A format that is read."""
+    """A file format under test."""
 
     valid: bytes
     suffix: str  # of a file's name
-    read: Callable[[Path], object]  # as the commands do; raises UserError only, whatever it reads
+    read: Callable[[Path], object]  # as the commands do; raises only UserError
 
 
 MAX_SECONDS = 30
-MAX_BYTES = 2 * 2**30  # of memory, beyond what the process has
+MAX_BYTES = 2 * 2**30  # of additional memory
 
 DEEP: Any = []
 for _ in range(500):
@@ -85,7 +85,7 @@ def _encoded(text: str) -> bytes:
 
 @st.composite
 def _changed_values(draw: st.DrawFn, content: bytes) -> bytes:
-    """The file with values changed where it holds JSON; otherwise as it is."""
+    """The file with changed JSON values; other files are returned unchanged."""
     if content[8:9] == b"{":  # .safetensors: the length of the header, the header, the tensors
         length = struct.unpack("<Q", content[:8])[0]
         header = _encoded(draw(_changed_json(json.loads(content[8 : 8 + length]))))
@@ -103,7 +103,7 @@ def _changed_values(draw: st.DrawFn, content: bytes) -> bytes:
 
 @st.composite
 def _changed_bytes(draw: st.DrawFn, content: bytes) -> bytes:
-    """The file with one to four pieces overwritten, cut out, repeated or inserted."""
+    """The file with one to four parts overwritten, removed, repeated or inserted."""
     data = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, max(0, len(data) - 1)))
@@ -135,8 +135,8 @@ class TookTooLong(BaseException):
 
 
 class Limits:
-    """Let a block take 30 seconds and 2 GB of memory. What is exceeded is noted in `exceeded`,
-    also where the code caught the error that came of it."""
+    """Limits a block to 30 seconds and 2 GB of memory. `exceeded` records a violation, even if the
+    code caught the resulting error."""
 
     def __enter__(self) -> None:
         self.exceeded = ""

@@ -41,7 +41,7 @@ def targets(directory: Path) -> dict[str, Target]:
     """All formats, with a valid file of each.
 
     Args:
-        directory: an empty one, where the files lie that are read together with the damaged one.
+        directory: an empty directory for the files that are read together with the damaged one.
     """
     return {
         **_lists(directory / "lists"),

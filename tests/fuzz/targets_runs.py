@@ -1,8 +1,4 @@
-"""The files of a run, of pseudo-labels, of predictions and of a sweep, as targets of mutation.
-
-Each target is a valid file, the suffix of its name, and a function that reads a file as the
-commands do: it may raise `UserError` only, whatever the file holds.
-"""
+"""Fuzz targets: the files of a run, of pseudo-labels, of predictions and of a sweep."""
 
 from __future__ import annotations
 
@@ -17,6 +13,7 @@ from lattec_jax.inference.prediction_files import PredictionFile, header, line
 from lattec_jax.paper_tables.cells import read_results
 from lattec_jax.paper_tables.plan import Sweep, choose_tables
 from lattec_jax.reporting import health, page
+from lattec_jax.reporting.health_metrics import Baseline
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.config import flatten, from_json, load_run_config, parse, to_json
 from lattec_jax.runtime.errors import differences
@@ -49,7 +46,7 @@ def targets(tmp_path: Path) -> dict[str, Target]:
     """The formats by name.
 
     Args:
-        tmp_path: a folder for the files that stand beside a target; empty or not there.
+        tmp_path: a directory for the files that are read with a target; created if missing.
     """
     tmp_path.mkdir(exist_ok=True)
     config, _ = parse(["train", "--config=configs/eurosat.py"])
@@ -76,7 +73,7 @@ def _read_config(path: Path) -> None:
 
 
 def _in_run(directory: Path, name: str) -> Callable[[Path], None]:
-    """Reads a file in the place of one of a work directory."""
+    """Return a reader that replaces a file of a work directory."""
     directory.mkdir()
 
     def read(path: Path) -> None:
@@ -90,15 +87,15 @@ def _in_run(directory: Path, name: str) -> Callable[[Path], None]:
         lines = metrics_log.read_log(directory)
         vectors = np.eye(3, dtype=np.float32)
         labels = np.arange(30) % 3
-        reference = health.Reference(["a", "b", "c"], vectors, labels, 8, {"image": 1.0})
-        health.HealthMonitor(reference, lines)
-        assert health.health_report(reference, vectors, labels, lines)["verdict"]
+        baseline = Baseline(["a", "b", "c"], vectors, labels, 8, {"image": 1.0})
+        health.HealthMonitor(baseline, lines)
+        assert health.health_report(baseline, vectors, labels, lines)["verdict"]
 
     return read
 
 
 def _of_report(directory: Path) -> dict[str, Target]:
-    """The files that the page is made of."""
+    """The files that the report reads."""
     write_files(example(4, images=50), directory)
 
     def read(name: str) -> Callable[[Path], None]:

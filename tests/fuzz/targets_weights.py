@@ -1,4 +1,4 @@
-"""Small valid files of the formats that bring weights, each with what reads it."""
+"""Fuzz targets: small valid files of the formats of weights."""
 
 from __future__ import annotations
 
@@ -55,11 +55,7 @@ PREPROCESS_CFG = {
 
 
 def targets(tmp_path: Path) -> dict[str, Target]:
-    """Name -> content of a valid file, its suffix, and its reader.
-
-    A reader takes the path of a file with such content, puts it among the other files that belong
-    to it, and raises nothing but UserError. What needs packages that are not installed is left out.
-    """
+    """The formats by name; those that need packages that are not installed are omitted."""
     config = CLIPConfig.from_open_clip({**MODEL_CFG, "text_cfg": _text(7)})
     directory, bpe = tmp_path / "checkpoint", tmp_path / "bpe"
     _checkpoint(config, word_tokenizer(WORDS, context_length=6)).save(directory)
@@ -83,7 +79,7 @@ def targets(tmp_path: Path) -> dict[str, Target]:
 
 
 def _bpe() -> Tokenizer:
-    """A byte-pair tokenizer with the parts of CLIP's."""
+    """A byte-pair tokenizer with the same components as CLIP's."""
     letters = [chr(code) for code in range(ord("a"), ord("u"))]
     words = ["one</w>", "on", "<s>", "</s>"]
     vocabulary = {n: i for i, n in enumerate([*letters, *(c + "</w>" for c in letters), *words])}
@@ -154,7 +150,7 @@ def _source(folder: Path) -> Path:
 
 
 def _among(folder: Path, name: str, read: Callable[[Path], object]) -> Target:
-    """The file `name` of a folder; its reader sees it in the place of that of the folder."""
+    """A file of a folder; the reader replaces this file."""
 
     valid = (folder / name).read_bytes()
 

@@ -1,7 +1,7 @@
-"""Class lists, split files, description files and images: taken, or refused by name.
+"""Class lists, split files, description files and images: read correctly, or refused.
 
-The tests decide by rules of their own what is valid: valid input must be taken with the values that
-they expect, and invalid input must end in an error of ours that names the offending item.
+The tests decide by independent rules what is valid: valid input must give the expected values, and
+invalid input must raise a user error that names the invalid item.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ NAMES = st.text(
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """Eight images in a folder, and a directory for the files that say something of them."""
+    """A folder with eight images, and a directory for the files that refer to them."""
     root = tmp_path_factory.mktemp("fuzz")
     (root / "set" / "images").mkdir(parents=True)
     for n in range(8):
@@ -68,7 +68,7 @@ def folder_of(place):
 
 
 @inputs(1500, st.lists(st.lists(NAMES, min_size=1, max_size=3), min_size=2, max_size=6))
-def test_class_lists_of_different_names_are_taken(place, lists):
+def test_class_lists_of_different_names_are_read(place, lists):
     keys = [unicodedata.normalize("NFC", n).casefold() for own in lists for n in own]
     assume(len(set(keys)) == len(keys))
     lines = [" | ".join(own) for own in lists]
@@ -81,7 +81,7 @@ def test_class_lists_of_different_names_are_taken(place, lists):
     1500,
     st.one_of(st.binary(max_size=40), st.text("ab|_ \n\t\r\ufeff", max_size=30).map(str.encode)),
 )
-def test_any_class_list_is_taken_or_refused_by_name(place, content):
+def test_any_class_list_is_read_or_refused_by_name(place, content):
     (place / "classes.txt").write_bytes(content)
     try:
         dataset = folder_of(place)
@@ -89,7 +89,7 @@ def test_any_class_list_is_taken_or_refused_by_name(place, content):
         event("refused")
         assert "classes.txt" in str(error)
     else:
-        event("taken")
+        event("read")
         names = [name for own in dataset.names for name in own]
         assert len(dataset.names) >= 2 and len(set(names)) == len(names)
         assert all(name == name.strip() != "" for name in names)
@@ -108,7 +108,7 @@ def split_of(place, content: bytes):
 
 @st.composite
 def splits(draw):
-    """A valid split file: every part's rows, each image once, every label named."""
+    """A valid split file: each image once, and all labels named."""
     classes = draw(st.integers(2, 4))
     names = [f"Class_{c}" for c in range(classes)]
     images = draw(st.permutations(range(8)))
@@ -120,7 +120,7 @@ def splits(draw):
 
 
 @inputs(1000, splits())
-def test_valid_split_files_are_taken(place, split):
+def test_valid_split_files_are_read(place, split):
     dataset = split_of(place, json.dumps(split).encode())
     training = split["train"] + split["val"]
     assert list(dataset.train.ids) == [row[0] for row in training]
@@ -130,7 +130,7 @@ def test_valid_split_files_are_taken(place, split):
 
 
 @inputs(1500, splits(), st.data())
-def test_a_split_file_with_one_thing_wrong_is_refused_by_name(place, split, data):
+def test_a_split_file_with_one_error_is_refused_by_name(place, split, data):
     part = data.draw(st.sampled_from(["train", "test"]))
     number = data.draw(st.integers(0, len(split[part]) - 1))
     row = list(split[part][number])
@@ -174,7 +174,7 @@ RECORDS = st.fixed_dictionaries(
 
 
 @inputs(1500, st.lists(RECORDS, max_size=12), st.booleans())
-def test_descriptions_are_joined_by_the_rule(place, records, cut_off):
+def test_the_last_description_of_an_image_is_used(place, records, cut_off):
     path = place / "texts.jsonl"
     lines = [json.dumps(record, ensure_ascii=False).encode() + b"\n" for record in records]
     path.write_bytes(b"".join(lines) + (b'{"image": "0.p' if cut_off else b""))
@@ -199,7 +199,7 @@ def test_descriptions_are_joined_by_the_rule(place, records, cut_off):
     st.lists(RECORDS, min_size=1, max_size=4),
     st.one_of(st.binary(min_size=1, max_size=30), JSON.map(lambda v: json.dumps(v).encode())),
 )
-def test_a_line_that_is_no_description_is_named_by_its_number(place, records, wrong):
+def test_an_invalid_line_is_named_by_its_number(place, records, wrong):
     assume(not wrong.isspace() and b"\n" not in wrong)
     path = place / "texts.jsonl"
     lines = [json.dumps(record).encode() for record in records]
@@ -242,7 +242,7 @@ SIZES = st.tuples(st.integers(1, 24), st.integers(1, 24))
 
 
 @inputs(800, st.sampled_from(sorted(HOLDS)), st.sampled_from(MODES), SIZES, st.integers(0, 9))
-def test_whole_images_are_read(place, kind, mode, size, seed):
+def test_valid_images_are_read(place, kind, mode, size, seed):
     assume(mode in HOLDS[kind])
     (place / "image").write_bytes(encoded(kind, mode, size, seed))
     found = pixels_of(place / "image")

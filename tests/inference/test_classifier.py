@@ -350,12 +350,12 @@ def whole_records(content: bytes, kind: str) -> int:
 def test_a_file_of_other_settings_is_refused(finished, strange):
     run_dir = finished / "run"
     assert run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0]) == 0
-    with pytest.raises(ConfigError, match=r"made with other settings[\s\S]*top: there 1, here 2"):
+    with pytest.raises(ConfigError, match=r"made with other settings[\s\S]*top: was 1, is now 2"):
         run(f"--workdir={run_dir}", "--out=a.jsonl", "--top=2", paths_of(finished)[0])
     other = shutil.copytree(run_dir, strange / "other")
     changed = dummy_checkpoint(seed=3)
     with_classes(changed).save(other / "model")
-    with pytest.raises(ConfigError, match="model_sha256: there"):
+    with pytest.raises(ConfigError, match="model_sha256: was"):
         run(f"--workdir={other}", "--out=a.jsonl", paths_of(finished)[0])
     (strange / "mine.csv").write_text("a,b\n")
     with pytest.raises(

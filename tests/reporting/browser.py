@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-SECONDS = 60  # for one answer
+TIMEOUT_S = 60  # for one response
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
@@ -25,7 +25,7 @@ class Browser:
     """One tab. Use as a context manager.
 
     Args:
-        profile: an empty folder.
+        profile: an empty directory.
     """
 
     def __init__(self, profile: Path):
@@ -55,7 +55,7 @@ class Browser:
 
     def __exit__(self, *exc: object) -> None:
         self._process.terminate()
-        self._process.wait(SECONDS)
+        self._process.wait(TIMEOUT_S)
         os.close(self._write)
         os.close(self._read)
 
@@ -67,12 +67,12 @@ class Browser:
             message["sessionId"] = self._session
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive()
-            if answer.get("id") == self._number:
-                if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']}")
-                return answer["result"]
-            self.events.append(answer)
+            response = self._receive()
+            if response.get("id") == self._number:
+                if "error" in response:
+                    raise RuntimeError(f"{method}: {response['error']}")
+                return response["result"]
+            self.events.append(response)
 
     def open(self, path: Path, width: int, scheme: str = "light") -> None:
         """Show a file in a window of `width` CSS pixels and wait until it is loaded."""
@@ -88,14 +88,14 @@ class Browser:
             self.events.append(self._receive())
 
     def value(self, expression: str) -> Any:
-        """What JavaScript says; the page's own policy does not bind it."""
+        """Evaluate JavaScript; the policy of the page does not apply to it."""
         found = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
         if "exceptionDetails" in found:
             raise RuntimeError(found["exceptionDetails"])
         return found["result"].get("value")
 
     def press(self, key: str, code: int) -> None:
-        """Press a key and let it go."""
+        """Press and release a key."""
         for kind in ("rawKeyDown", "keyUp"):
             self.call(
                 "Input.dispatchKeyEvent",
@@ -103,12 +103,12 @@ class Browser:
             )  # fmt: skip
 
     def _receive(self) -> dict[str, Any]:
-        end = time.monotonic() + SECONDS
+        end = time.monotonic() + TIMEOUT_S
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._read], [], [], max(0, end - time.monotonic()))
             part = os.read(self._read, 1 << 20) if ready else b""
             if not part:
-                raise RuntimeError(f"no answer of {CHROMIUM} within {SECONDS} seconds")
+                raise RuntimeError(f"no response of {CHROMIUM} within {TIMEOUT_S} seconds")
             self._buffer += part
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)

@@ -1,4 +1,4 @@
-"""What the files of a run would say, made up: for pages of any number of classes."""
+"""Made-up files of a run, for reports with any number of classes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lattec_jax.reporting.health import Reference, health_report
+from lattec_jax.reporting.health import health_report
+from lattec_jax.reporting.health_metrics import Baseline
 from lattec_jax.reporting.report_data import thumbnail
 from lattec_jax.reporting.sections import Run
 
@@ -15,7 +16,7 @@ NASTY = "</script><script>window.hit=1</script><img src=x onerror=hit=1> \"'&"
 
 
 def example(classes: int = 10, labeled: bool = True, images: int = 1000) -> Run:
-    """A run whose text holds everything that could break out of a page."""
+    """A run whose texts contain everything that could break a page."""
     rng = np.random.default_rng(0)
     names = [f"class {n}" for n in range(classes - 1)] + [NASTY]
     vectors = rng.normal(size=(2, classes, 16))
@@ -27,7 +28,7 @@ def example(classes: int = 10, labeled: bool = True, images: int = 1000) -> Run:
          "weight_image": 0.1, "weight_class": 0.2, "logit_scale": None if step == 20 else 14.0}
         for step in range(10, 200, 10)
     ]  # fmt: skip
-    start = Reference(names, vectors[0], before, 64, {"image": 0.8})
+    start = Baseline(names, vectors[0], before, 64, {"image": 0.8})
     pixels = thumbnail(rng.integers(0, 256, (224, 224, 3)).astype(np.uint8))
     accuracy = {"top1": 0.5, "top5": 0.9}
     results = {
@@ -87,7 +88,7 @@ def hostile() -> Run:
     results["dataset"] = results["weights"] = results["device"] = " ".join(HOSTILE)
     results["descriptions"] = {text: {"found": 1, "missing": 0} for text in HOSTILE}
     results["health"]["verdict"] = "\n".join(HOSTILE)
-    alarm = dict.fromkeys(("name", "metric", "message", "do"), " ".join(HOSTILE))
+    alarm = dict.fromkeys(("name", "metric", "message", "advice"), " ".join(HOSTILE))
     alarm |= {"value": float("nan"), "threshold": float("inf"), "classes": list(HOSTILE)}
     results["health"]["alarms"] = [alarm]
     results["health"]["metrics"] = {**dict.fromkeys(HOSTILE, float("nan")), "more": 1.0}
@@ -106,7 +107,7 @@ def hostile() -> Run:
 
 
 def write_files(run: Run, workdir: Path) -> None:
-    """Leave what a run leaves."""
+    """Write the files of a finished run."""
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(run.config))
     (workdir / "results.json").write_text(json.dumps(run.results))

@@ -1,4 +1,4 @@
-"""The page in a real browser, from a file: it loads, is whole, narrow, and goes by keyboard."""
+"""The report in a browser, from a file: loading, layout, contrast, keyboard and printing."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ pytestmark = [
         reason="no chromium or google-chrome; for example apt-get install chromium",
     ),
 ]
-SIDEWAYS = "document.documentElement.scrollWidth"
+SCROLL_WIDTH = "document.documentElement.scrollWidth"
 
 
 @pytest.fixture(scope="module")
@@ -45,29 +45,27 @@ def browser(tmp_path_factory):
 
 @pytest.mark.parametrize("name", ["labeled", "unlabeled", "many", "hostile"])
 @pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (1200, "dark"), (360, "light")])
-def test_the_page_loads_without_a_complaint_and_fetches_nothing(
-    browser, pages, name, width, scheme
-):
+def test_the_page_loads_without_errors_and_without_requests(browser, pages, name, width, scheme):
     browser.open(pages[name], width, scheme)
     images = browser.value("[...document.images].map(i => [i.naturalWidth, i.alt])")
     assert len(images) >= 18
     assert all(width > 0 and alt for width, alt in images)
-    assert browser.value(SIDEWAYS) <= width
+    assert browser.value(SCROLL_WIDTH) <= width
     assert browser.value("window.hit === undefined && document.scripts.length === 0")
-    complaints = (
+    errors = (
         "Log.entryAdded",
         "Runtime.exceptionThrown",
         "Runtime.consoleAPICalled",
         "Page.javascriptDialogOpening",
     )
-    assert [e for e in browser.events if e.get("method") in complaints] == []
+    assert [e for e in browser.events if e.get("method") in errors] == []
     requests = [e for e in browser.events if e.get("method") == "Network.requestWillBeSent"]
     urls = [e["params"]["request"]["url"] for e in requests]
     assert {url for url in urls if not url.startswith("data:")} == {pages[name].as_uri()}
     assert browser.value("document.compatMode") == "CSS1Compat"
 
 
-def test_dark_and_light_have_contrast(browser, pages):
+def test_both_color_schemes_have_contrast(browser, pages):
     """WCAG 2.2 AA: 4.5 to 1 for text, measured on the colors that the browser computed."""
     measure = """
       (() => {
@@ -91,12 +89,12 @@ def test_dark_and_light_have_contrast(browser, pages):
     assert len(backgrounds) == 2
 
 
-def test_the_keyboard_reaches_everything(browser, pages):
+def test_all_links_and_tables_are_reachable_by_keyboard(browser, pages):
     browser.open(pages["labeled"], 360)
     active = "document.activeElement"
     browser.press("Tab", 9)
     assert browser.value(f"{active}.className") == "skip"
-    assert browser.value(f"{active}.getBoundingClientRect().left") >= 0  # it shows itself
+    assert browser.value(f"{active}.getBoundingClientRect().left") >= 0  # it is visible
     browser.press("Tab", 9)
     first = browser.value(f"{active}.getAttribute('href')")
     assert first == "#health"
@@ -112,21 +110,21 @@ def test_the_keyboard_reaches_everything(browser, pages):
     assert targets and all(targets)
 
 
-def test_headings_tables_and_drawings_are_named(browser, pages):
+def test_headings_tables_and_charts_have_labels(browser, pages):
     browser.open(pages["labeled"], 1200)
     levels = browser.value("[...document.querySelectorAll('h1,h2,h3')].map(h => +h.tagName[1])")
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
     assert browser.value("[...document.querySelectorAll('th')].every(h => h.scope)")
     assert browser.value("[...document.querySelectorAll('table')].every(t => t.caption)")
-    drawings = "[...document.querySelectorAll('svg')]"
-    assert browser.value(f"{drawings}.every(s => s.ariaHidden || s.role && s.ariaLabel)")
+    charts = "[...document.querySelectorAll('svg')]"
+    assert browser.value(f"{charts}.every(s => s.ariaHidden || s.role && s.ariaLabel)")
     assert browser.value("document.documentElement.lang") == "en"
     ids = browser.value("[...document.querySelectorAll('[id]')].map(e => e.id)")
     assert len(ids) == len(set(ids))
 
 
-def test_it_prints(browser, pages):
+def test_the_page_can_be_printed(browser, pages):
     browser.open(pages["labeled"], 1200)
     printed = browser.call("Page.printToPDF", printBackground=False)["data"]
     assert len(printed) > 10_000

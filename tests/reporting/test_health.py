@@ -1,4 +1,4 @@
-"""Each alarm on arrays made for it; all of them silent on a run that is well."""
+"""Each alarm on arrays that trigger it; no alarm for a healthy run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,10 @@ import numpy as np
 import pytest
 
 from lattec_jax import train_loop
-from lattec_jax.reporting import health
-from lattec_jax.reporting.health import (
-    HealthMonitor,
-    Reference,
-    final_alarms,
-    health_report,
-    window_alarms,
-)
+from lattec_jax.reporting import alarms as thresholds
+from lattec_jax.reporting.alarms import Alarm, final_alarms, window_alarms
+from lattec_jax.reporting.health import HealthMonitor, health_report
+from lattec_jax.reporting.health_metrics import Baseline, nearest_classes
 from lattec_jax.runtime.errors import TrainingError
 from tests.runs import CLASSES, run
 
@@ -29,14 +25,14 @@ NAMES = tuple(["zero", "one", "two", "three", "four", "five", "six", "seven", "e
 COUNT = 1000
 
 
-def start(coverage: float = 1.0) -> Reference:
+def start(coverage: float = 1.0) -> Baseline:
     """Ten classes at right angles with a hundred images each."""
     labels = np.repeat(np.arange(10), COUNT // 10).astype(np.int32)
-    return Reference(NAMES, np.eye(10, 12, dtype=np.float32), labels, 128, {"image": coverage})
+    return Baseline(NAMES, np.eye(10, 12, dtype=np.float32), labels, 128, {"image": coverage})
 
 
 def records(**changed: float) -> list[dict[str, float]]:
-    """Three lines of the log of a healthy run, with metrics of another."""
+    """Three lines of the log of a healthy run, with some metrics changed."""
     healthy = {
         "loss": 2.0,
         "batch_class_entropy": 0.97,
@@ -52,13 +48,13 @@ def records(**changed: float) -> list[dict[str, float]]:
     return [{"step": step, **healthy, **changed} for step in (10, 20, 30)]
 
 
-def names_of(alarms: list[health.Alarm]) -> set[str]:
+def names_of(alarms: list[Alarm]) -> set[str]:
     return {alarm.name for alarm in alarms}
 
 
-def test_a_healthy_run_sets_off_nothing():
-    found = health_report(start(), start().vectors, start().labels, records())
-    assert found["alarms"] == [] and found["verdict"].startswith("Healthy: no alarm")
+def test_a_healthy_run_has_no_alarms():
+    found = health_report(start(), start().class_vectors, start().labels, records())
+    assert found["alarms"] == [] and found["verdict"].startswith("Healthy: no alarms")
     metrics = found["metrics"]
     assert metrics["agreement_with_frozen"] == 1 and metrics["class_entropy"] == pytest.approx(1)
     assert metrics["drift_largest"] == pytest.approx(0) and metrics["separation"] == 1
@@ -68,89 +64,93 @@ def test_a_healthy_run_sets_off_nothing():
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("collapse while training", {"batch_class_entropy": 0.5}),
-        ("runaway pseudo-labels", {"agreement_with_frozen": 0.3}),
-        ("merged prototypes", {"separation": 0.1}),
-        ("image descriptions carry nothing", {"weight_image": 0.02}),
+        ("prediction collapse", {"batch_class_entropy": 0.5}),
+        ("pseudo-label drift", {"agreement_with_frozen": 0.3}),
+        ("prototype collapse", {"separation": 0.1}),
+        ("uninformative image descriptions", {"weight_image": 0.02}),
     ],
 )
-def test_what_the_log_sets_off(name, changed, capsys):
+def test_alarms_of_the_log(name, changed, capsys):
     (alarm,) = window_alarms(start(), records(**changed))
-    assert alarm.name == name and alarm.value < alarm.threshold and alarm.do and alarm.message
-    if name == "collapse while training":
+    assert alarm.name == name and alarm.value < alarm.threshold and alarm.advice and alarm.message
+    if name == "prediction collapse":
         assert alarm.classes == ("six",)
     # During training it is printed once, as soon as there are enough lines, and is in the results.
-    watch = HealthMonitor(start())
+    monitor = HealthMonitor(start())
     for line in [*records(**changed), *records(**changed)]:
-        watch.see(int(line["step"]), {n: np.asarray(v) for n, v in line.items()})  # as in training
+        monitor.update(
+            int(line["step"]), {n: np.asarray(v) for n, v in line.items()}
+        )  # as in training
     assert capsys.readouterr().err.count(f"warning: {name}: ") == 1
-    found = health_report(start(), start().vectors, start().labels, records(**changed))
+    found = health_report(start(), start().class_vectors, start().labels, records(**changed))
     assert [a["name"] for a in found["alarms"]] == [name]
-    assert found["verdict"].startswith("Look before you use this model: One alarm was set off")
+    assert found["verdict"].startswith("Check this model before you use it: 1 alarm.")
     assert name in found["verdict"]
-    # A run that continues does not say again what was said before it stopped.
+    # A resumed run does not print the alarms again that were printed before it stopped.
     continued = HealthMonitor(start(), records(**changed))
-    continued.see(40, records(**changed)[0])
+    continued.update(40, records(**changed)[0])
     assert name not in capsys.readouterr().err
 
 
-def test_merged_classes_do_not_accuse_the_descriptions():
-    """The weights of texts fall with the distance of the classes."""
+def test_collapsed_prototypes_do_not_blame_the_descriptions():
+    """Mixer weights shrink with the distance between the classes."""
     found = names_of(window_alarms(start(), records(separation=0.05, weight_image=0.02)))
-    assert found == {"merged prototypes"}
+    assert found == {"prototype collapse"}
 
 
-def test_one_line_or_a_line_of_an_evaluation_sets_off_nothing(capsys):
-    watch, bad = HealthMonitor(start()), records(batch_class_entropy=0.1)[0]
-    watch.see(10, bad)
-    watch.see(10, {"class_entropy": 0.2, "test_top1": 0.1})
-    watch.see(20, bad)
-    assert capsys.readouterr().err == "" and watch.last_finite == 20
+def test_one_line_or_a_line_of_an_evaluation_is_no_alarm(capsys):
+    monitor, bad = HealthMonitor(start()), records(batch_class_entropy=0.1)[0]
+    monitor.update(10, bad)
+    monitor.update(10, {"class_entropy": 0.2, "test_top1": 0.1})
+    monitor.update(20, bad)
+    assert capsys.readouterr().err == "" and monitor.last_finite_step == 20
 
 
-def test_emptied_and_swallowing_classes():
+def test_vanished_and_dominant_classes():
     labels = start().labels
     predictions = np.where(np.isin(labels, (2, 3, 4)), 7, labels)
-    emptied, swallowing = final_alarms(start(), start().vectors, predictions)
-    assert (emptied.name, emptied.classes) == ("emptied classes", ("two", "three", "four"))
-    assert emptied.value == pytest.approx(0.3)
-    assert (swallowing.name, swallowing.classes) == ("swallowing classes", ("seven",))
-    assert swallowing.value == pytest.approx(4)
-    # A class that zero-shot gave fewer than ten images may empty.
+    vanished, dominant = final_alarms(start(), start().class_vectors, predictions)
+    assert (vanished.name, vanished.classes) == ("vanished classes", ("two", "three", "four"))
+    assert vanished.value == pytest.approx(0.3)
+    assert (dominant.name, dominant.classes) == ("dominant classes", ("seven",))
+    assert dominant.value == pytest.approx(4)
+    # A class with fewer than ten zero-shot images may vanish.
     counted = np.where(np.arange(COUNT) < 93, 1, labels).astype(np.int32)
     few = dataclasses.replace(start(), labels=counted)
     predictions = np.where(few.labels == 0, 1, few.labels)
-    assert names_of(final_alarms(few, few.vectors, predictions)) == set()
+    assert names_of(final_alarms(few, few.class_vectors, predictions)) == set()
 
 
-def test_one_emptied_class_of_many_is_no_collapse():
+def test_one_vanished_class_of_many_is_no_alarm():
     labels = np.repeat(np.arange(40), 25).astype(np.int32)
-    many = Reference([f"c{n}" for n in range(40)], np.eye(40), labels, 128, {})
-    assert final_alarms(many, many.vectors, np.where(labels == 3, 4, labels)) == []
+    many = Baseline([f"c{n}" for n in range(40)], np.eye(40), labels, 128, {})
+    assert final_alarms(many, many.class_vectors, np.where(labels == 3, 4, labels)) == []
 
 
-def test_runaway_labels_at_the_end_name_the_classes_that_moved_most():
+def test_pseudo_label_drift_at_the_end_names_the_classes_that_changed_most():
     labels = start().labels
-    predictions = (labels + (np.arange(COUNT) % 10 < 6)) % 10  # every class hands on 60%
-    (alarm,) = final_alarms(start(), start().vectors, predictions)
-    assert alarm.name == "runaway pseudo-labels" and alarm.value == pytest.approx(0.4)
-    assert alarm.classes == ()  # all shares are as they were
+    predictions = (
+        labels + (np.arange(COUNT) % 10 < 6)
+    ) % 10  # every class loses 60% to the next one
+    (alarm,) = final_alarms(start(), start().class_vectors, predictions)
+    assert alarm.name == "pseudo-label drift" and alarm.value == pytest.approx(0.4)
+    assert alarm.classes == ()  # all class fractions are unchanged
     predictions = np.where(labels < 6, labels // 3 * 3, labels)
     predictions[:100] = 9
     predictions = np.where((labels == 6) | (labels == 7), 8, predictions)
-    alarms = {a.name: a for a in final_alarms(start(), start().vectors, predictions)}
-    assert alarms["runaway pseudo-labels"].value == pytest.approx(0.3)
-    assert set(alarms["runaway pseudo-labels"].classes) <= set(NAMES)
+    alarms = {a.name: a for a in final_alarms(start(), start().class_vectors, predictions)}
+    assert alarms["pseudo-label drift"].value == pytest.approx(0.3)
+    assert set(alarms["pseudo-label drift"].classes) <= set(NAMES)
 
 
-def test_merged_prototypes_name_their_pairs():
+def test_prototype_collapse_names_the_pairs():
     vectors = np.eye(10, 12, dtype=np.float32)
-    vectors[:, 11] = 4  # all near one direction, and two nearer
+    vectors[:, 11] = 4  # all are close to one direction, and two are closer
     vectors[5] = vectors[4] + 0.1 * vectors[5]
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     (alarm,) = final_alarms(start(), vectors, start().labels)
-    assert alarm.name == "merged prototypes" and "four and five" in alarm.classes
-    similarity, other = health.nearest(vectors)
+    assert alarm.name == "prototype collapse" and "four and five" in alarm.classes
+    similarity, other = nearest_classes(vectors)
     cosines = vectors @ vectors.T
     expected = [max(cosines[c][d] for d in range(10) if d != c) for c in range(10)]
     np.testing.assert_allclose(similarity, expected, rtol=1e-6)
@@ -158,20 +158,22 @@ def test_merged_prototypes_name_their_pairs():
     assert alarm.value == pytest.approx(np.mean(1 - np.array(expected)), rel=1e-4)
 
 
-def test_descriptions_that_are_missing():
-    (alarm,) = final_alarms(start(0.8), start().vectors, start().labels)
-    assert alarm.name == "image descriptions are missing" and alarm.value == 0.8
-    assert "20%" in alarm.message and "captioning.describe" in alarm.do
+def test_missing_descriptions():
+    (alarm,) = final_alarms(start(0.8), start().class_vectors, start().labels)
+    assert alarm.name == "missing image descriptions" and alarm.value == 0.8
+    assert "20%" in alarm.message and "captioning.describe" in alarm.advice
 
 
 def test_the_entropy_of_batches_is_measured_in_batches():
-    """A batch holds fewer classes than the set, which must not look like a collapse."""
+    """A batch contains fewer classes than the data set, which must not look like a collapse."""
     classes, rng = 400, np.random.default_rng(1)
-    many = Reference([str(n) for n in range(classes)], np.eye(classes), np.arange(classes), 128, {})
+    many = Baseline([str(n) for n in range(classes)], np.eye(classes), np.arange(classes), 128, {})
     counts = np.bincount(rng.integers(0, classes, 128), minlength=classes) / 128
     p = counts[counts > 0]
     drawn = -(p * np.log(p)).sum() / math.log(classes)
-    assert drawn < health.ENTROPY  # of even shares, which are 1 over the whole set
+    assert (
+        drawn < thresholds.MIN_ENTROPY_RATIO
+    )  # although the distribution over all images is uniform
     assert many.batch_entropy == pytest.approx(drawn, abs=0.01)
     assert window_alarms(many, records(batch_class_entropy=drawn)) == []
 
@@ -185,8 +187,8 @@ def test_a_loss_that_is_not_finite_names_the_steps():
         train_loop.stop_unless_finite({**well, "loss": float("inf")}, 10, 0, None)
 
 
-def make_up(monkeypatch, metrics: Callable[[int], dict[str, float]]) -> None:
-    """Let the train loop take steps that compute nothing and have the metrics given for them."""
+def fake_steps(monkeypatch, metrics: Callable[[int], dict[str, float]]) -> None:
+    """Replace the train step by one that computes nothing and returns the given metrics."""
 
     def make_train_step(*parts: object) -> Callable:
         @jax.transfer_guard("allow")
@@ -202,7 +204,7 @@ def make_up(monkeypatch, metrics: Callable[[int], dict[str, float]]) -> None:
 
 def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(place, monkeypatch):
     """The loss of that step is still finite; only the next one would not be."""
-    make_up(monkeypatch, lambda step: {"loss": 1, "gradient_norm": math.nan if step == 4 else 2})
+    fake_steps(monkeypatch, lambda step: {"loss": 1, "gradient_norm": math.nan if step == 4 else 2})
     with pytest.raises(TrainingError, match=r"gradient norm is nan at step 4.*of step 2 is kept"):
         run("labeled", "--workdir=w")
     assert [p.name for p in (place / "w/checkpoints").iterdir()] == ["2"]
@@ -211,10 +213,10 @@ def test_a_gradient_that_is_not_finite_stops_before_its_parameters_are_saved(pla
 def test_a_run_watches_its_log_and_states_its_health(place, monkeypatch, capsys):
     log = records(agreement_with_frozen=0.3)[0]
     del log["step"]
-    make_up(monkeypatch, lambda step: log)
+    fake_steps(monkeypatch, lambda step: log)
     found = run("labeled")["health"]
-    assert capsys.readouterr().err.count("warning: runaway pseudo-labels: ") == 1
-    assert [alarm["name"] for alarm in found["alarms"]] == ["runaway pseudo-labels"]
+    assert capsys.readouterr().err.count("warning: pseudo-label drift: ") == 1
+    assert [alarm["name"] for alarm in found["alarms"]] == ["pseudo-label drift"]
     metrics = found["metrics"]
     assert metrics["agreement_with_frozen"] == 1 and metrics["drift_largest"] < 1e-6
     assert metrics["weight_image"] == pytest.approx(log["weight_image"])

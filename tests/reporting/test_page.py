@@ -1,4 +1,4 @@
-"""What stands on the page, and what of a run's words cannot break it."""
+"""Content of the report, and text from files that must not break it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 
 from lattec_jax.report import main
 from lattec_jax.reporting import page
-from lattec_jax.reporting.charts import curves, heat_map, number
+from lattec_jax.reporting.charts import format_number, heat_map, line_chart
 from lattec_jax.runtime import schemas
 from lattec_jax.runtime.errors import ConfigError, DataError
 from tests.reporting.example import HOSTILE, LONG, NASTY, RTL, example, hostile, write_files
@@ -22,7 +22,7 @@ VOID = {"meta", "link", "img", "br", "input", "hr"}
 
 
 class Outline(HTMLParser):
-    """Checks that elements close in order; collects elements, attributes and text."""
+    """Collects elements, attributes and text, and checks that elements are nested correctly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ def outline(html: str) -> Outline:
 @pytest.mark.parametrize(
     ("classes", "labeled"), [(10, True), (10, False), (100, True), (397, True), (2, False)]
 )
-def test_the_page_is_well_formed_small_and_harmless(classes, labeled):
+def test_the_page_is_well_formed_small_and_without_scripts(classes, labeled):
     html = page.render(example(classes, labeled, images=20_000))
     assert len(html.encode()) < 10e6
     found = outline(html)
@@ -66,18 +66,18 @@ def test_the_page_is_well_formed_small_and_harmless(classes, labeled):
         assert not [name for name in attributes if name.startswith("on")], tag
         for name in ("src", "href"):
             assert attributes.get(name, "#")[:5] in ("#", "data:") or attributes[name][0] == "#"
-    assert any(NASTY in text for text in found.text)  # shown as it is written
+    assert any(NASTY in text for text in found.text)  # escaped
     drawn = [a["aria-label"] for t, a in found.tags if t == "svg" and "aria-label" in a]
     maps = [label for label in drawn if "true class down" in label]
     assert len(maps) == (2 if labeled and classes <= 100 else 0)
     text = " ".join(found.text)
     assert ("Accuracy on" in text) == labeled
     assert ("most confused pairs" in text) == labeled
-    assert ("Share of the training images per predicted class" in text) == (not labeled)
+    assert ("Fraction of the training images per predicted class" in text) == (not labeled)
 
 
 def test_hostile_text_stays_text(tmp_path):
-    """The report has no script at all, so none may appear, whatever the files of the run say."""
+    """No text from the files of a run may become markup."""
     write_files(hostile(), tmp_path / "run")
     html = page.write(tmp_path / "run").read_text(encoding="utf-8")
     found = outline(html)
@@ -98,15 +98,15 @@ def test_hostile_text_stays_text(tmp_path):
     assert "nan" not in drawn and "inf" not in drawn
 
 
-def test_values_that_are_not_finite_are_drawn_as_unknown():
+def test_non_finite_values_are_shown_as_unknown():
     run = hostile()
-    found = outline(page.render(run))  # also of a run that does not come from files
+    found = outline(page.render(run))  # values that were not read from files
     drawn = " ".join(v or "" for t, a in found.tags if t in DRAWN for v in a.values())
     assert "nan" not in drawn and "inf" not in drawn
-    assert number(float("nan")) == number(None) == number(float("inf")) == "–"
+    assert format_number(float("nan")) == format_number(None) == format_number(float("inf")) == "–"
 
 
-def test_what_a_run_writes_is_valid_json_and_reads_back(tmp_path):
+def test_report_data_is_valid_json_and_reads_back(tmp_path):
     from lattec_jax.reporting import report_data
 
     data = hostile().data
@@ -123,13 +123,13 @@ def test_what_a_run_writes_is_valid_json_and_reads_back(tmp_path):
     assert set(texts) == {schemas.json_safe(text) for text in HOSTILE}
 
 
-def test_the_verdict_comes_first_and_every_alarm_is_there():
+def test_the_verdict_comes_first_and_all_alarms_are_shown():
     run = example()
     text = [part.strip() for part in outline(page.render(run)).text if part.strip()]
     assert text.index("Health") < text.index(run.results["health"]["verdict"].split("\n")[0])
-    headings = [h for h in ("Before and after", "Classes", "Confusion", "Training")]
-    places = [len(text) - 1 - text[::-1].index(heading) for heading in headings]
-    assert places == sorted(places)
+    headings = [h for h in ("Accuracy", "Classes", "Confusion", "Training")]
+    positions = [len(text) - 1 - text[::-1].index(heading) for heading in headings]
+    assert positions == sorted(positions)
     for alarm in run.results["health"]["alarms"]:
         assert alarm["message"] in text and f"Alarm: {alarm['name']}" in text
     assert run.results["health"]["alarms"]
@@ -152,7 +152,7 @@ def test_the_command_needs_neither_jax_nor_weights(tmp_path, capsys):
     assert done.stdout.strip() == "False"
 
 
-def test_what_is_missing_or_damaged_is_said(tmp_path):
+def test_missing_and_damaged_files_are_errors(tmp_path):
     with pytest.raises(ConfigError, match="--workdir is missing"):
         main(["report"])
     with pytest.raises(ConfigError, match=r"no results\.json in .*of a finished run"):
@@ -187,15 +187,15 @@ def test_what_is_missing_or_damaged_is_said(tmp_path):
         main(["report", f"--workdir={tmp_path / 'run'}"])
 
 
-def test_curves_place_their_points():
-    drawn = curves("t", {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b": [], "c": [(20, 1.0)]})
+def test_line_charts_place_their_points():
+    drawn = line_chart("t", {"a": [(0, 1.0), (10, 3.0), (20, 2.0)], "b": [], "c": [(20, 1.0)]})
     assert 'points="56.0,174.0 194.0,10.0 332.0,92.0"' in drawn
     assert "a: 1.00 → 2.00" in drawn and "b:" not in drawn
     assert drawn.count("<circle") == 1 and drawn.count("<polyline") == 2
-    outline(curves("flat", {"<a>": [(5, 0.0)]}))
+    outline(line_chart("flat", {"<a>": [(5, 0.0)]}))
 
 
-def test_heat_maps_darken_by_share_and_write_the_figure():
+def test_heat_maps_have_opacity_and_text():
     drawn = heat_map("t", {(0, 1): (0.9, "9"), (1, 1): (0.1, "1")}, ["a", "<b>"], ("rows", "cols"))
     assert 'fill-opacity="0.90"><title>a → &lt;b&gt;: 9</title>' in drawn
     assert 'class="in dark">9<' in drawn and 'class="in pale">1<' in drawn
@@ -207,4 +207,4 @@ def test_heat_maps_darken_by_share_and_write_the_figure():
      (-0.5, "-0.500"), (2e9, "2e+09")],
 )  # fmt: skip
 def test_numbers_keep_three_digits(value, expected):
-    assert number(value) == expected
+    assert format_number(value) == expected

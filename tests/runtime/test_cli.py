@@ -14,7 +14,7 @@ from absl import flags
 
 from lattec_jax import __main__ as lister
 from lattec_jax import predict, train
-from lattec_jax.commands import COMMANDS, MODULES, file_of, summary
+from lattec_jax.commands import COMMANDS, MODULES, module_file, summary
 from lattec_jax.runtime import cli
 from lattec_jax.runtime.config import flatten, parse
 from lattec_jax.runtime.config_comments import comment_of, comments
@@ -95,7 +95,7 @@ def test_each_answers_help(module, every_help):
     assert found[f"{module} -h"] == (0, text)
     assert text.startswith(summary(module))
     assert f"    python -m {module} " in text  # an example
-    tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+    tree = ast.parse(module_file(module).read_text(encoding="utf-8"))
     takes_config = "read_config" in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     flag = "  --config=FILE[:preset=NAME,method=NAME]  (required; for example configs/demo.py)"
     assert (flag in text) == takes_config
@@ -131,7 +131,7 @@ def test_the_commands_are_listed(capsys):
 def test_a_command_runs_by_its_name(capsys):
     by_name = help_of(capsys, lister.main, "report", "--help")
     assert by_name == help_of(capsys, lister.main, "lattec_jax.report", "-h")
-    assert by_name.startswith("Write the report of a run again.")
+    assert by_name.startswith("Write the report of a finished run.")
     with pytest.raises(ConfigError, match="--workdir is missing; for example --workdir=runs/"):
         lister.main(["lattec_jax", "report"])
     with pytest.raises(ConfigError, match=r"no command 'trian'\. Did you mean 'train'\?"):
@@ -287,8 +287,9 @@ def test_an_error_of_the_system_that_names_no_file_is_a_defect():
 
 def test_paths_that_are_no_text_can_be_printed(tmp_path):
     script = (
-        "import os; from lattec_jax.runtime import cli; from lattec_jax.runtime.text import show\n"
-        "cli.command(lambda argv: (print(os.fsdecode(b'a\\xff')), show('b\\x1b[31m')))"
+        "import os; from lattec_jax.runtime import cli\n"
+        "from lattec_jax.runtime.text import print_escaped\n"
+        "cli.command(lambda argv: (print(os.fsdecode(b'a\\xff')), print_escaped('b\\x1b[31m')))"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (ended.stdout, ended.stderr) == ("a\\udcff\nb\\x1b[31m\n", "")

@@ -1,4 +1,4 @@
-"""Errors that the user can mend: hints cost bounded time."""
+"""Hints in error messages take bounded time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lattec_jax.runtime.errors import did_you_mean
         ((f"x{number}" for number in itertools.count()), ""),
     ],
 )
-def test_the_first_names_are_compared(names, hint):
+def test_only_the_first_names_are_compared(names, hint):
     assert did_you_mean("cat", names) == hint
 
 

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and errors that say why."""
+"""Atomic writes: complete or absent files and directories, and clear errors."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from lattec_jax.runtime.files import (
 from tests.no_room import no_room
 
 
-def test_what_the_system_refuses_is_an_error_of_the_system_whatever_the_library_says(tmp_path):
+def test_a_failed_write_of_safetensors_is_an_oserror(tmp_path):
     path = tmp_path / "big.safetensors"
     with no_room(2**12), pytest.raises(OSError, match=r"File too large.*big\.safetensors") as found:
         write_safetensors(path, {"a": np.zeros(2**16, np.float32)})
@@ -35,10 +35,10 @@ def test_what_the_system_refuses_is_an_error_of_the_system_whatever_the_library_
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
-def test_what_is_written_has_the_permissions_of_the_umask(umask, mode, tmp_path):
+def test_written_files_have_the_permissions_of_the_umask(umask, mode, tmp_path):
     before = os.umask(umask)
     try:
-        for _ in range(2):  # anew, and in the place of the first
+        for _ in range(2):  # a new file, then a replacement
             write_safetensors(tmp_path / "a.safetensors", {"a": np.arange(3.0)})
             write_json(tmp_path / "b.json", {})
             assert {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()} == {mode}
@@ -54,7 +54,7 @@ def test_tensors_keep_their_metadata(tmp_path):
         assert opened.metadata() == {"format": "pt"}
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one_and_nothing_beside(tmp_path):
+def test_a_failed_write_leaves_the_old_file_and_no_temporary_file(tmp_path):
     write_atomic(tmp_path / "a", "old")
     with pytest.raises(UnicodeEncodeError):
         write_atomic(tmp_path / "a", "\ud800")
@@ -76,7 +76,7 @@ with partial_file(Path(sys.argv[1]) / "a") as file, partial_directory(Path(sys.a
 """
 
 
-def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
+def test_only_temporary_files_of_killed_processes_are_removed(tmp_path):
     subprocess.run([sys.executable, "-c", WRITE_AND_DIE, str(tmp_path)], check=False)
     left = set(tmp_path.iterdir())
     assert len(left) == 2
@@ -84,14 +84,14 @@ def test_what_a_killed_process_left_is_removed_and_nothing_else(tmp_path):
     with partial_file(tmp_path / "c") as file, partial_directory(tmp_path / "d") as directory:
         assert set(remove_abandoned(tmp_path)) == left
         assert directory.is_dir()
-        file.write(b"whole")
+        file.write(b"complete")
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == {
         ".mine.partial": b"not of this module",
-        "c": b"whole",
+        "c": b"complete",
     }
 
 
-def test_temporary_names_follow_no_link(tmp_path, monkeypatch):
+def test_temporary_names_do_not_follow_links(tmp_path, monkeypatch):
     monkeypatch.setattr("secrets.token_hex", lambda count: "0" * (2 * count))
     (tmp_path / "victim").write_bytes(b"mine")
     (tmp_path / f".a.{'0' * 16}.partial").symlink_to(tmp_path / "victim")
@@ -100,19 +100,19 @@ def test_temporary_names_follow_no_link(tmp_path, monkeypatch):
     assert (tmp_path / "victim").read_bytes() == b"mine"
 
 
-def test_writing_removes_what_a_killed_writer_of_the_same_name_left(tmp_path):
+def test_writing_removes_temporary_files_of_the_same_name(tmp_path):
     own, others = (partial_path(tmp_path / name, "0" * 16) for name in ("a", "a.b"))
     for left in (own, others):
         left.write_bytes(b"half")
-    write_atomic(tmp_path / "a", "whole")
+    write_atomic(tmp_path / "a", "complete")
     assert {p.name for p in tmp_path.iterdir()} == {"a", others.name}
     assert remove_abandoned(tmp_path / "none") == []
 
 
-def test_names_as_long_as_they_may_be_are_written_and_swept(tmp_path):
+def test_names_of_maximal_length_are_written_and_removed(tmp_path):
     path = tmp_path / ("n" * 255)
     partial_path(path, "0" * 16).write_bytes(b"half")
-    write_atomic(path, "whole")
+    write_atomic(path, "complete")
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
@@ -126,7 +126,7 @@ while not (Path(sys.argv[1]) / "stop").exists():
 """
 
 
-def test_sweeping_processes_leave_what_is_being_written(tmp_path, monkeypatch):
+def test_files_in_use_are_not_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     command = [sys.executable, "-c", SWEEP, str(tmp_path)]
     sweepers = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(2)]
@@ -147,8 +147,8 @@ def test_sweeping_processes_leave_what_is_being_written(tmp_path, monkeypatch):
     assert {p.name for p in tmp_path.iterdir()} == {"a", "stop"}
 
 
-def test_a_writer_waits_for_the_lock_of_a_sweeper(tmp_path, monkeypatch):
-    """Between creation and lock, a sweeper locks the file and deletes it."""
+def test_a_writer_waits_for_a_process_that_removes_files(tmp_path, monkeypatch):
+    """Another process locks and deletes the file after it was created and before it is locked."""
     lock, deleted = fcntl.flock, []
 
     def delete(*_):
@@ -164,8 +164,8 @@ def test_a_writer_waits_for_the_lock_of_a_sweeper(tmp_path, monkeypatch):
         lock(descriptor, operation)
 
     monkeypatch.setattr(files.fcntl, "flock", flock)
-    write_atomic(tmp_path / "a", "whole")
-    assert deleted and (tmp_path / "a").read_text() == "whole"
+    write_atomic(tmp_path / "a", "complete")
+    assert deleted and (tmp_path / "a").read_text() == "complete"
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
@@ -179,7 +179,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
     for path in (young, old):
         path.write_bytes(b"half")
     os.utime(old, (0, 0))
-    write_atomic(tmp_path / "a", "whole")
+    write_atomic(tmp_path / "a", "complete")
     assert {p.name for p in tmp_path.iterdir()} == {"a", young.name}
     code = errno.EIO
     with pytest.raises(OSError, match="Input/output error"), partial_file(tmp_path / "b"):
@@ -225,7 +225,7 @@ def test_a_directory_that_cannot_be_replaced_stays(exchange, tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["absent", "moved away", "there again"])
-def test_of_two_processes_that_replace_a_directory_either_may_win(
+def test_two_processes_may_replace_a_directory_at_the_same_time(
     exchange, moment, tmp_path, monkeypatch
 ):
     target, new = tmp_path / "model", make_directory(tmp_path / "new", "second")
@@ -273,7 +273,7 @@ with files.partial_directory(target) as scratch:
 
 
 @pytest.mark.parametrize("how, kills", [("exchange", 3), ("no exchange", 4)])
-def test_a_kill_while_a_directory_is_replaced_loses_no_copy(how, kills, tmp_path):
+def test_a_kill_while_a_directory_is_replaced_loses_nothing(how, kills, tmp_path):
     for kill_at in range(1, kills + 1):
         place = tmp_path / str(kill_at)
         target = make_directory(place / "model", "first")
@@ -289,7 +289,7 @@ def test_a_kill_while_a_directory_is_replaced_loses_no_copy(how, kills, tmp_path
             assert (aside / "file").read_text() == "first"
 
 
-def test_what_earlier_versions_left_is_removed_after_a_day(tmp_path):
+def test_temporary_files_of_earlier_versions_are_removed_after_a_day(tmp_path):
     old = ["results.json.123.partial", "hosts-77.partial", ".partial-ab_c1234/x"]
     named = [".model.ab_c1234/x", "model.123.tmp/x", "model.123.partial"]
     others = ["data.zip.123.partial", ".other.abcd1234/x", ".model.abcd1234.old/x", "a.tmp", "m.1"]

@@ -1,4 +1,4 @@
-"""Who may use a work directory."""
+"""The work directory: which run may use it, its lock, and resuming."""
 
 from __future__ import annotations
 
@@ -25,28 +25,31 @@ def config(**changes) -> ConfigDict:
     return ConfigDict({**values, **changes})
 
 
-def test_the_same_configuration_goes_on(tmp_path):
-    place = tmp_path / "runs" / "one"
-    run_directory.acquire(place, config(), RECORD)
-    assert json.loads((place / "config.json").read_text())["method"]["texts"] == ["class", "image"]
-    run_directory.acquire(place, config(), RECORD)
+def test_a_run_with_the_same_configuration_resumes(tmp_path):
+    workdir = tmp_path / "runs" / "one"
+    run_directory.acquire(workdir, config(), RECORD)
+    assert json.loads((workdir / "config.json").read_text())["method"]["texts"] == [
+        "class",
+        "image",
+    ]
+    run_directory.acquire(workdir, config(), RECORD)
 
 
-def test_another_configuration_is_refused_with_the_keys_that_differ(tmp_path):
+def test_another_configuration_is_refused_and_the_keys_are_listed(tmp_path):
     run_directory.acquire(tmp_path, config(), RECORD)
     before = (tmp_path / "config.json").read_bytes()
     other = config(seed=1, method={"texts": ("class",)}, extra=3)
     with pytest.raises(ConfigError) as refused:
         run_directory.acquire(tmp_path, other, RECORD)
     message = str(refused.value)
-    assert "seed: there 0, here 1" in message
-    assert "method.texts: there ['class', 'image'], here ['class']" in message
-    assert "extra: there '(absent)', here 3" in message
+    assert "seed: was 0, is now 1" in message
+    assert "method.texts: was ['class', 'image'], is now ['class']" in message
+    assert "extra: was '(absent)', is now 3" in message
     assert "template" not in message
     assert (tmp_path / "config.json").read_bytes() == before
 
 
-def test_how_a_run_is_computed_may_change(tmp_path):
+def test_some_keys_may_change_on_resume(tmp_path):
     assert {key for key, _ in flatten(get_config())} >= run_directory.MAY_CHANGE_ON_RESUME
     run_directory.acquire(tmp_path, config(compute={"fsdp": 1}), RECORD)
     before = (tmp_path / "config.json").read_bytes()
@@ -56,9 +59,9 @@ def test_how_a_run_is_computed_may_change(tmp_path):
 
 def test_a_directory_with_other_files_is_refused_and_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigError, match="not empty and no work directory"):
+    with pytest.raises(ConfigError, match="is not empty and is not a work directory"):
         run_directory.check_available(tmp_path, config())
-    with pytest.raises(ConfigError, match="not empty and no work directory"):
+    with pytest.raises(ConfigError, match="is not empty and is not a work directory"):
         run_directory.acquire(tmp_path, config(), RECORD)
     assert [p.name for p in tmp_path.iterdir()] == ["thesis.tex"]
 
@@ -68,40 +71,40 @@ def test_checking_writes_nothing(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_a_killed_claim_left_is_no_obstacle(tmp_path):
+def test_temporary_files_of_a_killed_process_are_ignored(tmp_path):
     (tmp_path / "config.partial").write_text("{")
     run_directory.acquire(tmp_path, config(), RECORD)
     assert (tmp_path / "config.json").exists()
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path):
+def test_a_directory_that_cannot_be_written_is_an_error(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(ConfigError, match=r"not empty and no work directory"):
+    with pytest.raises(ConfigError, match=r"is not empty and is not a work directory"):
         run_directory.acquire(tmp_path / "file", config(), RECORD)
     with pytest.raises(ConfigError, match="cannot write the work directory"):
         run_directory.acquire(tmp_path / "file" / "below", config(), RECORD)
 
 
-def test_a_damaged_config_is_said(tmp_path):
+def test_a_damaged_configuration_is_an_error(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
         run_directory.check_available(tmp_path, config())
 
 
-def test_other_inputs_are_refused_with_what_differs(tmp_path):
+def test_other_inputs_are_refused_and_listed(tmp_path):
     run_directory.acquire(tmp_path, config(), RECORD)
     run_directory.check_same_inputs(tmp_path, RECORD)
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with pytest.raises(ConfigError) as refused:
         run_directory.acquire(tmp_path, config(), {**RECORD, "class_names": ["dog", "cat"]})
-    assert "class_names: there ['cat', 'dog'], here ['dog', 'cat']" in str(refused.value)
+    assert "class_names: was ['cat', 'dog'], is now ['dog', 'cat']" in str(refused.value)
     assert "weights_sha256" not in str(refused.value)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    run_directory.check_same_inputs(tmp_path / "new", RECORD)  # nothing there, nothing to refuse
+    run_directory.check_same_inputs(tmp_path / "new", RECORD)  # a new directory
 
 
 def locked(path) -> int:
-    """A descriptor that locks a file as another process does: each opening has its own lock."""
+    """Lock a file as another process would: each descriptor from `open` has a separate lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     return descriptor
@@ -118,14 +121,14 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
         with pytest.raises(ConfigError, match="another process works in"):
             attempt()
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
-    os.close(other)  # as its end does, also by SIGKILL; the file stays
+    os.close(other)  # as the end of the process does, also by SIGKILL; the file stays
     run_directory.acquire(tmp_path, config(), RECORD)
     with pytest.raises(BlockingIOError):
         locked(tmp_path / run_directory.LOCK)
-    run_directory.acquire(tmp_path, config(), RECORD)  # the process that has it goes on
+    run_directory.acquire(tmp_path, config(), RECORD)  # the process that holds the lock
 
 
-def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch, caplog):
+def test_a_file_system_without_locks_leads_to_a_warning(tmp_path, monkeypatch, caplog):
     def refuse(descriptor: int, kind: int) -> None:
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -136,7 +139,7 @@ def test_a_file_system_without_locks_is_warned_of_and_used(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", "3"])
-def test_damaged_inputs_are_said(tmp_path, content):
+def test_damaged_inputs_are_an_error(tmp_path, content):
     run_directory.acquire(tmp_path, config(), RECORD)
     (tmp_path / "inputs.json").write_text(content)
     with pytest.raises(ConfigError, match=r"inputs\.json.*restore the run's own file"):
@@ -147,13 +150,13 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
     code = (
         "import sys, time; from pathlib import Path; from ml_collections import ConfigDict\n"
         "from lattec_jax.runtime import run_directory\n"
-        "run_directory.claim(Path(sys.argv[1]), ConfigDict({'seed': 0}), {})\n"
-        "print('claimed', flush=True); time.sleep(60)"
+        "run_directory.acquire(Path(sys.argv[1]), ConfigDict({'seed': 0}), {})\n"
+        "print('acquired', flush=True); time.sleep(60)"
     )
     with subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
     ) as process:
-        assert process.stdout.readline() == b"claimed\n"
+        assert process.stdout.readline() == b"acquired\n"
         with pytest.raises(ConfigError, match="another process works in"):
             run_directory.check_available(tmp_path, ConfigDict({"seed": 0}))
         process.kill()
@@ -161,16 +164,16 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
     run_directory.acquire(tmp_path, ConfigDict({"seed": 0}), {})
 
 
-def test_another_process_of_the_run_follows_with_the_same_inputs_only(tmp_path):
+def test_another_process_joins_only_with_the_same_inputs(tmp_path):
     run_directory.acquire(tmp_path, config(), RECORD)
     run_directory.join(tmp_path, config(), RECORD)
-    with pytest.raises(ConfigError, match=r"(?s)same weights and images.*seed: there 0, here 1"):
+    with pytest.raises(ConfigError, match=r"(?s)same weights and images.*seed: was 0, is now 1"):
         run_directory.join(tmp_path, config(seed=1), RECORD)
-    with pytest.raises(ConfigError, match="weights_sha256: there 'ab', here 'cd'"):
+    with pytest.raises(ConfigError, match="weights_sha256: was 'ab', is now 'cd'"):
         run_directory.join(tmp_path, config(), {**RECORD, "weights_sha256": "cd"})
 
 
-def test_a_fifo_in_the_place_of_the_lock_does_not_block(tmp_path):
+def test_a_fifo_instead_of_the_lock_does_not_block(tmp_path):
     place = tmp_path / "run"
     run_directory.acquire(place, config(), RECORD)
     script = (
@@ -178,6 +181,6 @@ def test_a_fifo_in_the_place_of_the_lock_does_not_block(tmp_path):
         "from lattec_jax.runtime.config import "
         "from_json\n"
         "place = pathlib.Path(sys.argv[1]); (place / 'lock').unlink(); os.mkfifo(place / 'lock')\n"
-        "run_directory.check(place, from_json(place / 'config.json'))"
+        "run_directory.check_available(place, from_json(place / 'config.json'))"
     )
     subprocess.run([sys.executable, "-c", script, place], check=True, timeout=60)

@@ -1,3 +1,5 @@
+"""Errors of libraries written in Rust become user errors."""
+
 from __future__ import annotations
 
 import os
@@ -9,10 +11,10 @@ from lattec_jax.runtime.rust_errors import rust_errors
 
 
 class PanicException(BaseException):
-    """Named as that of pyo3_runtime, which cannot be imported."""
+    """Stands for that of pyo3_runtime, which cannot be imported."""
 
 
-def test_a_panic_is_a_user_error_without_its_text(capfd):
+def test_a_panic_is_a_user_error_and_its_output_is_dropped(capfd):
     match = "the file cannot be read: index out of bounds"
     with pytest.raises(WeightsError, match=match), rust_errors("the file"):
         os.write(2, b"thread '<unnamed>' panicked at src/lib.rs\n")
@@ -20,7 +22,7 @@ def test_a_panic_is_a_user_error_without_its_text(capfd):
     assert capfd.readouterr().err == ""
 
 
-def test_plain_exceptions_are_user_errors_and_others_pass(capfd):
+def test_only_plain_exceptions_are_user_errors(capfd):
     with pytest.raises(WeightsError, match=r"\\x1b\[31m"), rust_errors("the file"):
         raise Exception("\x1b[31m bad")
     for error in (KeyboardInterrupt, WeightsError("mine"), TypeError):
@@ -33,7 +35,7 @@ def test_plain_exceptions_are_user_errors_and_others_pass(capfd):
 
 
 @pytest.mark.parametrize("note", ["", "note: run with `RUST_BACKTRACE=1` environment variable\n"])
-def test_what_others_write_before_and_after_a_panic_is_passed_on(note, capfd):
+def test_other_output_before_and_after_a_panic_is_passed_on(note, capfd):
     panic = f"thread '<unnamed>' (7) panicked at src/lib.rs:3:5:\nout of\nbounds\n{note}"
     with pytest.raises(WeightsError, match="out of"), rust_errors("the file"):
         os.write(2, f"before\n{panic}after\n".encode())

@@ -1,4 +1,4 @@
-"""Files from others: regular, bounded in size, line length and depth."""
+"""Untrusted files: regular, of bounded size, line length and nesting."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_size_is_bounded(tmp_path):
         read_bytes(tmp_path / "file", 10)
 
 
-def test_reading_allocates_what_the_file_has_and_not_the_bound(tmp_path):
+def test_reading_allocates_the_size_of_the_file_and_not_the_bound(tmp_path):
     (tmp_path / "file").write_bytes(b"ab")
     tracemalloc.start()
     try:
@@ -53,7 +53,7 @@ def test_reading_allocates_what_the_file_has_and_not_the_bound(tmp_path):
 
 
 @pytest.mark.parametrize("reported", [0, 3, 200_000, 300_000, 2**40])
-def test_the_size_that_the_system_reports_is_a_hint_only(tmp_path, monkeypatch, reported):
+def test_the_reported_size_is_only_a_hint(tmp_path, monkeypatch, reported):
     content = bytes(range(256)) * 1000
     (tmp_path / "file").write_bytes(content)
     status = os.stat(tmp_path / "file")
@@ -77,8 +77,8 @@ def test_the_length_of_lines_is_bounded(tmp_path):
 @pytest.mark.parametrize("opening, closing", [("[", "]"), ('{"a":', "}")])
 @pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 900, 100_000])
 def test_the_depth_of_json_is_bounded(opening, closing, depth):
-    whole = opening * MAX_DEPTH + "1" + closing * MAX_DEPTH
-    assert parse_json(whole) == json.loads(whole)
+    deepest = opening * MAX_DEPTH + "1" + closing * MAX_DEPTH
+    assert parse_json(deepest) == json.loads(deepest)
     for text in (opening * depth + "1" + closing * depth, "[1, " + opening * depth):
         with pytest.raises(ValueError):
             parse_json(text)
@@ -86,12 +86,12 @@ def test_the_depth_of_json_is_bounded(opening, closing, depth):
         parse_json(opening * depth + "1" + closing * depth)
 
 
-def test_many_brackets_beside_each_other_are_not_deep():
+def test_many_brackets_side_by_side_are_not_deep():
     assert parse_json(json.dumps([[i] for i in range(1000)]))[-1] == [999]
 
 
 @pytest.mark.parametrize("content", [b"\xff", b"", b"{", b"1" * 5000])
-def test_what_is_not_json_is_a_value_error(tmp_path, content):
+def test_invalid_json_is_a_value_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError):
         read_json(tmp_path / "a.json")

@@ -1,4 +1,4 @@
-"""Files of a run that hold something else than expected, and files of older versions."""
+"""Files of a run with unexpected content, and files of older versions."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from tests.fuzz.targets_runs import INPUTS, SWEEP_RESULTS, targets
 from tests.reporting.example import example, write_files
 
 
-def changed(content: dict, place: str, value: object) -> dict:
-    """JSON content with another value at a dotted place."""
+def changed(content: dict, path: str, value: object) -> dict:
+    """JSON content with another value at a dotted path."""
     content = json.loads(json.dumps(content))
-    *sections, last = place.split(".")
+    *sections, last = path.split(".")
     inner = content
     for key in sections:
         inner = inner[int(key) if isinstance(inner, list) else key]
@@ -26,7 +26,7 @@ def changed(content: dict, place: str, value: object) -> dict:
     return content
 
 
-FITTING = (
+ALLOWED = (
     ("health.metrics", {}),
     ("health.alarms.0.classes", []),
     ("examples.0.texts.0.kind", "words"),
@@ -35,7 +35,7 @@ FITTING = (
 
 @pytest.mark.parametrize("value", ["words", -1.5, [], {}, True])
 @pytest.mark.parametrize(
-    ("name", "place"),
+    ("name", "key"),
     [
         ("results.json", "class_names"),
         ("results.json", "zero_shot.top1"),
@@ -54,16 +54,16 @@ FITTING = (
         ("report_data.json", "examples.0.texts.0.kind"),
     ],
 )
-def test_a_wrong_type_anywhere_is_named(tmp_path, name, place, value):
+def test_a_wrong_type_anywhere_is_named(tmp_path, name, key, value):
     run = example(4, images=50)
     write_files(run, tmp_path / "run")
     content = run.results if name == "results.json" else run.data
     path = tmp_path / "run" / name
-    path.write_text(json.dumps(changed(content, place, value)), encoding="utf-8")
-    if (place, value) in FITTING:
+    path.write_text(json.dumps(changed(content, key, value)), encoding="utf-8")
+    if (key, value) in ALLOWED:
         assert page.write(tmp_path / "run")
         return
-    item = place.split(".")[0]
+    item = key.split(".")[0]
     with pytest.raises(DataError, match=rf"{name}: .*{item}.*repeat the run's command") as refused:
         page.write(tmp_path / "run")
     assert len(str(refused.value)) < 2000
@@ -111,7 +111,7 @@ def test_inputs_of_a_run_are_checked(tmp_path, value):
         run_directory.read_inputs(tmp_path)
 
 
-def test_what_is_no_regular_file_or_too_deep_is_refused(tmp_path):
+def test_special_files_and_deeply_nested_json_are_refused(tmp_path):
     path = tmp_path / "results.json"
     os.mkfifo(path)
     with pytest.raises(DataError, match="expected a regular file, found a FIFO"):
@@ -125,7 +125,7 @@ def test_what_is_no_regular_file_or_too_deep_is_refused(tmp_path):
         read_run(path)
 
 
-def test_a_log_is_read_up_to_what_a_killed_process_left(tmp_path):
+def test_an_incomplete_last_line_of_the_log_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "loss": NaN}\n{"step": 2, "lo')
     assert [line for _, line in schemas.log_lines(path)] == [{"step": 1, "loss": None}]
@@ -137,7 +137,7 @@ def test_a_log_is_read_up_to_what_a_killed_process_left(tmp_path):
         list(schemas.log_lines(path))
 
 
-def test_every_target_of_mutation_reads_its_valid_file(tmp_path):
+def test_every_fuzz_target_reads_its_valid_file(tmp_path):
     for target in targets(tmp_path / "beside").values():
         path = tmp_path / f"valid{target.suffix}"
         path.write_bytes(target.valid)

@@ -1,4 +1,4 @@
-"""Text from others: valid when it enters, printable when it is shown."""
+"""Untrusted text: sanitized when it is read, escaped when it is printed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from lattec_jax.runtime.text import escape_unprintable, sanitize, truncate
         ("a\u2028b", "a b"),
     ],
 )
-def test_valid_text(text, expected):
+def test_sanitize(text, expected):
     assert sanitize(text) == expected
 
 
 @given(st.text(st.characters(), max_size=40))
-def test_any_text_becomes_valid_once_and_stays_so(text):
+def test_sanitizing_is_idempotent(text):
     found = sanitize(text)
     found.encode("utf-8")
     assert unicodedata.is_normalized("NFC", found) and sanitize(found) == found
@@ -36,7 +36,7 @@ def test_any_text_becomes_valid_once_and_stays_so(text):
 
 
 def by_category(text):
-    """What `valid_text` promises, by the categories of Unicode."""
+    """What `sanitize` promises, by the categories of Unicode."""
     kept = ""
     for character in text:
         category = unicodedata.category(character)
@@ -49,14 +49,14 @@ def by_category(text):
     return unicodedata.normalize("NFC", kept)
 
 
-# Many characters that matter beside any: those of plain text are rarely drawn otherwise.
+# Special characters, which are rarely drawn otherwise.
 SPECIAL = st.sampled_from(
     "\0\t\n\x1f\x7f\x85\x9f\xa0\u2028\u2029\ud800\udfffe\u0301\u0344\u1100\u1161 a"
 )
 
 
 @given(st.text(st.characters() | SPECIAL, max_size=40))
-def test_valid_text_by_category(text):
+def test_sanitize_by_category(text):
     assert sanitize(text) == by_category(text)
 
 
@@ -66,7 +66,7 @@ def test_every_character():
         assert sanitize(text) == by_category(text)
 
 
-def test_printable():
+def test_escape_unprintable():
     assert escape_unprintable("a\x1b]0;title\x07\u202eb\ud83d\x9b") == (
         "a\\x1b]0;title\\x07\\u202eb\\ud83d\\x9b"
     )
@@ -75,7 +75,7 @@ def test_printable():
         assert escape_unprintable(word) == word
 
 
-def test_long_text_is_cut_in_the_middle():
+def test_long_text_is_truncated_in_the_middle():
     text = truncate("a" * 6000 + "b" * 6000, 100)
-    assert text == "a" * 75 + " … (11,900 characters left out) … " + "b" * 25
+    assert text == "a" * 75 + " … (11,900 characters omitted) … " + "b" * 25
     assert truncate("short") == "short"

@@ -1,3 +1,5 @@
+"""Validation of JSON content against a schema."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -28,7 +30,7 @@ class Outer:
     names: list[str] = dataclasses.field(default_factory=list)
 
 
-def test_good_content_becomes_the_declared_type():
+def test_valid_content_becomes_the_declared_type():
     content = {"inner": {"count": 3, "size": [4, 5], "pool": "avg"}, "rate": 1, "names": ["ä"]}
     expected = Outer(Inner(3, (4, 5), "avg"), 1.0, ["ä"])
     assert validate(Outer, content, "FILE", WeightsError) == expected
@@ -51,7 +53,7 @@ def test_good_content_becomes_the_declared_type():
         ({"inner": {"count": 1}, "names": ["\ud83d"]}, "half of a surrogate pair"),
     ],
 )
-def test_problems_name_place_expected_and_found(content: Any, message: str):
+def test_messages_name_location_expected_and_found(content: Any, message: str):
     with pytest.raises(DataError) as caught:
         validate(Outer, content, "FILE", DataError, "repair it")
     assert str(caught.value).startswith("FILE: ")
@@ -68,6 +70,6 @@ def test_messages_are_short_and_printable():
     assert message.endswith("and 996 more; repair it")
 
 
-def test_pydantic_is_imported_at_the_first_check_only():
+def test_pydantic_is_imported_only_at_the_first_validation():
     code = "import sys, lattec_jax.runtime.validation; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

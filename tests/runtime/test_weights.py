@@ -1,4 +1,4 @@
-"""`config.weights` in each of its forms."""
+"""All forms of `config.weights`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from lattec_jax.data.pseudo_labels import weights_sha256
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime import weights
-from lattec_jax.runtime.errors import ConfigError, UserError, WeightsError
+from lattec_jax.runtime.errors import ConfigError, WeightsError
 from tests.convert.conftest import PREPROCESS_CFG, random_tensors
 from tests.data import hub_tokenizers
 from tests.data.text.test_tokenizer import random_texts
@@ -59,7 +60,7 @@ def write_hub_cache(home: Path, repository: str) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache of conversions and an empty hub cache that is not to be left."""
+    """An empty cache of conversions and an empty hub cache, without a network."""
     monkeypatch.setenv("LATTECLIP_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -72,32 +73,24 @@ def cache(tmp_path, monkeypatch) -> Path:
     return tmp_path / "cache" / "weights"
 
 
-class Conversion:
-    """`subprocess.Popen` of a conversion that runs in this process."""
-
-    def __init__(self, command: list[str], **_: object) -> None:
-        assert command[:3] == [sys.executable, "-m", "convert.openclip_to_flax"]
-        said = io.StringIO()
-        self.returncode = 0
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
-            try:
-                openclip_to_flax.main(command[2:])
-            except UserError as error:
-                print(f"error: {error}", file=sys.stderr)
-                self.returncode = 2
-        self.stderr = io.BytesIO(said.getvalue().encode())
-
-    def __enter__(self) -> Conversion:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
-
 @pytest.fixture
-def convert_here(monkeypatch) -> None:
+def convert_here(monkeypatch, tmp_path) -> None:
     """Let conversions run in this process, which imports PyTorch once for all of them."""
-    replaced = SimpleNamespace(Popen=Conversion, DEVNULL=subprocess.DEVNULL, PIPE=subprocess.PIPE)
+
+    def run(command: list[str], **_: object) -> SimpleNamespace:
+        interpreter, option, code, *arguments = command
+        assert (interpreter, option) == (sys.executable, "-c")
+        status, script = 0, tmp_path / "child.py"
+        script.write_text(code)
+        with monkeypatch.context() as patch, contextlib.redirect_stdout(io.StringIO()):
+            patch.setattr(sys, "argv", ["-c", *arguments])
+            try:
+                runpy.run_path(str(script))
+            except SystemExit as ended:
+                status = ended.code
+        return SimpleNamespace(returncode=status)
+
+    replaced = SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL)
     monkeypatch.setattr(weights, "subprocess", replaced)
 
 
@@ -110,7 +103,7 @@ def conversion(request) -> None:
 
 @pytest.fixture
 def no_conversion(monkeypatch):
-    """Call it, and any conversion from then on fails."""
+    """Returns a function that makes any later conversion fail."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("converted again")
@@ -118,7 +111,7 @@ def no_conversion(monkeypatch):
     return lambda: monkeypatch.setattr(weights, "_convert", refuse)
 
 
-def test_a_converted_directory_is_itself(tmp_path, cache, no_conversion):
+def test_a_converted_directory_is_used_as_it_is(tmp_path, cache, no_conversion):
     no_conversion()
     dummy_checkpoint().save(tmp_path / "tiny")
     assert weights.locate(str(tmp_path / "tiny")) == tmp_path / "tiny"
@@ -131,12 +124,12 @@ def test_a_file_is_converted_once_and_again_when_it_changed(tmp_path, cache, mon
     found = weights.locate(str(path))
     assert found.parent == cache
     assert re.fullmatch(r"open_clip_model-[0-9a-f]{12}", found.name)
-    assert [entry.name for entry in cache.iterdir()] == [found.name]  # nothing half made
+    assert [entry.name for entry in cache.iterdir()] == [found.name]  # no temporary directory
     assert "converting" in capsys.readouterr().err
     openclip_to_flax.main(["", f"--pretrained={path}", f"--out={tmp_path / 'expected'}"])
     expected = Checkpoint.load(tmp_path / "expected")
     assert Checkpoint.load(found).sha256 == expected.sha256 == weights_sha256(str(path))
-    assert weights.locate(os.path.relpath(path)) == found  # the same file, differently written
+    assert weights.locate(os.path.relpath(path)) == found  # another path to the same file
     write_model(tmp_path / "model", seed=1)
     changed = weights.locate(path)
     assert changed != found
@@ -203,7 +196,7 @@ def test_the_older_file_of_the_hub_needs_torch(tmp_path, conversion):
     assert found.source["file"] == "open_clip_pytorch_model.bin"
 
 
-def test_what_the_hub_does_not_have_names_the_ways(tmp_path, cache, conversion):
+def test_a_missing_repository_lists_the_ways_to_get_it(tmp_path, cache, conversion):
     with pytest.raises(WeightsError) as caught:
         weights.locate(f"hf:{LAION}")
     message = str(caught.value)
@@ -227,8 +220,8 @@ def test_what_the_hub_does_not_have_names_the_ways(tmp_path, cache, conversion):
 
 
 @pytest.mark.parametrize("status", [401, 404])
-def test_answers_of_the_hub_say_what_to_do(status, monkeypatch):
-    """What the library raises for a repository, a gate, a revision and a file."""
+def test_errors_of_the_hub_explain_what_to_do(status, monkeypatch):
+    """Errors for a repository, a gate, a revision and a file."""
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -287,7 +280,7 @@ def test_a_tag_without_a_network(monkeypatch, open_clip):
         weights.locate("ViT-B-32:laion2b_s34b_b79k")
 
 
-def test_what_is_nothing_says_what_there_could_be(tmp_path, cache):
+def test_unknown_weights_list_the_accepted_forms(tmp_path, cache):
     with pytest.raises(ConfigError, match=r"found nothing"):
         weights.locate("")
     for nothing in ("weights/ViT-B-32", "ViT-B-32", "weights/a:b", ":openai", "ViT-B-32:"):
@@ -300,8 +293,8 @@ def test_what_is_nothing_says_what_there_could_be(tmp_path, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_a_file_that_does_not_say_what_it_is(tmp_path):
-    """The conversion's own message, and how to give it the flags that it asks for."""
+def test_a_file_without_its_configuration(tmp_path):
+    """The message of the conversion, and how to pass the flags that it requires."""
     path = write_model(tmp_path / "model")
     (path.parent / "open_clip_config.json").unlink()
     with pytest.raises(WeightsError) as caught:
@@ -310,7 +303,7 @@ def test_a_file_that_does_not_say_what_it_is(tmp_path):
     assert f"openclip_to_flax --pretrained={path} --out=DIR" in str(caught.value)
 
 
-def test_unfitting_tensors_are_all_listed(tmp_path):
+def test_all_mismatched_tensors_are_listed(tmp_path):
     path = write_model(tmp_path / "model")
     tensors = safetensors.numpy.load_file(path)
     del tensors["visual.proj"], tensors["text_projection"]
@@ -328,7 +321,7 @@ def test_a_conversion_that_dies_is_reported(tmp_path, monkeypatch, cache):
     assert list(cache.iterdir()) == []
 
 
-def test_the_faster_of_two_processes_wins(tmp_path, monkeypatch, cache):
+def test_the_first_of_two_conversions_is_kept(tmp_path, monkeypatch, cache):
     path = write_model(tmp_path / "model")
 
     def slower(_: list[str], out: Path) -> None:
@@ -342,18 +335,6 @@ def test_the_faster_of_two_processes_wins(tmp_path, monkeypatch, cache):
     found = Checkpoint.load(weights.locate(path))
     assert found.sha256 == dummy_checkpoint().sha256
     assert len(list(cache.iterdir())) == 1
-
-
-@pytest.mark.parametrize("size", [1, 3, 8, 1000])
-def test_relayed_messages(size, capsys):
-    class Pieces(io.BytesIO):
-        def read1(self, _: int = -1) -> bytes:
-            return super().read1(size)
-
-    assert weights._relay(Pieces(b"10%\r20%\rHTTP error: 3\nerror: bad\n  x\n")) == "bad\n  x"
-    assert capsys.readouterr().err == "\n10%\r20%\rHTTP error: 3"
-    assert weights._relay(Pieces(b"error: at once")) == "at once"
-    assert weights._relay(Pieces(b"")) == weights._relay(Pieces(b"no error")) == ""
 
 
 def test_imports_neither_jax_nor_torch():

@@ -99,7 +99,7 @@ def test_a_start_that_changed_is_not_continued(trained):
     run("labeled", "--workdir=second", "--config.init=first")
     changed = vectors_of(trained / "first")[::-1].copy()
     safetensors.numpy.save_file({"classifier": changed}, trained / "first/classifier.safetensors")
-    with pytest.raises(ConfigError, match=r"began with other inputs[\s\S]*init_sha256: there"):
+    with pytest.raises(ConfigError, match=r"started with other inputs[\s\S]*init_sha256: was"):
         run("labeled", "--workdir=second", "--config.init=first")
 
 

@@ -34,7 +34,7 @@ _TRAINING_PER_CLASS = 100
 
 
 def read_digits(config: ConfigDict) -> Dataset:
-    """Return the demo's data set, whose images are written to `dataset_dir(config) / "images"` once.
+    """Return the demo's data set; writes its images to `dataset_dir(config) / "images"` once.
 
     Raises:
         DataError: scikit-learn is not installed.
