@@ -192,8 +192,8 @@ class Monitor:
         self._run, self._pretrained, self._checkpoints = run, pretrained, checkpoints
         self._log, self._timer = log, timer
         baseline = results.zero_shot_baseline(run.inputs, pretrained.classes, run.batch_size)
-        speaks = distributed.is_main_process()
-        self._watch = health.HealthMonitor(baseline, log.lines(), speaks=speaks)
+        print_alarms = distributed.is_main_process()
+        self._watch = health.HealthMonitor(baseline, log.lines(), print_alarms=print_alarms)
 
     def after_step(
         self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], stopping: bool
