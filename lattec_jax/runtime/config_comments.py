@@ -23,7 +23,7 @@ def comments(path: Path) -> dict[str, tuple[str, ...]]:
     "dataset.tfds", are keys too.
 
     Args:
-        path: of a configuration file that has been executed, so that its imports are known.
+        path: a configuration file that has been executed, so that its imports are known.
     """
     found: dict[str, list[str]] = {}
     for file in _with_imported(path, []):
@@ -65,7 +65,7 @@ def _with_imported(path: Path, seen: list[Path]) -> list[Path]:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """Full names of the modules of `configs` that a file may import at its top level."""
+    """Yield full names of the modules of `configs` that a file may import at its top level."""
     for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module == "configs":
             yield from (f"configs.{alias.name}" for alias in node.names)
@@ -94,7 +94,7 @@ def _of_file(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _returned(function: ast.FunctionDef) -> list[str]:
-    """Names of the variables that `get_config` returns."""
+    """Return the names of the variables that `get_config` returns."""
     if function.name != "get_config":
         return []
     values = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
@@ -107,7 +107,7 @@ def _assignments(function: ast.FunctionDef) -> list[ast.Assign]:
 
 
 def _key(node: ast.expr, names: Mapping[str, str]) -> str:
-    """The dotted key of an expression such as `config.train.epochs`; "": it is not one."""
+    """Return the dotted key of an expression such as `config.train.epochs`, "" of any other."""
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.insert(0, node.attr)
@@ -123,13 +123,13 @@ def _lines(text: str) -> tuple[dict[int, str], dict[int, str]]:
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         comment = token.string.lstrip("#").strip()
         if token.type == tokenize.COMMENT and not comment.startswith(_FOR_TOOLS):
-            row, column = token.start
-            (trailing if token.line[:column].strip() else own_line)[row] = comment
+            line, column = token.start
+            (trailing if token.line[:column].strip() else own_line)[line] = comment
     return trailing, own_line
 
 
 def _comment(node: ast.Assign, trailing: Mapping[int, str], own_line: Mapping[int, str]) -> str:
-    """The comment lines directly above an assignment and its trailing comments."""
+    """Return the comment lines directly above an assignment and its trailing comments."""
     first = node.lineno
     while first - 1 in own_line:
         first -= 1
@@ -137,4 +137,4 @@ def _comment(node: ast.Assign, trailing: Mapping[int, str], own_line: Mapping[in
     entries = any(isinstance(part, ast.Dict) for part in ast.walk(node.value))
     last = node.lineno if entries else node.end_lineno or node.lineno
     both = {**own_line, **trailing}
-    return " ".join(both[row] for row in range(first, last + 1) if row in both)
+    return " ".join(both[line] for line in range(first, last + 1) if line in both)

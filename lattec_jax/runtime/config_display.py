@@ -90,12 +90,11 @@ def preset_values(file: ConfigFile, config: ConfigDict) -> dict[str, dict[str, A
 
 
 def differing(key: str, by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the values of a key by name where they differ, otherwise nothing."""
+    """Return the values of a key by name if they differ, otherwise nothing."""
     values = {name: values[key] for name, values in by_name.items() if key in values}
-    different = key != "preset" and any(
-        value != values[next(iter(values))] for value in values.values()
-    )
-    return values if different else {}
+    if key == "preset" or len(set(map(repr, values.values()))) < 2:
+        return {}
+    return values
 
 
 def _values(config: ConfigDict) -> dict[str, Any]:

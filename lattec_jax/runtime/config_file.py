@@ -28,7 +28,7 @@ from lattec_jax.runtime.errors import ConfigError, did_you_mean
 
 PACKAGED_CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 MAX_CONFIG_BYTES = 2**20
-# Options and what they are without being given.
+# Options and their defaults.
 DEFAULTS = {"preset": "paper", "method": "latteclip"}
 _METHODS = Path(__file__).resolve().parents[1] / "methods"
 # A project that uses this package may have a `configs` of its own, so the packaged folder is

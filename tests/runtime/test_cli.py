@@ -76,7 +76,7 @@ def every_help() -> tuple[dict[str, tuple[int, str]], set[str]]:
     return {key: tuple(value) for key, value in found.items()}, set(loaded)
 
 
-def test_no_command_is_forgotten():
+def test_every_command_is_listed():
     runnable = set()
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
@@ -108,7 +108,7 @@ def test_help_loads_neither_jax_nor_torch(every_help):
     assert not loaded & HEAVY
 
 
-def test_flags_are_read_in_one_way():
+def test_only_absl_reads_flags():
     readers = ("argparse", "optparse", "getopt", "click", "fire", "tyro")
     for package in PACKAGES:
         for file in (ROOT / package).rglob("*.py"):
@@ -245,7 +245,7 @@ def test_comments_are_those_of_the_files(tmp_path, capsys):
     assert shown_keys(text)["seed"] == "7"
 
 
-def test_a_missing_flag_or_an_argument_too_many_is_said():
+def test_a_missing_flag_and_an_unexpected_argument_are_refused():
     def define(values: flags.FlagValues) -> None:
         flags.DEFINE_string("out-file", None, "Where to.", flag_values=values)
 
@@ -277,7 +277,7 @@ def test_an_error_that_names_a_file_has_no_traceback(error, capsys):
     assert "a directory: 'a\\x1b" in capsys.readouterr().err
 
 
-def test_an_error_of_the_system_that_names_no_file_is_a_defect():
+def test_a_system_error_without_a_file_keeps_its_traceback():
     def main(argv):
         raise ConnectionResetError(104, "reset")
 
@@ -285,7 +285,7 @@ def test_an_error_of_the_system_that_names_no_file_is_a_defect():
         cli.command(main)
 
 
-def test_paths_that_are_no_text_can_be_printed(tmp_path):
+def test_paths_that_are_not_valid_text_can_be_printed(tmp_path):
     script = (
         "import os; from lattec_jax.runtime import cli\n"
         "from lattec_jax.runtime.text import print_escaped\n"

@@ -174,7 +174,7 @@ def test_preset_and_method_cannot_be_assigned(tmp_path):
         ("stray", "unexpected argument 'stray'"),
     ],
 )
-def test_mistakes_are_said_with_what_was_meant(argument, message):
+def test_error_messages_suggest_the_nearest_name(argument, message):
     with pytest.raises(ConfigError, match=message) as refused:
         read(FOLDER, argument)
     assert "\n" not in str(refused.value)
@@ -201,7 +201,7 @@ def test_the_default_work_directory():
     assert str(default_workdir(config)) == "runs/digits-flyp-s4"
 
 
-def test_errors_of_the_users_are_one_line_and_no_traceback(capsys):
+def test_user_errors_are_one_line_without_traceback(capsys):
     def fail(argv):
         raise DataError("expected images, found none; add some")
 

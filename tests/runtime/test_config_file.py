@@ -34,7 +34,7 @@ def write(path: Path, *lines: str, signature: str = "options=''", options: str =
     return f"--config={path}"
 
 
-def test_a_missing_file_is_said_with_what_there_is():
+def test_a_missing_file_lists_the_available_ones():
     with pytest.raises(ConfigError, match=r"Did you mean 'eurosat\.py'.*Available: .*common\.py"):
         read("--config=configs/eurosta.py")
     with pytest.raises(ConfigError, match="--config is missing; for example"):
@@ -50,7 +50,7 @@ def test_a_missing_file_is_said_with_what_there_is():
         ("def get_config():\n    return 3\n", "returned int; expected the ConfigDict of"),
     ],
 )
-def test_a_broken_file_is_said(tmp_path, content, message):
+def test_a_broken_file_is_refused(tmp_path, content, message):
     path = tmp_path / "broken.py"
     path.write_text(content)
     with pytest.raises(ConfigError, match=message):
@@ -82,7 +82,7 @@ def test_packaged_files_are_found_from_anywhere(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["fifo", "endless", "large"])
-def test_a_configuration_file_that_is_none_is_refused_at_once(tmp_path, kind):
+def test_a_pipe_an_endless_and_a_large_file_are_refused_at_once(tmp_path, kind):
     path = tmp_path / "mine.py"
     if kind == "fifo":
         os.mkfifo(path)
