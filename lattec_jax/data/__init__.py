@@ -1,1 +1,1 @@
-"""Everything on the host side: data sets, images, texts, descriptions and pseudo-labels."""
+"""Data on the host: data sets, images, texts, descriptions and pseudo-labels."""

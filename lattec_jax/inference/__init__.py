@@ -1,1 +1,1 @@
-"""What uses a trained model: feature extraction, the classifier and prediction files."""
+"""Inference: feature extraction, the image classifier and prediction files."""

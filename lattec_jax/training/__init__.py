@@ -1,1 +1,1 @@
-"""The train state, the jitted step, and what feeds and records it."""
+"""Training: preparation, input pipeline, train state, jitted step, checkpoints and log."""
