@@ -1,1 +1,1 @@
-"""Host-side data: data sets, images, texts, descriptions and pseudo-labels."""
+"""Data on the host: data sets, images, texts, descriptions and pseudo-labels."""

@@ -25,7 +25,6 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -136,14 +135,25 @@ def to_line(record: Record) -> bytes:
         return (json.dumps(order) + "\n").encode()
 
 
-def records(path: Path) -> Iterator[Record]:
+def records(path: Path, digest: Any = None) -> Iterator[Record]:
     """Iterate over the records of a file.
 
+    Args:
+        digest: a `hashlib` object that is updated with the content.
+
     Raises:
-        DataError: the file does not exist, or a line is malformed.
+        DataError: the file cannot be read, or a line is malformed.
     """
-    with _opened(path) as file:
-        for _, record in lines(file, path):
+    try:
+        file = safe_read.open_regular(path)
+    except FileNotFoundError as error:
+        raise DataError(
+            f"no descriptions at {path}; make them with python -m captioning.describe --config=..."
+        ) from error
+    except OSError as error:
+        raise DataError(f"cannot read the descriptions {path}: {error.strerror}") from error
+    with file:
+        for _, record in lines(file, path, digest):
             if record is not None:
                 yield record
 
@@ -186,17 +196,16 @@ def read(
     counts: dict[str, dict[str, int]] = {kind: dict.fromkeys(names, 0) for kind in kinds}
     digest = hashlib.sha256()
     for path in map(Path, paths):
-        with _opened(path) as file:
-            for _, record in lines(file, path, digest):
-                if record is None or record.kind not in counts:
-                    continue
-                index = index_of.get(record.image)
-                if index is None:
-                    counts[record.kind]["unknown_image"] += 1
-                    continue
-                if latest[record.kind][index] is not None:
-                    counts[record.kind]["duplicate"] += 1
-                latest[record.kind][index] = record
+        for record in records(path, digest):
+            if record.kind not in counts:
+                continue
+            index = index_of.get(record.image)
+            if index is None:
+                counts[record.kind]["unknown_image"] += 1
+                continue
+            if latest[record.kind][index] is not None:
+                counts[record.kind]["duplicate"] += 1
+            latest[record.kind][index] = record
     texts = {}
     for kind in kinds:
         texts[kind] = _usable_texts(kind, latest[kind], index_of, expected, counts[kind])
@@ -287,20 +296,6 @@ def _check_kind(
             f"the {kind} descriptions in {where} come from {len(sources)} different sources "
             f"({listed}); keep those of one, or describe again with {command}"
         )
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        file = safe_read.open_regular(path)
-    except FileNotFoundError as error:
-        raise DataError(
-            f"no descriptions at {path}; make them with python -m captioning.describe --config=..."
-        ) from error
-    except OSError as error:
-        raise DataError(f"cannot read the descriptions {path}: {error.strerror}") from error
-    with file:
-        yield file
 
 
 def lines(file: BinaryIO, path: Path, digest: Any = None) -> Iterator[tuple[bytes, Record | None]]:

@@ -1,1 +1,1 @@
-"""Using a trained model: feature extraction, the classifier and prediction files."""
+"""Inference: feature extraction, the image classifier and prediction files."""

@@ -84,7 +84,7 @@ def join(requested: bool) -> None:
     except (ValueError, RuntimeError) as error:
         raise ConfigError(
             f"--distributed: expected several processes started by Slurm (srun), Open MPI, "
-            f"Kubernetes or on a TPU slice, or {', '.join(_VARIABLES)} to be set; JAX says: {error}"
+            f"Kubernetes or on a TPU slice, or {', '.join(_VARIABLES)} to be set; JAX: {error}"
         ) from error
     if jax.default_backend() == "cpu":
         # With gloo, programs from the compilation cache confuse their collectives (jax 0.10.2).
@@ -213,7 +213,7 @@ def raise_on_all() -> Iterator[None]:
         failed = [str(n) for n, found in enumerate(statuses) if found == _FAILED]
         raise TrainingError(
             f"process {', '.join(failed)} of {count()} (counted from 0) ended with an error; its "
-            "own message says why"
+            "error message states the reason"
         )
 
 

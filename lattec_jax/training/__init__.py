@@ -1,1 +1,1 @@
-"""Training: the train state, the jitted step, the input pipeline, checkpoints and the log."""
+"""Training: preparation, input pipeline, train state, jitted step, checkpoints and log."""

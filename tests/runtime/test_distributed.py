@@ -173,7 +173,7 @@ def test_a_signal_to_one_process_ends_both_after_the_same_step(place):
 
 
 @pytest.mark.soak
-def test_an_error_of_one_process_is_said_by_all_at_once(place):
+def test_an_error_of_one_process_is_reported_by_all_at_once(place):
     (place / "weights/model.safetensors").write_bytes(b"no tensors")
     began = time.monotonic()
     wait(place, "bad", start(place, training("bad"), "bad", devices=1), status=2)
@@ -201,7 +201,7 @@ def test_the_three_variables_are_read_together_or_not_at_all():
 
 
 @pytest.mark.parametrize("variable", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
-def test_processes_that_are_not_joined_are_told(variable, monkeypatch, capsys):
+def test_processes_that_are_not_joined_are_warned(variable, monkeypatch, capsys):
     monkeypatch.setenv(variable, "1")
     distributed.join(False)
     assert capsys.readouterr().err == ""
@@ -246,7 +246,7 @@ class Pretended:
 WELL, FAILED, INTERRUPTED = 0, 1, 2
 
 
-def test_the_first_process_is_through_before_the_other_begins(monkeypatch):
+def test_the_main_process_is_done_before_the_other_begins(monkeypatch):
     for first, rounds in ((True, 0), (False, 1)):
         pretended = Pretended(monkeypatch, first, [WELL, WELL])
         with distributed.main_process_first():
@@ -258,14 +258,14 @@ def test_the_first_process_is_through_before_the_other_begins(monkeypatch):
     ("theirs", "error", "says"),
     [(FAILED, TrainingError, "process 1 of 2"), (INTERRUPTED, Terminated, "another process")],
 )
-def test_what_goes_wrong_on_another_process_goes_wrong_here(theirs, error, says, monkeypatch):
+def test_an_error_on_another_process_is_raised_here(theirs, error, says, monkeypatch):
     Pretended(monkeypatch, True, [theirs])
     with pytest.raises(error, match=says), distributed.raise_on_all():
         pass
 
 
 @pytest.mark.parametrize(("error", "told"), [(ValueError, FAILED), (Terminated, INTERRUPTED)])
-def test_what_goes_wrong_here_is_told(error, told, monkeypatch):
+def test_an_error_here_is_sent_to_the_others(error, told, monkeypatch):
     pretended = Pretended(monkeypatch, False, [WELL, WELL])
     with pytest.raises(error, match="mine"), distributed.main_process_first():
         raise error("mine")
@@ -295,7 +295,7 @@ def test_one_process_agrees_with_itself(tmp_path):
     np.testing.assert_array_equal(distributed.fetch(tree)["a"], [0, 1, 2])
 
 
-def test_signals_are_looked_at_some_steps_later(monkeypatch):
+def test_signals_are_acted_on_some_steps_later(monkeypatch):
     """The devices of this process play those of both."""
     monkeypatch.setattr(distributed, "count", lambda: 2)
     signals = distributed.SignalAgreement()

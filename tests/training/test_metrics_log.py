@@ -100,7 +100,7 @@ def test_a_run_that_starts_again_from_nothing_keeps_nothing(tmp_path):
     assert [step for step, _ in scalars(tmp_path, "loss")] == [2, 4, 6]
 
 
-def test_another_thread_may_bring_the_log_to_the_disk_at_any_time(tmp_path):
+def test_another_thread_may_flush_the_log_at_any_time(tmp_path):
     def flush(log: RunLog) -> None:
         for _ in range(300):
             log.flush()

@@ -1,4 +1,4 @@
-"""What a run leaves out because it has it already, or needs it not."""
+"""Preparation does nothing twice, and nothing that is not needed."""
 
 from __future__ import annotations
 
@@ -32,9 +32,24 @@ def test_training_images_are_encoded_once_where_they_are_tested_too(place, monke
     assert found["label_free"] == with_test["label_free"]
 
 
-def test_only_what_augments_makes_a_training_store(place):
+def test_only_what_augments_makes_a_training_cache(place):
     run(*ZERO_SHOT)
     caches = place / "artifacts/labeled/image_caches"
     assert {path.name.split("-")[0] for path in caches.iterdir()} == {"evaluation"}
     pseudo_label.main(["pseudo_label", *arguments("labeled")[1:]])
     assert {path.name.split("-")[0] for path in caches.iterdir()} == {"evaluation", "training"}
+
+
+def test_the_cheap_engine_reads_nothing_that_preparation_has_read(place, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError("this was read before")
+
+    monkeypatch.setattr("captioning.describe.datasets.load", refuse)
+    monkeypatch.setattr("captioning.tasks.content_hashes", refuse)
+    monkeypatch.setattr("captioning.tasks.pseudo_labels.weights_sha256", refuse)
+    run("labeled", "--config.train.max_steps=0")
+    described = place / "artifacts/labeled/descriptions"
+    assert {path.name for path in described.glob("*.jsonl")} == {
+        "pixels-image.jsonl",
+        "pixels-group-of-4.jsonl",
+    }

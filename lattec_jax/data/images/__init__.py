@@ -1,1 +1,1 @@
-"""Images on disk: preprocessing, and the caches of decoded pixels."""
+"""Images: preprocessing, caches of decoded pixels, content hashes."""

@@ -66,7 +66,7 @@ def test_contents(split, tmp_path):
     assert not left_overs(tmp_path / "image_caches")
 
 
-def test_without_bound_and_without_training_store(split, tmp_path):
+def test_without_bound_and_without_training_cache(split, tmp_path):
     training = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=0).training
     assert training.pixels.shape == (5, 64, 64, 3)
     np.testing.assert_array_equal(training.sizes[:, ::-1], SIZES)
@@ -74,7 +74,7 @@ def test_without_bound_and_without_training_store(split, tmp_path):
     assert len(list((tmp_path / "other").iterdir())) == 1
 
 
-def test_rows_are_as_tight_as_the_images(tmp_path):
+def test_entries_are_as_tight_as_the_images(tmp_path):
     split = write_images(tmp_path / "images", [(40, 20), (60, 31)])
     caches = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, max_side=50)
     assert caches.training.pixels.shape == (2, 26, 50, 3)
@@ -151,7 +151,7 @@ def test_no_readable_image_is_refused_whatever_is_allowed(tmp_path):
         )
 
 
-def test_both_stores_have_the_same_images(split, tmp_path):
+def test_both_caches_have_the_same_images(split, tmp_path):
     """A file that was unreadable for a while, with the size and time that it had before."""
     content, status = split.paths[0].read_bytes(), split.paths[0].stat()
     split.paths[0].write_bytes(b"x" * len(content))
@@ -166,7 +166,7 @@ def test_both_stores_have_the_same_images(split, tmp_path):
     assert not left_overs(tmp_path / "image_caches")
 
 
-def test_a_image_larger_than_its_header(split, tmp_path, monkeypatch):
+def test_an_image_larger_than_its_header(split, tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache_writer, "_header_size", lambda path: (10, 5))
     training = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32).training
     assert training.pixels.shape == (5, 5, 10, 3)
@@ -190,7 +190,7 @@ def test_interrupt_leaves_nothing(split, tmp_path, monkeypatch):
     assert not list((tmp_path / "image_caches").iterdir())
 
 
-def test_abandoned_partial_stores_are_removed_also_beside_whole_ones(split, tmp_path):
+def test_abandoned_partial_caches_are_removed_also_beside_complete_ones(split, tmp_path):
     open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
     abandoned = partial_path(tmp_path / "image_caches" / "evaluation-0", "0" * 16)
     abandoned.mkdir()
@@ -232,7 +232,7 @@ def start(images: Path, target: Path) -> subprocess.Popen:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGINT])
-def test_killed_runs_leave_no_store(split, tmp_path, ending):
+def test_killed_runs_leave_no_cache(split, tmp_path, ending):
     process = start(tmp_path / "images", tmp_path / "image_caches")
     process.stdout.readline()
     process.send_signal(ending)
@@ -259,7 +259,7 @@ def test_two_processes_at_once(split, tmp_path):
     assert caches.training.ids == split.ids
 
 
-def test_damaged_stores_are_refused(split, tmp_path):
+def test_damaged_caches_are_refused(split, tmp_path):
     caches = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
     evaluation, training = (cache.directory for cache in caches)
     with pytest.raises(DataError, match="no readable image cache"):
