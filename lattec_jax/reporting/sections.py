@@ -135,9 +135,7 @@ def classes(run: Run) -> str:
         "class", "zero-shot", "adapted", "change (percentage points)",
         "predictions, zero-shot", "predictions, adapted",
     )  # fmt: skip
-    caption = (
-        "Accuracy per class (%), and fraction of the training images predicted as the class (%)"
-    )
+    caption = "Accuracy per class (%), and fraction of training images predicted as it (%)"
     return table(caption, header, rows)
 
 
