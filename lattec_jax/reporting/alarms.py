@@ -112,7 +112,7 @@ def final_alarms(
         change = np.abs(after - before)
         order: list[int] = np.argsort(-change, kind="stable")[:5].tolist()
         changed = tuple(names[c] for c in order if change[c] > 0)
-        alarms.append(_pseudo_label_drift(agreement, "on the training set at the end", changed))
+        alarms.append(_pseudo_label_drift(agreement, "of the training set", changed))
     if (separation := class_distance(vectors) / baseline.class_distance) < MIN_SEPARATION:
         similarity, other = nearest_classes(vectors)
         closest = np.argsort(-similarity, kind="stable")[:6].tolist()

@@ -27,7 +27,10 @@ CHARTS = (
         "Entropy over the classes in a batch: 1 is uniform, 0 is a single class.",
         {"batch_class_entropy": "entropy", "batch_largest_fraction": "fraction of largest class"},
     ),
-    ("Gradient norm", "", {"gradient_norm": "norm"}),
+    ("Gradient norm", "", {"gradient_norm": "gradient norm"}),
+    ("Update norm", "", {"update_norm": "update norm"}),
+    ("Parameter norm", "", {"parameter_norm": "parameter norm"}),
+    ("Throughput", "", {"images_per_second": "images/s"}),
     ("Logit scale", "The inverse temperature.", {"logit_scale": "logit scale"}),
     ("Learning rate", "", {"learning_rate": "learning rate"}),
     (
@@ -132,7 +135,7 @@ def classes(run: Run) -> str:
         "class", "zero-shot", "adapted", "change (percentage points)",
         "predictions, zero-shot", "predictions, adapted",
     )  # fmt: skip
-    caption = "Accuracy per class (%), and fraction of the training images predicted as it (%)"
+    caption = "Accuracy per class (%), and fraction of training images predicted as it (%)"
     return table(caption, header, rows)
 
 

@@ -1,4 +1,4 @@
-"""Accuracies against plain counting."""
+"""Accuracies against scikit-learn and simple cases."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_top_k_equals_scikit_learn(k):
     assert evaluation_metrics.top_k_accuracy(scores, labels, k) == pytest.approx(expected)
 
 
-def test_ties_go_to_the_lower_class_as_argmax_has_them():
+def test_ties_are_resolved_as_by_argmax():
     scores, labels = np.zeros((4, 3)), np.array([0, 1, 2, 0])
     assert evaluation_metrics.top_k_accuracy(scores, labels, 1) == 0.5
     assert evaluation_metrics.top_k_accuracy(scores, labels, 2) == 0.75
@@ -39,7 +39,7 @@ def test_per_class_accuracy_is_recall_and_none_without_images():
     assert found[3] is None
 
 
-def test_shares_and_entropy():
+def test_class_fractions_and_entropy():
     assert evaluation_metrics.class_fractions(np.array([0, 0, 2, 0]), 4) == [0.75, 0.0, 0.25, 0.0]
     assert evaluation_metrics.entropy([0.25] * 4) == pytest.approx(1)
     assert evaluation_metrics.entropy([1.0, 0.0]) == 0
@@ -53,6 +53,6 @@ def test_drift_is_zero_for_the_same_and_two_for_opposites():
     np.testing.assert_allclose(evaluation_metrics.drift(vectors, np.roll(vectors, 1, axis=0)), 1)
 
 
-def test_scores_that_are_no_numbers_are_never_right():
+def test_nan_scores_count_as_wrong():
     scores = np.array([[np.nan, np.nan, np.nan], [0.1, 0.9, 0.0]])
     assert evaluation_metrics.accuracies(scores, np.array([0, 1])) == {"top1": 0.5, "top5": 0.5}

@@ -1,8 +1,8 @@
-"""20,000 changed files over every format that is read: accepted, or an error of ours.
+"""Reading 20,000 mutated files of all formats: accepted, or a user error.
 
     python -m pytest -m soak tests/fuzz/test_mutations.py -s -n 0
 
-prints how many ended in which way. The quick tests read one file of each format, the tier `full` a
+prints the number of each outcome. The quick tests read one file of each format, the tier `full` a
 tenth.
 """
 
@@ -27,7 +27,7 @@ MODULES = ("targets_data", "targets_runs", "targets_weights")
 
 @pytest.fixture(scope="module")
 def targets(tmp_path_factory) -> dict[str, Target]:
-    """Every format, with a valid file and what reads it."""
+    """All formats by name."""
     found: dict[str, Target] = {}
     for name in MODULES:
         module = importlib.import_module(f"tests.fuzz.{name}")
@@ -36,7 +36,7 @@ def targets(tmp_path_factory) -> dict[str, Target]:
 
 
 def outcome(target: Target, path: Path, content: bytes) -> str:
-    """How reading a file ended: "accepted", "clean error", or what else was raised."""
+    """Read a file; return "accepted", "clean error", or another exception."""
     path.write_bytes(content)
     limits = Limits()
     try:
@@ -56,7 +56,7 @@ def outcome(target: Target, path: Path, content: bytes) -> str:
 
 
 def outcomes(target: Target, directory: Path, count: int) -> Counter[str]:
-    """How reading so many changed files of a format ended."""
+    """Read `count` mutated files of a format, and count the outcomes."""
     counted: Counter[str] = Counter()
     path = directory / f"changed{target.suffix}"
 
