@@ -22,7 +22,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.common import get_config
-from convert.sources import built_in_model_cfg
+from convert.open_clip_package import built_in_model_cfg
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params

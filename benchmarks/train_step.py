@@ -29,7 +29,7 @@ import numpy as np
 from benchmarks import workload
 from benchmarks.step_worker import SMALL
 from benchmarks.workload import Cost, Workload
-from convert.sources import built_in_model_cfg
+from convert.open_clip_package import built_in_model_cfg
 from lattec_jax.models.clip import LENGTH_MULTIPLE
 
 # Each program, and the process that runs it and others like it on a CPU: one model, little memory.

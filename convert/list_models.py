@@ -1,8 +1,8 @@
-"""The models of open_clip that lattec_jax reads, as a page of Markdown.
+"""List the models of open_clip that lattec_jax can convert, as a page of Markdown.
 
     python -m convert.list_models > docs/models.md
 
-Needs open_clip and torch, for the list of pretrained tags.
+Needs open_clip and torch for the list of pretrained tags.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from convert import sources
+from convert import open_clip_package
 from lattec_jax.models.checkpoint import expected_shapes
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.errors import WeightsError
 
-# Models whose features are compared with open_clip's in their full size (tests/models).
+# Models whose features are compared with open_clip's in full size (tests/models).
 FULL_SIZE = ("ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-L-14-CLIPA")
 
 _HEAD = """\
@@ -50,12 +50,12 @@ Any of these is a value of `config.weights`.
 
 
 def plain_models() -> dict[str, dict[str, Any]]:
-    """Name and `model_cfg` of every model of open_clip that `CLIPConfig` can hold."""
+    """Return name -> `model_cfg` of every model of open_clip that `CLIPConfig` can represent."""
     found = {}
-    for name in sources.built_in_models():
-        model_cfg = sources.built_in_model_cfg(name)
+    for name in open_clip_package.built_in_models():
+        model_cfg = open_clip_package.built_in_model_cfg(name)
         try:
-            sources.readable_architecture(model_cfg, name)
+            CLIPConfig.from_open_clip(model_cfg, name)
         except WeightsError:
             continue
         found[name] = model_cfg
@@ -63,7 +63,7 @@ def plain_models() -> dict[str, dict[str, Any]]:
 
 
 def parameters(config: CLIPConfig) -> tuple[int, int, int]:
-    """Number of parameters of the image tower, the text tower and the whole model."""
+    """Return the number of parameters of the image tower, the text tower and the full model."""
     sizes = {name: math.prod(shape) for name, shape in expected_shapes(config).items()}
     image = sum(size for name, size in sizes.items() if name.startswith("visual/"))
     text = sum(size for name, size in sizes.items() if name.startswith("text/"))
@@ -71,12 +71,7 @@ def parameters(config: CLIPConfig) -> tuple[int, int, int]:
 
 
 def page(models: Mapping[str, Mapping[str, Any]], tags: Mapping[str, Sequence[str]]) -> str:
-    """The page.
-
-    Args:
-        models: `plain_models()`.
-        tags: the pretrained tags of each model.
-    """
+    """Render the page; `models`: see `plain_models`; `tags`: pretrained tags of each model."""
     return "\n".join([_HEAD, *_table(models, tags), _TOKENIZERS, *_tag_list(tags)]) + "\n"
 
 
@@ -108,10 +103,12 @@ def _tag_list(tags: Mapping[str, Sequence[str]]) -> Iterator[str]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     read(argv, __doc__)
     models = plain_models()
-    sys.stdout.write(page(models, {name: sources.tags_of(name) for name in models}))
+    sys.stdout.write(
+        page(models, {name: open_clip_package.pretrained_tags(name) for name in models})
+    )
 
 
 if __name__ == "__main__":

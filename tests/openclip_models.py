@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert import sources
+from convert import open_clip_package
 from convert.names import to_flax
-from convert.sources import open_clip_folder
+from convert.open_clip_package import open_clip_folder
 from lattec_jax.models.config import CLIPConfig
 from tests.torch_fix import define_missing_torchvision_operators
 
@@ -115,11 +115,11 @@ def use_shrunken_models(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     define_missing_torchvision_operators()
     import open_clip
 
-    built_in = sources.built_in_model_cfg
+    built_in = open_clip_package.built_in_model_cfg
 
     def small(model: str) -> dict:
         built_in(model)  # an unknown name is refused as before
         return shrunken(model)
 
-    monkeypatch.setattr(sources, "built_in_model_cfg", small)
+    monkeypatch.setattr(open_clip_package, "built_in_model_cfg", small)
     return open_clip

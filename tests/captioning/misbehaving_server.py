@@ -343,7 +343,7 @@ class MisbehavingServer:
             server.close()
             for task in self._tasks:
                 task.cancel()
-            await asyncio.prepare_inputs(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
 
         self._loop.run_until_complete(main())
         self._loop.close()

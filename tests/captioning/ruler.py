@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from captioning.engines import Failure, Identity, Request
+from captioning.engines import Failure, Identity, Request, Results
 from configs import common
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import descriptions_path, read
@@ -30,7 +30,7 @@ class Ruler:
         self.requests: list[Request] = []
         self.fails = set(fails)
 
-    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
+    def describe(self, requests: Iterable[Request]) -> Results:
         for request in requests:
             time.sleep(pause)
             self.requests.append(request)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("jinja2")
 
-from captioning.engines.chat_template import check_chat_template
+from captioning.engines.llava.chat_template import check_chat_template
 from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
 

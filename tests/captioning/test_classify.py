@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from captioning import classify as command
-from captioning.classify import ask, classify, questions
+from captioning.classify import classify, classify_shard, make_tasks
 from captioning.engines import ENGINES, Failure, Identity
 from captioning.shards import Shard, shard_paths
 from lattec_jax import train
@@ -206,10 +206,10 @@ def test_shards_together_are_the_whole(config):
     for shard in shard_paths(path):
         shard.unlink()
     dataset = datasets.load(config)
-    tasks = questions(config, dataset, Says().identity)
+    tasks = make_tasks(config, dataset, Says().identity)
     engines = [Says() for _ in range(2)]
     for number in (1, 0):
-        ask(config, tasks, engines[number], Shard(number, 2))
+        classify_shard(config, tasks, engines[number], Shard(number, 2))
     assert [len(engine.requests) for engine in engines] == [3, 3]
     assert {record.kind for shard in shard_paths(path) for record in records(shard)} == {"category"}
     rest = Says()
@@ -222,7 +222,7 @@ def test_the_command(config, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(content.replace("'ruler'", "'says'"))
     called = ["classify", f"--config={tmp_path / 'mine.py'}"]
     command.main([*called, "--shard=1/2"])
-    assert "part 1 of 2: 3 answered, 0 failed" in capsys.readouterr().out
+    assert "shard 1 of 2: 3 answered, 0 failed" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     command.main(called)
     printed = capsys.readouterr().out

@@ -39,7 +39,7 @@ def test_images(config):
     request = engine.requests[1]
     assert (request.kind, request.prompt) == ("image", "How wide?")
     assert request.images[0].mode == "L"
-    assert (outcome.written, outcome.kept, outcome.failed) == (10, 0, {})
+    assert (outcome.written, outcome.reused, outcome.failed) == (10, 0, {})
     assert outcome.merged.path == Path(config.artifacts) / "mine/descriptions/ruler-image.jsonl"
     assert texts(config, "image") == WIDTHS
 
@@ -136,7 +136,7 @@ def test_what_is_there_is_kept(config):
     describe(config, ["image"], Ruler())
     again = Ruler()
     outcome = describe(config, ["image"], again)["image"]
-    assert again.requests == [] and (outcome.written, outcome.kept) == (0, 10)
+    assert again.requests == [] and (outcome.written, outcome.reused) == (0, 10)
 
 
 def test_every_part_of_the_key_makes_new_descriptions_and_the_old_are_found_again(config):
@@ -208,7 +208,7 @@ def test_unreadable_images_are_recorded_and_tried_again(config):
     assert "not an image" in outcome.failed[IDS[3]]
     assert texts(config, "image")[3] is None
     again = describe(config, ["image"], Ruler())["image"]
-    assert (again.written, again.kept, list(again.failed)) == (0, 9, [IDS[3]])
+    assert (again.written, again.reused, list(again.failed)) == (0, 9, [IDS[3]])
     image.write_bytes(whole)
     assert describe(config, ["image"], Ruler())["image"].written == 1
     assert texts(config, "image") == WIDTHS
@@ -224,7 +224,7 @@ def test_a_group_with_an_unreadable_member(config):
     members = sample_groups(IDS[:3] + IDS[4:], np.delete(LABELS, 3), 4, seed=0)
     shown_with_it = {image for image, group in members.items() if IDS[4] in group}
     assert set(outcome.failed) == shown_with_it
-    assert set(outcome.merged.left_out) == {IDS[3], "11.png"}
+    assert set(outcome.merged.unlabeled) == {IDS[3], "11.png"}
     assert outcome.written == 9 - len(shown_with_it)
 
 
@@ -273,7 +273,9 @@ def test_an_engine_that_loses_requests(config):
     engine = Ruler()
     whole = engine.describe
     engine.describe = lambda requests: (a for a in whole(requests) if a[0].image_id != IDS[4])
-    with pytest.raises(RuntimeError, match=f"left 1 requests unanswered, the first for '{IDS[4]}'"):
+    with pytest.raises(
+        RuntimeError, match=f"returned no result for 1 requests, the first for '{IDS[4]}'"
+    ):
         describe(config, ["image"], engine)
 
 
@@ -289,7 +291,7 @@ def test_an_interrupt_keeps_every_answer(config):
         describe(config, ["image"], Stops())
     rest = Ruler()
     outcome = describe(config, ["image"], rest)["image"]
-    assert rest.requested == IDS[7:] and (outcome.written, outcome.kept) == (3, 7)
+    assert rest.requested == IDS[7:] and (outcome.written, outcome.reused) == (3, 7)
     assert texts(config, "image") == WIDTHS
 
 
@@ -361,7 +363,7 @@ def test_a_file_that_cannot_grow(config, tmp_path):
         capture_output=True,
         check=True,
     )
-    assert b"cannot write" in process.stdout and b"make room" in process.stdout
+    assert b"cannot write" in process.stdout and b"free some disk" in process.stdout
     path = shard_path(descriptions_path(config, "image"), Shard(0, 1))
     lines = path.read_text().splitlines()
     assert 0 < len(lines) < 10 and path.stat().st_size <= 700
@@ -377,11 +379,11 @@ def test_the_command(config, tmp_path, capsys):
     write_config_file(config, tmp_path / "mine.py")
     command.main(["describe", f"--config={tmp_path / 'mine.py'}", "--kind=image", "--shard=0/2"])
     printed = capsys.readouterr().out
-    assert "image: 4 written, 0 kept, 1 failed" in printed
+    assert "image: 4 written, 0 reused, 1 failed" in printed
     assert f"failed: {IDS[0]}: cannot read the image" in printed
     command.main(["describe", f"--config={tmp_path / 'mine.py'}", "--kind=image"])
     printed = capsys.readouterr().out
-    assert "image: 5 written, 4 kept, 1 failed" in printed
+    assert "image: 5 written, 4 reused, 1 failed" in printed
     assert "9 descriptions ->" in printed and "words: 2 to 2, median 2" in printed
 
 

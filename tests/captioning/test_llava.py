@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from captioning.collage import collage
-from captioning.engines import Failure, Request, llava, llava_loading
+from captioning.engines import Failure, Request, llava
+from captioning.engines.llava import loading, memory
 from configs import common
 from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
@@ -70,7 +71,7 @@ def test_every_precision_describes(config, precision):
 @pytest.mark.parametrize(("precision", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
 def test_what_is_quantized(config, precision, kind, monkeypatch):
     config.descriptions.llava.precision = precision
-    model, _, _ = llava_loading.load(config.descriptions.llava, 5)
+    model, _, _ = loading.load(config.descriptions.llava, 5)
     kinds: dict[str, set[str]] = {}
     for name, module in model.named_modules():
         if "Linear" in type(module).__name__:
@@ -84,14 +85,14 @@ def test_what_is_quantized(config, precision, kind, monkeypatch):
     }
     # With the names of transformers 4 the check has something to find.
     monkeypatch.setattr(
-        llava_loading,
+        loading,
         "_quantization",
         lambda precision, dtype: tiny_llava.transformers().BitsAndBytesConfig(
             load_in_4bit=True, llm_int8_skip_modules=["vision_tower", "multi_modal_projector"]
         ),
     )
     with pytest.raises(EngineError, match=r"linear layers, the first model\.vision_tower"):
-        llava_loading.load(config.descriptions.llava, 5)
+        loading.load(config.descriptions.llava, 5)
 
 
 def test_the_prompt_is_the_chat_template_and_nothing_is_cut_off(config):
@@ -169,7 +170,7 @@ def test_one_that_fails_leaves_the_others(config):
     two = Request("two", "image", "What is <image>?", (image(60, 60),))
     bad = [long, request("closed", closed), two]
     found = said(engine, [*requests[:2], *bad, *requests[2:]])
-    assert "more than the 4096 that the model can see" in found.pop("long").reason
+    assert "more than the model's maximum of 4096" in found.pop("long").reason
     assert "closed image" in found.pop("closed").reason
     assert "2 <image> tokens" in found.pop("two").reason
     assert found == said(engine, requests)
@@ -293,17 +294,17 @@ def test_a_template_that_writes_the_beginning_itself(config, tmp_path):
 
 def test_memory_of_the_7b():
     config = tiny_llava.of_7b()
-    assert sum(llava_loading.count_parameters(config)) == pytest.approx(7.566e9, rel=1e-3)
-    assert llava_loading.longest_image(config) == 2928  # 576 + 48 · 49
-    table = [line.split() for line in llava_loading.__doc__.splitlines()]
-    stated = {line[0]: line[1:] for line in table if line and line[0] in llava_loading.PRECISIONS}
-    assert stated.keys() == llava_loading.PRECISIONS.keys()
+    assert sum(memory.count_parameters(config)) == pytest.approx(7.566e9, rel=1e-3)
+    assert memory.max_image_tokens(config) == 2928  # 576 + 48 · 49
+    table = [line.split() for line in memory.__doc__.splitlines()]
+    stated = {line[0]: line[1:] for line in table if line and line[0] in memory.PRECISIONS}
+    assert stated.keys() == memory.PRECISIONS.keys()
     for precision, (weights, each) in stated.items():
-        found = llava_loading.memory(config, precision, 77)
+        found = memory.estimate_memory(config, precision, 77)
         assert float(weights) == round(found.weights / 2**30, 1)
-        assert float(each) == round(found.each / 2**30, 1)
+        assert float(each) == round(found.per_description / 2**30, 1)
     # On the CPU all but the quantized layers are float32.
-    assert llava_loading.memory(config, "nf4", 77, "cpu").weights / 2**30 == pytest.approx(
+    assert memory.estimate_memory(config, "nf4", 77, "cpu").weights / 2**30 == pytest.approx(
         5.54, 0.01
     )
 
@@ -311,13 +312,13 @@ def test_memory_of_the_7b():
 def test_too_little_memory_says_what_would_fit():
     config = tiny_llava.of_7b()
     gib = 2**30
-    llava_loading.check_memory(config, "bfloat16", 77, 40 * gib, "cuda")
+    memory.check_memory(config, "bfloat16", 77, 40 * gib, "cuda")
     with pytest.raises(EngineError, match=r"bfloat16 needs 15\.\d GiB .* 10\.0 GiB are free.*int8"):
-        llava_loading.check_memory(config, "bfloat16", 77, 10 * gib, "cuda")
+        memory.check_memory(config, "bfloat16", 77, 10 * gib, "cuda")
     with pytest.raises(EngineError, match="precision=nf4 would fit"):
-        llava_loading.check_memory(config, "bfloat16", 77, 7 * gib, "cuda")
+        memory.check_memory(config, "bfloat16", 77, 7 * gib, "cuda")
     with pytest.raises(EngineError, match="not even nf4 would fit"):
-        llava_loading.check_memory(config, "nf4", 77, 2 * gib, "cuda")
+        memory.check_memory(config, "nf4", 77, 2 * gib, "cuda")
 
 
 def test_no_gpu_for_the_7b(config, tmp_path):
@@ -343,9 +344,9 @@ def test_mistakes(config, tmp_path, monkeypatch):
 
 
 def test_missing_packages_name_the_extra(config, monkeypatch):
-    find = llava_loading.importlib.util.find_spec
+    find = loading.importlib.util.find_spec
     monkeypatch.setattr(
-        llava_loading.importlib.util,
+        loading.importlib.util,
         "find_spec",
         lambda name, *rest: None if name == "bitsandbytes" else find(name, *rest),
     )
@@ -355,14 +356,14 @@ def test_missing_packages_name_the_extra(config, monkeypatch):
 
 
 def test_a_torchvision_that_does_not_fit_torch(config, monkeypatch):
-    real = llava_loading.importlib.import_module
+    real = loading.importlib.import_module
 
     def broken(name):
         if name == "torchvision":
             raise RuntimeError("operator torchvision::nms does not exist")
         return real(name)
 
-    monkeypatch.setattr(llava_loading.importlib, "import_module", broken)
+    monkeypatch.setattr(loading.importlib, "import_module", broken)
     with pytest.raises(EngineError, match=r"torchvision, which cannot be imported \(operator"):
         llava.load(config)
 
@@ -378,7 +379,7 @@ def test_a_checkpoint_does_not_choose_its_attention(checkpoint, config, tmp_path
     path.write_text(json.dumps(content), encoding="utf-8")
     config.descriptions.llava.model = str(folder)
     with pytest.raises(EngineError, match="asks for the attention 'someone/kernels'"):
-        llava_loading.load(config.descriptions.llava, 5)
+        loading.load(config.descriptions.llava, 5)
 
 
 @pytest.mark.parametrize(
@@ -386,10 +387,10 @@ def test_a_checkpoint_does_not_choose_its_attention(checkpoint, config, tmp_path
     [
         ({"weight_map": {"a": "../other/model.safetensors"}}, "to name files of its folder"),
         ({"weight_map": {"a": "/etc/passwd"}}, "to name files of its folder"),
-        ({"weight_map": {"a": 3}}, "is no index of weights"),
-        ({"weight_map": [1]}, "is no index of weights"),
-        ([], "is no index of weights"),
-        ("[" * 1000, "is no index of weights"),
+        ({"weight_map": {"a": 3}}, "is not an index of weights"),
+        ({"weight_map": [1]}, "is not an index of weights"),
+        ([], "is not an index of weights"),
+        ("[" * 1000, "is not an index of weights"),
     ],
 )
 def test_an_index_names_files_of_its_folder_alone(checkpoint, config, tmp_path, index, message):
@@ -398,7 +399,7 @@ def test_an_index_names_files_of_its_folder_alone(checkpoint, config, tmp_path, 
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     config.descriptions.llava.model = str(folder)
     with pytest.raises(EngineError, match=message):
-        llava_loading.load(config.descriptions.llava, 5)
+        loading.load(config.descriptions.llava, 5)
 
 
 def test_an_adapter_is_refused(config, checkpoint, tmp_path):
@@ -406,7 +407,7 @@ def test_an_adapter_is_refused(config, checkpoint, tmp_path):
     adapter = {"base_model_name_or_path": "evil/model", "peft_type": "LORA"}
     (copy / "adapter_config.json").write_text(json.dumps(adapter))
     config.descriptions.llava.model = str(copy)
-    with pytest.raises(EngineError, match=r"expected a whole checkpoint, found an adapter"):
+    with pytest.raises(EngineError, match=r"expected a full checkpoint, found an adapter"):
         llava.load(config)
 
 

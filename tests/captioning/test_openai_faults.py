@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from captioning.engines import Failure, Request
-from captioning.engines.openai import OpenAIEngine
-from captioning.engines.openai_session import log
+from captioning.engines.openai import OpenAIEngine, identity
+from captioning.engines.openai.session import log
 from configs import common
 from lattec_jax.runtime.config import resolve
 from lattec_jax.runtime.errors import DataError, EngineError
@@ -42,8 +42,8 @@ HTML = "<html>\n<h1>Bad\nGateway</h1></html>"
 
 # What is worth another attempt -> what is said of it where none succeeds.
 TRANSIENT = {
-    "silent": (after(600, says("late")), "no whole answer within 3 s"),
-    "dripping": (dripping, "no whole answer within 3 s"),
+    "silent": (after(600, says("late")), "no complete response within 3 s"),
+    "dripping": (dripping, "no complete response within 3 s"),
     "busy": (status(429, "slow down"), "concurrency may help: 429: slow down"),
     "pause": (status(429, "slow down", Retry_After="0.05"), "429: slow down"),
     "broken": (status(500, "out of memory"), "500: out of memory"),
@@ -51,15 +51,18 @@ TRANSIENT = {
     "gateway": (lambda h: h.send(502, HTML, "text/html"), "502: <html> <h1>Bad Gateway</h1>"),
     "dropped": (dropped, "the connection failed: Server disconnected"),
     "cut off": (cut_off, "the connection failed: peer closed connection"),
-    "malformed": (body('{"choices": ['), 'the answer is not JSON: {"choices": ['),
-    "empty": (body(""), "the answer is not JSON: it is empty"),
-    "page": (body(HTML, "text/html"), "the answer is not JSON: <html> <h1>Bad Gateway"),
-    "list": (body("[]"), "the answer holds no text: []"),
-    "no choices": (body('{"id": 1}'), 'the answer holds no text: {"id": 1}'),
-    "null choices": (body('{"choices": null}'), 'the answer holds no text: {"choices": null}'),
-    "error": (body('{"error": {"message": "GPU lost"}}'), "the answer holds no text: GPU lost"),
-    "null": (says(None), "the answer holds no text: "),
-    "parts": (says([{"type": "text", "text": "a"}]), "the answer holds no text: "),
+    "malformed": (body('{"choices": ['), 'the response is not JSON: {"choices": ['),
+    "empty": (body(""), "the response is not JSON: it is empty"),
+    "page": (body(HTML, "text/html"), "the response is not JSON: <html> <h1>Bad Gateway"),
+    "list": (body("[]"), "the response contains no text: []"),
+    "no choices": (body('{"id": 1}'), 'the response contains no text: {"id": 1}'),
+    "null choices": (body('{"choices": null}'), 'the response contains no text: {"choices": null}'),
+    "error": (
+        body('{"error": {"message": "GPU lost"}}'),
+        "the response contains no text: GPU lost",
+    ),
+    "null": (says(None), "the response contains no text: "),
+    "parts": (says([{"type": "text", "text": "a"}]), "the response contains no text: "),
 }
 REFUSED = {
     "image": (status(400, "no such image"), "400: no such image"),
@@ -95,7 +98,8 @@ def make_engine(server: ChatServer, concurrency: int = 4, retries: int = 1, time
     config.descriptions.openai.update(
         {"concurrency": concurrency, "retries": retries, "timeout": timeout}
     )
-    return OpenAIEngine(resolve(config), backoff=0.01)
+    config = resolve(config)
+    return OpenAIEngine(identity(config), config.descriptions, backoff=0.01)
 
 
 def requests(*names: str) -> list[Request]:

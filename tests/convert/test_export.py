@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from convert import export, sources, to_huggingface
+from convert import export, open_clip_package, to_huggingface
 from lattec_jax import Classifier
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.data.text.tokenizer import Tokenizer, clip_tokenizer
@@ -38,7 +38,7 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    return clip_tokenizer(sources.open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz")
+    return clip_tokenizer(open_clip_package.vocabulary_path())
 
 
 def model_of(architecture: str, seed: int = 0, **preprocess: str) -> tuple[object, Checkpoint]:

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import openclip_to_flax, sources, torch_file
+from convert import open_clip_package, openclip_to_flax, sources, torch_file
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime.errors import ConfigError, WeightsError
 from tests.convert.conftest import FLAGS, to_flax
 from tests.openclip_models import use_shrunken_models
@@ -116,10 +117,10 @@ def test_every_plain_tag_is_known_and_resolved_as_open_clip_does():
     read = 0
     for model, tag in open_clip.list_pretrained():
         try:
-            config = sources.readable_architecture(sources.built_in_model_cfg(model), model)
+            config = CLIPConfig.from_open_clip(open_clip_package.built_in_model_cfg(model), model)
         except WeightsError:
             continue
-        tag_cfg = sources._tag_cfg(model, tag)
+        tag_cfg = open_clip_package.pretrained_cfg(model, tag)
         ours = Preprocess.from_open_clip(tag_cfg, config.vision.image_size)
         expected = merge_preprocess_dict(PreprocessCfg(), tag_cfg)
         for key in ("mean", "std", "interpolation", "resize_mode", "fill_color"):
@@ -151,7 +152,7 @@ def test_failed_downloads_and_unknown_names_say_what_to_do(tags, monkeypatch, tm
 def test_unknown_preprocessing_names_the_ways(hub_folder, tmp_path):
     weights, out = hub_folder / "open_clip_model.safetensors", f"--out={tmp_path / 'flax'}"
     with pytest.raises(
-        WeightsError, match=r"from one place, found open_clip_config\.json and --mean"
+        WeightsError, match=r"from exactly one source, found open_clip_config\.json and --mean"
     ):
         to_flax(f"--pretrained={weights}", *FLAGS, out)
     (hub_folder / "open_clip_config.json").unlink()
@@ -202,7 +203,7 @@ def test_other_architectures_are_refused(model, tmp_path):
 def test_open_clip_missing_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(WeightsError, match="pip install"):
-        sources.open_clip_folder()
+        open_clip_package.open_clip_folder()
 
 
 def damaged(tmp_path, content) -> str:

@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from convert.sources import open_clip_folder
+from convert.open_clip_package import open_clip_folder
 from lattec_jax.data.text.tokenizer import Tokenizer, clip_tokenizer, word_tokenizer
 from lattec_jax.runtime.errors import WeightsError
 from tests.torch_fix import define_missing_torchvision_operators

@@ -7,7 +7,7 @@ import difflib
 import numpy as np
 import pytest
 
-from captioning.answers import Matcher, words
+from captioning.answer_matching import Matcher, normalized_words
 
 EUROSAT = [
     "annual crop land",
@@ -134,10 +134,10 @@ def test_names_that_normalization_makes_alike():
 
 
 def test_words():
-    assert words("The bird-of-paradise flowers' glass_bus, an atlas.") == (
+    assert normalized_words("The bird-of-paradise flowers' glass_bus, an atlas.") == (
         "bird", "of", "paradise", "flower", "glass", "bus", "atla",
     )  # fmt: skip
-    assert words("The A") == ("the", "a")
+    assert normalized_words("The A") == ("the", "a")
 
 
 def test_four_hundred_classes():
