@@ -122,9 +122,9 @@ def from_file(
     if len(ways) != 1:
         raise WeightsError(
             f"expected the preprocessing of {path} from exactly one source, found "
-            f"{' and '.join(ways) or 'none'}. It comes either from {hub.CONFIG_FILE} beside the file "
-            "(with a preprocess_cfg), or from --preprocess-of=TAG (a tag of --model), or "
-            "from --mean=R,G,B --std=R,G,B --interpolation=bicubic --resize-mode=shortest"
+            f"{' and '.join(ways) or 'none'}. State it in {hub.CONFIG_FILE} beside the file (as "
+            "preprocess_cfg), by --preprocess-of=TAG (a tag of --model), or by "
+            "--mean=R,G,B --std=R,G,B --interpolation=bicubic --resize-mode=shortest"
         )
     preprocess_cfg = hub_config.get("preprocess_cfg") or dict(preprocess or {})
     if preprocess_of:

@@ -43,8 +43,8 @@ def _read(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     if _is_torch_script(opened, path):
         raise WeightsError(
             f"{path} is a TorchScript archive, which is a program, and is not run. OpenAI's own "
-            "weights are also available as a tag: --pretrained=openai. If you trust another archive, "
-            "save its state dict: safetensors.torch.save_file(torch.jit.load(path, "
+            "weights are also available as a tag: --pretrained=openai. If you trust another "
+            "archive, save its state dict: safetensors.torch.save_file(torch.jit.load(path, "
             "map_location='cpu').float().state_dict(), 'weights.safetensors')"
         )
     return _read_torch(opened, path)

@@ -93,7 +93,7 @@ def test_weights_name_no_other_repository(tokenizer_folder, tmp_path, monkeypatc
         hub_tokenizer.read({"hf_tokenizer_name": "evil/t"}, tmp_path, "weights.x")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tokenizer_folder, tmp_path / "roberta-base")
-    with pytest.raises(WeightsError, match=r"would read \./roberta-base in its place"):
+    with pytest.raises(WeightsError, match=r"would read \./roberta-base instead"):
         hub_tokenizer.read({"hf_tokenizer_name": "roberta-base"}, None, "weights.x")
 
 

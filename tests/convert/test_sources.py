@@ -145,7 +145,7 @@ def test_failed_downloads_and_unknown_names_say_what_to_do(tags, monkeypatch, tm
         to_flax("--model=ViTB32", "--pretrained=openai", out)
     with pytest.raises(ConfigError, match="needs --model=NAME"):
         to_flax("--pretrained=openai", out)
-    with pytest.raises(ConfigError, match="a tag brings its own preprocessing"):
+    with pytest.raises(ConfigError, match="a tag has its own preprocessing"):
         to_flax("--model=ViT-B-32", "--pretrained=openai", *FLAGS, out)
 
 
@@ -160,7 +160,7 @@ def test_unknown_preprocessing_names_the_ways(hub_folder, tmp_path):
         to_flax(f"--pretrained={weights}", out)
     with pytest.raises(WeightsError, match=r"found none.*--preprocess-of=TAG.*--mean=R,G,B"):
         to_flax("--model=ViT-B-32", f"--pretrained={weights}", out)
-    with pytest.raises(ConfigError, match="go together; missing: resize_mode"):
+    with pytest.raises(ConfigError, match="given together; missing: resize_mode"):
         to_flax("--model=ViT-B-32", f"--pretrained={weights}", *FLAGS[:3], out)
     with pytest.raises(WeightsError, match="tensors do not fit"):  # it is a shrunken one
         to_flax("--model=ViT-B-32", f"--pretrained={weights}", *FLAGS, out)
@@ -233,7 +233,7 @@ def test_damaged_torch_files_are_user_errors(tmp_path):
     assert "damaged zip file" in damaged(tmp_path, content[:-60] + b"\xff" * 20 + content[-40:])
     # What is more than tensors is not run, and nobody is told to run it.
     message = damaged(tmp_path, {"model": torch.nn.Linear(2, 2)})
-    assert "only tensors are read" in message and "state dict alone" in message
+    assert "only tensors are read" in message and "state dict only" in message
 
 
 def test_packed_archives_are_refused(tmp_path):
@@ -245,7 +245,7 @@ def test_packed_archives_are_refused(tmp_path):
     with zipfile.ZipFile(plain) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
         for item in old.infolist():
             new.writestr(item.filename, old.read(item))
-    assert "packed zip file" in damaged(tmp_path, packed.getvalue())
+    assert "compressed zip file" in damaged(tmp_path, packed.getvalue())
 
 
 def test_entries_that_share_a_record_are_refused_before_they_are_read(tmp_path, monkeypatch):
