@@ -12,6 +12,7 @@ import ctypes
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -40,6 +41,50 @@ def release_memory() -> None:
     """Return freed memory to the system for the next process."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class WorkerProcess:
+    """The client side: starts this module as a process and sends requests to it."""
+
+    def __init__(self, program: str, folder: Path, dtype: str):
+        environment = os.environ | {
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # compilation is timed
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.step_worker", program, str(folder), dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.program = program
+
+    def call(self, do: str, variant: str, **arguments: int) -> dict[str, Any]:
+        """Send a request and wait for its reply."""
+        self.send(do, variant, **arguments)
+        return self.receive()
+
+    def send(self, do: str, variant: str, **arguments: int) -> None:
+        """Send a request: a method of the worker and its arguments."""
+        self.process.stdin.write(json.dumps({"do": do, "variant": variant, **arguments}) + "\n")
+        self.process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for a reply.
+
+        Raises:
+            RuntimeError: the process has ended; its message is on standard error.
+        """
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.program} has ended; see its message")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
 
 
 class OurWorker:

@@ -18,7 +18,6 @@ import dataclasses
 import datetime
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import workload
-from benchmarks.step_worker import SMALL
+from benchmarks.step_worker import SMALL, WorkerProcess
 from benchmarks.workload import Cost, Workload
 from convert.open_clip_package import built_in_model_cfg
 from lattec_jax.models.clip import LENGTH_MULTIPLE
@@ -55,50 +54,6 @@ MATMUL = {"cpu": 4096, "gpu": 8192}
 TOLERANCES = {"loss": 1e-6, "gradient": 2e-5, "worst_parameter": 5e-5, "prototypes": 6e-7}
 
 
-class Worker:
-    """A process that runs a program (`benchmarks.step_worker`)."""
-
-    def __init__(self, program: str, folder: Path, dtype: str):
-        environment = os.environ | {
-            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # compilation is timed
-        }
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.step_worker", program, str(folder), dtype],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        self.program = program
-
-    def call(self, do: str, variant: str, **arguments: int) -> dict[str, Any]:
-        """Send a request and wait for its reply."""
-        self.send(do, variant, **arguments)
-        return self.receive()
-
-    def send(self, do: str, variant: str, **arguments: int) -> None:
-        """Send a request: a method of the worker and its arguments."""
-        self.process.stdin.write(json.dumps({"do": do, "variant": variant, **arguments}) + "\n")
-        self.process.stdin.flush()
-
-    def receive(self) -> dict[str, Any]:
-        """Wait for a reply.
-
-        Raises:
-            RuntimeError: the process has ended; its message is on standard error.
-        """
-        line = self.process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the process of {self.program} has ended; see its message")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """End the process."""
-        self.process.stdin.close()
-        self.process.wait()
-
-
 def compare(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
     """Return the differences of a program's first step from ours.
 
@@ -118,7 +73,7 @@ def compare(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[
     }
 
 
-def check(workers: dict[str, Worker], folder: Path) -> dict[str, dict[str, float]]:
+def check(workers: dict[str, WorkerProcess], folder: Path) -> dict[str, dict[str, float]]:
     """Compare every program's first step with ours.
 
     Returns:
@@ -149,9 +104,9 @@ def check(workers: dict[str, Worker], folder: Path) -> dict[str, dict[str, float
     return differences
 
 
-def start(folder: Path, dtype: str) -> tuple[dict[str, Worker], str]:
+def start(folder: Path, dtype: str) -> tuple[dict[str, WorkerProcess], str]:
     """Start the process of each variant; return them and the platform, "cpu" or "gpu"."""
-    first = Worker("ours", folder, dtype)
+    first = WorkerProcess("ours", folder, dtype)
     try:
         platform = first.call("describe", "ours")["platform"]
     except RuntimeError:
@@ -163,12 +118,12 @@ def start(folder: Path, dtype: str) -> tuple[dict[str, Worker], str]:
         # A GPU has memory for a separate process per variant.
         name = program if platform == "cpu" or variant == "ours" else variant
         if name not in running:
-            running[name] = Worker(program, folder, dtype)
+            running[name] = WorkerProcess(program, folder, dtype)
         workers[variant] = running[name]
     return workers, platform
 
 
-def build(workers: dict[str, Worker], platform: str) -> dict[str, dict[str, Any]]:
+def build(workers: dict[str, WorkerProcess], platform: str) -> dict[str, dict[str, Any]]:
     """Create and compile the programs.
 
     On a GPU, `torch.compile`, which takes minutes, runs in parallel to the others, so its time is
@@ -188,7 +143,9 @@ def build(workers: dict[str, Worker], platform: str) -> dict[str, dict[str, Any]
     return built
 
 
-def run_rounds(workers: dict[str, Worker], rounds: int, steps: int, each: int) -> dict[str, Any]:
+def run_rounds(
+    workers: dict[str, WorkerProcess], rounds: int, steps: int, each: int
+) -> dict[str, Any]:
     """Return seconds and peak memory of every counted step, by variant.
 
     Args:

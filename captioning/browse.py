@@ -61,7 +61,7 @@ def page(config: ConfigDict, limit: int) -> tuple[str, int]:
     }
     if not any(descriptions.values()):
         raise DataError(
-            f"nothing of {dataset.name} has been described by the engine "
+            f"there are no descriptions of {dataset.name} by the engine "
             f"{config.descriptions.engine} in {artifacts_dir(config) / 'descriptions'}; describe "
             "first: python -m captioning.describe --config=..."
         )

@@ -56,9 +56,9 @@ def sample_groups(
             drawn = rng.choice(len(members), size, replace=len(members) < size)
             groups[image] = tuple(members[i] for i in drawn)
             continue
-        others = len(members) - 1
-        if others:
-            drawn = rng.choice(others, size - 1, replace=others < size - 1)
+        candidates = len(members) - 1
+        if candidates:
+            drawn = rng.choice(candidates, size - 1, replace=candidates < size - 1)
             drawn += drawn >= position[image]  # skip the image itself
         else:
             drawn = np.zeros(size - 1, int)
@@ -137,15 +137,15 @@ def _draw(rng: np.random.Generator, pool: np.ndarray, count: int, image: int) ->
     """Draw `count` indices from the pool, not the image's unless it is the only one."""
     if not count:
         return np.zeros(0, int)
-    others = pool[pool != image]
-    if not len(others):
-        others = pool
-    if not len(others):
+    candidates = pool[pool != image]
+    if not len(candidates):
+        candidates = pool
+    if not len(candidates):
         raise DataError(
             "config.descriptions.correct_per_group: there are no images to draw from, because no "
-            "image, or every one, is of the class; leave it unset"
+            "image, or every image, is of the class; leave it unset"
         )
-    return rng.choice(others, count, replace=len(others) < count)
+    return rng.choice(candidates, count, replace=len(candidates) < count)
 
 
 def _number(image: str) -> int:

@@ -1,4 +1,4 @@
-"""Start one `captioning.describe` process per GPU of this host, each with its own shard."""
+"""Start one `captioning.describe` process per GPU of this host, each with a separate shard."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def launch_workers(
     try:
         _wait(workers, files, num_pending)
     finally:
-        # On Ctrl-C the workers have received the signal as well. If this process alone is killed,
+        # On Ctrl-C the workers have received the signal as well. If only this process is killed,
         # they run to their end.
         for worker in workers:
             if worker.poll() is None:

@@ -2,7 +2,7 @@
 
     python -m captioning.merge --config=configs/eurosat.py [--kind=image,group]
 
-`captioning.describe` without `--shard` merges by itself; use this command after the shards of a
+`captioning.describe` without `--shard` already merges; use this command after the shards of a
 cluster. Only descriptions for the given configuration are merged: the same images, prompts, engine,
 model and decoding. Nothing is deleted.
 """
@@ -118,7 +118,7 @@ def check_replaceable(path: Path) -> None:
 
 
 def _save_unsharded(path: Path, merged_keys: set[str]) -> None:
-    """Save records that only the old merged file has, for example if it was copied alone."""
+    """Save records that only the old merged file has, for example if only it was copied."""
     if not path.exists():
         return
     saved = merged_keys | {record.key for shard in shard_paths(path) for record in records(shard)}

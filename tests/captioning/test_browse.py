@@ -219,7 +219,9 @@ def test_the_filter(config, tmp_path):
 
 
 def test_mistakes(config):
-    with pytest.raises(DataError, match=r"nothing of mine .*python -m captioning\.describe"):
+    with pytest.raises(
+        DataError, match=r"no descriptions of mine .*python -m captioning\.describe"
+    ):
         browse.page(config, 0)
     with pytest.raises(ConfigError, match="--limit: expected 0 or more"):
         browse.page(config, -1)

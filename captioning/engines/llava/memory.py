@@ -1,4 +1,4 @@
-"""Estimate of the memory that a LLaVA-NeXT model needs, from its configuration alone.
+"""Estimate the memory that a LLaVA-NeXT model needs from its configuration.
 
 For llava-hf/llava-v1.6-mistral-7b-hf (GiB):
 
@@ -55,7 +55,7 @@ def count_parameters(config: Any) -> tuple[int, int]:
 def max_image_tokens(config: Any) -> int:
     """Return the tokens of the costliest image: the base image and all tiles of the largest grid.
 
-    Each row of tiles' patches ends with a newline token.
+    Each row of the grid's patches ends with a newline token.
     """
     vision = config.vision_config
     side = vision.image_size // vision.patch_size
