@@ -1,4 +1,4 @@
-"""The stopwatch of `benchmarks.end_to_end`, and the whole of it in small."""
+"""The stopwatch of `benchmarks.end_to_end`, and a small run of it."""
 
 from __future__ import annotations
 

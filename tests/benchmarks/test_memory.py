@@ -1,4 +1,4 @@
-"""What XLA's own analysis says of a step's memory on several devices."""
+"""XLA's memory analysis of a step on several devices."""
 
 from __future__ import annotations
 

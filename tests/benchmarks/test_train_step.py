@@ -1,4 +1,4 @@
-"""The programs that `benchmarks.train_step` times compute the same, and it counts as it says."""
+"""The programs of `benchmarks.train_step` compute the same, and operations are counted right."""
 
 from __future__ import annotations
 

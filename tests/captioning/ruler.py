@@ -1,4 +1,4 @@
-"""Ten small images of different widths, two classes, and an engine that tells the widths."""
+"""Ten small images of different widths, two classes, and an engine that returns the widths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pause = 0.0  # seconds for one description
 
 
 class Ruler:
-    """Says how wide the images are; remembers what it was asked."""
+    """Describes images by their widths, and records the requests."""
 
     def __init__(self, model: str = "1", fails: Iterable[str] = ()) -> None:
         self.identity = Identity("ruler", model, "exact")
@@ -56,7 +56,7 @@ def load(config: ConfigDict) -> Ruler:
 
 
 def make_config(directory: Path, count: int = 10) -> ConfigDict:
-    """A set of images on disk and its unlocked configuration."""
+    """Write a set of images; return its unlocked configuration."""
     root = directory / "images"
     root.mkdir()
     for number in range(count):
@@ -93,7 +93,7 @@ def texts(config: ConfigDict, kind: str) -> list[str | None]:
 
 
 def write_config_file(config: ConfigDict, path: Path) -> None:
-    """The configuration as a file that commands read."""
+    """Write the configuration as a file for commands."""
     path.write_text(
         "from configs import common\n"
         "from captioning.engines import ENGINES\n"

@@ -1,4 +1,4 @@
-"""Chat templates: those of LLaVA-NeXT's checkpoints are rendered, and what may never end is not."""
+"""Chat templates of LLaVA-NeXT's checkpoints are accepted, unbounded ones refused."""
 
 from __future__ import annotations
 

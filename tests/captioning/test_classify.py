@@ -1,4 +1,4 @@
-"""LLaVA zero-shot: what is asked, what the results say, and that nothing is asked twice."""
+"""LLaVA zero-shot: requests, results, and no request twice."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def predictions(directory):
     return [json.loads(line) for line in (directory / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_what_is_asked_and_what_the_results_say(config, tmp_path):
+def test_requests_and_results(config, tmp_path):
     engine = Says()
     found = classify(config, None, engine)
     assert [request.image_id for request in engine.requests] == [
@@ -121,7 +121,7 @@ def test_the_keys_are_those_of_a_run(config, tmp_path, method):
         assert found[key].keys() == trained[key].keys()
 
 
-def test_answers_are_kept_and_belong_to_images_names_and_model(config, tmp_path):
+def test_answers_are_reused_for_the_same_images_names_and_model(config, tmp_path):
     before = classify(config, None, Says())
     again = Says()
     assert classify(config, None, again) == before and not again.requests
@@ -200,7 +200,7 @@ def test_without_test_images(config):
         classify(config, None, Says())
 
 
-def test_shards_together_are_the_whole(config):
+def test_shards_together_equal_one_run(config):
     whole = classify(config, None, Says())
     path = descriptions_path(config, "category")
     for shard in shard_paths(path):

@@ -1,4 +1,4 @@
-"""The captioning command: what is asked, what is kept, and that it continues after a kill."""
+"""The captioning command: requests, reuse of descriptions, and continuation after a kill."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_groups_of_other_sizes_have_their_own_file(config, size):
     }
 
 
-def test_forced_groups_say_so(config, tmp_path):
+def test_forced_groups_are_marked(config, tmp_path):
     write_labels(config)
     config.descriptions.correct_per_group = 3
     with pytest.raises(DataError, match="analysis with the true labels"):
@@ -132,7 +132,7 @@ def test_nothing_is_described_when_pseudo_labels_are_missing(config):
     assert not engine.requests
 
 
-def test_what_is_there_is_kept(config):
+def test_existing_descriptions_are_reused(config):
     describe(config, ["image"], Ruler())
     again = Ruler()
     outcome = describe(config, ["image"], again)["image"]
@@ -174,7 +174,7 @@ def test_only_groups_whose_members_changed_are_described_again(config):
     assert texts(config, "group")[0] == f"width {widths}"
 
 
-def test_shards_together_are_the_whole(config):
+def test_shards_together_equal_one_run(config):
     write_labels(config)
     whole = describe(config, None, Ruler())
     expected = {kind: outcome.merged.path.read_bytes() for kind, outcome in whole.items()}
@@ -356,7 +356,7 @@ except DataError as error:
 
 
 def test_a_file_that_cannot_grow(config, tmp_path):
-    """The system refuses to write on, in the middle of a line, as on a full disk."""
+    """The system stops writing in the middle of a line, as on a full disk."""
     (tmp_path / "config.json").write_text(config.to_json_best_effort())
     process = subprocess.run(
         [sys.executable, "-c", FULL, str(tmp_path / "config.json")],

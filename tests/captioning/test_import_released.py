@@ -1,4 +1,4 @@
-"""Descriptions of the authors' released code: found by name, refused where names do not tell."""
+"""Import of the authors' descriptions: assigned by file name, refused if ambiguous."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GROUPS = "train_4images_eurosat_describe_common_v3_77_llava-v1.6-mistral-7b_4bit
 
 
 def make_set(tmp_path, paths, names=("cat", "Wild_Cat")):
-    """A labeled set whose training images lie at `paths` below train/."""
+    """A labeled set with training images at `paths` below train/."""
     for number, path in enumerate(paths):
         file = tmp_path / "images" / "train" / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def test_the_folder_or_a_class_name_may_be_the_prefix(tmp_path):
     assert list(found(done.path).values()) == ["1", "2", "3"]
 
 
-def test_what_is_left_over_is_counted_and_printed(config, tmp_path):
+def test_unmatched_files_and_images_are_counted_and_printed(config, tmp_path):
     texts = {"c_1.txt": "A cat.", "c_2.txt": " \n", "c_3.txt": "Whose?", "C_1.txt": "whose?"}
     folder = make_texts(tmp_path, texts | {"notes.md": "no text"})
     done = import_released(config, folder)

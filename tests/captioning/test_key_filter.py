@@ -1,4 +1,4 @@
-"""The key is found whole, in part and encoded; other texts are left alone."""
+"""The key is found in full, in part and encoded; other texts are unchanged."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_other_texts(text):
     assert known.mask(text) == text
 
 
-def test_several_places():
+def test_several_positions():
     assert KeyFilter(KEY).mask(f"a {KEY} b {KEY[:14]} c") == "a *** b *** c"
 
 

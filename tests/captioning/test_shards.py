@@ -1,4 +1,4 @@
-"""What a worker writes survives being killed, and is found again by its key."""
+"""Records survive a kill of the worker, and are found by their keys."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_paths_belong_to_one_merged_file(tmp_path):
     assert sorted(shard_paths(merged)) == sorted(mine)
 
 
-def test_recorded_prefers_texts_to_failures(tmp_path):
+def test_texts_take_precedence_over_failures(tmp_path):
     merged = tmp_path / "e-image.jsonl"
     assert read_records(merged) == {}
     write(shard_path(merged, Shard(0, 2)), record("a"), record("b", "", error="no"))

@@ -1,4 +1,4 @@
-"""What an engine says as it is written: valid, one line, bounded; and a record for each image."""
+"""Stored texts: valid, one line, bounded; and a record for each image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.captioning.ruler import IDS, Ruler, write_config_file
 
 
 class Saying(Ruler):
-    """Says the same of every image."""
+    """Returns the same text for every image."""
 
     def __init__(self, answer) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Nothing that comes with weights runs: not through transformers, not through the hub's client."""
+"""No code that comes with weights runs, through transformers or the hub's client."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_revision_is_no_path(revision):
 
 
 @pytest.mark.parametrize("setting", [{"clean": 1}, {"strip_sep_token": "no"}, {"use_fast": False}])
-def test_only_known_settings_of_the_right_type_are_taken(setting):
+def test_only_known_settings_of_the_right_type_are_read(setting):
     with pytest.raises(WeightsError, match="is not read; expected clean and strip_sep_token"):
         hub_tokenizer.read(
             {"hf_tokenizer_name": "x", "tokenizer_kwargs": setting}, None, "weights.x"

@@ -78,7 +78,7 @@ def tags(monkeypatch, hub_folder):
     return open_clip
 
 
-def test_a_tag_brings_preprocessing_and_activation(tags, tmp_path):
+def test_a_tag_determines_preprocessing_and_activation(tags, tmp_path):
     to_flax("--model=ViT-B-32", "--pretrained=laion2b_s34b_b79k", f"--out={tmp_path / 'a'}")
     checkpoint = Checkpoint.load(tmp_path / "a")
     assert checkpoint.source["model"] == "ViT-B-32"
@@ -207,7 +207,7 @@ def test_open_clip_missing_says_what_to_install(monkeypatch):
 
 
 def damaged(tmp_path, content) -> str:
-    """The message at a .pt file with such content, beside a configuration."""
+    """Return the error message for a .pt file with such content, beside a configuration."""
     torch = pytest.importorskip("torch")
     path = tmp_path / "w.pt"
     if isinstance(content, bytes):
@@ -236,7 +236,7 @@ def test_damaged_torch_files_are_user_errors(tmp_path):
     assert "only tensors are read" in message and "state dict only" in message
 
 
-def test_packed_archives_are_refused(tmp_path):
+def test_compressed_archives_are_refused(tmp_path):
     """They may expand to any size."""
     torch = pytest.importorskip("torch")
     plain = io.BytesIO()
