@@ -6,10 +6,13 @@ template and tokenizer are those of the 7B model.
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.torch_fix import define_missing_torchvision_operators
 
@@ -160,3 +163,12 @@ def save(folder: Path, **sizes: int) -> Path:
     model(config).save_pretrained(folder)
     processor(config).save_pretrained(folder)
     return folder
+
+
+def use_changed_copy(
+    config: ConfigDict, folder: Path, file: str, change: Callable[[Path], object]
+) -> None:
+    """Point the configuration to a copy of its checkpoint in which one file is changed."""
+    copy = shutil.copytree(config.descriptions.llava.model, folder / "changed")
+    change(copy / file)
+    config.descriptions.llava.model = str(copy)
