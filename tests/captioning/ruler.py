@@ -19,6 +19,7 @@ from lattec_jax.runtime.config import resolve
 CLASSES = ("cat", "dog")
 IDS = [f"{i:02d}.png" for i in range(10)]
 LABELS = np.array([0, 1] * 5, np.int32)
+WIDTHS = [f"width {n + 1}" for n in range(10)]  # the engine's texts
 pause = 0.0  # seconds for one description
 
 

@@ -17,13 +17,12 @@ from lattec_jax.runtime.errors import ConfigError, DataError, EngineError
 from tests.captioning.ruler import (
     IDS,
     LABELS,
+    WIDTHS,
     Ruler,
     make_config,
     texts,
     write_labels,
 )
-
-WIDTHS = [f"width {n + 1}" for n in range(10)]
 
 
 def test_images(config):

@@ -18,6 +18,7 @@ from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.runtime.errors import ConfigError, DataError, EngineError
 from tests.captioning.ruler import (
     IDS,
+    WIDTHS,
     Ruler,
     texts,
     write_config_file,
@@ -29,7 +30,7 @@ import sys, time
 from pathlib import Path
 from captioning.describe import describe
 from lattec_jax.runtime.config import from_json
-from tests.captioning.ruler import Ruler
+from tests.captioning.ruler import WIDTHS, Ruler
 class Slow(Ruler):
     def describe(self, requests):
         for number, answer in enumerate(super().describe(requests)):
@@ -69,7 +70,7 @@ from pathlib import Path
 from captioning.describe import describe
 from lattec_jax.runtime.config import from_json
 from lattec_jax.runtime.errors import DataError
-from tests.captioning.ruler import Ruler
+from tests.captioning.ruler import WIDTHS, Ruler
 class Fills(Ruler):
     def describe(self, requests):
         for number, answer in enumerate(super().describe(requests)):
