@@ -37,7 +37,7 @@ from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from lattec_jax.runtime import compilation_cache, sharding
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.batches import Batches, epoch_order, prefetch
@@ -103,7 +103,7 @@ class Run:
         batches = Batches(
             size.images, size.batch, 0, STEPS, lengths, text.context_length, size.devices
         )
-        config = resolve(get_config()).train
+        config = validate(get_config()).train
         optimizer, method = make_optimizer(config, STEPS), LatteCLIP(0.99, 0.99)
         prototypes = rng.normal(size=(size.classes, size.model.embed_dim)).astype(np.float32)
         prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
@@ -189,7 +189,7 @@ def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[f
         classes: number of classes; their descriptions have 16 tokens.
         tokens: of every description; 0: nine in ten of up to 32, one of up to 48.
     """
-    config, batch_size, kinds = resolve(get_config()).train, 64, 2
+    config, batch_size, kinds = validate(get_config()).train, 64, 2
     optimizer, method = make_optimizer(config, STEPS), LatteCLIP(0.99, 0.99)
     settings = StepSettings((224, 224), (0.5,) * 3, (0.25,) * 3, None)
     mesh = sharding.make_mesh(1, jax.devices()[:1])

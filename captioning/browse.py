@@ -35,8 +35,8 @@ from lattec_jax.data.images.preprocess import UnreadableImage, open_image
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.errors import ConfigError, DataError, WeightsError
-from lattec_jax.runtime.files import write_whole
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.files import write_atomic
+from lattec_jax.runtime.text import print_escaped
 
 THUMBNAIL_SIDE, COLLAGE_SIDE = 160, 240  # pixels, of the longer side
 TEMPLATE = Path(__file__).with_name("browse.html")
@@ -180,8 +180,8 @@ def main(argv: Sequence[str]) -> None:
     content, count = page(config, values.limit)
     path = Path(values.out)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
-    show(f"{count} images, {path.stat().st_size / 1e6:.1f} MB -> {path}")
+    write_atomic(path, content)
+    print_escaped(f"{count} images, {path.stat().st_size / 1e6:.1f} MB -> {path}")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ from lattec_jax.runtime import config as configuration
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.cli import command, define_workdir, read_config
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.files import write_json, write_whole
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.files import write_atomic, write_json
+from lattec_jax.runtime.text import print_escaped
 from lattec_jax.runtime.version import __version__
 
 # The paper's prompt (arXiv 2410.08211), without a space after the colon as there.
@@ -140,16 +140,16 @@ def classify(
     identity = engine.identity if engine else engine_module(config).identity(config)
     dataset = datasets.load(config)
     inputs = {"names": dataset.names, "engine": identity}
-    run_directory.check(directory, config)
-    run_directory.check_inputs(directory, inputs)
+    run_directory.check_available(directory, config)
+    run_directory.check_same_inputs(directory, inputs)
     tasks = make_tasks(config, dataset, identity)
     classify_shard(config, tasks, engine)
     predictions = predict(dataset, tasks, read_records(descriptions_path(config, KIND)))
     metrics = summarize(test_split(dataset), dataset, predictions)
     found = _run_metadata(config, dataset, identity) | metrics
-    run_directory.claim(directory, config, inputs)
+    run_directory.acquire(directory, config, inputs)
     lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
-    write_whole(directory / PREDICTIONS, "".join(lines))
+    write_atomic(directory / PREDICTIONS, "".join(lines))
     write_json(directory / run_directory.RESULTS, found)
     return found
 
@@ -170,7 +170,7 @@ def main(argv: Sequence[str]) -> None:
     shard = Shard.parse(values.shard)
     if shard == UNSHARDED:
         directory = Path(values.workdir) if values.workdir else None
-        show(report(classify(config, directory)))
+        print_escaped(report(classify(config, directory)))
         return
     identity = engine_module(config).identity(config)
     stats = classify_shard(config, make_tasks(config, datasets.load(config), identity), None, shard)
@@ -179,7 +179,7 @@ def main(argv: Sequence[str]) -> None:
         "failed; when all shards are done, the command without --shard writes the results"
     )
     for image, reason in list(stats.failed.items())[:MAX_LISTED]:
-        show(f"  failed: {image}: {reason}")
+        print_escaped(f"  failed: {image}: {reason}")
 
 
 if __name__ == "__main__":

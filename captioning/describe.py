@@ -31,7 +31,7 @@ from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,7 +122,7 @@ def main(argv: Sequence[str]) -> None:
             launch_workers(paths, argv, shard, processes, num_pending)
         if shard == UNSHARDED:
             for tasks, _ in plans:
-                show(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
+                print_escaped(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
         return
     for kind, outcome in describe(config, kinds, None, shard).items():
         print(
@@ -130,10 +130,10 @@ def main(argv: Sequence[str]) -> None:
             f"{len(outcome.failed)} failed"
         )
         if outcome.merged:
-            show(outcome.merged.report())
+            print_escaped(outcome.merged.report())
         else:
             for image, reason in list(outcome.failed.items())[:MAX_LISTED]:
-                show(f"  failed: {image}: {reason}")
+                print_escaped(f"  failed: {image}: {reason}")
 
 
 if __name__ == "__main__":

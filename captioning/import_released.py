@@ -36,9 +36,9 @@ from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import ConfigError, DataError
-from lattec_jax.runtime.files import write_whole
+from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.safe_read import read_text
-from lattec_jax.runtime.text import printable, show, valid_text
+from lattec_jax.runtime.text import escape_unprintable, print_escaped, sanitize
 
 ENGINE = "released"
 IMAGE, GROUP = "image", "group"
@@ -224,7 +224,7 @@ def _assign(dataset: Dataset, files: Iterable[Path]) -> tuple[dict[str, Path], t
 def _read(file: Path) -> str:
     """Read a file as one line; an earlier version of the released code wrote a line per class."""
     try:
-        return " ".join(valid_text(read_text(file, MAX_TEXT_BYTES)).split())
+        return " ".join(sanitize(read_text(file, MAX_TEXT_BYTES)).split())
     except OSError as error:
         reason = error.strerror or error
         raise DataError(
@@ -244,13 +244,13 @@ def _write(path: Path, content: bytes) -> None:
             "these"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content)
+    write_atomic(path, content)
 
 
 def _listed(names: Sequence[str]) -> str:
     """Return the first few, one per line."""
     more = f"\n    and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return "".join(f"\n    {printable(name)}" for name in names[:MAX_LISTED]) + more
+    return "".join(f"\n    {escape_unprintable(name)}" for name in names[:MAX_LISTED]) + more
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -264,7 +264,7 @@ def define_flags(values: flags.FlagValues) -> None:
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
     config, values = read_config(argv, __doc__, define_flags, {"folder": EXAMPLE})
-    show(import_released(config, Path(values.folder), values.kind).report())
+    print_escaped(import_released(config, Path(values.folder), values.kind).report())
 
 
 if __name__ == "__main__":

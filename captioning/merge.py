@@ -25,8 +25,8 @@ from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import Record, descriptions_path, records, to_line
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.files import write_whole
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.files import write_atomic
+from lattec_jax.runtime.text import print_escaped
 
 MAX_LISTED = 10  # failures that are printed
 
@@ -98,7 +98,7 @@ def merge_kind(config: ConfigDict, tasks: Tasks, identity: Identity) -> MergeRes
     # Two images with the same content share a record, which has the id of one of them.
     lines = [to_line(task.record(identity, text=r.text)) for task, r in described.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, b"".join(lines))
+    write_atomic(path, b"".join(lines))
     return MergeResult(
         path,
         tuple(record.text for record in described.values()),
@@ -160,7 +160,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     for kind, merged in merge(config, values.kind).items():
-        show(f"{kind}: {merged.report()}")
+        print_escaped(f"{kind}: {merged.report()}")
 
 
 if __name__ == "__main__":

@@ -34,11 +34,11 @@ from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.run_artifacts import ClassWeights
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
-from lattec_jax.runtime.config import of_run
+from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import WeightsError
 from lattec_jax.runtime.files import partial_directory, remove_abandoned, write_safetensors
 from lattec_jax.runtime.run_directory import CONFIG
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 from lattec_jax.runtime.version import __version__
 
 PRETRAINED = "pretrained"  # folder of the second model
@@ -64,7 +64,9 @@ def export(workdir: Path, to: str, out: Path) -> None:
     checkpoint, vectors = run_artifacts.load(workdir)
     models = {"": checkpoint}
     if vectors.frozen is not None and to != "prototypes":
-        models[PRETRAINED] = run_artifacts.load_pretrained(of_run(workdir / CONFIG), workdir)
+        models[PRETRAINED] = run_artifacts.load_pretrained(
+            load_run_config(workdir / CONFIG), workdir
+        )
     if to == "huggingface":
         for model in models.values():
             to_huggingface.refuse_unrepresentable(model)
@@ -135,10 +137,10 @@ def main(argv: Sequence[str]) -> None:
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     export(Path(values.workdir), values.to, out)
-    show(f"wrote {out}")
+    print_escaped(f"wrote {out}")
     script = out / "use.py"
     if script.exists():
-        show(f"\n{script.read_text(encoding='utf-8')}\npython {script} IMAGE ...")
+        print_escaped(f"\n{script.read_text(encoding='utf-8')}\npython {script} IMAGE ...")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.errors import WeightsError
 from lattec_jax.runtime.files import partial_directory, remove_abandoned, write_safetensors
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 _CLIP_VOCABULARY = 49408
 REQUIRED = {"checkpoint": "weights/ViT-B-32", "out": "exported/open_clip_model.safetensors"}
@@ -134,10 +134,10 @@ def main(argv: Sequence[str]) -> None:
     directory, out = Path(values.checkpoint), Path(values.out)
     checkpoint = Checkpoint.load(directory)
     export(checkpoint, out)
-    show(f"wrote {out} and {out.parent / CONFIG_FILE}")
+    print_escaped(f"wrote {out} and {out.parent / CONFIG_FILE}")
     tokenizer = checkpoint.tokenizer
     if not isinstance(tokenizer, HubTokenizer) and tokenizer.vocab_size != _CLIP_VOCABULARY:
-        show(
+        print_escaped(
             "note: open_clip cannot read this model's tokenizer; give open_clip the token ids of "
             f"{directory / 'tokenizer.json'}",
             file=sys.stderr,

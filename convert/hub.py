@@ -12,9 +12,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lattec_jax.runtime.errors import WeightsError
-from lattec_jax.runtime.text import cut, printable
-from lattec_jax.runtime.validation import shown
+from lattec_jax.runtime.errors import WeightsError, short_repr
+from lattec_jax.runtime.text import escape_unprintable, truncate
 
 PREFIXES = ("hf:", "hf-hub:")  # the second is open_clip's
 CONFIG_FILE = "open_clip_config.json"
@@ -41,7 +40,7 @@ def fetch(weights: str) -> Path:
     repository, at, revision = weights.partition(":")[2].partition("@")
     if at and (".." in revision or not _REVISION.fullmatch(revision)):
         raise WeightsError(
-            f"expected a branch, a tag or a commit after the @, found {shown(revision)}"
+            f"expected a branch, a tag or a commit after the @, found {short_repr(revision)}"
         )
     try:
         config = _download(repository, CONFIG_FILE, revision or None)
@@ -99,7 +98,7 @@ def _download(repository: str, name: str, revision: str | None) -> Path:
         return Path(hf_hub_download(repository, name, revision=revision))
     except HFValidationError as error:
         raise WeightsError(
-            f"expected hf:organization/name, found {shown(repository)}: {first_line(error)}"
+            f"expected hf:organization/name, found {short_repr(repository)}: {first_line(error)}"
         ) from error
     except GatedRepoError as error:
         raise WeightsError(
@@ -141,4 +140,4 @@ def _not_reachable(repository: str, error: Exception) -> WeightsError:
 def first_line(error: Exception) -> str:
     """Return the first line of a message, bounded and printable."""
     lines = str(error).strip().splitlines()
-    return printable(cut(lines[0], 500)) if lines else type(error).__name__
+    return escape_unprintable(truncate(lines[0], 500)) if lines else type(error).__name__

@@ -21,10 +21,9 @@ from convert.hub import first_line
 from convert.tokenizer_files import CONFIG, copy_tokenizer
 from lattec_jax.data.text.tokenizer import HubTokenizer, largest_token_id
 from lattec_jax.data.text.tokenizer_rules import check_rules
-from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.errors import WeightsError, short_repr
 from lattec_jax.runtime.rust_errors import rust_errors
-from lattec_jax.runtime.text import cut, printable
-from lattec_jax.runtime.validation import shown
+from lattec_jax.runtime.text import escape_unprintable, truncate
 
 # All tokenizers named by open_clip's models, in `open_clip/model_configs`.
 NAMES = (
@@ -78,7 +77,7 @@ def read(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> HubTok
     if not isinstance(name, str) or ".." in name or not _NAME.fullmatch(name):
         raise WeightsError(
             f"{where}: hf_tokenizer_name: expected a name of the hub, organization/name, found "
-            f"{shown(name)}"
+            f"{short_repr(name)}"
         )
     settings = _kwargs(text_cfg, where)
     found = _load(name, folder, where)
@@ -113,7 +112,7 @@ def _kwargs(text_cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
         stated["tokenizer_mode"] = text_cfg["tokenizer_mode"]
     for key, value in stated.items():
         if key not in _KWARGS or type(value) is not type(_KWARGS[key]):
-            setting = f"{printable(cut(key, 80))}={shown(value)}"
+            setting = f"{escape_unprintable(truncate(key, 80))}={short_repr(value)}"
             raise WeightsError(
                 f"{where}: the tokenizer's setting {setting} is not read; expected "
                 f"{' and '.join(_KWARGS)} at most, a string and a boolean. Remove it, or choose "
@@ -128,7 +127,7 @@ def _load(name: str, folder: Path | None, where: str) -> Any:
         folder = None
     if folder is None and name not in NAMES:
         raise WeightsError(
-            f"{where}: hf_tokenizer_name: expected one of {', '.join(NAMES)}, found {shown(name)}. "
+            f"{where}: hf_tokenizer_name: expected one of {', '.join(NAMES)}, found {short_repr(name)}. "
             f"Other tokenizers are read only from the folder of the weights: put {CONFIG} and "
             "tokenizer.json (or its vocabulary) there, from a repository that you trust"
         )

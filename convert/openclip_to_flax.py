@@ -25,7 +25,7 @@ from lattec_jax.models.checkpoint import Checkpoint, refuse_other_directory
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.text import show
+from lattec_jax.runtime.text import print_escaped
 
 REQUIRED = {"pretrained": "laion2b_s34b_b79k", "out": "weights/ViT-B-32"}
 
@@ -62,10 +62,10 @@ def main(argv: Sequence[str]) -> None:
     checkpoint = convert(_read_source(values))
     checkpoint.save(out)
     parameters = sum(array.size for array in checkpoint.params.values())
-    show(f"wrote {out}: {parameters:,} parameters, sha256 {checkpoint.sha256}")
+    print_escaped(f"wrote {out}: {parameters:,} parameters, sha256 {checkpoint.sha256}")
     if "converted_to_float32_from" in checkpoint.source:
         types = checkpoint.source["converted_to_float32_from"].items()
-        show("converted to float32: " + ", ".join(f"{n} tensors of {t}" for t, n in types))
+        print_escaped("converted to float32: " + ", ".join(f"{n} tensors of {t}" for t, n in types))
 
 
 def _read_source(values: flags.FlagValues) -> Source:

@@ -23,7 +23,7 @@ from PIL import Image
 
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.text import cut, valid_text
+from lattec_jax.runtime.text import sanitize, truncate
 
 # Name -> module.
 ENGINES = {
@@ -145,7 +145,7 @@ def clean_result(result: Result) -> Result:
     Idempotent.
     """
     if isinstance(result, Failure):
-        return Failure(_one_line(cut(result.reason, MAX_REASON_CHARS)))
+        return Failure(_one_line(truncate(result.reason, MAX_REASON_CHARS)))
     text = " ".join(result.split())
     # Unicode normalization may take quadratic time, so the length is checked first.
     if len(text) <= MAX_TEXT_CHARS:
@@ -156,4 +156,4 @@ def clean_result(result: Result) -> Result:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(valid_text(text).split())
+    return " ".join(sanitize(text).split())

@@ -14,7 +14,7 @@ from captioning.engines import Failure, Identity, Request, Results
 from configs import common
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import descriptions_path, read
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 
 CLASSES = ("cat", "dog")
 IDS = [f"{i:02d}.png" for i in range(10)]
@@ -75,7 +75,7 @@ def make_config(directory: Path, count: int = 10) -> ConfigDict:
     config.dataset.held_out_fraction = 0.0
     config.descriptions.engine = "ruler"
     config.descriptions.prompts.update({"image": "How wide?", "group": "How wide, all of you?"})
-    return resolve(config).copy_and_resolve_references().unlock()
+    return validate(config).copy_and_resolve_references().unlock()
 
 
 def write_labels(config: ConfigDict, labels=LABELS, ids=tuple(IDS)) -> None:

@@ -15,7 +15,7 @@ from configs import common
 from lattec_jax import train
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records
-from lattec_jax.runtime.config import parse, resolve
+from lattec_jax.runtime.config import parse, validate
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.training import prepare
 from tests.dummy import dummy_checkpoint
@@ -43,7 +43,7 @@ def make_set(tmp_path, paths, names=("cat", "Wild_Cat")):
     )
     config.dataset.test, config.dataset.held_out_fraction = "", 0.0
     config.descriptions.group_members = "drawn"  # as the release draws them
-    return resolve(config).copy_and_resolve_references().unlock()
+    return validate(config).copy_and_resolve_references().unlock()
 
 
 def make_texts(tmp_path, texts, folder=IMAGES):

@@ -31,7 +31,7 @@ from captioning.tasks import Task
 from captioning.worker import describe_tasks
 from configs import common
 from lattec_jax.data.descriptions import records
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import EngineError
 from tests.captioning.misbehaving_server import (
     CHAT,
@@ -127,7 +127,7 @@ def make_config(server: MisbehavingServer, timeout: float) -> ConfigDict:
     config.descriptions.openai.update({"base_url": server.url, "model": MODEL, "retries": 0})
     config.descriptions.openai.update({"key_variable": "LATTEC_TEST_KEY", "timeout": timeout})
     config.descriptions.openai.concurrency = 1  # one after the other
-    return resolve(config)
+    return validate(config)
 
 
 def visit(server: MisbehavingServer, name: str, directory: Path) -> Visit:

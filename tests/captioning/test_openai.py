@@ -18,7 +18,7 @@ from captioning.engines import Failure, Identity, Request, engine_module
 from captioning.engines import openai as engine
 from captioning.engines.openai.protocol import data_uri, retry_after_seconds
 from configs import common
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import ConfigError, EngineError
 from tests.captioning.chat_server import MODEL, body, listing, says, status
 
@@ -33,7 +33,7 @@ def config(server):
     config.descriptions.engine = "openai"
     config.descriptions.openai.update({"base_url": server.url, "model": MODEL, "retries": 1})
     config.descriptions.openai.key_variable = "LATTEC_TEST_KEY"
-    return resolve(config)
+    return validate(config)
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:

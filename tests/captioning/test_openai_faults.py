@@ -14,7 +14,7 @@ from captioning.engines import Failure, Request
 from captioning.engines.openai import OpenAIEngine, identity
 from captioning.engines.openai.session import log
 from configs import common
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import EngineError
 from tests.captioning.chat_server import (
     MODEL,
@@ -95,7 +95,7 @@ def make_engine(server: ChatServer, concurrency: int = 4, retries: int = 1, time
     config.descriptions.openai.update(
         {"concurrency": concurrency, "retries": retries, "timeout": timeout}
     )
-    config = resolve(config)
+    config = validate(config)
     return OpenAIEngine(identity(config), config.descriptions, backoff=0.01)
 
 

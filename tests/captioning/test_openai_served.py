@@ -17,7 +17,7 @@ from PIL import Image
 
 from captioning.engines import Request, clean_result, engine_module
 from configs import common
-from lattec_jax.runtime.config import resolve
+from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
 from tests.data.hub_tokenizers import transformers
@@ -94,7 +94,7 @@ def config(checkpoint, url):
     config.descriptions.max_new_tokens = TOKENS
     config.descriptions.openai.update({"base_url": url, "model": str(checkpoint)})
     config.descriptions.openai.update({"concurrency": 2, "retries": 0})
-    return resolve(config)
+    return validate(config)
 
 
 def images() -> list[Image.Image]:

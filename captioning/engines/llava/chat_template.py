@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from lattec_jax.runtime.errors import EngineError
-from lattec_jax.runtime.text import cut, printable
+from lattec_jax.runtime.text import escape_unprintable, truncate
 
 MAX_CHARS = 10_000
 MAX_LOOPS = 2  # nested: over the messages, and over the parts of each
@@ -31,7 +31,7 @@ def check_chat_template(template: Any, where: str) -> None:
         if reason:
             raise EngineError(
                 f"{where}: expected a chat template such as those of LLaVA-NeXT, which loop over "
-                f"messages and their parts, found {printable(cut(reason, 300))}; choose a "
+                f"messages and their parts, found {escape_unprintable(truncate(reason, 300))}; choose a "
                 "checkpoint such as llava-hf/llava-v1.6-mistral-7b-hf"
             )
 

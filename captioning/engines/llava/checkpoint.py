@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from captioning.engines.llava.chat_template import check_chat_template
-from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.errors import EngineError, short_repr
 from lattec_jax.runtime.safe_read import read_json
-from lattec_jax.runtime.validation import shown
 
 # What transformers raises for files that it cannot read; it does not check them itself.
 UNREADABLE = (OSError, ValueError, LookupError, TypeError, AttributeError)
@@ -64,7 +63,7 @@ def read_configuration(name: str, revision: str | None) -> Any:
         if attention not in (None, "eager", "sdpa"):
             raise EngineError(
                 f"config.descriptions.llava.model: the configuration of {name} asks for the "
-                f"attention {shown(attention)}; expected eager, sdpa or nothing. Remove it"
+                f"attention {short_repr(attention)}; expected eager, sdpa or nothing. Remove it"
             )
     if getattr(config, "quantization_config", None):
         raise EngineError(
@@ -91,7 +90,7 @@ def check_weights_index(directory: Path) -> None:
     if outside:
         raise EngineError(
             f"config.descriptions.llava.model: expected {path} to name files of its folder, found "
-            f"{shown(outside)}; choose another checkpoint"
+            f"{short_repr(outside)}; choose another checkpoint"
         )
 
 

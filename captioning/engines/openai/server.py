@@ -19,7 +19,7 @@ from captioning.engines.openai.key_filter import KeyFilter
 from captioning.engines.openai.protocol import collapse, model_names
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError, EngineError
-from lattec_jax.runtime.text import valid_text
+from lattec_jax.runtime.text import sanitize
 
 if TYPE_CHECKING:
     import openai
@@ -152,7 +152,7 @@ class Server:
 
     def quote(self, text: str) -> str:
         """Return text from the server for a message: one line, bounded, the key masked."""
-        text = valid_text(collapse(text))
+        text = sanitize(collapse(text))
         text = self._key_filter.mask(" ".join(text.split()))
         return text if len(text) <= _MAX_QUOTE_CHARS else text[: _MAX_QUOTE_CHARS - 1] + "…"
 

@@ -17,7 +17,7 @@ from captioning.engines.openai.http_client import translate_errors
 from captioning.engines.openai.protocol import data_uri, response_text, retry_after_seconds
 from captioning.engines.openai.server import Server
 from lattec_jax.runtime.errors import EngineError
-from lattec_jax.runtime.text import printable
+from lattec_jax.runtime.text import escape_unprintable
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class Session:
         """Hold back all requests."""
         now = time.monotonic()
         if self._resume_at < now:
-            log.warning("the server asks to wait %.3g s: %s", seconds, printable(message))
+            log.warning("the server asks to wait %.3g s: %s", seconds, escape_unprintable(message))
         self._resume_at = max(self._resume_at, now + seconds)
 
 
