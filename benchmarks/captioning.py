@@ -20,14 +20,9 @@ import torch
 from PIL import Image
 
 from captioning.engines import Identity, Request
-from captioning.engines.llava import LARGEST_BATCH, SHARE, LlavaEngine
-from captioning.engines.llava_loading import (
-    UNQUANTIZED,
-    check_quantized,
-    free_memory,
-    memory,
-    prepare_for_batches,
-)
+from captioning.engines.llava import LlavaEngine
+from captioning.engines.llava.loading import check_quantized, prepare_for_batches
+from captioning.engines.llava.memory import UNQUANTIZED, estimate_memory, max_batch_size
 from tests import tiny_llava
 
 TOKENS = 25
@@ -115,8 +110,8 @@ def measure(precision: str, device: str, descriptions: int, batch: int) -> str:
         for n, pixels in enumerate(rng.integers(0, 256, (descriptions, side, side, 3), np.uint8))
     ]
     if not batch:
-        each = memory(config, precision, TOKENS, device).each
-        batch = min(LARGEST_BATCH, descriptions, max(1, int(SHARE * free_memory(device) / each)))
+        need = estimate_memory(config, precision, TOKENS, device)
+        batch = min(descriptions, max_batch_size(need, device))
     single = rate(engine, requests[: max(4, descriptions // 8)], 1, device)
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()

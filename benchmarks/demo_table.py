@@ -1,10 +1,10 @@
-"""The demo's table: every method over five seeds, with the shuffled-description control.
+"""Run every method on the demo with five seeds, and with shuffled descriptions as a control.
 
     python -m benchmarks.demo_table [--out=runs/demo_table] [--seeds=5]
 
-Every run is a work directory below --out; the same command takes up where it stopped and skips what
-is finished. Prints Markdown: top-1 on the test part in per cent, mean and standard deviation over
-the seeds, the least and the largest, and the mean gain over zero-shot in points.
+Every run is a work directory below --out; the same command resumes unfinished runs and skips
+finished ones. Prints Markdown: top-1 accuracy (%) on the test images, mean and standard deviation
+over the seeds, minimum and maximum, and the mean gain over zero-shot in points.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONFIG = "configs/demo.py"
 ROWS = {  # method and overrides
     "LatteCLIP": ("latteclip",),
     "LatteCLIP, shuffled descriptions": ("latteclip", "--config.descriptions.shuffle=True"),
-    'LatteCLIP, class texts alone (`texts=("class",)`)': (
+    'LatteCLIP, class texts only (`texts=("class",)`)': (
         "latteclip",
         "--config.method.texts=('class',)",
     ),
@@ -45,7 +45,7 @@ ROWS = {  # method and overrides
 
 
 def measure(out: Path, seeds: int) -> tuple[list[float], dict[str, list[float]]]:
-    """Zero-shot top-1 of each seed's run, and the adapted top-1 by row and seed, in per cent."""
+    """Return the zero-shot top-1 of each run, and the adapted top-1 by row and seed, in %."""
     zero_shot: list[float] = []
     found: dict[str, list[float]] = {row: [] for row in ROWS}
     for row, (method, *overrides) in ROWS.items():
@@ -63,19 +63,19 @@ def measure(out: Path, seeds: int) -> tuple[list[float], dict[str, list[float]]]
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
-    flags.DEFINE_string("out", "runs/demo_table", "Where the runs go.", flag_values=values)
+    """Define the command's flags."""
+    flags.DEFINE_string("out", "runs/demo_table", "Directory of the runs.", flag_values=values)
     flags.DEFINE_integer("seeds", 5, "Seeds per row.", 1, flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values, _ = read(argv, __doc__, define_flags)
-    # The rows share their programs: compile each once.
+    # Runs share compiled programs.
     jax.config.update("jax_compilation_cache_dir", str(Path(values.out, "compiled").absolute()))
     zero_shot, found = measure(Path(values.out), values.seeds)
 
-    print(f"| method | top-1 over {values.seeds} seeds | least to largest | gain |")
+    print(f"| method | top-1 over {values.seeds} seeds | min to max | gain |")
     print("|---|---|---|---|")
     print(f"| zero-shot | {zero_shot[0]:.1f} | – | – |")
     for row, accuracies in found.items():

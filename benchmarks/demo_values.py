@@ -1,11 +1,11 @@
-"""Gains on the demo's training images with its α, μ and number of steps, and with others.
+"""Measure gains on the demo's training images with its α, μ and number of steps, and others.
 
     python -m benchmarks.demo_values [--out=runs/demo_values] [--seeds=3] [--steps=60]
 
-The labels of the training images are read for this measurement only; the test images take no part.
+The labels of the training images are read for this measurement only; the test images are not used.
 Prints Markdown: the gain over zero-shot in points of top-1 on the 1,000 training images, mean of
 the seeds, with true and with shuffled descriptions. Every run is a work directory below --out; the
-same command continues where it stopped.
+same command resumes unfinished runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CONFIG = "configs/demo.py"
 
 
 class Setting(NamedTuple):
-    """What is varied."""
+    """The hyperparameters that are varied."""
 
     steps: int
     alpha: float
@@ -49,7 +49,7 @@ SETTINGS = (
 
 
 def measure(out: Path, setting: Setting, seed: int, shuffle: bool) -> tuple[float, float]:
-    """Run the demo; top-1 on the training images before and after, in per cent."""
+    """Run the demo; return top-1 (%) on the training images before and after."""
     argv = [
         "train",
         f"--config={CONFIG}",
@@ -75,9 +75,9 @@ def measure(out: Path, setting: Setting, seed: int, shuffle: bool) -> tuple[floa
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the command's flags."""
     steps = sorted({str(setting.steps) for setting in SETTINGS}, key=int)
-    flags.DEFINE_string("out", "runs/demo_values", "Where the runs go.", flag_values=values)
+    flags.DEFINE_string("out", "runs/demo_values", "Directory of the runs.", flag_values=values)
     flags.DEFINE_integer("seeds", 3, "Seeds per setting.", 1, flag_values=values)
     flags.DEFINE_multi_enum(
         "steps", steps, steps, "Numbers of steps; repeat the flag.", flag_values=values
@@ -85,10 +85,10 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values, _ = read(argv, __doc__, define_flags)
     out = Path(values.out)
-    # The seeds share their programs: compile each once.
+    # Runs share compiled programs.
     jax.config.update("jax_compilation_cache_dir", str(Path(out, "compiled").absolute()))
     print("| steps | α | μ | true descriptions | shuffled |")
     print("|---|---|---|---|---|")
@@ -100,7 +100,7 @@ def main(argv: Sequence[str]) -> None:
                 zero_shot, adapted = np.mean(pairs, axis=0)
                 cells.append(f"{adapted - zero_shot:+.1f}")
             print(f"| {' | '.join(cells)} |", flush=True)
-    print(f"\nZero-shot, and so the frozen pseudo-labels: {zero_shot:.1f}% on the training images.")
+    print(f"\nZero-shot, the frozen pseudo-labels: {zero_shot:.1f}% on the training images.")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,17 @@
-"""Where the time of a whole adaptation goes, from the command to its results, and of prediction.
+"""Break down the time of a full adaptation, from the command to its results, and of prediction.
 
     python -m benchmarks.end_to_end                 # the demo's model; for a CPU
     python -m benchmarks.end_to_end --eurosat       # ViT-B-32, 18,900 of 64 x 64; for a GPU
 
-Makes JPEG files of noise and descriptions of random words, then runs `python -m lattec_jax.train`
-in the ways of --ways: with the image cache on the device, streamed, and once more on the device
-with what the first run left (image caches, pseudo-labels and compiled programs). Then `python -m
-lattec_jax.predict` on --predict files (0: none), in two sizes, and once more with nothing left to
-do. With ViT-B-32 the weights are random too (open_clip_torch brings the vocabulary). Losses and
-accuracies mean nothing here.
+Creates JPEG files of noise and descriptions of random words, then runs `python -m lattec_jax.train`
+as selected by --ways: with the image cache on the device, streamed, and again on the device with
+the first run's image caches, pseudo-labels and compiled programs. Then it runs `python -m
+lattec_jax.predict` on --predict files (0: none), in two sizes, and again with nothing left to do.
+With ViT-B-32 the weights are random too (open_clip_torch has the vocabulary). Losses and accuracies
+mean nothing here.
 
-Every second of a run is of one row: a function's time is without that of the timed functions that
-it calls. Prints Markdown tables and a JSON line.
+Every second of a run counts in one row: a function's time excludes the timed functions that it
+calls. Prints Markdown tables and a JSON line.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CLASSES = tuple(f"kind {n}" for n in range(10))
 ROWS = ("start of Python and JAX", "decoding into image caches", "pseudo-labels", "descriptions",
         "first step (compilation)", "other steps", "waiting for batches", "evaluation",
         "checkpoints", "results and report", "everything else", "end of the process")  # fmt: skip
-LOOP = "loop"  # seconds from the first step's end to the last's, without checkpoints: no row
+LOOP = "loop"  # seconds from the first step's end to the last's, without checkpoints; not a row
 WAYS = {  # name of the column, folder of artifacts, placement of the image cache
     "device": ("on the device", "first", "device"),
     "streamed": ("streamed", "second", "host"),
@@ -53,7 +53,7 @@ BPE = "bpe_simple_vocab_16e6.txt.gz"
 
 
 def make_inputs(root: Path, values: argparse.Namespace) -> None:
-    """Images, class names, descriptions and, for ViT-B-32, weights."""
+    """Create images, class names, descriptions and, for ViT-B-32, weights."""
     rng = np.random.default_rng(0)
     for part, count in (("train", values.images), ("test", values.images // 4)):
         (root / part).mkdir()
@@ -78,7 +78,7 @@ def make_inputs(root: Path, values: argparse.Namespace) -> None:
 
 
 def save_random(directory: Path) -> None:
-    """A checkpoint of ViT-B-32 with random weights."""
+    """Save a checkpoint of ViT-B-32 with random weights."""
     import jax
 
     from benchmarks.memory import model_config
@@ -87,7 +87,7 @@ def save_random(directory: Path) -> None:
     from lattec_jax.models.checkpoint import Checkpoint
     from lattec_jax.models.clip import initial_params
 
-    jax.config.update("jax_platforms", "cpu")  # the GPU is for the runs, which are processes
+    jax.config.update("jax_platforms", "cpu")  # leaves the GPU to the runs
     model = model_config("ViT-B-32")
     params = {name: np.asarray(value) for name, value in initial_params(model, 0).items()}
     tokenizer = clip_tokenizer(Path(importlib.util.find_spec("open_clip").origin).with_name(BPE))
@@ -97,7 +97,7 @@ def save_random(directory: Path) -> None:
 
 
 def train_arguments(root: Path, values: argparse.Namespace, name: str, placement: str) -> list[str]:
-    """The command line of a run."""
+    """Return the command line of a run."""
     weights = root / "weights"
     if values.model != "ViT-B-32":
         weights = Path(__file__).resolve().parent.parent / "lattec_jax/demo/tiny_clip"
@@ -119,11 +119,11 @@ def train_arguments(root: Path, values: argparse.Namespace, name: str, placement
 
 
 class Stopwatch:
-    """Seconds by label, each without those of the labels that run inside of it."""
+    """Measures seconds by label, each without the labels that run inside of it."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._open: list[float] = []  # seconds of inner labels, for each that is running
+        self._open: list[float] = []  # for each running label, the seconds of its inner labels
 
     def run(self, label: str, function: Callable, *args: Any, **options: Any) -> Any:
         """Call a function under a label."""
@@ -132,13 +132,13 @@ class Stopwatch:
         try:
             return function(*args, **options)
         finally:
-            whole = time.perf_counter() - start
-            self.seconds[label] += whole - self._open.pop()
+            total = time.perf_counter() - start
+            self.seconds[label] += total - self._open.pop()
             if self._open:
-                self._open[-1] += whole
+                self._open[-1] += total
 
     def watch(self, owner: object, name: str, label: str) -> None:
-        """Put a function of a module or class under a label."""
+        """Time a function of a module or class under a label."""
         function = getattr(owner, name)
 
         def watched(*args: Any, **options: Any) -> Any:
@@ -148,7 +148,7 @@ class Stopwatch:
 
 
 def run_timed(arguments: list[str], began: float) -> dict[str, float]:
-    """One run of training in this process; seconds by row."""
+    """Run training in this process; return the seconds by row."""
     import jax
 
     from lattec_jax import train, train_loop
@@ -190,7 +190,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
         while (item := watch.run(ROWS[6], next, batches, end)) is not end:
             yield item
             began = began or time.perf_counter() - watch.seconds[ROWS[8]]
-        # So does what the devices have still to do.
+        # So does the devices' remaining work.
         watch.run(ROWS[5], jax.block_until_ready, last)
         jax.device_get = device_get
         watch.seconds[LOOP] = time.perf_counter() - watch.seconds[ROWS[8]] - began
@@ -201,7 +201,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
 
 
 def child(*arguments: str, environment: dict[str, str] | None = None) -> tuple[float, str]:
-    """Seconds of a Python process, and what it printed."""
+    """Return the seconds of a Python process, and its output."""
     start = time.time()
     output = subprocess.run(
         [sys.executable, *arguments], check=True, stdout=subprocess.PIPE, text=True,
@@ -211,7 +211,7 @@ def child(*arguments: str, environment: dict[str, str] | None = None) -> tuple[f
 
 
 def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Seconds by row for each way of running."""
+    """Return the seconds by row for each way of running."""
     found = {}
     cache = {"LATTECLIP_CACHE": str(root / "cache")}
     for way in values.ways:
@@ -220,23 +220,23 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
         folder.mkdir(parents=True, exist_ok=True)
         for path in root.glob("made-*.jsonl"):
             (folder / path.name).write_bytes(path.read_bytes())
-        own = cache | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if way == "streamed" else {})
+        environment = cache | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if way == "streamed" else {})
         arguments = train_arguments(root, values, artifacts, placement)
         workdir = root / "runs" / way
         seconds, output = child(
             "-m", "benchmarks.end_to_end", f"--child={time.time()}", *arguments,
-            f"--workdir={workdir}", environment=own,
+            f"--workdir={workdir}", environment=environment,
         )  # fmt: skip
         rows = json.loads(output.splitlines()[-1])
         loop = rows.pop(LOOP)
         rows[ROWS[11]] = seconds - sum(rows.values())
-        found[name] = {"whole": seconds, LOOP: loop, **rows}
+        found[name] = {"total": seconds, LOOP: loop, **rows}
         found[name]["images_per_second"] = read_json(workdir / RESULTS)["images_per_second"]
     return found
 
 
 def predict(root: Path, values: argparse.Namespace) -> list[tuple[str, float, float]]:
-    """What was classified, its seconds and peak memory in GB."""
+    """Return label, seconds and peak memory (GB) of each prediction."""
     files, workdir = values.predict, root / "runs" / values.ways[0]
     images = sorted((root / "train").iterdir())
     folder = root / "many"
@@ -248,7 +248,7 @@ def predict(root: Path, values: argparse.Namespace) -> list[tuple[str, float, fl
     for count in (files // 10, files, files):
         (root / "list.txt").write_text("\n".join(map(str, names[:count])), encoding="utf-8")
         out, label = root / f"{count}.csv", f"{count:,} files"
-        label += ", all done before" if out.exists() else ""
+        label += ", already done" if out.exists() else ""
         seconds, output = child(
             "-m", "benchmarks.end_to_end", "--predictor", f"--workdir={workdir}",
             f"--list={root / 'list.txt'}", f"--out={out}",
@@ -270,7 +270,7 @@ def main() -> None:
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
         return
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--eurosat", action="store_true", help="the goal's size, for a GPU")
+    parser.add_argument("--eurosat", action="store_true", help="the size of the goal, for a GPU")
     for name, default in (("images", 2000), ("side", 64), ("batch", 128), ("steps", 60)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", choices=["demo", "ViT-B-32"], default="demo")
@@ -288,13 +288,13 @@ def main() -> None:
         print(f"{values.model}, {values.images:,} images of {values.side} x {values.side}, batch "
               f"{values.batch}, {values.steps} steps, {values.dtype}; seconds\n")  # fmt: skip
         print(f"| | {' | '.join(found)} |\n|---|{'---|' * len(found)}")
-        for row in (*ROWS, "whole"):
+        for row in (*ROWS, "total"):
             cells = (f"{run.get(row, 0.0):.1f}" for run in found.values())
             print(f"| {row} | {' | '.join(cells)} |")
         for name, run in found.items():
             rate = (values.steps - 1) * values.batch / run[LOOP]
-            print(f"\n{name}: {rate:,.0f} images/s behind the first step, log included; with "
-                  "checkpoints, but for the end of the last, "
+            print(f"\n{name}: {rate:,.0f} images/s after the first step, log included; with "
+                  "checkpoints, except the end of the last, "
                   f"{run['images_per_second']:,.0f}")  # fmt: skip
         predicted = predict(root, values) if values.predict else []
     if predicted:
@@ -302,7 +302,7 @@ def main() -> None:
         for label, seconds, memory in predicted:
             print(f"| {label} | {seconds:.1f} | {memory:.2f} |")
         rate = 0.9 * values.predict / (predicted[1][1] - predicted[0][1])
-        print(f"\n{rate:,.0f} images/s, the start apart")
+        print(f"\n{rate:,.0f} images/s, without the start")
     print(json.dumps({"settings": vars(values), "runs": found, "prediction": predicted}))
 
 

@@ -1,9 +1,9 @@
-"""Time of `--help` and `-h` for every command, each in a fresh process.
+"""Measure the time of `--help` and `-h` for every command, each in a new process.
 
     python -m benchmarks.help_time
 
 Prints Markdown: exit status and wall-clock seconds of each, and the CPU seconds of `--help`. The
-last row is `train` with a configuration, whose keys it also lists.
+last row is `train` with a configuration, which also lists its keys.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ("--config=configs/demo.py",)
 
 
-def ask(module: str, *arguments: str) -> tuple[int, float, float]:
-    """Exit status, seconds by the clock and CPU seconds of one process."""
+def run(module: str, *arguments: str) -> tuple[int, float, float]:
+    """Return exit status, wall-clock seconds and CPU seconds of one process."""
     before, start = os.times(), time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-m", module, *arguments],
@@ -37,7 +37,7 @@ def ask(module: str, *arguments: str) -> tuple[int, float, float]:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     read(argv, __doc__)
     print("| command | `--help`: status | seconds | CPU seconds | `-h`: status | seconds |")
     print("|---|--:|--:|--:|--:|--:|")
@@ -46,8 +46,8 @@ def main(argv: Sequence[str]) -> None:
         *((m, ()) for m in MODULES),
         ("lattec_jax.train", CONFIG),
     ]:
-        status, seconds, cpu = ask(module, *extra, "--help")
-        short_status, short, _ = ask(module, *extra, "-h")
+        status, seconds, cpu = run(module, *extra, "--help")
+        short_status, short, _ = run(module, *extra, "-h")
         name = " ".join(("python -m", module, *extra))
         print(f"| `{name}` | {status} | {seconds:.2f} | {cpu:.2f} | {short_status} | {short:.2f} |")
 

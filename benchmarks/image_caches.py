@@ -1,4 +1,4 @@
-"""Image caches of random bytes, and a cold page cache: shared by the measurements."""
+"""Image caches of random bytes, and control over the page cache, for the benchmarks."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 
 from lattec_jax.data.images.image_cache import ImageCache
 
-_AT_ONCE = 2**26  # bytes that are written at a time
+_CHUNK_BYTES = 2**26
 
 
 @contextmanager
 def random_cache(directory: Path, images: int, side: int) -> Iterator[ImageCache]:
-    """A training image cache of square images, which is deleted afterwards."""
+    """Create a training image cache of square images, deleted afterwards."""
     path = directory / f"pixels-{images}-{side}.npy"
     try:
         shape = (images, side, side, 3)
         pixels = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
         generator, flat = np.random.default_rng(0), pixels.reshape(-1)
-        for start in range(0, flat.size, _AT_ONCE):
-            part = flat[start : start + _AT_ONCE]
+        for start in range(0, flat.size, _CHUNK_BYTES):
+            part = flat[start : start + _CHUNK_BYTES]
             part[:] = np.frombuffer(generator.bytes(part.size), np.uint8)
         pixels.flush()
         del pixels, flat, part
@@ -35,7 +35,7 @@ def random_cache(directory: Path, images: int, side: int) -> Iterator[ImageCache
 
 
 def make_cold(path: str) -> None:
-    """Ask the system to forget a file's pages; it keeps those that are mapped and were touched."""
+    """Drop a file from the page cache, except for pages that are mapped and were accessed."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -45,7 +45,7 @@ def make_cold(path: str) -> None:
 
 
 def make_warm(path: str) -> None:
-    """Bring a file into the page cache."""
+    """Load a file into the page cache."""
     with open(path, "rb", buffering=0) as file:
-        while file.read(_AT_ONCE):
+        while file.read(_CHUNK_BYTES):
             pass

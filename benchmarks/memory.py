@@ -1,12 +1,11 @@
-"""Memory of a training step on each device, from JAX's own metrics.
+"""Report the memory of a training step on each device, as planned by XLA.
 
     python -m benchmarks.memory [--batch=512] [--micro 0 128 64 32] [--remat]
     python -m benchmarks.memory --model=ViT-bigG-14 --devices=8 --fsdp 1 8 --micro 64 --remat
 
-The step is lowered with shapes only and compiled for the CPU: nothing is allocated or run.
-Prints a Markdown table of what `compiled.memory_analysis()` says of one device: the temporary
-buffers of the step, beside its arguments (parameters, optimizer state, images and tokens), and
-how the state's share compares with an even part of the whole.
+The step is lowered with shapes only and compiled for the CPU: nothing is allocated or run. Prints
+a Markdown table of `compiled.memory_analysis()` for one device: the temporary buffers of the step,
+its arguments (parameters, optimizer state, images and tokens), and its fraction of the state.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from configs.common import get_config
-from convert.sources import built_in_model_cfg
+from convert.open_clip_package import built_in_model_cfg
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params
@@ -39,9 +38,9 @@ from lattec_jax.training.state import (
 from lattec_jax.training.step import Batch, DeviceData, StepSettings, make_train_step
 
 IMAGES, CLASSES, LONG_SIDE = 18_900, 10, 64  # EuroSAT
-# Buffers are assigned before code is generated: leaving that quick does not change the metrics.
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-TEXTS = ((32, 0.9), (48, 0.1))  # tokens of a group, and its share of the descriptions
+# Buffers are assigned before code is generated, so fast code generation does not change them.
+FAST_COMPILATION = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+TEXTS = ((32, 0.9), (48, 0.1))  # bucket length in tokens, and its fraction of the descriptions
 
 
 class Memory(NamedTuple):
@@ -49,18 +48,18 @@ class Memory(NamedTuple):
 
     temporary: int
     arguments: int
-    state: int  # parameters and AdamW's moments, of the arguments
-    whole_state: int  # on one device that holds all of it
+    state: int  # part of the arguments: parameters and AdamW's moments
+    full_state: int  # of all devices
     seconds: float
 
 
 def shape(*dimensions: int, dtype: type = np.int32) -> jax.ShapeDtypeStruct:
-    """An array that is not there."""
+    """Return the shape and type of an array."""
     return jax.ShapeDtypeStruct(dimensions, dtype)
 
 
 def model_config(name: str) -> CLIPConfig:
-    """The architecture that open_clip calls so."""
+    """Return the architecture with open_clip's name."""
     try:
         return CLIPConfig.from_open_clip(built_in_model_cfg(name))
     except WeightsError as error:
@@ -70,7 +69,7 @@ def model_config(name: str) -> CLIPConfig:
 def arguments(
     model: CLIPConfig, batch_size: int, method: LatteCLIP, optimizer: Any, mesh: Mesh
 ) -> tuple[TrainState, DeviceData, Batch]:
-    """Shapes of what a step takes, and where they lie."""
+    """Return the shapes and shardings of a step's arguments."""
     params = jax.eval_shape(lambda: initial_params(model, 0))
     prototypes = shape(CLASSES, model.embed_dim, dtype=np.float32)
     state = TrainState(
@@ -100,23 +99,23 @@ def arguments(
         ends_epoch=shape(dtype=bool),
     )
 
-    def lie(tree: Any, where: Any) -> Any:
+    def shard(tree: Any, shardings: Any) -> Any:
         return jax.tree.map(
-            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree, where
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), tree, shardings
         )
 
-    everywhere, split = sharding.replicated(mesh), sharding.over_batch(mesh)
-    places = (
-        jax.tree.map(lambda _: everywhere, device_data),
-        jax.tree.map(lambda x: split if x.shape else everywhere, batch),
+    replicated, split = sharding.replicated(mesh), sharding.over_batch(mesh)
+    shardings = (
+        jax.tree.map(lambda _: replicated, device_data),
+        jax.tree.map(lambda x: split if x.shape else replicated, batch),
     )
-    return lie(state, state_shardings(state, mesh)), *lie((device_data, batch), places)
+    return shard(state, state_shardings(state, mesh)), *shard((device_data, batch), shardings)
 
 
 def measure(
     model: CLIPConfig, batch_size: int, micro: int, remat: bool, dtype: jnp.dtype, mesh: Mesh
 ) -> Memory:
-    """What the compiler says of one step; `micro` images are encoded at a time."""
+    """Compile one step with microbatches of `micro` images, and return its memory."""
     config = get_config().train
     config.learning_rate, config.warmup_steps, config.weight_decay = 1e-7, 40, 0.2
     config.schedule, config.optimizer = "cosine", "adamw"
@@ -127,7 +126,7 @@ def measure(
         (0.5,) * 3,
         (0.25,) * 3,
         Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0),
-        num_microbatches=batch_size // micro,  # `main` refuses what does not divide
+        num_microbatches=batch_size // micro,  # `main` checks divisibility
     )
     step = make_train_step(
         define(model, dtype=dtype, remat=remat, mesh=mesh),
@@ -140,24 +139,24 @@ def measure(
     given = arguments(model, batch_size, method, optimizer, mesh)
     start = time.perf_counter()
     lengths = tuple(length for length, _ in TEXTS)
-    found = step.lower(*given, lengths).compile(QUICK).memory_analysis()
+    found = step.lower(*given, lengths).compile(FAST_COMPILATION).memory_analysis()
     seconds = time.perf_counter() - start
     state = jax.tree.leaves((given[0].params, given[0].optimizer))
-    fractions = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state]
-    whole = sum(x.size * x.dtype.itemsize for x in state)
+    per_device = [math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in state]
+    full = sum(x.size * x.dtype.itemsize for x in state)
     return Memory(
-        found.temp_size_in_bytes, found.argument_size_in_bytes, sum(fractions), whole, seconds
+        found.temp_size_in_bytes, found.argument_size_in_bytes, sum(per_device), full, seconds
     )
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="ViT-B-32", help="as open_clip names it")
+    parser.add_argument("--model", default="ViT-B-32", help="open_clip's name")
     parser.add_argument("--batch", type=int, default=512)
     parser.add_argument("--micro", type=int, nargs="+", default=[0, 128, 64, 32])
     parser.add_argument("--fsdp", type=int, nargs="+", default=[1])
-    parser.add_argument("--devices", type=int, default=1, help="virtual ones, on this CPU")
+    parser.add_argument("--devices", type=int, default=1, help="virtual devices on this CPU")
     parser.add_argument("--remat", action="store_true")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     values = parser.parse_args()
@@ -173,16 +172,16 @@ def main() -> None:
     print(f"{values.model}, batch {values.batch}, {values.dtype}, remat {values.remat}, "
           f"{values.devices} devices, JAX {jax.__version__}\n")  # fmt: skip
     print("| fsdp | microbatch_size | temporary buffers (GiB) | arguments (GiB) | "
-          "state (GiB) | of it all | compilation (s) |")  # fmt: skip
+          "state (GiB) | fraction of full state | compilation (s) |")  # fmt: skip
     print("|---|---|---|---|---|---|---|")
     for fsdp in values.fsdp:
         mesh = sharding.make_mesh(fsdp)
         for micro in values.micro:
             dtype = jnp.dtype(values.dtype)
             found = measure(model, values.batch, micro or values.batch, values.remat, dtype, mesh)
-            row = [fsdp, micro or "0 (whole batch)"]
+            row = [fsdp, micro or "0 (full batch)"]
             row += [f"{part / 2**30:.2f}" for part in found[:3]]
-            row += [f"1/{found.whole_state / found.state:.2f}", f"{found.seconds:.0f}"]
+            row += [f"1/{found.full_state / found.state:.2f}", f"{found.seconds:.0f}"]
             print(f"| {' | '.join(map(str, row))} |", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""Our step, as `lattec_jax.train` makes it: `make_train_step` with a resident image cache."""
+"""Our training step, built like in `lattec_jax.train`, with a device-resident image cache."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Ours:
         self.jitted = make_train_step(
             self.definition, method, optimizer, schedule, self.settings, self.mesh
         )
-        self.device_data = self._tables()
+        self.device_data = self._device_data()
         self.compiled = None
 
-    def _tables(self) -> DeviceData:
+    def _device_data(self) -> DeviceData:
         work, count = self.work, len(self.work.pixels)
         sizes = np.full((count, 2), workload.SIDE, np.int32)
         self.cache = ImageCache(tuple(map(str, range(count))), work.pixels, sizes, ())
@@ -75,7 +75,7 @@ class Ours:
         return jax.device_put(device_data, sharding.replicated(self.mesh))
 
     def crops(self, step: int) -> np.ndarray:
-        """`[B, H, W, 3]` as the step draws them for a batch, normalized."""
+        """Return the crops `[B, H, W, 3]` that the step draws for a batch, normalized."""
         images = self.work.batches.at(step).images
         key = jax.random.fold_in(jax.random.key(self.state.seed), step)
         size = self.settings.image_size
@@ -91,7 +91,7 @@ class Ours:
         self.state = self.state.replace(step=jnp.asarray(step, jnp.int32))
 
     def compile(self) -> float:
-        """Seconds that it takes; nothing is read from a cache of compiled programs."""
+        """Compile without a compilation cache; return the seconds."""
         start = time.perf_counter()
         lowered = self.jitted.lower(
             self.state, self.device_data, self.batch, self.host.text_lengths
@@ -100,14 +100,17 @@ class Ours:
         return time.perf_counter() - start
 
     def step(self) -> float:
-        """Train on the loaded batch; returns the loss."""
+        """Train on the loaded batch and return the loss."""
         self.state, metrics = self.compiled(self.state, self.device_data, self.batch)
         jax.block_until_ready(self.state)
         return float(metrics["loss"])
 
     def first(self) -> dict[str, np.ndarray]:
-        """One step: the loss, gradients, prototypes. AdamW's first moment after its first step is
-        the gradient times 1 − β₁, so that this is the gradient of the very step that is timed."""
+        """Run one step; return the loss, gradients and prototypes.
+
+        After its first step, AdamW's first moment is the gradient times 1 − β₁. Thus these are the
+        gradients of the step that is timed.
+        """
         loss = self.step()
         moments = optax.tree.get(self.state.optimizer, "mu")
         found = {
@@ -120,7 +123,7 @@ class Ours:
         }
 
     def timed(self) -> tuple[float, float]:
-        """Seconds of one step, and its loss."""
+        """Return the seconds of one step, and its loss."""
         start = time.perf_counter()
         loss = self.step()
         return time.perf_counter() - start, loss

@@ -1,14 +1,14 @@
-"""How the time of a training step grows: batch, classes, images, text length, model, devices.
+"""Measure how a training step scales: batch, classes, images, text length, model, devices.
 
     python -m benchmarks.scaling [--sections batch classes images texts flops models devices]
         [--plots=benchmarks] [--rounds=5]
 
 Runs the real step, batches and image caches (`lattec_jax.training.input_pipeline`) on random images
-and texts, with a small CLIP of one layer in each tower. The sizes of a section take turns and
-medians of the rounds are printed: milliseconds from step to step, and beside them the CPU time of
-all threads of the process, which on a machine that others use too says more. `flops` and `models`
-run nothing: they count by shapes and by XLA's cost analysis. `devices` splits one CPU into virtual
-devices: it shows what splitting costs, not what devices gain. Prints Markdown tables.
+and texts, with a small CLIP of one layer in each tower. The sizes of a section alternate, and
+medians of the rounds are printed: milliseconds per step, and the CPU time of all threads of the
+process, which is more reliable on a shared machine. `flops` and `models` run nothing: they count
+from shapes and XLA's cost analysis. `devices` splits one CPU into virtual devices: it shows the
+cost of splitting, not the gain from devices. Prints Markdown tables.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ MODELS = ("ViT-S-32", "ViT-B-32", "ViT-B-16", "ViT-L-14", "ViT-H-14", "ViT-bigG-
 
 
 class Size(NamedTuple):
-    """What a run has to do at each step."""
+    """The size of a run."""
 
     images: int = 2000
     classes: int = 100
@@ -73,12 +73,12 @@ class Size(NamedTuple):
 
 
 class Run:
-    """A run of a given size on random inputs, which goes on wherever it was left."""
+    """A training run of a given size on random inputs, which can be continued at any time."""
 
     def __init__(self, size: Size, cache: ImageCache) -> None:
         rng, kinds = np.random.default_rng(0), 2
         mesh = sharding.make_mesh(1, jax.devices()[: size.devices])
-        everywhere = sharding.replicated(mesh)
+        replicated = sharding.replicated(mesh)
         text = size.model.text
         tokens = rng.integers(1, text.vocab_size - 2, (size.images * kinds, 77), np.int32)
         tokens[:, size.tokens - 1] = text.vocab_size - 1  # the end of a text
@@ -90,7 +90,7 @@ class Run:
         labels = rng.integers(0, size.classes, size.images).astype(np.int32)
 
         def put(array: np.ndarray) -> jax.Array:
-            return jax.device_put(array, everywhere)
+            return jax.device_put(array, replicated)
 
         self.device_data = DeviceData(
             class_tokens=put(classes),
@@ -123,7 +123,7 @@ class Run:
         self.take(3)  # compiles
 
     def take(self, steps: int) -> tuple[float, float]:
-        """Milliseconds, and milliseconds of CPU time, per step."""
+        """Run steps; return milliseconds and milliseconds of CPU time per step."""
         start, used = time.perf_counter(), time.process_time()
         for _ in range(steps):
             host, batch = next(self.stream)
@@ -136,7 +136,7 @@ class Run:
 
 
 def in_turns(runs: dict[Any, Run], rounds: int, steps: int) -> dict[Any, tuple[float, float]]:
-    """Medians over the rounds of what `take` measures."""
+    """Return the medians over the rounds of `Run.take`."""
     found: dict[Any, list] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, run in runs.items():
@@ -145,7 +145,7 @@ def in_turns(runs: dict[Any, Run], rounds: int, steps: int) -> dict[Any, tuple[f
 
 
 def table(title: str, found: dict[Any, tuple[float, float]], batch: Callable[[Any], int]) -> None:
-    """Print what was measured."""
+    """Print a Markdown table of measurements."""
     print(f"\n| {title} | ms per step | CPU ms per step | images/s |\n|---|---|---|---|")
     for key, (wall, used) in found.items():
         name = f"{key:,}" if isinstance(key, int) else key
@@ -155,14 +155,14 @@ def table(title: str, found: dict[Any, tuple[float, float]], batch: Callable[[An
 def vary(
     field: str, values: Sequence[int], directory: Path, rounds: int
 ) -> dict[int, tuple[float, float]]:
-    """Change one number of the common size."""
+    """Measure sizes that differ in one field."""
     with random_cache(directory, Size().images, SIDE) as cache:
         runs = {value: Run(Size(**{field: value}), cache) for value in values}
         return in_turns(runs, rounds, 8)
 
 
 def vary_images(directory: Path, rounds: int) -> None:
-    """From 1,000 to 1,000,000 images, with the smallest model: the least that hides the host."""
+    """Measure 1,000 to 1,000,000 images, with the smallest model, which hides the host least."""
     counts = (1000, 30_000, 1_000_000)
     with ExitStack() as stack:
         cache = stack.enter_context(random_cache(directory, counts[-1], SIDE))
@@ -181,12 +181,13 @@ def vary_images(directory: Path, rounds: int) -> None:
 
 
 def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[float, TrainState]:
-    """FLOPs of a step of batch 64 per image, by XLA's cost analysis of the lowered step, and the
-    shapes of its state. Nothing is compiled.
+    """Return the FLOPs per image of a step of batch 64, and the shapes of its state.
+
+    Counted by XLA's cost analysis of the lowered step; nothing is compiled.
 
     Args:
-        model: that is trained.
-        classes: whose descriptions have 16 tokens.
+        model: to train.
+        classes: number of classes; their descriptions have 16 tokens.
         tokens: of every description; 0: nine in ten of up to 32, one of up to 48.
     """
     config, batch_size, kinds = validate(get_config()).train, 64, 2
@@ -207,14 +208,14 @@ def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[f
     lengths = tuple(length for length, _ in TEXTS)
     if tokens:
         lengths = (bucket_length(tokens, 77),)
-        rows = jax.ShapeDtypeStruct((batch_size * kinds,), np.int32)
-        batch = batch._replace(text_indices=(rows,))
+        indices = jax.ShapeDtypeStruct((batch_size * kinds,), np.int32)
+        batch = batch._replace(text_indices=(indices,))
     lowered = step.lower(state, device_data, batch, lengths)
     return lowered.cost_analysis()["flops"] / batch_size, state
 
 
 def count_models() -> None:
-    """State and FLOPs of a step with EuroSAT's texts."""
+    """Print state size and FLOPs of a step with texts like EuroSAT's."""
     print("\n| model | parameters (M) | with moments (GB) | GFLOP per image and step |")
     print("|---|---|---|---|")
     for name in MODELS:
@@ -229,7 +230,7 @@ def count_models() -> None:
 
 
 def count_texts(plots: Path | None) -> None:
-    """FLOPs of ViT-B-32 against classes and text length; drawn where there is a place for it."""
+    """Print, and optionally plot, FLOPs of ViT-B-32 against classes and text length."""
     model = model_config("ViT-B-32")
     classes = {n: count(model, classes=n)[0] / 1e9 for n in (10, 32, 64, 128, 256, 1000, 10_000)}
     texts = {
@@ -247,7 +248,7 @@ def count_texts(plots: Path | None) -> None:
 def draw(
     path: Path, title: str, unit: str, classes: dict[int, float], texts: dict[int, float]
 ) -> None:
-    """Two curves with the places where they must bend."""
+    """Plot two curves, with lines where they are expected to bend."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -257,8 +258,8 @@ def draw(
     left.plot(list(classes), list(classes.values()), marker="o")
     left.axvline(128, linestyle=":", color="gray")
     left.text(140, 0.04 * max(classes.values()), "2 × batch", color="gray")
-    most = max(*classes.values(), *texts.values())
-    left.set(xscale="log", xlabel="classes", ylabel=unit, ylim=(0, 1.06 * most))
+    top = max(*classes.values(), *texts.values())
+    left.set(xscale="log", xlabel="classes", ylabel=unit, ylim=(0, 1.06 * top))
     right.plot(list(texts), list(texts.values()), marker="o")
     for bound in BUCKETS:
         right.axvline(bound, linestyle=":", color="gray")
@@ -269,7 +270,7 @@ def draw(
 
 
 def split_devices(directory: Path, rounds: int) -> None:
-    """On a CPU in a process that has eight virtual devices."""
+    """Measure splitting; on a CPU, in a process with eight virtual devices."""
     flags, flag = os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8"
     if jax.default_backend() == "cpu" and flag not in flags:
         environment = os.environ | {"XLA_FLAGS": f"{flags} {flag}"}
@@ -316,7 +317,7 @@ def main() -> None:
         else:
             split_devices(values.directory, values.rounds)
     if values.plots and {"classes", "texts"} <= times.keys():
-        title = "A step of a small CLIP, batch 64, by the clock"
+        title = "A step of a small CLIP, batch 64, measured"
         path = values.plots / "scaling_time.svg"
         draw(path, title, "ms per step", times["classes"], times["texts"])
 

@@ -1,13 +1,13 @@
-"""What reading the files before training costs as the set grows: CPU seconds and peak memory.
+"""Measure CPU time and peak memory of the preparation before training, by data set size.
 
     python -m benchmarks.startup [--images 10000 100000 1000000]
 
-For each number of images a process of its own writes pseudo-labels and two descriptions per image,
-and reads them as training does: the labels, the texts joined by id and checked against the content
-of the files, the tokens, the plan of their lengths. Images are not touched. Descriptions have 22
-tokens on average with a tail to 77. CPU seconds are of all threads: tokens are made on all cores.
-Prints a Markdown table; a JSON line for each row on standard error. Needs open_clip_torch for
-CLIP's vocabulary.
+For each number of images, a separate process writes pseudo-labels and two descriptions per image,
+and reads them like training: the labels, the texts joined by id and checked against content hashes,
+the tokens, and the plan of their lengths. Image files are not read. Descriptions have 22 tokens on
+average, up to 77. CPU seconds are of all threads: texts are tokenized on all cores. Prints a
+Markdown table, and a JSON line for each row on standard error. Needs open_clip_torch for CLIP's
+vocabulary.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ STAGES = ("pseudo-labels", "descriptions", "tokens", "lengths and plan")
 
 
 def texts(count: int, seed: int) -> list[str]:
-    """Random descriptions: 20 words on average, and the ends of a text make 22 tokens."""
+    """Return random descriptions: 20 words on average; start and end tokens make it 22 tokens."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.gamma(6, 20 / 6, count), 3, 75).astype(int)
     words = rng.integers(0, len(WORDS), lengths.sum())
@@ -56,20 +56,20 @@ def texts(count: int, seed: int) -> list[str]:
 
 
 def write(directory: Path, ids: list[str], contents: list[str], prompt: str) -> list[Path]:
-    """The files of descriptions."""
+    """Write the description files."""
     paths = []
     for seed, kind in enumerate(KINDS):
         paths.append(directory / f"{kind}.jsonl")
         with open(paths[-1], "wb") as file:
-            for row, text in enumerate(texts(len(ids), seed)):
-                record = Record(ids[row], kind, text, "llava", "7b", prompt, "greedy")
-                key = descriptions.key_of(record, [contents[row]])
+            for index, text in enumerate(texts(len(ids), seed)):
+                record = Record(ids[index], kind, text, "llava", "7b", prompt, "greedy")
+                key = descriptions.key_of(record, [contents[index]])
                 file.write(descriptions.to_line(record._replace(key=key)))
     return paths
 
 
 def measure(images: int) -> dict[str, Any]:
-    """CPU seconds of each stage, and the peak memory of the process in GB until then."""
+    """Return the CPU seconds of each stage, and the process's peak memory in GB after it."""
     found: dict[str, Any] = {"images": images}
 
     def timed(name: str, run: Callable[[], Any]) -> Any:
@@ -91,7 +91,7 @@ def measure(images: int) -> dict[str, Any]:
         path = directory / "labels.jsonl"
         pseudo_labels.write(path, ids, labels, scores, scores, source)
         found["memory before"] = peak()
-        kept = timed("pseudo-labels", lambda: pseudo_labels.read(path, ids, source))
+        labels_read = timed("pseudo-labels", lambda: pseudo_labels.read(path, ids, source))
         expected = Expected(contents, {kind: [prompt] * images for kind in KINDS})
         read = timed("descriptions", lambda: descriptions.read(paths, KINDS, ids, expected))
         ordered = [read.texts[kind][n] for n in range(images) for kind in KINDS]
@@ -107,13 +107,13 @@ def measure(images: int) -> dict[str, Any]:
 
         found["mean length"] = round(timed("lengths and plan", plan), 1)
         found["memory after"] = peak()
-        if len(kept.ids) != images:
-            raise RuntimeError(f"expected {images} labels, found {len(kept.ids)}")
+        if len(labels_read.ids) != images:
+            raise RuntimeError(f"expected {images} labels, found {len(labels_read.ids)}")
     return found
 
 
 def peak() -> float:
-    """Of this process until now, in GB."""
+    """Return the peak memory of this process in GB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
 
 

@@ -1,9 +1,9 @@
-"""A process that holds one program of `benchmarks.train_step` and runs steps when it is told to.
+"""A process that runs steps of one program of `benchmarks.train_step` on request.
 
     python -m benchmarks.step_worker PROGRAM FOLDER DTYPE
 
-One request is a line of JSON on the standard input, its answer a line on the standard output. While
-one process runs, the others wait, so that each has all the cores and its own peak memory.
+Each request is a line of JSON on standard input, its reply a line on standard output. While one
+process runs, the others wait, so that each has all cores and a separate peak memory.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import ctypes
 import gc
 import json
 import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,29 +22,73 @@ import numpy as np
 
 from benchmarks.workload import Workload
 
-SMALL = "small"  # the folder of the workload that the programs are compared on
+SMALL = "small"  # folder of the workload for the comparison of results
 STATUS, RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def resident() -> int:
-    """The most memory that this process has held since `forget_peak`, in bytes."""
+def peak_resident_bytes() -> int:
+    """Return the peak memory of this process since `reset_peak`."""
     line = next(n for n in STATUS.read_text().splitlines() if n.startswith("VmHWM"))
     return int(line.split()[1]) * 1024
 
 
-def forget_peak() -> None:
-    """Let `resident` count from now on."""
+def reset_peak() -> None:
+    """Restart the measurement of the peak memory."""
     RESET.write_text("5")
 
 
-def give_back() -> None:
-    """Let the system have what was freed: the next process needs it."""
+def release_memory() -> None:
+    """Return freed memory to the system for the next process."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
+class WorkerProcess:
+    """The client side: starts this module as a process and sends requests to it."""
+
+    def __init__(self, program: str, folder: Path, dtype: str):
+        environment = os.environ | {
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",  # compilation is timed
+        }
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.step_worker", program, str(folder), dtype],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        self.program = program
+
+    def call(self, do: str, variant: str, **arguments: int) -> dict[str, Any]:
+        """Send a request and wait for its reply."""
+        self.send(do, variant, **arguments)
+        return self.receive()
+
+    def send(self, do: str, variant: str, **arguments: int) -> None:
+        """Send a request: a method of the worker and its arguments."""
+        self.process.stdin.write(json.dumps({"do": do, "variant": variant, **arguments}) + "\n")
+        self.process.stdin.flush()
+
+    def receive(self) -> dict[str, Any]:
+        """Wait for a reply.
+
+        Raises:
+            RuntimeError: the process has ended; its message is on standard error.
+        """
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the process of {self.program} has ended; see its message")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
 class OurWorker:
-    """Answers for `benchmarks.ours`."""
+    """Serves requests to `benchmarks.ours`."""
 
     def __init__(self, work: Workload, folder: Path, dtype: str):
         import jax
@@ -56,7 +101,7 @@ class OurWorker:
         self.device = jax.devices()[0]
 
     def describe(self, variant: str) -> dict[str, Any]:
-        """What computes here."""
+        """Return the device and version."""
         return {
             "device": f"{self.device.device_kind} ({self.device.platform})",
             "version": f"JAX {self.jax.__version__}",
@@ -64,8 +109,7 @@ class OurWorker:
         }
 
     def check(self, variant: str) -> dict[str, Any]:
-        """The first step in float32 on the small workload, with what the other programs need to do
-        the same."""
+        """Save the results of the first float32 step on the small workload, and its inputs."""
         program = self.kind(Workload.load(self.folder / SMALL), "float32")
         self._save_inputs(program, self.folder / SMALL, 1)
         program.load(0)
@@ -74,19 +118,19 @@ class OurWorker:
         return {}
 
     def _save_inputs(self, program: Any, folder: Path, steps: int) -> None:
-        """What the programs in PyTorch take from ours: the first prototypes and the crops."""
+        """Save the initial prototypes and the crops, for the PyTorch programs."""
         np.save(folder / "prototypes.npy", program.prototypes)
         for step in range(steps):
             np.save(folder / f"crops-{step}.npy", program.crops(step))
 
     def prepare(self, variant: str) -> dict[str, Any]:
-        """What the others need before they are built."""
+        """Create the program, and save the inputs of the other programs."""
         self.program = self.kind(self.work, self.dtype)
         self._save_inputs(self.program, self.folder, self.work.batches.steps_per_epoch)
         return {}
 
     def build(self, variant: str) -> dict[str, Any]:
-        """The program that is timed, behind `prepare`."""
+        """Compile the program, after `prepare`."""
         self.program.load(0)
         seconds = self.program.compile()
         _, loss = self.program.timed()
@@ -95,25 +139,25 @@ class OurWorker:
         return {"compiling": seconds, "planned": held + plan.temp_size_in_bytes, "loss": loss}
 
     def run(self, variant: str, step: int) -> dict[str, Any]:
-        """One timed step."""
+        """Time one step."""
         if step != self.loaded:
             self.program.load(step)
             self.jax.block_until_ready(self.program.batch)
             self.loaded = step
         if self.device.platform == "cpu":
-            forget_peak()
+            reset_peak()
         seconds, _ = self.program.timed()
         if self.device.platform == "cpu":
-            return {"seconds": seconds, "peak": resident()}
+            return {"seconds": seconds, "peak": peak_resident_bytes()}
         return {"seconds": seconds, "peak": self.device.memory_stats()["peak_bytes_in_use"]}
 
-    def rest(self, variant: str) -> dict[str, Any]:
-        """Give memory back that another program may need."""
-        give_back()
+    def free_memory(self, variant: str) -> dict[str, Any]:
+        """Release memory that another program may need."""
+        release_memory()
         return {}
 
     def matmul(self, variant: str, size: int) -> dict[str, Any]:
-        """Operations per second of a product of two square matrices."""
+        """Return the FLOP/s of a product of two square matrices."""
         numpy = self.jax.numpy
         dtype = numpy.dtype(self.dtype)
         with self.jax.default_matmul_precision("highest"):
@@ -123,7 +167,7 @@ class OurWorker:
 
 
 class TorchWorker:
-    """Answers for `benchmarks.torch_release` and `benchmarks.torch_best`."""
+    """Serves requests to `benchmarks.torch_release` and `benchmarks.torch_best`."""
 
     def __init__(self, work: Workload, folder: Path, dtype: str, name: str):
         import torch
@@ -138,7 +182,7 @@ class TorchWorker:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
 
     def describe(self, variant: str) -> dict[str, Any]:
-        """What computes here."""
+        """Return the device and version."""
         return {
             "version": f"PyTorch {self.torch.__version__}",
             "threads": self.torch.get_num_threads(),
@@ -158,7 +202,7 @@ class TorchWorker:
             program.compiling(variant == "best-compiled")
 
     def check(self, variant: str) -> dict[str, Any]:
-        """The first step in float32 on the small workload."""
+        """Save the results of the first float32 step on the small workload."""
         program = self._make(Workload.load(self.folder / SMALL), self.folder / SMALL, "float32")
         self._configure(program, variant)
         self._load(program, self.folder / SMALL, 0)
@@ -166,7 +210,7 @@ class TorchWorker:
         return {}
 
     def build(self, variant: str) -> dict[str, Any]:
-        """The program that is timed, and the seconds of its first step beyond those of another."""
+        """Create the program; compilation time is the first step's excess over the second."""
         if self.program is None:
             self.program = self._make(self.work, self.folder, self.dtype)
         self._configure(self.program, variant)
@@ -177,31 +221,31 @@ class TorchWorker:
         return {"compiling": max(0.0, first - second), "loss": loss}
 
     def run(self, variant: str, step: int) -> dict[str, Any]:
-        """One timed step."""
+        """Time one step."""
         self._configure(self.program, variant)
         if step != self.loaded:
             self._load(self.program, self.folder, step)
             self.loaded = step
         if self.device == "cpu":
-            forget_peak()
+            reset_peak()
             seconds, _ = self.program.timed()
-            return {"seconds": seconds, "peak": resident()}
+            return {"seconds": seconds, "peak": peak_resident_bytes()}
         self.torch.cuda.synchronize()
         self.torch.cuda.reset_peak_memory_stats()
         seconds, _ = self.program.timed()
         return {"seconds": seconds, "peak": self.torch.cuda.max_memory_allocated()}
 
-    def rest(self, variant: str) -> dict[str, Any]:
-        """Give memory back that another program may need."""
+    def free_memory(self, variant: str) -> dict[str, Any]:
+        """Release memory that another program may need."""
         if self.program is not None:
             self.program.optimizer.zero_grad(set_to_none=True)
-        give_back()
+        release_memory()
         if self.device == "cuda":
             self.torch.cuda.empty_cache()
         return {}
 
     def matmul(self, variant: str, size: int) -> dict[str, Any]:
-        """Operations per second of a product of two square matrices."""
+        """Return the FLOP/s of a product of two square matrices."""
         a = self.torch.randn(size, size, device=self.device).to(getattr(self.torch, self.dtype))
 
         def multiply() -> None:
@@ -213,7 +257,7 @@ class TorchWorker:
 
 
 def rate(multiply: Any, size: int) -> float:
-    """Operations per second, the best of ten."""
+    """Return FLOP/s, the best of ten runs."""
     multiply()
     seconds = []
     for _ in range(10):
@@ -224,10 +268,10 @@ def rate(multiply: Any, size: int) -> float:
 
 
 def main() -> None:
-    """Answer until the standard input ends."""
+    """Serve requests until standard input ends."""
     name, folder, dtype = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print must not stand among the answers
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # output of libraries must not mix with the replies
     work = Workload.load(folder)
     if name == "ours":
         worker = OurWorker(work, folder, dtype)
@@ -235,8 +279,8 @@ def main() -> None:
         worker = TorchWorker(work, folder, dtype, name)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = getattr(worker, request.pop("do"))(**request)
-        print(json.dumps(answer), file=answers, flush=True)
+        reply = getattr(worker, request.pop("do"))(**request)
+        print(json.dumps(reply), file=replies, flush=True)
 
 
 if __name__ == "__main__":

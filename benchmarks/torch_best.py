@@ -1,9 +1,9 @@
-"""The same step with all that makes it quick in PyTorch.
+"""The same step in PyTorch, with every optimization that we know of.
 
-Each text is encoded once, at the few lengths that ours uses (`lattec_jax.data.text.bucketing`);
+Each text is encoded once, at the bucket lengths that ours uses (`lattec_jax.data.text.bucketing`);
 attention is `scaled_dot_product_attention` on one fused projection with the causal flag instead of
-a mask; of the last block only the token that is read out is computed; AdamW is fused; prototypes
-move in one scatter. `compiling` puts both extractor through `torch.compile`.
+a mask; the last block computes only the pooled token; AdamW is fused; prototypes are updated by one
+scatter. `compiling` applies `torch.compile` to both encoders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from benchmarks.workload import MOMENTUM, HostBatch
 
 
 def block(layer: torch.nn.Module, x: torch.Tensor, causal: bool) -> torch.Tensor:
-    """A residual block of open_clip, `[B, L, W] -> [B, L, W]`."""
+    """Compute a residual block of open_clip, `[B, L, W] -> [B, L, W]`."""
     batch, length, width = x.shape
     heads = layer.attn.num_heads
     qkv = F.linear(layer.ln_1(x), layer.attn.in_proj_weight, layer.attn.in_proj_bias)
@@ -28,28 +28,28 @@ def block(layer: torch.nn.Module, x: torch.Tensor, causal: bool) -> torch.Tensor
     return x + layer.mlp(layer.ln_2(x))
 
 
-def read_out(
-    layer: torch.nn.Module, x: torch.Tensor, places: torch.Tensor, causal: bool
+def pooled_block(
+    layer: torch.nn.Module, x: torch.Tensor, positions: torch.Tensor, causal: bool
 ) -> torch.Tensor:
-    """What `block` gives for the token at one place of each sequence, `[B, L, W] -> [B, W]`."""
+    """Compute `block` for the token at one position of each sequence, `[B, L, W] -> [B, W]`."""
     batch, length, width = x.shape
-    heads, rows = layer.attn.num_heads, torch.arange(batch, device=x.device)
+    heads, batch_indices = layer.attn.num_heads, torch.arange(batch, device=x.device)
     weight, bias = layer.attn.in_proj_weight, layer.attn.in_proj_bias
     normed = layer.ln_1(x)
-    query = F.linear(normed[rows, places], weight[:width], bias[:width])
+    query = F.linear(normed[batch_indices, positions], weight[:width], bias[:width])
     query = query.view(batch, heads, 1, -1)
     pairs = F.linear(normed, weight[width:], bias[width:])
     key, value = pairs.view(batch, length, 2, heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
-    seen = None
+    mask = None
     if causal:
-        seen = (torch.arange(length, device=x.device) <= places[:, None])[:, None, None]
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=seen)
-    x = x[rows, places] + layer.attn.out_proj(mixed.reshape(batch, width))
+        mask = (torch.arange(length, device=x.device) <= positions[:, None])[:, None, None]
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    x = x[batch_indices, positions] + layer.attn.out_proj(mixed.reshape(batch, width))
     return x + layer.mlp(layer.ln_2(x))
 
 
 def encode_image(model: torch.nn.Module, crops: torch.Tensor) -> torch.Tensor:
-    """Unit features `[B, D]` of crops `[B, 3, H, W]`, for a tower with a class token."""
+    """Encode crops `[B, 3, H, W]` as unit features `[B, D]`, for a tower with a class token."""
     tower = model.visual
     x = tower.conv1(crops).flatten(2).transpose(1, 2)  # [B, L - 1, W]
     cls = tower.class_embedding.to(x.dtype).expand(len(x), 1, -1)
@@ -57,19 +57,19 @@ def encode_image(model: torch.nn.Module, crops: torch.Tensor) -> torch.Tensor:
     *first, last = tower.transformer.resblocks
     for layer in first:
         x = block(layer, x, causal=False)
-    x = read_out(last, x, torch.zeros(len(x), dtype=torch.long, device=x.device), causal=False)
+    x = pooled_block(last, x, torch.zeros(len(x), dtype=torch.long, device=x.device), causal=False)
     return F.normalize((tower.ln_post(x) @ tower.proj).float(), dim=-1)
 
 
 def encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """Unit features `[M, D]` of tokens `[M, L]`, for a causal tower read out at the end token."""
+    """Encode tokens `[M, L]` as unit features `[M, D]`, for a causal tower pooled at the end."""
     x = model.token_embedding(tokens) + model.positional_embedding[: tokens.shape[1]]
     if torch.is_autocast_enabled(tokens.device.type):
         x = x.to(torch.get_autocast_dtype(tokens.device.type))
     *first, last = model.transformer.resblocks
     for layer in first:
         x = block(layer, x, causal=True)
-    x = read_out(last, x, tokens.argmax(dim=1), causal=True)
+    x = pooled_block(last, x, tokens.argmax(dim=1), causal=True)
     return F.normalize((model.ln_final(x) @ model.text_projection).float(), dim=-1)
 
 
@@ -77,36 +77,36 @@ COMPILED = tuple(torch.compile(f, dynamic=False) for f in (encode_image, encode_
 
 
 class Best(Program):
-    """With `torch.compile` where `compiling` is called with True."""
+    """The program; `compiling` switches `torch.compile` on or off."""
 
     fused = True
     encode_image = staticmethod(encode_image)
     encode_text = staticmethod(encode_text)
 
     def compiling(self, enable: bool) -> None:
-        """Use extractor that are compiled, each length of text by itself, when they are called."""
+        """Use compiled encoders; each text length is compiled separately, when first used."""
         self.encode_image, self.encode_text = COMPILED if enable else (encode_image, encode_text)
 
     def load_texts(self, host: HostBatch) -> None:
-        """A token matrix for each group of the plan."""
+        """Place a token matrix for each bucket of the plan."""
         tokens = self.work.description_tokens
         self.groups = [
-            self._put(tokens[rows, :length])
-            for rows, length in zip(host.text_indices, host.text_lengths, strict=True)
+            self._put(tokens[indices, :length])
+            for indices, length in zip(host.text_indices, host.text_lengths, strict=True)
         ]
-        self.places = self._put(host.text_positions)
+        self.positions = self._put(host.text_positions)
         self.class_tokens = self._put(self.work.cropped_classes())
 
     def features(self) -> tuple:
-        """As in `Program`."""
+        """See `Program`."""
         images = self.encode_image(self.model, self.crops)
         labels = [self.zero_shot, (images.detach() @ self.prototypes.T).argmax(dim=1)]
         classes, count = self.class_tokens, len(self.class_tokens)
-        places = torch.stack(labels)
-        if count > places.numel():  # encode those that the labels name
-            named, places = torch.unique(places, return_inverse=True)
-            # Of one size in every batch, or each would be compiled anew.
-            classes = classes[F.pad(named, (0, places.numel() - len(named)))]
+        positions = torch.stack(labels)
+        if count > positions.numel():  # encode only the classes that the labels name
+            named, positions = torch.unique(positions, return_inverse=True)
+            # Padded to one size, or every batch would be compiled separately.
+            classes = classes[F.pad(named, (0, positions.numel() - len(named)))]
         groups = [classes, *self.groups]
         lengths = sorted({tokens.shape[1] for tokens in groups})
         encoded = {}
@@ -115,13 +115,13 @@ class Best(Program):
             features = self.encode_text(self.model, torch.cat([groups[i] for i in same]))
             parts = features.split([len(groups[i]) for i in same])
             encoded |= dict(zip(same, parts, strict=True))
-        texts = torch.cat([encoded[i] for i in range(1, len(groups))])[self.places]
+        texts = torch.cat([encoded[i] for i in range(1, len(groups))])[self.positions]
         # [B · K, D] -> [B, K, D]
         descriptions = texts.view(len(images), -1, texts.shape[1])
-        return images, list(encoded[0][places]), descriptions, labels
+        return images, list(encoded[0][positions]), descriptions, labels
 
     def move(self, mixed: torch.Tensor, labels: torch.Tensor) -> None:
-        """All classes at once."""
+        """See `Program`; all classes at once."""
         sums = torch.zeros_like(self.prototypes).index_add_(0, labels, mixed)
         counts = torch.bincount(labels, minlength=len(sums))[:, None]
         moved = (1 - MOMENTUM) * sums / counts.clamp(min=1) + MOMENTUM * self.prototypes

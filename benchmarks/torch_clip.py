@@ -1,6 +1,6 @@
-"""What the PyTorch programs share: open_clip's model, the loss of the method, one step.
+"""Base of the PyTorch programs: open_clip's model, the loss of LatteCLIP, one step.
 
-`torch_release` and `torch_best` say how each encodes its texts and moves its prototypes.
+`torch_release` and `torch_best` implement the encoding of texts and the update of prototypes.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Program:
         prototypes: `[C, D]`.
     """
 
-    fused = False  # one kernel for the whole optimizer
+    fused = False  # one kernel for the full optimizer update
 
     def __init__(self, work: Workload, dtype: str, device: str, prototypes: np.ndarray):
         self.work, self.device, self.dtype = work, device, getattr(torch, dtype)
-        torch.backends.cudnn.allow_tf32 = False  # in float32 neither program rounds to fewer bits
+        torch.backends.cudnn.allow_tf32 = False  # float32 without reduced precision
         self.model = CLIP(**work.model_cfg)
         self.model.load_state_dict({n: torch.from_numpy(a) for n, a in work.weights.items()})
         self.model = self.model.to(device).train()
@@ -53,7 +53,7 @@ class Program:
         """Place a batch on the device.
 
         Args:
-            step: which batch.
+            step: selects the batch.
             crops: `[B, H, W, 3]` float32, normalized.
         """
         host = self.work.batches.at(step)
@@ -70,21 +70,25 @@ class Program:
         return torch.from_numpy(np.asarray(array, np.int64)).to(self.device)
 
     def features(self) -> tuple[torch.Tensor, list[torch.Tensor], torch.Tensor, list[torch.Tensor]]:
-        """Image features `[B, D]`, the class-description's of each label `[B, D]`, those of the
-        descriptions `[B, K, D]`, all unit vectors, and the labels `[B]`."""
+        """Return unit features and labels.
+
+        Returns:
+            Images `[B, D]`; for each kind of label the class descriptions `[B, D]`; descriptions
+            `[B, K, D]`; and for each kind of label `[B]`.
+        """
         raise NotImplementedError
 
     def move(self, mixed: torch.Tensor, labels: torch.Tensor) -> None:
-        """Move the prototypes by the mixed texts `[B, D]` of one label."""
+        """Update the prototypes with the mixed texts `[B, D]` of one kind of label `[B]`."""
         raise NotImplementedError
 
     def margin(self, texts: torch.Tensor) -> torch.Tensor:
-        """Eq. (1)."""
+        """Compute the mixer weights, Eq. (1)."""
         best = (texts.detach() @ self.prototypes.T).topk(2, dim=-1).values
         return best[..., 0] - best[..., 1] + 1e-6
 
     def loss(self) -> tuple[torch.Tensor, list[torch.Tensor], list[torch.Tensor]]:
-        """Eq. (2) and (3): the loss, the mixed texts and the label of each pseudo-label."""
+        """Return the loss, Eq. (2) and (3), and mixed texts and labels of each kind of label."""
         autocast = torch.autocast(self.device, self.dtype, enabled=self.dtype != torch.float32)
         with autocast:
             images, class_texts, descriptions, labels = self.features()
@@ -102,7 +106,7 @@ class Program:
         return total, mixed, labels
 
     def step(self) -> float:
-        """Train on the loaded batch; returns the loss."""
+        """Train on the loaded batch and return the loss."""
         self.optimizer.zero_grad(set_to_none=True)
         loss, mixed, labels = self.loss()
         loss.backward()
@@ -114,7 +118,7 @@ class Program:
         return loss.item()  # waits for the device
 
     def first(self) -> dict[str, np.ndarray]:
-        """One step: the loss, gradients under our names, prototypes."""
+        """Run one step; return the loss, the gradients under our names, and the prototypes."""
         loss = self.step()
         gradients = {n: p.grad.float().cpu().numpy() for n, p in self.model.named_parameters()}
         gradients = to_flax(gradients, self.work.config, "gradients")
@@ -125,7 +129,7 @@ class Program:
         }
 
     def timed(self) -> tuple[float, float]:
-        """Seconds of one step, and its loss."""
+        """Return the seconds of one step, and its loss."""
         start = time.perf_counter()
         loss = self.step()
         if self.device == "cuda":

@@ -1,8 +1,8 @@
-"""The step as the authors' released code does it, in open_clip's own model.
+"""The step of the authors' released code, on open_clip's model.
 
-Four texts of all 77 tokens for each image (the class-description of each of its two pseudo-labels,
-the image- and the group-description), automatic mixed precision, AdamW as `torch.optim` has it by
-default, a loop over the classes for the prototypes. The loss is the paper's, as in ours.
+Four texts of 77 tokens per image (the class description of each of its two pseudo-labels, the image
+description and the group description), automatic mixed precision, the default AdamW of
+`torch.optim`, a loop over the classes for the prototypes. The loss is the paper's, as in ours.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from benchmarks.workload import KINDS, MOMENTUM, HostBatch
 
 
 class Release(Program):
-    """With gradient checkpointing where `checkpointing` is called with True."""
+    """The program; `checkpointing` switches gradient checkpointing on or off."""
 
     def checkpointing(self, enable: bool) -> None:
-        """Recompute the blocks in the backward pass, as the released scripts ask for."""
+        """Recompute the blocks in the backward pass, as the released scripts do."""
         self.model.set_grad_checkpointing(enable)
 
     def load_texts(self, host: HostBatch) -> None:
-        """One row for each image and kind."""
-        rows = host.text_images * len(KINDS) + np.arange(len(KINDS))  # [B, K]
-        self.descriptions = [self._put(self.work.description_tokens[r]) for r in rows.T]
+        """Place a text for each image and kind."""
+        indices = host.text_images * len(KINDS) + np.arange(len(KINDS))  # [B, K]
+        self.descriptions = [self._put(self.work.description_tokens[i]) for i in indices.T]
         self.class_tokens = self._put(self.work.class_tokens)
 
     def features(self) -> tuple:
-        """As in `Program`."""
+        """See `Program`."""
         images = self.model.encode_image(self.crops, normalize=True).float()
         labels = [self.zero_shot, (images.detach() @ self.prototypes.T).argmax(dim=1)]
         encode = self.model.encode_text
@@ -37,7 +37,7 @@ class Release(Program):
         return images, class_texts, torch.stack(texts, dim=1), labels
 
     def move(self, mixed: torch.Tensor, labels: torch.Tensor) -> None:
-        """Class by class."""
+        """See `Program`; one class after the other."""
         for label in range(len(self.prototypes)):
             chosen = labels == label
             if chosen.any():

@@ -1,10 +1,10 @@
-"""What every program of `benchmarks.train_step` is given: one model, images, texts and batches.
+"""The input of every program of `benchmarks.train_step`: a model, images, texts and batches.
 
 Nothing is downloaded. Weights are open_clip's initial ones for a fixed seed; images are random
 color fields; a text is a start token, random words and an end token, and its length follows a
-log-normal distribution (median 20.5, deviation 0.4 of the logarithm: mean 22 tokens) cut to 7 and
-the context length. Class-descriptions have 7 to 10 tokens. NumPy only: the programs in PyTorch use
-this without JAX.
+log-normal distribution (median 20.5, deviation 0.4 of the logarithm: mean 22 tokens), clipped to 7
+and the context length. Class descriptions have 7 to 10 tokens. Needs no JAX, as the PyTorch
+programs use it too.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ KINDS = ("image", "group")  # of generated text
 ALPHA, MOMENTUM = 0.99, 0.99
 LEARNING_RATE, BETA1, BETA2, EPSILON, DECAY = 1e-7, 0.9, 0.98, 1e-6, 0.2
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-SIDE = 256  # pixels of the stored images, of which 0.9 to 1 is cropped and resized
+SIDE = 256  # pixels of the stored images; crops have 0.9 to 1 of the area
 
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """C classes, N images, K kinds of text, L the context length.
+    """Arrays for C classes, N images, K kinds of text and context length L.
 
     Attributes:
         model_cfg: open_clip's configuration of the model.
@@ -38,7 +38,7 @@ class Workload:
         weights: open_clip's state dict.
         pixels: `[N, SIDE, SIDE, 3]` uint8.
         class_tokens: `[C, L]`.
-        description_tokens: `[N · K, L]`; row n · K + k is the k-th text of image n.
+        description_tokens: `[N · K, L]`; entry n · K + k is the k-th text of image n.
         zero_shot: `[N]` labels of the frozen model.
     """
 
@@ -52,12 +52,12 @@ class Workload:
 
     @property
     def config(self) -> CLIPConfig:
-        """The architecture."""
+        """Return the architecture."""
         return CLIPConfig.from_open_clip(self.model_cfg)
 
     @cached_property
     def batches(self) -> Batches:
-        """The batches as a run of one epoch makes them."""
+        """Return the batches of a run of one epoch."""
         text, count = self.config.text, len(self.pixels)
         return Batches(
             count=count,
@@ -69,13 +69,13 @@ class Workload:
         )
 
     def cropped_classes(self) -> np.ndarray:
-        """The class-descriptions, cut to the smallest length of a group that holds them all."""
+        """Return the class descriptions, truncated to the smallest bucket length for all."""
         text = self.config.text
         longest = int(text_lengths(self.class_tokens, text).max())
         return self.class_tokens[:, : bucket_length(longest, text.context_length)]
 
     def save(self, folder: Path) -> None:
-        """Write it for the processes that run the programs."""
+        """Write the workload for the processes that run the programs."""
         settings = {"model_cfg": self.model_cfg, "batch": self.batch}
         (folder / "workload.json").write_text(json.dumps(settings), encoding="utf-8")
         np.savez(folder / "weights.npz", **self.weights)
@@ -97,7 +97,7 @@ _ARRAYS = ("pixels", "class_tokens", "description_tokens", "zero_shot")
 def make(
     model_cfg: dict[str, Any], batch: int, classes: int, steps: int, seed: int = 0
 ) -> Workload:
-    """A workload of `steps` different batches; imports torch and open_clip for the weights."""
+    """Create a workload of `steps` batches; imports torch and open_clip for the weights."""
     config = CLIPConfig.from_open_clip(model_cfg)
     count = batch * steps
     random = np.random.default_rng(seed)
@@ -120,13 +120,13 @@ def _lengths(random: np.random.Generator, count: int, config: CLIPConfig) -> np.
 
 
 def _texts(random: np.random.Generator, lengths: np.ndarray, config: CLIPConfig) -> np.ndarray:
-    """`[M, L]` tokens with these lengths, start and end token included."""
+    """Return `[M, L]` tokens with these lengths, including start and end tokens."""
     context, end = config.text.context_length, config.text.vocab_size - 1
     words = random.integers(1, end - 1, (len(lengths), context))
     words[:, 0] = end - 1
-    place = np.arange(context)
+    position = np.arange(context)
     return np.where(
-        place == lengths[:, None] - 1, end, np.where(place < lengths[:, None], words, 0)
+        position == lengths[:, None] - 1, end, np.where(position < lengths[:, None], words, 0)
     ).astype(np.int32)
 
 
@@ -144,35 +144,35 @@ def _initial_weights(model_cfg: dict[str, Any], seed: int) -> dict[str, np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Floating-point operations of one step by formula, two per multiplication and addition."""
+    """Floating-point operations of one step by formula; a multiply-add counts as two."""
 
     forward: float
-    training: float  # forward, and twice that backward but for the gradient of the pixels
-    recomputed: float  # again in the backward pass, with gradient checkpointing
+    training: float  # forward, and twice that backward, without the gradient of the pixels
+    recomputed: float  # in the backward pass, with gradient checkpointing
 
 
 def cost(
-    config: CLIPConfig, images: int, text_lengths: np.ndarray, *, whole_last_block: bool = False
+    config: CLIPConfig, images: int, text_lengths: np.ndarray, *, full_last_block: bool = False
 ) -> Cost:
-    """The matrix products of both towers and of the two losses.
+    """Count the matrix products of both towers and of the two losses.
 
-    A causal tower needs half of the products between tokens. Of the last block only the token that
-    is read out is needed, and the keys and values of the others. Norms, activations, softmax,
-    cropping and the optimizer are left out, as usual.
+    A causal tower needs half of the products between tokens. The last block needs only the pooled
+    token, and the keys and values of all tokens. Norms, activations, softmax, cropping and the
+    optimizer are not counted, as usual.
 
     Args:
-        config: the architecture, whose towers are read out at one token.
+        config: the architecture, whose towers pool one token.
         images: B.
-        text_lengths: tokens of each text that is encoded.
-        whole_last_block: count all tokens there, for a program that chooses behind it.
+        text_lengths: in tokens, of each text that is encoded.
+        full_last_block: count all tokens there, for a program that pools after it.
     """
     vision, text, dimension = config.vision, config.text, config.embed_dim
     tokens = vision.grid[0] * vision.grid[1] + 1
     patches = 2 * images * (tokens - 1) * 3 * vision.patch_size**2 * vision.width
     lengths = np.asarray(text_lengths, float)
     pairs = lengths * (lengths + 1) / 2 if text.causal else lengths**2
-    blocks = _blocks(vision, images, images * tokens, images * tokens**2, whole_last_block)
-    blocks += _blocks(text, len(lengths), lengths.sum(), pairs.sum(), whole_last_block)
+    blocks = _blocks(vision, images, images * tokens, images * tokens**2, full_last_block)
+    blocks += _blocks(text, len(lengths), lengths.sum(), pairs.sum(), full_last_block)
     heads = 2 * dimension * (images * vision.width + len(lengths) * text.width)
     losses = 2 * 2 * images**2 * dimension
     forward = patches + blocks + heads + losses
@@ -180,20 +180,25 @@ def cost(
 
 
 def _blocks(
-    tower: Any, sequences: float, tokens: float, pairs: float, whole_last_block: bool
+    tower: Any, sequences: float, tokens: float, pairs: float, full_last_block: bool
 ) -> float:
-    """Operations of a tower's blocks on so many tokens, and pairs of tokens that see each other."""
+    """Count the operations of a tower's blocks; `pairs`: token pairs that attend to each other."""
     square = 2 * tower.width**2
     per_token = (4 + 2 * tower.mlp_ratio) * square
     block = tokens * per_token + 4 * pairs * tower.width
     last = tokens * 2 * square + sequences * (per_token - 2 * square) + 4 * tokens * tower.width
-    return (tower.layers - 1) * block + (block if whole_last_block else last)
+    return (tower.layers - 1) * block + (block if full_last_block else last)
 
 
 def needed_lengths(work: Workload, batch: HostBatch) -> np.ndarray:
-    """What the method needs of texts for a batch, at least: each description once and the
-    descriptions of the classes that the frozen model names, no token behind its end."""
+    """Return the text lengths that the method needs for a batch, without padding.
+
+    These are each description once, and the descriptions of the classes that the frozen model
+    predicts.
+    """
     named = np.unique(work.zero_shot[batch.images])
     classes = text_lengths(work.class_tokens[named], work.config.text)
-    rows = np.concatenate(batch.text_indices)
-    return np.concatenate([classes, text_lengths(work.description_tokens[rows], work.config.text)])
+    indices = np.concatenate(batch.text_indices)
+    return np.concatenate(
+        [classes, text_lengths(work.description_tokens[indices], work.config.text)]
+    )

@@ -1,4 +1,4 @@
-"""Descriptions of images and groups of images, written for `lattec_jax` to read.
+"""Descriptions of images and groups of images, in JSON-lines files that `lattec_jax` reads.
 
-Imports no JAX; what passes between the two is a file of JSON lines.
+Never imports JAX.
 """

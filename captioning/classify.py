@@ -1,15 +1,16 @@
-"""LLaVA zero-shot, the paper's baseline: ask a language model for the class of each test image.
+"""LLaVA zero-shot, a baseline of the paper: ask the model for the class of each test image.
 
     python -m captioning.classify --config=configs/eurosat.py [--workdir=DIR] [--shard=0/8]
 
-The engine is the one of `config.descriptions`; no CLIP takes part. Answers are kept as descriptions
-are, in `<artifacts>/<dataset>/descriptions/shards/<engine>-category.*.jsonl`: each is on disk at
-once and the same command continues. `captioning/answers.py` states how an answer becomes a class.
-What is found goes to the work directory, by default `runs/<dataset>-llava_zero_shot-s<seed>`:
-`results.json` and `predictions.jsonl`. An image without an answer counts as wrong.
+The engine is that of `config.descriptions`; CLIP is not used. Answers are stored like descriptions,
+in `<artifacts>/<dataset>/descriptions/shards/<engine>-category.*.jsonl`: each at once, so that the
+same command continues after an interruption. `captioning/answer_matching.py` documents how an
+answer is matched to a class. The work directory, by default
+`runs/<dataset>-llava_zero_shot-s<seed>`, receives `results.json` and `predictions.jsonl`. An image
+without an answer counts as wrong.
 
-On a cluster `--shard=i/n` asks for every n-th image and writes answers only; the command without
-it, when all are done, writes the results.
+On a cluster, `--shard=i/n` classifies every n-th image and writes answers only; the command without
+it, when all shards are done, writes the results.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from captioning.classify_results import LISTED, predict, report, summarize
+from captioning.classify_results import MAX_LISTED, predict, report, summarize
 from captioning.engines import Engine, Identity, engine_module
-from captioning.shards import WHOLE, Shard, recorded
+from captioning.shards import UNSHARDED, Shard, read_records
 from captioning.tasks import Task
-from captioning.worker import ShardPlan, WorkerStats, work_through
+from captioning.worker import ShardPlan, WorkerStats, describe_shard
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets.dataset import Dataset
+from lattec_jax.data.datasets.dataset import Dataset, Split
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.data.images.content_hashes import content_hashes, content_path
 from lattec_jax.runtime import config as configuration
@@ -39,7 +40,7 @@ from lattec_jax.runtime.files import write_atomic, write_json
 from lattec_jax.runtime.text import print_escaped
 from lattec_jax.runtime.version import __version__
 
-# The paper's words (arXiv 2410.08211), with no space after the colon.
+# The paper's prompt (arXiv 2410.08211), without a space after the colon as there.
 PROMPT = (
     "Select the most appropriate category for the image from the following options:[options]. "
     "Write only the category name."
@@ -49,18 +50,19 @@ METHOD = "llava_zero_shot"
 PREDICTIONS = "predictions.jsonl"
 
 
-def questions(config: ConfigDict, dataset: Dataset, identity: Identity) -> list[Task]:
-    """One task for each test image.
-
-    Raises:
-        DataError: there are no test images.
-    """
-    test = dataset.test
-    if test is None:
+def test_split(dataset: Dataset) -> Split:
+    """Return the test images. Raises DataError if there are none."""
+    if dataset.test is None:
         raise DataError(
             f"{dataset.name} has no test images to classify; set config.dataset.test, or "
-            "config.dataset.held_out_fraction to a share"
+            "config.dataset.held_out_fraction to a number above 0"
         )
+    return dataset.test
+
+
+def make_tasks(config: ConfigDict, dataset: Dataset, identity: Identity) -> list[Task]:
+    """Return a task for each test image. Raises DataError if there are none."""
+    test = test_split(dataset)
     prompt = PROMPT.replace("[options]", ", ".join(dataset.class_names))
     hashes = content_hashes(test.paths, content_path(config))
     return [
@@ -69,33 +71,33 @@ def questions(config: ConfigDict, dataset: Dataset, identity: Identity) -> list[
     ]
 
 
-def ask(
+def classify_shard(
     config: ConfigDict,
     tasks: Sequence[Task],
     engine: Engine | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
 ) -> WorkerStats:
-    """Get the answers of a shard that are missing.
+    """Write the missing answers of a shard.
 
     Args:
         config: a resolved configuration.
         tasks: of all test images.
-        engine: in the place of the one that the configuration names.
+        engine: replaces the configured one.
         shard: the part of the images.
 
     Raises:
         EngineError: the engine cannot be loaded or does not work.
-        DataError: no image can be read, or nothing can be written.
+        DataError: no image can be read, or the file cannot be written.
     """
-    part = ShardPlan.of(descriptions_path(config, KIND), tasks, shard)
-    if not part.wanted:
+    plan = ShardPlan.make(descriptions_path(config, KIND), tasks, shard)
+    if not plan.pending:
         return WorkerStats()
     engine = engine or engine_module(config).load(config)
-    return work_through(part, engine, KIND, "test images could be classified")
+    return describe_shard(plan, engine, KIND, "test images could be classified")
 
 
-def _head(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str, Any]:
-    """What was run; null is what only a CLIP or a training run has."""
+def _run_metadata(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str, Any]:
+    """Return the settings for `results.json`; null: what only a training run has."""
     absent = (
         "weights weights_sha256 weights_source descriptions_sha256 descriptions_shuffled "
         "descriptions descriptions_notes alpha momentum learning_rate template templates dtype "
@@ -120,18 +122,18 @@ def _head(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str,
 def classify(
     config: ConfigDict, directory: Path | None = None, engine: Engine | None = None
 ) -> dict[str, Any]:
-    """Ask for what is missing, write the results and return what `results.json` holds.
+    """Write the missing answers and the results, and return the content of `results.json`.
 
     Args:
         config: a resolved configuration.
         directory: the work directory; None: the default one.
-        engine: in the place of the one that the configuration names.
+        engine: replaces the configured one.
 
     Raises:
-        ConfigError: the work directory is another run's.
-        DataError, EngineError: see `questions` and `ask`.
+        ConfigError: the work directory belongs to another run.
+        DataError, EngineError: see `make_tasks` and `classify_shard`.
     """
-    # Recorded as a method of its own, so that no training run is mistaken for this one.
+    # A separate method name, so that a training run is not mistaken for this one.
     config = config.copy_and_resolve_references().unlock()
     config.method.name = METHOD
     directory = directory or configuration.default_workdir(config)
@@ -140,10 +142,11 @@ def classify(
     inputs = {"names": dataset.names, "engine": identity}
     run_directory.check_available(directory, config)
     run_directory.check_same_inputs(directory, inputs)
-    tasks = questions(config, dataset, identity)
-    ask(config, tasks, engine)
-    predictions = predict(dataset, tasks, recorded(descriptions_path(config, KIND)))
-    found = _head(config, dataset, identity) | summarize(dataset, predictions)
+    tasks = make_tasks(config, dataset, identity)
+    classify_shard(config, tasks, engine)
+    predictions = predict(dataset, tasks, read_records(descriptions_path(config, KIND)))
+    metrics = summarize(test_split(dataset), dataset, predictions)
+    found = _run_metadata(config, dataset, identity) | metrics
     run_directory.acquire(directory, config, inputs)
     lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
     write_atomic(directory / PREDICTIONS, "".join(lines))
@@ -152,28 +155,30 @@ def classify(
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
-    define_workdir(values, "Where the results go; not set: runs/<dataset>-llava_zero_shot-s<seed>.")
+    """Define the command's flags."""
+    define_workdir(
+        values, "Directory of the results; default: runs/<dataset>-llava_zero_shot-s<seed>."
+    )
     flags.DEFINE_string(
-        "shard", "0/1", "Part i of n: i/n; answers only, no results.", flag_values=values
+        "shard", "0/1", "Shard i of n: i/n; writes answers, no results.", flag_values=values
     )
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
-    if shard == WHOLE:
+    if shard == UNSHARDED:
         directory = Path(values.workdir) if values.workdir else None
         print_escaped(report(classify(config, directory)))
         return
     identity = engine_module(config).identity(config)
-    tally = ask(config, questions(config, datasets.load(config), identity), None, shard)
+    stats = classify_shard(config, make_tasks(config, datasets.load(config), identity), None, shard)
     print(
-        f"part {shard.index} of {shard.count}: {tally.written} answered, {len(tally.failed)} "
-        "failed; when all parts are done, the command without --shard writes the results"
+        f"shard {shard.index} of {shard.count}: {stats.written} answered, {len(stats.failed)} "
+        "failed; when all shards are done, the command without --shard writes the results"
     )
-    for image, reason in list(tally.failed.items())[:LISTED]:
+    for image, reason in list(stats.failed.items())[:MAX_LISTED]:
         print_escaped(f"  failed: {image}: {reason}")
 
 

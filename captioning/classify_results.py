@@ -1,4 +1,4 @@
-"""What `captioning.classify` found: predictions, `results.json`, and what is printed of it."""
+"""Results of `captioning.classify`: predictions, `results.json` and the printed report."""
 
 from __future__ import annotations
 
@@ -9,29 +9,29 @@ from typing import Any
 
 import numpy as np
 
-from captioning.answers import CLOSEST, EXACT, NORMALIZED, UNMATCHED, Matcher
+from captioning.answer_matching import CLOSEST, EXACT, NORMALIZED, UNMATCHED, Matcher
 from captioning.tasks import Task
 from lattec_jax.data import evaluation_metrics
-from lattec_jax.data.datasets.dataset import Dataset
+from lattec_jax.data.datasets.dataset import Dataset, Split
 from lattec_jax.data.descriptions import Record
 
-FAILED = "failed"  # there is no answer
-LISTED = 10  # unmatched answers, and failures, that are shown
+FAILED = "failed"  # no answer
+MAX_LISTED = 10  # unmatched answers, and failures, that are shown
 _NO_CLASS = -1
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What was made of one image's answer."""
+    """The answer for one image, and its class."""
 
     image: str
-    answer: str | None  # None where it failed
-    label: int | None
-    how: str
+    answer: str | None  # None: failed
+    label: int | None  # None: unmatched or failed
+    how: str  # the step that matched it, or FAILED
     error: str = ""
 
     def line(self, class_names: Sequence[str]) -> dict[str, Any]:
-        """As `predictions.jsonl` states it."""
+        """Return the line of `predictions.jsonl`."""
         values = {
             "image": self.image,
             "answer": self.answer,
@@ -44,7 +44,7 @@ class Prediction:
 def predict(
     dataset: Dataset, tasks: Sequence[Task], found: Mapping[str, Record]
 ) -> list[Prediction]:
-    """The classes of all images, from the records of their keys."""
+    """Match the recorded answers of all images to classes."""
     match = Matcher(dataset.names)
     predictions = []
     for task in tasks:
@@ -56,24 +56,24 @@ def predict(
     return predictions
 
 
-def summarize(dataset: Dataset, predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """What `results.json` says of the predictions, in the form of `lattec_jax.train`.
+def summarize(test: Split, dataset: Dataset, predictions: Sequence[Prediction]) -> dict[str, Any]:
+    """Return the metrics of `results.json`, in the format of `lattec_jax.train`.
 
-    The accuracy is that of the "adapted" model, in that it is what the method ends with: no CLIP
-    came before it ("zero_shot" is null), and one answer has no top-5.
+    The accuracy is reported as that of the "adapted" model, the method's final result. There is no
+    CLIP before it ("zero_shot" is null), and no top-5 of a single answer.
     """
     classes = len(dataset.class_names)
     labels = np.array([_NO_CLASS if p.label is None else p.label for p in predictions])
     fractions = evaluation_metrics.class_fractions(labels[labels != _NO_CLASS], classes)
     adapted = per_class = None
-    if dataset.test.labels is not None:
-        adapted = {"top1": float(np.mean(labels == dataset.test.labels)), "top5": None}
-        per_class = evaluation_metrics.per_class_accuracy(labels, dataset.test.labels, classes)
+    if test.labels is not None:
+        adapted = {"top1": float(np.mean(labels == test.labels)), "top5": None}
+        per_class = evaluation_metrics.per_class_accuracy(labels, test.labels, classes)
     failed = {p.image: p.error for p in predictions if p.how == FAILED}
     return {
-        "n_train": 0,  # none is looked at
+        "n_train": 0,  # training images are not used
         "n_test": len(predictions),
-        "unreadable": list(failed),  # counted as wrong, not left out
+        "unreadable": list(failed),  # counted as wrong
         "n_left_out": {"train": 0, "test": 0},
         "zero_shot": None,
         "adapted": adapted,
@@ -93,24 +93,24 @@ def summarize(dataset: Dataset, predictions: Sequence[Prediction]) -> dict[str, 
 
 
 def _answers(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """How many answers each step of the rule matched, and the first that none did."""
+    """Return how many answers each step matched, and the first unmatched ones."""
     counts = Counter(p.how for p in predictions)
     unmatched = [{"image": p.image, "answer": p.answer} for p in predictions if p.how == UNMATCHED]
     steps = (EXACT, NORMALIZED, CLOSEST, UNMATCHED, FAILED)
-    return {how: counts[how] for how in steps} | {"first_unmatched": unmatched[:LISTED]}
+    return {how: counts[how] for how in steps} | {"first_unmatched": unmatched[:MAX_LISTED]}
 
 
 def table(
     class_names: Sequence[str],
-    accuracy: Mapping[str, float] | None,
+    accuracy: Mapping[str, float | None] | None,
     per_class: Sequence[float | None] | None,
     fractions: Sequence[float],
     images: int,
 ) -> str:
-    """Accuracy in all and per class; without labels the share of each class."""
+    """Format the accuracy, overall and per class; without labels each class's fraction."""
     width = max(len("top1"), *map(len, class_names)) + 2
-    if accuracy is None:
-        title = f"share of the answers per class, {images} images (there are no labels)"
+    if accuracy is None or per_class is None:
+        title = f"fraction of the answers per class, {images} images (there are no labels)"
         rows = list(zip(class_names, fractions, strict=True))
     else:
         title = f"accuracy on {images} test images"
@@ -120,12 +120,12 @@ def table(
 
 
 def report(found: Mapping[str, Any]) -> str:
-    """What is printed of `results.json`."""
+    """Format `results.json` for the terminal."""
     answers = found["answers"]
     steps = (f"{how} {count}" for how, count in answers.items() if how != "first_unmatched")
     lines = [found["table"], f"answers: {', '.join(steps)}"]
     for first in answers["first_unmatched"]:
         lines.append(f"  unmatched: {first['image']}: {first['answer']!r}")
-    for image, reason in list(found["failed"].items())[:LISTED]:
+    for image, reason in list(found["failed"].items())[:MAX_LISTED]:
         lines.append(f"  failed: {image}: {reason}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""One image out of several, for models that take a single one (the released code's formula)."""
+"""Several images as one, for models that take a single image (formula of the released code)."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-CANVAS = 672  # pixels, both sides
+CANVAS = 672  # pixels, width and height
 GAP = 20  # pixels between cells
 
 
 def collage(images: Sequence[Image.Image]) -> Image.Image:
     """Arrange images row by row in a square of cells on black.
 
-    There are max(2, ⌈√n⌉) cells a row. Each image is scaled to fit its cell, up or down, and
-    centerd in it.
+    Each row has max(2, ⌈√n⌉) cells. Each image is scaled up or down to fit its cell, and centered
+    in it.
 
     Args:
         images: one or more, in any mode.
@@ -25,7 +25,7 @@ def collage(images: Sequence[Image.Image]) -> Image.Image:
     """
     if not images:
         raise ValueError("expected at least one image")
-    side = max(2, math.isqrt(len(images) - 1) + 1)  # cells a row
+    side = max(2, math.isqrt(len(images) - 1) + 1)  # cells per row; isqrt(n - 1) + 1 is ⌈√n⌉
     cell = (CANVAS - GAP * (side - 1)) // side
     canvas = Image.new("RGB", (CANVAS, CANVAS))
     for number, image in enumerate(images):
@@ -39,14 +39,14 @@ def collage(images: Sequence[Image.Image]) -> Image.Image:
 
 
 def _fitted(image: Image.Image, cell: int) -> tuple[int, int]:
-    """Width and height within a cell, in the released code's arithmetic (rounding included)."""
+    """Return width and height within a cell, rounded as in the released code."""
     ratio = image.width / image.height
-    # Only here a panorama's short side never vanishes.
+    # Unlike in the released code, the short side of a panorama is at least one pixel.
     if ratio > 1:
         return cell, max(1, int(cell / ratio))
     return max(1, int(cell * ratio)), cell
 
 
 def single_image(images: Sequence[Image.Image]) -> Image.Image:
-    """The image itself in RGB, or the collage of several."""
+    """Return the image in RGB, or the collage of several."""
     return images[0].convert("RGB") if len(images) == 1 else collage(images)

@@ -1,15 +1,16 @@
-"""Describe the training images and their groups.
+"""Describe the training images, and groups of them.
 
     python -m captioning.describe --config=configs/demo.py [--kind=image,group] [--shard=0/8]
         [--processes=4]
 
-Every answer is on disk at once, and the same command continues where it stopped: what was answered
-before for the same images, prompt, engine, model and decoding is kept. A kind whose name begins
-with "group" describes several images with the same pseudo-label; every other kind a single image.
+Every description is stored at once, and the same command continues after an interruption:
+descriptions for the same images, prompt, engine, model and decoding are reused. A kind whose name
+begins with "group" describes several images with the same pseudo-label; every other kind describes
+single images.
 
-One process works on each GPU of this host (`--processes`, by default as many as the engine can
-use). On a cluster, `--shard=i/n` describes every n-th image, and `python -m captioning.merge` joins
-the parts when all are done; without it the parts are joined here.
+One process runs on each GPU of this host (`--processes`; by default the engine decides). On a
+cluster, `--shard=i/n` describes every n-th image, and `python -m captioning.merge` merges all
+finished shards; without `--shard` this command merges.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from collections.abc import Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from captioning import gpu_processes
 from captioning.engines import Engine, Identity, engine_module
-from captioning.merge import LISTED, Merged, check_replaceable, merge_kind
-from captioning.shards import WHOLE, Shard
+from captioning.launcher import launch_workers
+from captioning.merge import MAX_LISTED, MergeResult, check_replaceable, merge_kind
+from captioning.shards import UNSHARDED, Shard
 from captioning.tasks import Tasks, check_kinds, make_tasks
-from captioning.worker import ShardPlan, WorkerStats, work_through
+from captioning.worker import ShardPlan, WorkerStats, describe_shard
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import Sources, descriptions_path
 from lattec_jax.runtime.cli import command, read_config
@@ -35,47 +36,47 @@ from lattec_jax.runtime.text import print_escaped
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What `describe` did for one kind, in images."""
+    """Counts of images of one kind."""
 
     written: int
-    kept: int  # were there already
+    reused: int  # had a description already
     failed: dict[str, str]  # image -> reason
-    merged: Merged | None  # None where only a part of the set was asked for
+    merged: MergeResult | None  # None for a shard
 
 
 def describe(
     config: ConfigDict,
     kinds: Sequence[str] | None = None,
     engine: Engine | None = None,
-    shard: Shard = WHOLE,
+    shard: Shard = UNSHARDED,
     sources: Sources | None = None,
 ) -> dict[str, Outcome]:
-    """Write the descriptions that are missing, and merge them if the whole set is asked for.
+    """Write the missing descriptions, and merge them unless only a shard is described.
 
     Args:
         config: a resolved configuration.
         kinds: keys of `config.descriptions.prompts`; None: all of them.
-        engine: in the place of the one that the configuration names.
-        shard: the part of the images.
-        sources: what the caller has read already; None: it is read here.
+        engine: replaces the configured one.
+        shard: the part of the images to describe.
+        sources: the inputs, if the caller has read them already.
 
     Raises:
         ConfigError: no such kind or engine.
-        DataError: groups are wanted and there are no pseudo-labels, no image can be read, or
-            nothing can be written.
+        DataError: pseudo-labels are needed and there are none, no image can be read, or the file
+            cannot be written.
         EngineError: the engine cannot be loaded or does not work.
     """
     kinds = check_kinds(config, kinds)
     identity = engine.identity if engine else engine_module(config).identity(config)
     outcomes = {}
-    for kind, (tasks, part) in _plan(config, kinds, identity, shard, sources).items():
-        tally = WorkerStats()
-        if part.wanted:
+    for kind, (tasks, plan) in _plan(config, kinds, identity, shard, sources).items():
+        stats = WorkerStats()
+        if plan.pending:
             engine = engine or engine_module(config).load(config)
-            what = f"{kind} descriptions could be made"
-            tally = work_through(part, engine, f"describing: {kind}", what)
-        merged = merge_kind(config, tasks, identity) if shard == WHOLE else None
-        outcomes[kind] = Outcome(tally.written, part.kept, tally.failed, merged)
+            goal = f"{kind} descriptions could be made"
+            stats = describe_shard(plan, engine, f"describing: {kind}", goal)
+        merged = merge_kind(config, tasks, identity) if shard == UNSHARDED else None
+        outcomes[kind] = Outcome(stats.written, plan.num_done, stats.failed, merged)
     return outcomes
 
 
@@ -86,30 +87,30 @@ def _plan(
     shard: Shard,
     sources: Sources | None = None,
 ) -> dict[str, tuple[Tasks, ShardPlan]]:
-    """All that can be missing is looked for here, before the first, perhaps long, kind begins."""
+    """Plan all kinds, so that missing inputs are reported before the first kind takes hours."""
     found = {}
     dataset = sources.dataset if sources else datasets.load(config)
     for kind, tasks in make_tasks(config, kinds, dataset, identity, sources).items():
         path = descriptions_path(config, kind)
         check_replaceable(path)
-        found[kind] = tasks, ShardPlan.of(path, tasks.tasks, shard)
+        found[kind] = tasks, ShardPlan.make(path, tasks.tasks, shard)
     return found
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
-    flags.DEFINE_list("kind", None, "Kinds to describe; not set: all.", flag_values=values)
-    flags.DEFINE_string("shard", "0/1", "Part i of n: i/n.", flag_values=values)
+    """Define the command's flags."""
+    flags.DEFINE_list("kind", None, "Kinds to describe; default: all.", flag_values=values)
+    flags.DEFINE_string("shard", "0/1", "Shard i of n: i/n.", flag_values=values)
     flags.DEFINE_integer(
         "processes",
         None,
-        "Workers on this host; not set: one for each GPU.",
+        "Worker processes on this host; default: one per GPU.",
         flag_values=values,
     )
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     kinds = check_kinds(config, values.kind)
@@ -119,24 +120,26 @@ def main(argv: Sequence[str]) -> None:
     if processes < 1:
         raise ConfigError(f"--processes: expected 1 or more, found {processes}")
     if processes > 1:
-        # Planned once here: mistakes show at once, and the workers find the images hashed.
+        # Planned here too: mistakes are reported at once, and the workers find the images hashed.
         identity = engine_module(config).identity(config)
         plans = _plan(config, kinds, identity, shard).values()
-        wanted = sum(len(part.wanted) for _, part in plans)
-        if wanted:
-            gpu_processes.run([part.path for _, part in plans], argv, shard, processes, wanted)
-        if shard == WHOLE:
+        num_pending = sum(len(plan.pending) for _, plan in plans)
+        if num_pending:
+            paths = [plan.merged_path for _, plan in plans]
+            launch_workers(paths, argv, shard, processes, num_pending)
+        if shard == UNSHARDED:
             for tasks, _ in plans:
                 print_escaped(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
         return
     for kind, outcome in describe(config, kinds, None, shard).items():
         print(
-            f"{kind}: {outcome.written} written, {outcome.kept} kept, {len(outcome.failed)} failed"
+            f"{kind}: {outcome.written} written, {outcome.reused} reused, "
+            f"{len(outcome.failed)} failed"
         )
         if outcome.merged:
             print_escaped(outcome.merged.report())
         else:
-            for image, reason in list(outcome.failed.items())[:LISTED]:
+            for image, reason in list(outcome.failed.items())[:MAX_LISTED]:
                 print_escaped(f"  failed: {image}: {reason}")
 
 

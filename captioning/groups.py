@@ -1,10 +1,10 @@
-"""Which images are described together: those with the same pseudo-label (the paper, Sec. 3.1).
+"""Sample groups of images with the same pseudo-label, to be described together (paper, Sec. 3.1).
 
-Two readings (`config.descriptions.group_members`). The paper gives an image the description of its
-own group: images drawn at random that share its pseudo-label. These words support a group that the
-image belongs to, which is "with_image" (the preset "paper"), but they do not say so. The authors'
-released code draws all members from the class, so that the image is among them by chance only:
-"drawn" (the preset "released_code").
+The paper gives an image the description of its group: images drawn at random that share its
+pseudo-label. It does not state whether the group contains the image itself.
+`config.descriptions.group_members` selects a reading: "with_image" (preset "paper") always includes
+it; "drawn" (preset "released_code") draws all members from the class, as the authors' released code
+does, so that the image is a member only by chance.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ def sample_groups(
     seed: int,
     with_image: bool = True,
 ) -> dict[str, tuple[str, ...]]:
-    """One group for each image, of images with its pseudo-label.
+    """Sample a group for each image from the images with its pseudo-label.
 
-    Drawn without replacement; with it where the class has fewer. An image alone in its class is
-    repeated. The draw depends on the seed, the image and the members of its class, not on the order
-    of the images.
+    Members are drawn without replacement, or with replacement if the class has too few. An image
+    alone in its class is repeated. The sample depends on the seed, the image and the members of its
+    class, not on the order of the images.
 
     Args:
-        ids: all N images.
-        labels: their `[N]` pseudo-labels.
-        size: images in a group.
-        seed: of the draw.
-        with_image: the image comes first and `size - 1` others are drawn; False: all `size` are
-            drawn, the image like any other.
+        ids: of all N images.
+        labels: `[N]` pseudo-labels.
+        size: number of images in a group.
+        seed: of the random generator.
+        with_image: if True, the image comes first and `size - 1` other images are drawn; otherwise
+            all `size` members are drawn, from all images of the class.
 
     Returns:
         Image id -> ids of the members.
@@ -47,7 +47,7 @@ def sample_groups(
     classes: dict[int, list[str]] = {}
     for image in sorted(label_of):
         classes.setdefault(label_of[image], []).append(image)
-    place = {image: i for members in classes.values() for i, image in enumerate(members)}
+    position = {image: i for members in classes.values() for i, image in enumerate(members)}
     groups = {}
     for image in ids:
         members = classes[label_of[image]]
@@ -56,10 +56,10 @@ def sample_groups(
             drawn = rng.choice(len(members), size, replace=len(members) < size)
             groups[image] = tuple(members[i] for i in drawn)
             continue
-        others = len(members) - 1
-        if others:
-            drawn = rng.choice(others, size - 1, replace=others < size - 1)
-            drawn += drawn >= place[image]  # step over the image itself
+        candidates = len(members) - 1
+        if candidates:
+            drawn = rng.choice(candidates, size - 1, replace=candidates < size - 1)
+            drawn += drawn >= position[image]  # skip the image itself
         else:
             drawn = np.zeros(size - 1, int)
         groups[image] = (image, *(members[i] for i in drawn))
@@ -75,23 +75,24 @@ def sample_forced_groups(
     correct: int,
     correct_label: str = "pseudo",
 ) -> dict[str, tuple[str, ...]]:
-    """Groups with a given number of correct images: an analysis with labels (the paper, Table 4).
+    """Sample groups with a given number of correct images: an analysis with labels (Table 4).
 
-    An image is correct in a group if its true label is the group's class. That class is the
-    pseudo-label of the image that the group is for, or that image's own true label; the paper does
-    not say which. The image itself comes first, unless it is wrong and all have to be correct, or
-    the other way round. Correct members are drawn among the images whose pseudo-label is the
-    group's class, or, where none of them is correct, among all images of that true class; wrong
-    ones likewise, at last among all images of other classes.
+    A member is correct if its true label is the group's class. The paper does not state whether
+    that class is the pseudo-label or the true label of the image that the group is for;
+    `correct_label` selects it. The image itself comes first if the group has room for it as a
+    correct or a wrong member. Correct members are drawn from the images whose pseudo-label is the
+    group's class, or, if none of these is correct, from all images of that true class. Wrong
+    members are drawn from the images with that pseudo-label too, or, if none of these is wrong,
+    from all images of other true classes.
 
     Args:
-        ids: all N images.
-        labels: their `[N]` pseudo-labels.
-        size: images in a group.
-        seed: of the draw.
+        ids: of all N images.
+        labels: `[N]` pseudo-labels.
+        size: number of images in a group.
+        seed: of the random generator.
         true_labels: `[N]`.
-        correct: images in a group that are correct, from 0 to `size`.
-        correct_label: a group's class: its image's "pseudo"-label or its "true" label.
+        correct: number of correct images in a group, from 0 to `size`.
+        correct_label: the group's class is the image's "pseudo" label or its "true" label.
 
     Returns:
         Image id -> ids of the members.
@@ -110,41 +111,44 @@ def sample_forced_groups(
         for label in np.unique(classes).tolist()
     }
     groups = {}
-    for row, image in enumerate(ids):
+    for index, image in enumerate(ids):
         rng = np.random.default_rng([seed, _number(image)])
-        pool_right, pool_wrong = pools[int(classes[row])]
-        is_right = classes[row] == true[row]
-        right, wrong = correct, size - correct
+        correct_pool, wrong_pool = pools[int(classes[index])]
+        is_correct = bool(classes[index] == true[index])
+        num_correct, num_wrong = correct, size - correct
         first = []
-        if right if is_right else wrong:
-            first = [row]
-            right, wrong = (right - 1, wrong) if is_right else (right, wrong - 1)
-        drawn = [*_draw(rng, pool_right, right, row), *_draw(rng, pool_wrong, wrong, row)]
+        if num_correct if is_correct else num_wrong:
+            first = [index]
+            num_correct, num_wrong = num_correct - is_correct, num_wrong - (not is_correct)
+        drawn = [
+            *_draw(rng, correct_pool, num_correct, index),
+            *_draw(rng, wrong_pool, num_wrong, index),
+        ]
         groups[image] = tuple(ids[i] for i in [*first, *rng.permutation(drawn).astype(int)])
     return groups
 
 
-def _pool(order: np.ndarray, wanted: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
-    """Rows of the wanted images, or of the others where there are none, in the order of the ids."""
-    return order[(wanted if wanted.any() else otherwise)[order]]
+def _pool(order: np.ndarray, mask: np.ndarray, fallback: np.ndarray) -> np.ndarray:
+    """Return the indices where `mask` holds, or else `fallback`, in the order of the ids."""
+    return order[(mask if mask.any() else fallback)[order]]
 
 
-def _draw(rng: np.random.Generator, pool: np.ndarray, count: int, own: int) -> np.ndarray:
-    """`count` rows of the pool, without the image's own where there are others."""
+def _draw(rng: np.random.Generator, pool: np.ndarray, count: int, image: int) -> np.ndarray:
+    """Draw `count` indices from the pool, not the image's unless it is the only one."""
     if not count:
         return np.zeros(0, int)
-    others = pool[pool != own]
-    if not len(others):
-        others = pool
-    if not len(others):
+    candidates = pool[pool != image]
+    if not len(candidates):
+        candidates = pool
+    if not len(candidates):
         raise DataError(
             "config.descriptions.correct_per_group: there are no images to draw from, because no "
-            "image, or every one, is of the class; leave it unset"
+            "image, or every image, is of the class; leave it unset"
         )
-    return rng.choice(others, count, replace=len(others) < count)
+    return rng.choice(candidates, count, replace=len(candidates) < count)
 
 
 def _number(image: str) -> int:
-    """A number that depends on the id alone."""
+    """Return a number that depends on the id only."""
     digest = hashlib.sha256(image.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big")

@@ -1,4 +1,4 @@
-"""Train on descriptions that the authors' released code made.
+"""Import descriptions that the authors' released code wrote.
 
     python -m captioning.import_released --config=configs/eurosat.py \\
         --folder=generated_captions/train_classname_eurosat_77_llava-v1.6-mistral-7b_4bit
@@ -6,17 +6,17 @@
 The released code (github.com/astra-vision/LatteCLIP, preprocess/extract_captions_llava_1_6*.py)
 writes one `.txt` per training image into `train_<prompt>_77_<model>_4bit/`, and for groups into
 `train_4images_<prompt>_77_<model>_4bit/`. Its training scripts look for the latter without
-"4images_"; a folder that was renamed for them is known by "describe_common" in its prompt's name,
-or by --kind=group.
+"4images_"; a folder that was renamed for them is recognized by "describe_common" in its prompt's
+name, or by --kind=group.
 
-A text file bears its image's id: the image's base name up to the first dot, or, where base names
-repeat (Caltech101), `<class name>_<base name>` (in class names case and "_" do not count; the name
-of the image's folder will do as well). This command writes
-`<artifacts>/<dataset>/descriptions/released-<kind>.jsonl`, which training takes with
---config.descriptions.engine=released. All members of the release's groups are drawn, so groups need
---config.descriptions.group_members=drawn here and in training (the preset released_code has it).
-The files say neither which images were a group nor the wording of the prompt: "prompt" is its name,
-and changed images go unnoticed.
+The name of a text file is its image's base name up to the first dot, or, if base names repeat
+(Caltech101), `<class name>_<base name>` (case and "_" in class names are ignored; the name of the
+image's folder is accepted too). This command writes
+`<artifacts>/<dataset>/descriptions/released-<kind>.jsonl`; train on it with
+--config.descriptions.engine=released. The release draws all members of a group, so groups need
+--config.descriptions.group_members=drawn here and in training (set by the preset released_code).
+The text files contain neither the members of a group nor the wording of the prompt: the records'
+"prompt" is the prompt's name, and changed images are not detected.
 """
 
 from __future__ import annotations
@@ -43,28 +43,28 @@ from lattec_jax.runtime.text import escape_unprintable, print_escaped, sanitize
 ENGINE = "released"
 IMAGE, GROUP = "image", "group"
 MAX_TEXT_BYTES = 2**17  # of a text file
-LISTED = 10  # names that are printed of a kind of trouble
+MAX_LISTED = 10  # names that are printed of each problem
 _FOLDER = re.compile(r"train_(?:(\d+)images_)?(.+)_(\d+)_(.+)_([48]bit)")
 EXAMPLE = "generated_captions/train_classname_eurosat_77_llava-v1.6-mistral-7b_4bit"
 _FORM = "train_<prompt>_<tokens>_<model>_4bit or train_<n>images_<prompt>_<tokens>_<model>_4bit"
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
-    """What the folder's name says."""
+class ReleasedFolder:
+    """The fields of a folder's name."""
 
     kind: str
-    group_size: int | None  # None where the name does not say
+    group_size: int | None  # None: not in the name
     prompt: str
     model: str
     decoding: str
 
     @classmethod
-    def parse(cls, folder: Path, kind: str | None) -> Source:
-        """Read the folder's name; `kind` is what was asked for.
+    def parse(cls, folder: Path, kind: str | None) -> ReleasedFolder:
+        """Parse the folder's name; `kind` is the requested one, or None.
 
         Raises:
-            DataError: it is no folder, or its name is not of the form.
+            DataError: it is not a folder, or its name does not match.
             ConfigError: no such kind, or it contradicts the name.
         """
         if kind not in (None, IMAGE, GROUP):
@@ -76,34 +76,34 @@ class Source:
         if match is None:
             raise DataError(
                 f"--folder: expected a folder named {_FORM}, found {name!r}; give it the name "
-                "that the released code wrote it under"
+                "that the released code gave it"
             )
         size, prompt, tokens, model, bits = match.groups()
         if size and kind == IMAGE:
-            raise ConfigError(f"--kind=image: {name!r} holds descriptions of groups of {size}")
+            raise ConfigError(f"--kind=image: {name!r} contains descriptions of groups of {size}")
         kind = kind or (GROUP if size or "describe_common" in prompt else IMAGE)
         decoding = f"{bits}, at most {tokens} new tokens"
         return cls(kind, int(size) if size else None, prompt, model, decoding)
 
 
 @dataclasses.dataclass(frozen=True)
-class Imported:
-    """What was taken and what was not."""
+class ImportResult:
+    """Counts and names of what was imported and what was not."""
 
     path: Path
     kind: str
-    taken: int
-    strangers: tuple[str, ...]  # text files of no image
-    without: tuple[str, ...]  # images without a text file
-    empty: tuple[str, ...]  # text files
+    num_imported: int
+    unmatched_files: tuple[str, ...]  # text files without an image
+    images_without_text: tuple[str, ...]
+    empty_files: tuple[str, ...]
 
     def report(self) -> str:
-        """For a person."""
-        lines = [f"{self.taken} {self.kind} descriptions -> {self.path}"]
+        """Return the result as text."""
+        lines = [f"{self.num_imported} {self.kind} descriptions -> {self.path}"]
         for what, names in (
-            ("text files that belong to no training image", self.strangers),
-            ("training images without a text file", self.without),
-            ("empty text files", self.empty),
+            ("text files that belong to no training image", self.unmatched_files),
+            ("training images without a text file", self.images_without_text),
+            ("empty text files", self.empty_files),
         ):
             lines.append(f"  {what}: {len(names)}{_listed(names)}")
         drawn = " --config.descriptions.group_members=drawn" if self.kind == GROUP else ""
@@ -111,31 +111,31 @@ class Imported:
         return "\n".join(lines)
 
 
-def import_released(config: ConfigDict, folder: Path, kind: str | None = None) -> Imported:
-    """Write the texts of a folder in the form that training reads.
+def import_released(config: ConfigDict, folder: Path, kind: str | None = None) -> ImportResult:
+    """Convert a folder of text files to the file that training reads.
 
     Args:
         config: a resolved configuration.
-        folder: that the released code wrote.
-        kind: "image" or "group"; None: by the folder's name.
+        folder: written by the released code.
+        kind: "image" or "group"; None: from the folder's name.
 
     Raises:
         ConfigError: the kind or the configured groups contradict the folder.
-        DataError: the folder is not of the form, its texts cannot be told apart or read, or another
-            file is there already.
+        DataError: the folder's name does not match, its texts cannot be assigned to images or read,
+            or the output exists with other content.
     """
-    source = Source.parse(folder, kind)
-    path = _path(config, source)
+    source = ReleasedFolder.parse(folder, kind)
+    path = _output_path(config, source)
     dataset = datasets.load(config)
     files = sorted(p for p in folder.iterdir() if p.suffix == ".txt" and p.is_file())
-    belongs, strangers = _assign(dataset, files)
-    if not belongs:
+    file_of, unmatched = _assign(dataset, files)
+    if not file_of:
         raise DataError(
             f"none of the {len(files)} text files in {folder} belongs to a training image of "
-            f"{dataset.name}{_listed(strangers)}; expected names such as "
+            f"{dataset.name}{_listed(unmatched)}; expected names such as "
             f"{_base(dataset.train.ids[0])}.txt. Is this the folder of that data set?"
         )
-    texts = {image: _text(file) for image, file in belongs.items()}
+    texts = {image: _read(file) for image, file in file_of.items()}
     lines = [
         to_line(
             Record(
@@ -147,24 +147,24 @@ def import_released(config: ConfigDict, folder: Path, kind: str | None = None) -
         if texts.get(image)
     ]  # fmt: skip
     _write(path, b"".join(lines))
-    return Imported(
+    return ImportResult(
         path,
         source.kind,
         len(lines),
-        strangers,
-        tuple(image for image in dataset.train.ids if image not in belongs),
-        tuple(belongs[image].name for image, text in texts.items() if not text),
+        unmatched,
+        tuple(image for image in dataset.train.ids if image not in file_of),
+        tuple(file_of[image].name for image, text in texts.items() if not text),
     )
 
 
-def _path(config: ConfigDict, source: Source) -> Path:
-    """Where training with the engine "released" looks. Raises ConfigError."""
+def _output_path(config: ConfigDict, source: ReleasedFolder) -> Path:
+    """Return the file that training with the engine "released" reads. Raises ConfigError."""
     config = config.copy_and_resolve_references().unlock()
     settings = config.descriptions
     if source.kind == GROUP:
         if source.group_size not in (None, settings.group_size):
             raise ConfigError(
-                f"the folder holds descriptions of groups of {source.group_size}, and "
+                f"the folder contains descriptions of groups of {source.group_size}, and "
                 f"config.descriptions.group_size is {settings.group_size}; set "
                 f"--config.descriptions.group_size={source.group_size}, here and in training"
             )
@@ -184,81 +184,85 @@ def _path(config: ConfigDict, source: Source) -> Path:
 
 
 def _base(image: str) -> str:
-    """The base name up to the first dot."""
+    """Return the base name up to the first dot."""
     return image.rpartition("/")[2].partition(".")[0]
 
 
 def _assign(dataset: Dataset, files: Iterable[Path]) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """The text file of each image that has one, and the files of no image. Raises DataError."""
+    """Return the text file of each image, and the files without an image. Raises DataError."""
     train = dataset.train
-    owners: dict[tuple[str, str], dict[str, None]] = {}  # (prefix or "", base name) -> images
-    for row, image in enumerate(train.ids):
+    images_of: dict[tuple[str, str], dict[str, None]] = {}  # (prefix or "", base name) -> images
+    for index, image in enumerate(train.ids):
         prefixes = {"", class_names.key(Path(image).parent.name)}
         if train.labels is not None:
-            prefixes |= set(map(class_names.key, dataset.names[train.labels[row]]))
+            prefixes |= set(map(class_names.key, dataset.names[train.labels[index]]))
         for prefix in prefixes:
-            owners.setdefault((prefix, _base(image)), {})[image] = None
-    belongs: dict[str, Path] = {}
-    strangers, shared = [], []
+            images_of.setdefault((prefix, _base(image)), {})[image] = None
+    file_of: dict[str, Path] = {}
+    unmatched, ambiguous = [], []
     for file in files:
         name = file.name.removesuffix(".txt")
-        cuts = [i for i, character in enumerate(name) if character == "_"]
-        forms = [("", name), *((class_names.key(name[:i]), name[i + 1 :]) for i in cuts)]
-        images = list(dict.fromkeys(image for form in forms for image in owners.get(form, ())))
+        # A class name may contain "_" too, so each one may separate it from the base name.
+        splits = [i for i, character in enumerate(name) if character == "_"]
+        keys = [("", name), *((class_names.key(name[:i]), name[i + 1 :]) for i in splits)]
+        images = list(dict.fromkeys(image for key in keys for image in images_of.get(key, ())))
         if not images:
-            strangers.append(file.name)
+            unmatched.append(file.name)
         elif len(images) > 1:
-            shared.append(f"{file.name}: {', '.join(images[:LISTED])}")
-        elif belongs.setdefault(images[0], file) != file:
-            shared.append(f"{belongs[images[0]].name} and {file.name}: {images[0]}")
-    if shared:
+            ambiguous.append(f"{file.name}: {', '.join(images[:MAX_LISTED])}")
+        elif file_of.setdefault(images[0], file) != file:
+            ambiguous.append(f"{file_of[images[0]].name} and {file.name}: {images[0]}")
+    if ambiguous:
         raise DataError(
-            f"{len(shared)} text files do not have one image each; expected names "
-            "<class name>_<base name>.txt where base names repeat, and one file an image"
-            f"{_listed(shared)}"
+            f"{len(ambiguous)} text files do not match exactly one image each; expected names "
+            "<class name>_<base name>.txt if base names repeat, and one file per image"
+            f"{_listed(ambiguous)}"
         )
-    return belongs, tuple(strangers)
+    return file_of, tuple(unmatched)
 
 
-def _text(file: Path) -> str:
-    """The lines of a file, one for each class in the released code's earlier form, as one."""
+def _read(file: Path) -> str:
+    """Read a file as one line; an earlier version of the released code wrote a line per class."""
     try:
         return " ".join(sanitize(read_text(file, MAX_TEXT_BYTES)).split())
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"{file} cannot be read: {reason}; allow it, or remove it") from error
+        raise DataError(
+            f"{file} cannot be read: {reason}; make it readable, or remove it"
+        ) from error
     except ValueError as error:
         raise DataError(f"{file}: expected UTF-8 text, found {error}; remove the file") from error
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write, unless something else is there. Raises DataError."""
+    """Write the file; raise DataError if it exists with other content."""
     if path.exists():
         if path.is_file() and path.stat().st_size == len(content) and path.read_bytes() == content:
             return
         raise DataError(
-            f"{path} holds other descriptions and is not overwritten; move it away to import these"
+            f"{path} contains other descriptions and is not overwritten; move it away to import "
+            "these"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)
 
 
 def _listed(names: Sequence[str]) -> str:
-    """The first few, one a line."""
-    more = f"\n    and {len(names) - LISTED} more" if len(names) > LISTED else ""
-    return "".join(f"\n    {escape_unprintable(name)}" for name in names[:LISTED]) + more
+    """Return the first few, one per line."""
+    more = f"\n    and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
+    return "".join(f"\n    {escape_unprintable(name)}" for name in names[:MAX_LISTED]) + more
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the command's flags."""
     flags.DEFINE_string("folder", "", "Folder of text files.", flag_values=values)
     flags.DEFINE_string(
-        "kind", None, "image or group; not set: by the folder's name.", flag_values=values
+        "kind", None, "image or group; default: from the folder's name.", flag_values=values
     )
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags, {"folder": EXAMPLE})
     print_escaped(import_released(config, Path(values.folder), values.kind).report())
 

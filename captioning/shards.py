@@ -1,36 +1,38 @@
-"""What workers write: one JSON-lines file each, in `descriptions/shards/`, never rewritten.
+"""The JSON-lines files that workers append to, one each, in `descriptions/shards/`.
 
-All that was ever answered stays there. A description is found again by its key, whichever worker
-wrote it and however many there were, so that a changed prompt makes new ones and the old prompt
-finds the old ones.
+Nothing in them is ever rewritten or deleted. A description is found by its key, whichever worker
+wrote it and however many workers there were: a changed prompt makes new descriptions, and the old
+prompt finds the old ones again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, Self
 
 from lattec_jax.data.descriptions import Record, lines, records, to_line
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.safe_read import NotRegularFile, open_regular
 
-SYNC_SECONDS = 1.0  # between two writes to the disk itself; a power cut loses no more
+SYNC_SECONDS = 1.0  # between two calls of fsync: the most that a power failure loses
 
 
-class Shard(NamedTuple):
-    """A worker's part of the images: those at `index`, `index + count`, `index + 2·count`…"""
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """A worker's part of the images: numbers `index`, `index + count`, `index + 2·count`, ..."""
 
     index: int
     count: int
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read "0/8". Raises ConfigError."""
+        """Parse "0/8". Raises ConfigError."""
         match = re.fullmatch(r"(\d+)/(\d+)", text)
         shard = cls(*map(int, match.groups())) if match else None
         if shard is None or not shard.index < shard.count:
@@ -40,27 +42,31 @@ class Shard(NamedTuple):
         return shard
 
     def split(self, count: int) -> list[Shard]:
-        """This part again in `count` parts."""
+        """Split this shard into `count` shards."""
         return [Shard(self.index + self.count * i, self.count * count) for i in range(count)]
 
 
-WHOLE = Shard(0, 1)
+UNSHARDED = Shard(0, 1)
 
 
 def shard_path(merged: Path, shard: Shard) -> Path:
-    """Where a worker writes the descriptions that are merged into `merged`."""
+    """Return the file of a worker, to be merged into `merged`."""
     return merged.parent / "shards" / f"{merged.stem}.{shard.index}-of-{shard.count}.jsonl"
 
 
 def shard_paths(merged: Path) -> list[Path]:
-    """The files of all workers there have been."""
+    """Return the files of all workers so far, in any number of shards."""
     name = re.compile(re.escape(merged.stem) + r"\.(\d+-of-\d+|earlier)\.jsonl")
     found = (merged.parent / "shards").glob("*.jsonl")
     return sorted(path for path in found if name.fullmatch(path.name))
 
 
-def recorded(merged: Path) -> dict[str, Record]:
-    """Key -> record, of all that workers wrote or was merged: a text, or else the last failure."""
+def read_records(merged: Path) -> dict[str, Record]:
+    """Read all workers' files and the merged one.
+
+    Returns:
+        Key -> record: with a text, or, if there is none, the last failure.
+    """
     found: dict[str, Record] = {}
     for path in [*shard_paths(merged), *([merged] if merged.exists() else [])]:
         for record in records(path):
@@ -69,24 +75,23 @@ def recorded(merged: Path) -> dict[str, Record]:
     return found
 
 
-def answered(found: Mapping[str, Record]) -> set[str]:
-    """The keys among `recorded` that have a text."""
+def described_keys(found: Mapping[str, Record]) -> set[str]:
+    """Return the keys of the records that have a text."""
     return {key for key, record in found.items() if not record.error}
 
 
 class ShardWriter:
-    """Appends records to a file. A record that `append` returned from survives a kill.
+    """Appends records to a file. Once `append` has returned, a kill does not lose the record.
 
-    Opening takes the file for this process alone and drops a last line that an earlier writer did
-    not finish.
+    Opening locks the file for this process and removes an unfinished last line.
     """
 
     def __init__(self, path: Path) -> None:
-        """Raises DataError where the file is in use, holds a malformed line or cannot be opened."""
+        """Raise DataError if the file is locked, has a malformed line or cannot be opened."""
         self._path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Unbuffered: a line goes to the system in one piece.
+            # Unbuffered: a line is passed to the system in one write.
             self._file: BinaryIO = open(path, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise self._failed(error) from error
@@ -103,10 +108,10 @@ class ShardWriter:
 
     def _repair(self) -> None:
         with open_regular(self._path) as file:
-            last, whole = b"\n", 0
+            last, complete = b"\n", 0
             for last, _ in lines(file, self._path):
-                whole += len(last)
-        self._file.truncate(whole)
+                complete += len(last)
+        self._file.truncate(complete)
         if not last.endswith(b"\n"):
             self._write(b"\n")
 
@@ -114,8 +119,7 @@ class ShardWriter:
         """Write a record.
 
         Raises:
-            DataError: it cannot be written, for example on a full disk. What was written before
-                stays as it is.
+            DataError: it cannot be written, for example on a full disk. Earlier records are intact.
         """
         self._write(to_line(record))
         if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -134,12 +138,12 @@ class ShardWriter:
 
     def _failed(self, error: OSError) -> DataError:
         return DataError(
-            f"cannot write {self._path}: {error.strerror}. What is in it stays as it is; make "
-            "room, then repeat the command to continue"
+            f"cannot write {self._path}: {error.strerror}. Its records are intact; free some disk "
+            "space, then repeat the command to continue"
         )
 
     def close(self) -> None:
-        """Hand everything to the disk and close."""
+        """Sync to disk and close."""
         if not self._file.closed:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -152,18 +156,18 @@ class ShardWriter:
 
 
 def _lock(file: BinaryIO, path: Path) -> None:
-    """Hold the file until it is closed or the process ends, however that is."""
+    """Lock the file until it is closed or the process ends in any way."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise DataError(
-            f"{path} is being written by another process; wait for it, or give each worker a part "
-            "of its own with --shard"
+            f"{path} is being written by another process; wait for it, or give each worker "
+            "another --shard"
         ) from error
-    except OSError:  # a file system without locks
+    except OSError:  # the file system has no locks
         return
 
 
 def count_lines(paths: Sequence[Path]) -> int:
-    """Records in files that may still be written, or not be there yet."""
+    """Count the records in files that are still being written or do not exist yet."""
     return sum(path.read_bytes().count(b"\n") for path in paths if path.exists())

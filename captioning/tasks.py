@@ -1,4 +1,4 @@
-"""What is to be described: for each image and kind, which images, which prompt, and the key."""
+"""The descriptions to make: for each image and kind, the images to show, the prompt and the key."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from lattec_jax.runtime.errors import ConfigError, DataError
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """One description that is wanted."""
+    """One description to make."""
 
     image: str
     kind: str
     prompt: str
     paths: tuple[Path, ...]  # of the images to show, in order
     members: tuple[str, ...]  # their ids, of a group
-    note: str
-    key: str
+    note: str  # stored with the description
+    key: str  # hash of everything that determines the description
 
     @classmethod
     def make(
@@ -51,8 +51,8 @@ class Task:
         members: tuple[str, ...] = (),
         note: str = "",
     ) -> Task:
-        """A task with its key; `shown`: path and content hash of each image, in order."""
-        # Unreadable images have no content that tells them apart.
+        """Create a task and its key; `shown`: path and content hash of each image, in order."""
+        # Unreadable images have no content hash to tell them apart, so their names are used.
         contents = [
             f"unreadable {name}" if content == UNREADABLE else content
             for name, (_, content) in zip(members or (image,), shown, strict=True)
@@ -61,7 +61,7 @@ class Task:
         return cls(image, kind, prompt, tuple(path for path, _ in shown), members, note, key)
 
     def record(self, identity: Identity, text: str = "", error: str = "") -> Record:
-        """Its line, with a text or with the reason why there is none."""
+        """Return the record to store, with a text or with the reason why there is none."""
         return Record(
             self.image, self.kind, text, identity.engine, identity.model, self.prompt,
             identity.decoding, self.members, self.note, self.key, error,
@@ -70,18 +70,18 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Tasks:
-    """All of one kind, in the order of the data set."""
+    """All tasks of one kind, in the order of the data set."""
 
     kind: str
     tasks: tuple[Task, ...]
-    left_out: tuple[str, ...]  # images without a pseudo-label: they were unreadable
+    unlabeled: tuple[str, ...]  # images without a pseudo-label, because they were unreadable
 
 
 def check_kinds(config: ConfigDict, kinds: Sequence[str] | None) -> list[str]:
-    """The kinds that are asked for; None: all that have a prompt.
+    """Return the kinds to describe; None: all that have a prompt.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: a kind has no prompt.
     """
     prompts = config.descriptions.prompts
     kinds = list(prompts) if kinds is None else list(kinds)
@@ -101,10 +101,10 @@ def make_tasks(
     identity: Identity,
     sources: Sources | None = None,
 ) -> dict[str, Tasks]:
-    """Everything that the kinds ask for, before any of it is described.
+    """Return the tasks of each kind.
 
     Raises:
-        ConfigError: a group of fewer than two images, or an impossible number of correct ones.
+        ConfigError: more correct images are asked for than a group has.
         DataError: a kind needs pseudo-labels and there are none.
     """
     train = dataset.train
@@ -114,30 +114,34 @@ def make_tasks(
         hashes = [sources.contents[image] for image in train.ids]
     images = dict(zip(train.ids, zip(train.paths, hashes, strict=True), strict=True))
     prompts = {kind: config.descriptions.prompts[kind] for kind in kinds}
-    labeled = {kind for kind in kinds if is_group(kind) or CLASS in prompts[kind]}
-    names: dict[str, str] = {}
-    if labeled:
+    need_labels = {kind for kind in kinds if is_group(kind) or CLASS in prompts[kind]}
+    labels = None
+    if need_labels:
         labels = sources.labels if sources else _read_labels(config, dataset)
+    names: dict[str, str] = {}  # image -> name of its pseudo-label
+    if labels is not None:
         classes = (dataset.class_names[label] for label in labels.labels.tolist())
         names = dict(zip(labels.ids, classes, strict=True))
     found = {}
     for kind in kinds:
-        groups, note = _groups(config, dataset, labels) if is_group(kind) else ({}, "")
-        tasks, left_out = [], []
+        groups, note = {}, ""
+        if is_group(kind) and labels is not None:
+            groups, note = _groups(config, dataset, labels)
+        tasks, unlabeled = [], []
         for image in train.ids:
-            if kind in labeled and image not in names:
-                left_out.append(image)
+            if kind in need_labels and image not in names:
+                unlabeled.append(image)
                 continue
             prompt = description_prompt(prompts[kind], names.get(image, ""))
             members = groups.get(image, ())
             shown = [images[member] for member in members or (image,)]
             tasks.append(Task.make(image, kind, prompt, identity, shown, members, note))
-        found[kind] = Tasks(kind, tuple(tasks), tuple(left_out))
+        found[kind] = Tasks(kind, tuple(tasks), tuple(unlabeled))
     return found
 
 
 def labels_file(config: ConfigDict, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
-    """Where the pseudo-labels of the configured model lie, and the provenance they must have."""
+    """Return the path of the configured model's pseudo-labels, and their required provenance."""
     source = pseudo_labels.provenance(
         pseudo_labels.weights_sha256(config.weights), dataset.names, config.templates
     )
@@ -145,28 +149,28 @@ def labels_file(config: ConfigDict, dataset: Dataset) -> tuple[Path, dict[str, A
 
 
 def _read_labels(config: ConfigDict, dataset: Dataset) -> PseudoLabels:
-    """Those of the training images that have one; the others were unreadable."""
+    """Return the pseudo-labels of training images; an unreadable image has none."""
     path, source = labels_file(config, dataset)
     labels = pseudo_labels.read(path, None, source)
     known = set(dataset.train.ids)
-    kept = [row for row, image in enumerate(labels.ids) if image in known]
-    if not kept:
+    positions = [i for i, image in enumerate(labels.ids) if image in known]
+    if not positions:
         raise DataError(
             f"{path} has no label for any of the {len(known)} training images; make them again "
             f"with {pseudo_labels.COMMAND}"
         )
     return PseudoLabels(
-        tuple(labels.ids[row] for row in kept),
-        labels.labels[kept],
-        labels.scores[kept],
-        labels.margins[kept],
+        tuple(labels.ids[i] for i in positions),
+        labels.labels[positions],
+        labels.scores[positions],
+        labels.margins[positions],
     )
 
 
 def _groups(
     config: ConfigDict, dataset: Dataset, labels: PseudoLabels
 ) -> tuple[dict[str, tuple[str, ...]], str]:
-    """The members of each image's group, and the note that an analysis leaves in the file."""
+    """Return the members of each image's group, and the note to store with an analysis."""
     settings = config.descriptions
     size, correct, seed = settings.group_size, settings.correct_per_group, settings.seed
     if correct is None:
@@ -182,9 +186,9 @@ def _groups(
             "config.descriptions.correct_per_group is an analysis with the true labels of the "
             f"training images, and those of {dataset.name} have none; leave it unset"
         )
-    row = {image: index for index, image in enumerate(dataset.train.ids)}
-    true = dataset.train.labels[np.array([row[image] for image in labels.ids])]
-    against = settings.correct_label
-    groups = sample_forced_groups(labels.ids, labels.labels, size, seed, true, correct, against)
+    position = {image: index for index, image in enumerate(dataset.train.ids)}
+    true = dataset.train.labels[np.array([position[image] for image in labels.ids])]
+    reference = settings.correct_label
+    groups = sample_forced_groups(labels.ids, labels.labels, size, seed, true, correct, reference)
     note = f"analysis with true labels: {correct} of {size} images correct"
-    return groups, f"{note}, counted against {CORRECT_LABELS[against]}"
+    return groups, f"{note}, counted against {CORRECT_LABELS[reference]}"

@@ -1,11 +1,11 @@
-"""One worker: open images ahead of the engine, ask it, and write what it says."""
+"""Describe a shard: decode images ahead of the engine, and store each result at once."""
 
 from __future__ import annotations
 
 import dataclasses
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -13,20 +13,20 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
-from captioning.engines import Engine, Failure, Request, checked
-from captioning.shards import Shard, ShardWriter, answered, recorded, shard_path
+from captioning.engines import Engine, Failure, Request, Result, clean_result
+from captioning.shards import Shard, ShardWriter, described_keys, read_records, shard_path
 from captioning.tasks import Task
 from lattec_jax.data.images.preprocess import UnreadableImage, open_image
 from lattec_jax.runtime.errors import DataError, EngineError
 
-READERS = 4  # threads that decode
-AHEAD = 16  # requests whose images are open before the engine wants them
-HOPELESS = 20  # failures of the engine without one success after which the worker gives up
+DECODE_THREADS = 4
+PREFETCH = 16  # requests whose images are decoded before the engine asks for them
+MAX_INITIAL_FAILURES = 20  # the engine's, without one success: it does not work at all
 
 
 @dataclasses.dataclass
 class WorkerStats:
-    """What a worker did, in images."""
+    """Counts of images."""
 
     written: int = 0
     failed: dict[str, str] = dataclasses.field(default_factory=dict)  # image -> reason
@@ -34,115 +34,120 @@ class WorkerStats:
 
 @dataclasses.dataclass(frozen=True)
 class ShardPlan:
-    """A worker's part of one kind."""
+    """The tasks of one kind in one shard."""
 
-    path: Path  # of the file that all parts are merged into
+    merged_path: Path  # of the file that all shards are merged into
     shard: Shard
     tasks: tuple[Task, ...]
-    wanted: tuple[Task, ...]  # those of them that have no answer
+    pending: tuple[Task, ...]  # tasks without a description
 
     @classmethod
-    def of(cls, path: Path, tasks: Sequence[Task], shard: Shard) -> ShardPlan:
-        """Of all tasks of a kind, those of a shard; what anyone has answered is not wanted."""
-        done = answered(recorded(path))
-        mine = tuple(tasks[shard.index :: shard.count])
-        return cls(path, shard, mine, tuple(task for task in mine if task.key not in done))
+    def make(cls, merged_path: Path, tasks: Sequence[Task], shard: Shard) -> ShardPlan:
+        """Select a shard of all tasks; a description by any worker counts as done."""
+        done = described_keys(read_records(merged_path))
+        selected = tuple(tasks[shard.index :: shard.count])
+        pending = tuple(task for task in selected if task.key not in done)
+        return cls(merged_path, shard, selected, pending)
 
     @property
-    def kept(self) -> int:
-        """Tasks that were answered before."""
-        return len(self.tasks) - len(self.wanted)
+    def num_done(self) -> int:
+        """Number of tasks that already have a description."""
+        return len(self.tasks) - len(self.pending)
 
 
-def work_through(part: ShardPlan, engine: Engine, title: str, what: str) -> WorkerStats:
-    """Get the answers that a part wants.
+def describe_shard(plan: ShardPlan, engine: Engine, title: str, goal: str) -> WorkerStats:
+    """Write the descriptions that a shard lacks.
 
     Args:
-        part: with something wanted.
-        engine: that is asked.
+        plan: with at least one pending task.
+        engine: to describe with.
         title: of the progress bar.
-        what: was done with all of them, for the message if it was done with none.
+        goal: completes the error "none of the N ..." if every task failed.
 
     Raises:
-        EngineError: as `work`.
-        DataError: as `work`, or not a single task of the part has an answer.
+        EngineError: see `describe_tasks`.
+        DataError: see `describe_tasks`; or all tasks of the shard failed.
     """
     with (
-        ShardWriter(shard_path(part.path, part.shard)) as writer,
-        tqdm(total=len(part.tasks), initial=part.kept, desc=title, unit="image") as bar,
+        ShardWriter(shard_path(plan.merged_path, plan.shard)) as writer,
+        tqdm(total=len(plan.tasks), initial=plan.num_done, desc=title, unit="image") as bar,
     ):
-        tally = work(engine, part.wanted, writer, bar)
-    if len(tally.failed) == len(part.tasks):
-        image, reason = next(iter(tally.failed.items()))
+        stats = describe_tasks(engine, plan.pending, writer, bar)
+    if len(stats.failed) == len(plan.tasks):
+        image, reason = next(iter(stats.failed.items()))
         raise DataError(
-            f"none of the {len(part.tasks)} {what}, the first, of {image!r}, because: {reason}"
+            f"none of the {len(plan.tasks)} {goal}, the first, of {image!r}, because: {reason}"
         )
-    return tally
+    return stats
 
 
-def work(engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: tqdm) -> WorkerStats:
-    """Describe every task, in whatever order the engine answers. Each answer is on disk at once.
+def describe_tasks(
+    engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: tqdm
+) -> WorkerStats:
+    """Describe every task, in the order in which the engine returns results.
 
-    An image that cannot be read, and whatever else fails for one image alone, is recorded with its
-    reason; the rest goes on, and the next run takes what failed again.
+    If an image cannot be read, or its request fails, the reason is recorded and the next run tries
+    again.
 
     Raises:
-        EngineError: nothing works, or the engine says so.
+        EngineError: the engine raised it, or all of its first results are failures.
         DataError: the file cannot be written.
     """
-    tally = WorkerStats()
-    waiting: dict[tuple[str, str], Task] = {}
-    turn = threading.Lock()  # an engine may pull requests in a thread of its own
+    stats = WorkerStats()
+    in_flight: dict[tuple[str, str], Task] = {}
+    lock = threading.Lock()  # an engine may pull requests in its own thread
 
-    def record(task: Task, answer: str | Failure) -> None:
-        with turn:
-            if isinstance(answer, Failure):
-                tally.failed[task.image] = answer.reason
-                writer.append(task.record(engine.identity, error=answer.reason))
+    def record(task: Task, result: Result) -> None:
+        with lock:
+            if isinstance(result, Failure):
+                stats.failed[task.image] = result.reason
+                writer.append(task.record(engine.identity, error=result.reason))
             else:
-                tally.written += 1
-                writer.append(task.record(engine.identity, text=answer))
+                stats.written += 1
+                writer.append(task.record(engine.identity, text=result))
             progress.update()
 
-    def requests() -> Iterator[Request]:
-        with closing(_opened(tasks)) as opened:
+    def requests() -> Generator[Request, None, None]:
+        with closing(_with_images(tasks)) as opened:
             for task, images in opened:
                 if isinstance(images, Failure):
-                    record(task, checked(images))
+                    record(task, clean_result(images))
                     continue
-                waiting[task.image, task.kind] = task
+                in_flight[task.image, task.kind] = task
                 yield Request(task.image, task.kind, task.prompt, images)
 
     engine_failures = 0
-    with closing(requests()) as wanted, closing(engine.describe(wanted)) as answers:
-        for request, said in answers:
-            answer = checked(said)
-            record(waiting.pop((request.image_id, request.kind)), answer)
-            engine_failures += isinstance(answer, Failure)
-            if engine_failures >= HOPELESS and not tally.written:
+    with closing(requests()) as source, closing(engine.describe(source)) as results:
+        for request, raw_result in results:
+            result = clean_result(raw_result)
+            record(in_flight.pop((request.image_id, request.kind)), result)
+            if not isinstance(result, Failure):
+                continue
+            engine_failures += 1
+            if engine_failures >= MAX_INITIAL_FAILURES and not stats.written:
                 raise EngineError(
                     f"engine {engine.identity.engine}: the first {engine_failures} descriptions "
-                    f"all failed, the last with: {answer.reason}"
+                    f"all failed, the last with: {result.reason}"
                 )
-    if waiting:
+    if in_flight:
         raise RuntimeError(
-            f"engine {engine.identity.engine} left {len(waiting)} requests unanswered, the first "
-            f"for {next(iter(waiting))[0]!r}"
+            f"engine {engine.identity.engine} returned no result for {len(in_flight)} requests, "
+            f"the first for {next(iter(in_flight))[0]!r}"
         )
-    return tally
+    return stats
 
 
 Images = tuple[Image.Image, ...]
 
 
-def _opened(tasks: Sequence[Task]) -> Iterator[tuple[Task, Images | Failure]]:
-    """The tasks in order, with their images open, or why they cannot be."""
-    pool = ThreadPoolExecutor(READERS)
+def _with_images(tasks: Sequence[Task]) -> Generator[tuple[Task, Images | Failure], None, None]:
+    """Yield the tasks in order, each with its decoded images or the reason why there are none."""
+    pool = ThreadPoolExecutor(DECODE_THREADS)
     ahead: deque[tuple[Task, Future[Images | Failure]]] = deque()
     try:
         for task in tasks:
             ahead.append((task, pool.submit(_open, task)))
-            if len(ahead) > AHEAD:
+            if len(ahead) > PREFETCH:
                 first, images = ahead.popleft()
                 yield first, images.result()
         for first, images in ahead:
@@ -156,6 +161,6 @@ def _open(task: Task) -> Images | Failure:
     try:
         return tuple(open_image(path) for path in task.paths)
     except UnreadableImage as error:
-        # A single image is named beside its failure. Damaged files may be alike, and then have one
-        # record: it must not name the other file.
+        # The record of a single image is found by its content, so it may be shown for another file
+        # with the same content: its reason must not name this file.
         return Failure(f"cannot read the image: {error.reason}" if single else str(error))

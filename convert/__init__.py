@@ -1,5 +1,5 @@
-"""OpenCLIP's weights to lattec_jax's checkpoint directory and back.
+"""Conversion of OpenCLIP's weights to lattec_jax's checkpoint directory and back.
 
-Names and shapes are NumPy's business; torch and open_clip are imported only where a pretrained tag
-or a .pt file asks for them.
+Conversion itself needs NumPy only; torch and open_clip are imported for pretrained tags and .pt
+files.
 """

@@ -1,4 +1,4 @@
-"""The lines of PyTorch that classify images with an exported run: `use.py` in its directory."""
+"""Generate `use.py`, a PyTorch script that classifies images with an exported run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def features(model, image):
     return torch.nn.functional.normalize(model.visual_projection(pooled), dim=-1)
 """,
 }
-# As open_clip's: resized in its own mode, RGB only then.
+# Like open_clip: resize in the image's own mode, then convert to RGB.
 _PIXELS = """\
 def pixels(image):
     size, resample = {size}, Image.Resampling.{resample}
@@ -82,13 +82,12 @@ _TWO = """\
 
 
 def script(to: str, preprocess: Preprocess, frozen: str | None) -> str:
-    """The program.
+    """Return the script.
 
     Args:
         to: "openclip" or "huggingface".
-        preprocess: of the model, square and not "longest" for "huggingface"; open_clip brings its
-            own.
-        frozen: folder of the second model, if the run classifies by two.
+        preprocess: of the model; for "huggingface" square and not "longest". open_clip has its own.
+        frozen: folder of the second model, if the run classifies with two.
     """
     functions = _FEATURES[to]
     if to == "huggingface":

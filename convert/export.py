@@ -1,18 +1,18 @@
-"""A finished run for other libraries: its model and classifier, and the PyTorch that uses them.
+"""Export a finished run to other libraries: its model, its classifier, and a script for both.
 
     python -m convert.export --workdir=runs/mine-latteclip-s0 --to=openclip --out=DIR
     python -m convert.export --workdir=runs/mine-latteclip-s0 --to=huggingface --out=DIR
     python -m convert.export --workdir=runs/mine-latteclip-s0 --to=prototypes --out=DIR
 
-Every directory holds
+Every directory contains
 
     prototypes.safetensors    [C, D] float32, a unit vector for each class
-    classes.json              class names, scale of the cosines, preprocessing, where it comes from
+    classes.json              class names, logit scale, preprocessing, provenance
 
-openclip and huggingface add the model in the files of that library and `use.py`, which classifies
-images with them: `python DIR/use.py IMAGE ...`. prototypes is for a system that has the adapted
-image tower already. Where a run classifies by two models (ReCLIP), `prototypes.safetensors` has
-`frozen_prototypes` too and the pre-trained model goes to DIR/pretrained.
+openclip and huggingface add the model in the format of that library and `use.py`, which classifies
+images: `python DIR/use.py IMAGE ...`. prototypes is for a system that already has the adapted image
+tower. If a run classifies with two models (ReCLIP), `prototypes.safetensors` also contains
+`frozen_prototypes`, and the pre-trained model is written to DIR/pretrained.
 
 (`python -m convert.flax_to_openclip` converts any checkpoint directory, without a classifier.)
 Needs neither JAX nor torch.
@@ -46,7 +46,7 @@ REQUIRED = {**WORKDIR, "to": "openclip", "out": "exported"}
 
 
 def export(workdir: Path, to: str, out: Path) -> None:
-    """Write a directory, all of it or nothing.
+    """Write the directory atomically.
 
     Args:
         workdir: of a finished run.
@@ -54,12 +54,13 @@ def export(workdir: Path, to: str, out: Path) -> None:
         out: new or empty.
 
     Raises:
-        WeightsError: no finished run, `out` is in use, or the library has no such model.
+        WeightsError: the run is not finished, `out` is not empty, or the library cannot represent
+            the model.
     """
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise WeightsError(f"{out} exists and is not an empty folder; choose another --out")
     if out.resolve() == Path.cwd():
-        raise WeightsError(f"--out={out} is the working directory; name a folder to be made in it")
+        raise WeightsError(f"--out={out} is the working directory; name a folder to create in it")
     checkpoint, vectors = run_artifacts.load(workdir)
     models = {"": checkpoint}
     if vectors.frozen is not None and to != "prototypes":
@@ -72,7 +73,7 @@ def export(workdir: Path, to: str, out: Path) -> None:
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise WeightsError(f"cannot make {out}: a folder above it is a file") from error
+        raise WeightsError(f"cannot create {out}: a folder above it is a file") from error
     remove_abandoned(out.parent, out.name)
     with partial_directory(out) as scratch:
         new = scratch / "new"
@@ -90,7 +91,7 @@ def export(workdir: Path, to: str, out: Path) -> None:
 
 
 def write_classifier(folder: Path, checkpoint: Checkpoint, vectors: ClassWeights) -> None:
-    """Write the class vectors and what they mean."""
+    """Write the class vectors and their metadata."""
     arrays = {"prototypes": vectors.adapted, "frozen_prototypes": vectors.frozen}
     arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}
     write_safetensors(folder / "prototypes.safetensors", arrays)
@@ -124,7 +125,7 @@ _WRITERS: dict[str, Callable[[Checkpoint, Path], Any]] = {
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the command's flags."""
     define_workdir(values)
     to = [*_WRITERS, "prototypes"]
     flags.DEFINE_enum("to", None, to, "The library to export for.", flag_values=values)
@@ -132,7 +133,7 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     export(Path(values.workdir), values.to, out)

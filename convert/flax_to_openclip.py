@@ -1,10 +1,10 @@
-"""A checkpoint directory to OpenCLIP's weights.
+"""Convert a checkpoint directory to OpenCLIP's weights.
 
     python -m convert.flax_to_openclip --checkpoint=DIR --out=FOLDER/open_clip_model.safetensors
 
-Beside the file goes `open_clip_config.json`, so that open_clip reads both with
-`open_clip.create_model_and_transforms("local-dir:FOLDER")`, and `convert.openclip_to_flax` needs no
-other flags to convert them back. Where the model has a tokenizer of the hub, its files go there
+`open_clip_config.json` is written beside the file, so that open_clip reads both with
+`open_clip.create_model_and_transforms("local-dir:FOLDER")`, and `convert.openclip_to_flax` converts
+them back without other flags. If the model has a tokenizer of the hub, its files are written there
 too.
 """
 
@@ -20,7 +20,7 @@ from typing import Any
 from absl import flags
 
 from convert import names
-from convert.sources import HUB_CONFIG
+from convert.hub import CONFIG_FILE
 from lattec_jax.data.text.tokenizer import HubTokenizer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
@@ -34,18 +34,18 @@ REQUIRED = {"checkpoint": "weights/ViT-B-32", "out": "exported/open_clip_model.s
 
 
 def export(checkpoint: Checkpoint, path: Path) -> None:
-    """Write OpenCLIP's weights to `path`, its configuration and a hub's tokenizer beside it.
+    """Write OpenCLIP's weights to `path`, with configuration and hub tokenizer beside it.
 
     Raises:
-        WeightsError: the name does not end in .safetensors, the file exists, or another model's
-            configuration or tokenizer lies beside it.
+        WeightsError: the name does not end in .safetensors, the file exists, or the folder
+            contains another model's configuration or tokenizer.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"--out={path}: expected a name that ends in .safetensors")
     if path.exists():
         raise WeightsError(f"{path} exists and is not overwritten; choose another name")
     custom_text = bool(checkpoint.source.get("custom_text"))
-    texts = {HUB_CONFIG: json.dumps(hub_config(checkpoint, custom_text), indent=2) + "\n"}
+    texts = {CONFIG_FILE: json.dumps(hub_config(checkpoint, custom_text), indent=2) + "\n"}
     if isinstance(checkpoint.tokenizer, HubTokenizer):
         texts |= checkpoint.tokenizer.transformers_files()
     for name, text in texts.items():
@@ -53,7 +53,7 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
         if beside.exists() and beside.read_text(encoding="utf-8") != text:
             raise WeightsError(
                 f"{beside} belongs to other weights (it is their configuration or tokenizer) and "
-                "is not overwritten; choose a folder of its own for each model"
+                "is not overwritten; choose a separate folder for each model"
             )
     tensors = names.to_open_clip(checkpoint.params, checkpoint.config, custom_text)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
 
 
 def hub_config(checkpoint: Checkpoint, custom_text: bool) -> dict[str, Any]:
-    """The content of `open_clip_config.json`."""
+    """Return the content of `open_clip_config.json`."""
     model = open_clip_model_cfg(checkpoint.config)
     if custom_text:
         model["custom_text"] = True
@@ -80,11 +80,11 @@ def hub_config(checkpoint: Checkpoint, custom_text: bool) -> dict[str, Any]:
 
 
 def open_clip_model_cfg(config: CLIPConfig) -> dict[str, Any]:
-    """The inverse of `CLIPConfig.from_open_clip`."""
+    """Convert to open_clip's `model_cfg`; the inverse of `CLIPConfig.from_open_clip`."""
     vision, text = config.vision, config.text
-    rows, columns = vision.image_size
+    height, width = vision.image_size
     vision_cfg = {
-        "image_size": rows if rows == columns else [rows, columns],
+        "image_size": height if height == width else [height, width],
         "patch_size": vision.patch_size,
         "width": vision.width,
         "layers": vision.layers,
@@ -123,23 +123,23 @@ def _shared_cfg(tower: VisionConfig | TextConfig) -> dict[str, Any]:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the command's flags."""
     flags.DEFINE_string("checkpoint", "", "The directory to read.", flag_values=values)
     flags.DEFINE_string("out", "", "The .safetensors file to write.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     directory, out = Path(values.checkpoint), Path(values.out)
     checkpoint = Checkpoint.load(directory)
     export(checkpoint, out)
-    print_escaped(f"wrote {out} and {out.parent / HUB_CONFIG}")
+    print_escaped(f"wrote {out} and {out.parent / CONFIG_FILE}")
     tokenizer = checkpoint.tokenizer
     if not isinstance(tokenizer, HubTokenizer) and tokenizer.vocab_size != _CLIP_VOCABULARY:
         print_escaped(
-            "note: this model has a tokenizer of its own, which open_clip does not read; give "
-            f"open_clip the token ids that {directory / 'tokenizer.json'} makes",
+            "note: open_clip cannot read this model's tokenizer; give open_clip the token ids of "
+            f"{directory / 'tokenizer.json'}",
             file=sys.stderr,
         )
 

@@ -1,8 +1,8 @@
-"""OpenCLIP's weights from the Hugging Face hub.
+"""Fetch OpenCLIP's weights from the Hugging Face hub.
 
-Files come from the hub's cache, or are downloaded into it. Only `.safetensors` and its
-configuration are needed, and torch is not. The address of the hub is the library's, which the user
-may set in the environment; nothing that comes with weights can change it.
+Files are read from the hub's cache or downloaded into it. The `.safetensors` file and its
+configuration suffice; torch is not needed. The hub's address is that of huggingface_hub, which the
+user may set in the environment; files that come with weights cannot change it.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ _REVISION = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a branch, a tag or a 
 
 
 def is_hub_name(weights: str) -> bool:
-    """Whether `weights` is written `hf:organization/name`."""
+    """Return whether `weights` has the form `hf:organization/name`."""
     return weights.startswith(PREFIXES)
 
 
 def fetch(weights: str) -> Path:
-    """The weights file of `hf:organization/name` (or `...@revision`), its configuration beside it.
+    """Fetch the weights of `hf:organization/name` (or `...@revision`), and their configuration.
+
+    Returns:
+        The weights file; the configuration is beside it.
 
     Raises:
-        WeightsError: it is not in the cache and cannot be downloaded, or is no model of open_clip.
+        WeightsError: it is not in the cache and cannot be downloaded, or is not for open_clip.
     """
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -53,7 +56,7 @@ def fetch(weights: str) -> Path:
     unreachable = None
     for name in WEIGHTS_FILES:
         try:
-            # Of the same commit as the configuration, whatever happens to the branch meanwhile.
+            # From the commit of the configuration, even if the branch has moved meanwhile.
             return _download(repository, name, config.parent.name)
         except LocalEntryNotFoundError as error:
             unreachable = error
@@ -63,28 +66,28 @@ def fetch(weights: str) -> Path:
         raise _not_reachable(repository, unreachable) from unreachable
     raise WeightsError(
         f"the hub's {repository} has neither {' nor '.join(WEIGHTS_FILES)}; choose another "
-        "repository, or download a weights file of it and pass that"
+        "repository, or download one of its weights files and pass that"
     )
 
 
 def fetch_beside(weights: str, commit: str, names: Iterable[str]) -> None:
-    """Download further files of the repository `weights` and a commit, those that it has."""
+    """Download further files of the repository `weights` at a commit, if they exist."""
     from huggingface_hub.errors import EntryNotFoundError
 
     repository = weights.partition(":")[2].partition("@")[0]
     for name in names:
-        # Absent, or not in the cache and out of reach: who reads the files says what is missing.
+        # Missing, or not in the cache and offline: the reader of the files reports it.
         with suppress(EntryNotFoundError):
             _download(repository, name, commit)
 
 
 def _download(repository: str, name: str, revision: str | None) -> Path:
-    """One file, from the cache or the hub; EntryNotFoundError where it is not there."""
+    """Fetch a file from the cache or the hub. Raises EntryNotFoundError if it does not exist."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
-        HTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] - of httpx or httpx2
         LocalEntryNotFoundError,
         RemoteEntryNotFoundError,
         RepositoryNotFoundError,
@@ -111,12 +114,12 @@ def _download(repository: str, name: str, revision: str | None) -> Path:
         raise WeightsError(f"the hub's {repository} has no revision {revision!r}") from error
     except (LocalEntryNotFoundError, RemoteEntryNotFoundError):
         raise
-    except (HTTPError, OSError) as error:  # other answers, a broken connection, a full disk
+    except (HTTPError, OSError) as error:  # other statuses, a broken connection, a full disk
         raise WeightsError(f"{name} of the hub's {repository}: {first_line(error)}") from error
 
 
 def ways_without_network(repository: str) -> str:
-    """How to get weights of the hub onto a machine that cannot reach it."""
+    """Return how to copy weights of the hub to a machine without a network."""
     files = f"{CONFIG_FILE} {WEIGHTS_FILES[0]}"
     return (
         "Without a network here there are three ways, each on another machine: "
@@ -135,6 +138,6 @@ def _not_reachable(repository: str, error: Exception) -> WeightsError:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, bounded and printable."""
+    """Return the first line of a message, bounded and printable."""
     lines = str(error).strip().splitlines()
     return escape_unprintable(truncate(lines[0], 500)) if lines else type(error).__name__

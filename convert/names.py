@@ -1,8 +1,8 @@
-"""OpenCLIP's parameter names and layouts, and the checkpoint directory's. Pure NumPy, both ways.
+"""Convert between the parameter names and layouts of OpenCLIP and of the checkpoint directory.
 
-PyTorch keeps the kernel of a linear layer as [out, in] and that of a convolution as [out, in, row,
-column]; here kernels are [in, out], and the patch embedding is one linear layer over the flattened
-patch [row, column, channel]. Nothing is computed, so a round trip is equal to the bit.
+PyTorch stores the kernel of a linear layer as [out, in] and that of a convolution as [out, in,
+height, width]. Here kernels are [in, out], and the patch embedding is one linear layer over the
+flattened patch [height, width, channel]. Nothing is computed, so a round trip is exact.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _IN_BLOCK = {
     "layer_scale_1": "ls_1.gamma",
     "layer_scale_2": "ls_2.gamma",
 }
-# OpenAI's archives carry these numbers beside the parameters; open_clip drops them as well.
+# OpenAI's archives contain these numbers beside the parameters; open_clip drops them too.
 _NOT_PARAMETERS = {"input_resolution", "context_length", "vocab_size"}
 _STORED_TYPES = {"float32", "float16", "bfloat16", "float64"}
 
 
 def open_clip_name(name: str, custom_text: bool = False) -> str:
-    """OpenCLIP's name of the parameter `name`.
+    """Return OpenCLIP's name of the parameter `name`.
 
     Args:
         name: a flat name of `expected_shapes`.
-        custom_text: the text tower's names begin with `text.`, as in open_clip's CustomTextCLIP.
+        custom_text: prefix the text tower's names with `text.`, as in open_clip's CustomTextCLIP.
     """
     prefix = "text." if custom_text and name.startswith("text/") else ""
     if name in _TOP_LEVEL:
@@ -69,15 +69,15 @@ def open_clip_name(name: str, custom_text: bool = False) -> str:
 def to_flax(
     tensors: Mapping[str, np.ndarray], config: CLIPConfig, where: str
 ) -> dict[str, np.ndarray]:
-    """OpenCLIP's state dict as flat float32 parameters.
+    """Convert OpenCLIP's state dict to flat float32 parameters.
 
     Args:
         tensors: float32, float64, float16 or bfloat16.
         where: what the tensors were read from, for messages.
 
     Raises:
-        WeightsError: listing all unknown, missing and wrongly shaped tensors, or those of a type
-            that is no floating-point number.
+        WeightsError: tensors are unknown, missing, of the wrong shape or not floating-point; the
+            message lists all of them.
     """
     tensors = {
         name.removeprefix("module."): array
@@ -88,7 +88,7 @@ def to_flax(
     custom_text = has_custom_text(tensors)
     names = {name: open_clip_name(name, custom_text) for name in shapes}
     scale = tensors.get("logit_scale")
-    if scale is not None and scale.shape == (1,):  # some files keep the scalar as a vector
+    if scale is not None and scale.shape == (1,):  # some files store the scalar as a vector
         tensors["logit_scale"] = scale.reshape(())
     expected = {names[n]: _open_clip_shape(n, s, config) for n, s in shapes.items()}
     check_shapes(shapes_of(tensors), expected, where)
@@ -105,7 +105,7 @@ def to_flax(
         array = tensors[names[name]]
         with np.errstate(over="ignore"):
             params[name] = _to_flax(name, array)
-        if array.dtype == np.float64:  # finite there, but too large for float32?
+        if array.dtype == np.float64:  # it may be finite, but too large for float32
             refuse_not_finite({names[name]: params[name]}, f"{where}, in float32")
     return params
 
@@ -113,7 +113,7 @@ def to_flax(
 def to_open_clip(
     params: Mapping[str, np.ndarray], config: CLIPConfig, custom_text: bool = False
 ) -> dict[str, np.ndarray]:
-    """Flat parameters as OpenCLIP's state dict; the inverse of `to_flax`."""
+    """Convert flat parameters to OpenCLIP's state dict; the inverse of `to_flax`."""
     return {
         open_clip_name(name, custom_text): _to_open_clip(name, params[name], config)
         for name in expected_shapes(config)
@@ -121,7 +121,7 @@ def to_open_clip(
 
 
 def has_custom_text(tensors: Mapping[str, np.ndarray]) -> bool:
-    """Whether a state dict is of open_clip's CustomTextCLIP, whose text tower has a prefix."""
+    """Return whether a state dict is of open_clip's CustomTextCLIP: its text tower has a prefix."""
     return any(name.removeprefix("module.").startswith("text.") for name in tensors)
 
 

@@ -1,4 +1,4 @@
-"""OpenCLIP's weights to a checkpoint directory.
+"""Convert OpenCLIP's weights to a checkpoint directory.
 
     python -m convert.openclip_to_flax --model=ViT-B-32 --pretrained=laion2b_s34b_b79k --out=DIR
     python -m convert.openclip_to_flax --out=DIR \\
@@ -7,9 +7,9 @@
     python -m convert.openclip_to_flax --model=ViT-B-32 --pretrained=mine.safetensors \\
         --preprocess-of=laion2b_s34b_b79k --out=DIR
 
-The directory is complete in itself: parameters, model configuration, tokenizer, preprocessing. A
+The directory is self-contained: parameters, model configuration, tokenizer and preprocessing. A
 .safetensors file, local or of the Hugging Face hub (hf:...), is converted without torch; a tag or a
-.pt file needs it. A tokenizer of the hub is looked for beside a local file first.
+.pt file needs torch. A tokenizer beside a local file takes precedence over that of the hub.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from absl import flags
 from convert import hub, names, sources
 from convert.sources import Source
 from lattec_jax.models.checkpoint import Checkpoint, refuse_other_directory
+from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.runtime.text import print_escaped
@@ -30,12 +31,12 @@ REQUIRED = {"pretrained": "laion2b_s34b_b79k", "out": "weights/ViT-B-32"}
 
 
 def convert(source: Source) -> Checkpoint:
-    """The checkpoint that holds the same model.
+    """Convert OpenCLIP's weights to a checkpoint.
 
     Raises:
         WeightsError: the weights do not fit their configuration, or it is not supported.
     """
-    config = sources.readable_architecture(source.model_cfg, source.where)
+    config = CLIPConfig.from_open_clip(source.model_cfg, source.where)
     tokenizer = sources.tokenizer_for(source)
     description = dict(source.description)
     if names.has_custom_text(source.tensors):
@@ -54,7 +55,7 @@ def convert(source: Source) -> Checkpoint:
 
 
 def main(argv: Sequence[str]) -> None:
-    """The command."""
+    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     refuse_other_directory(out)
@@ -68,7 +69,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def _read_source(values: flags.FlagValues) -> Source:
-    """The weights that the flags name."""
+    """Read the weights that the flags select."""
     given = {
         key: values[key.replace("_", "-")].value
         for key in ("mean", "std", "interpolation", "resize_mode")
@@ -77,13 +78,13 @@ def _read_source(values: flags.FlagValues) -> Source:
     preprocess_of = values["preprocess-of"].value
     if preprocess and len(preprocess) < len(given):
         raise ConfigError(
-            "--mean, --std, --interpolation and --resize-mode go together; missing: "
+            "--mean, --std, --interpolation and --resize-mode must be given together; missing: "
             + ", ".join(sorted(set(given) - set(preprocess)))
         )
     if hub.is_hub_name(values.pretrained):
         if preprocess or preprocess_of or values.model:
             raise ConfigError(
-                f"{values.pretrained} brings its own architecture and preprocessing; leave out "
+                f"{values.pretrained} has its own architecture and preprocessing; leave out "
                 "--model, --preprocess-of, --mean, --std, --interpolation and --resize-mode"
             )
         return sources.from_hub(values.pretrained)
@@ -91,7 +92,7 @@ def _read_source(values: flags.FlagValues) -> Source:
         return sources.from_file(Path(values.pretrained), values.model, preprocess_of, preprocess)
     if preprocess or preprocess_of:
         raise ConfigError(
-            "a tag brings its own preprocessing; --preprocess-of, --mean, --std, --interpolation "
+            "a tag has its own preprocessing; --preprocess-of, --mean, --std, --interpolation "
             f"and --resize-mode are for files, and {values.pretrained!r} is not one"
         )
     if values.model is None:
@@ -103,12 +104,12 @@ def _read_source(values: flags.FlagValues) -> Source:
 
 
 class _Triple(flags.ArgumentParser):
-    """Three numbers with commas between them."""
+    """Parses three numbers with commas between them."""
 
-    def parse(self, text: str) -> tuple[float, ...]:
-        values = tuple(float(value) for value in text.split(","))
+    def parse(self, argument: str) -> tuple[float, ...]:
+        values = tuple(float(value) for value in argument.split(","))
         if len(values) != 3:
-            raise ValueError(f"expected three numbers R,G,B, found {text!r}")
+            raise ValueError(f"expected three numbers R,G,B, found {argument!r}")
         return values
 
     def flag_type(self) -> str:
@@ -116,27 +117,27 @@ class _Triple(flags.ArgumentParser):
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """The flags of the command."""
+    """Define the command's flags."""
 
-    def text(name: str, what: str) -> None:
-        flags.DEFINE_string(name, None, what, flag_values=values)
+    def text(name: str, help_text: str) -> None:
+        flags.DEFINE_string(name, None, help_text, flag_values=values)
 
-    def choice(name: str, choices: list[str], what: str) -> None:
-        flags.DEFINE_enum(name, None, choices, what, flag_values=values)
+    def choice(name: str, choices: list[str], help_text: str) -> None:
+        flags.DEFINE_enum(name, None, choices, help_text, flag_values=values)
 
     text("model", "open_clip's name of the architecture, such as ViT-B-32.")
     text("pretrained", "open_clip's tag, a .safetensors or .pt file, or hf:organization/name.")
     text("out", "The directory to write.")
-    what = "for a file that has no open_clip_config.json beside it."
-    text("preprocess-of", f"Preprocessing of this open_clip tag of --model, {what}")
+    when = "for a file without open_clip_config.json beside it."
+    text("preprocess-of", f"Use the preprocessing of this open_clip tag of --model, {when}")
     for name in ("mean", "std"):
-        words = f"{name} of the colors, {what}".capitalize()
-        flags.DEFINE(_Triple(), name, None, words, flag_values=values)
-    choice("interpolation", ["bicubic", "bilinear"], f"How images are resized, {what}")
+        help_text = f"{name} of the colors, {when}".capitalize()
+        flags.DEFINE(_Triple(), name, None, help_text, flag_values=values)
+    choice("interpolation", ["bicubic", "bilinear"], f"Interpolation of the resizing, {when}")
     choice(
         "resize-mode",
         ["shortest", "longest", "squash"],
-        f"How the input size is reached, {what}",
+        f"How images are brought to the input size, {when}",
     )
 
 

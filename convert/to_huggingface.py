@@ -1,15 +1,15 @@
-"""A checkpoint as a directory of Hugging Face's `CLIPModel`. NumPy and safetensors, no torch.
+"""Convert a checkpoint to the files of Hugging Face's `CLIPModel`, without torch.
 
     config.json, model.safetensors       CLIPModel.from_pretrained(DIR)
     preprocessor_config.json             CLIPImageProcessor, for pipelines: see below
     tokenizer.json, tokenizer_config.json   AutoTokenizer
 
-`CLIPModel` is one architecture: class token, square images, layer norm before the blocks, a
-causal text tower read out at its end token, no layer scale. What differs is refused.
+`CLIPModel` has one architecture: class token, square images, layer norm before the blocks, a causal
+text tower pooled at its end token, no layer scale. Other architectures are refused.
 
-transformers' image processor turns an image into RGB before it resizes it and, depending on its
-backend, resamples or crops a little differently; `use.py` preprocesses with Pillow as open_clip
-does. Its tokenizer does not mend broken encodings and HTML entities; other texts have the same ids.
+transformers' image processor converts an image to RGB before resizing and, depending on its
+backend, resamples or crops slightly differently; `use.py` preprocesses with Pillow like open_clip.
+Its tokenizer does not repair broken encodings and HTML entities; other texts have the same ids.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers
 
 
 def refuse_unrepresentable(checkpoint: Checkpoint) -> None:
-    """Raise WeightsError, naming all of it, for what `CLIPModel` cannot hold."""
+    """Raise WeightsError, with all reasons, if `CLIPModel` cannot represent the checkpoint."""
     config, preprocess = checkpoint.config, checkpoint.preprocess
     vision, text, tokenizer = config.vision, config.text, checkpoint.tokenizer
     zeroed = isinstance(tokenizer, HubTokenizer) and tokenizer.zeroed_id is not None
@@ -64,7 +64,7 @@ def refuse_unrepresentable(checkpoint: Checkpoint) -> None:
         f"images of {vision.image_size} that are not square": len(set(vision.image_size)) > 1,
         "a text tower without a causal mask": not text.causal,
         f"text pooling {text.pool!r} instead of the end token": text.pool not in ("argmax", "eos"),
-        # transformers reads 2 as "the largest id", whatever the configuration means by it.
+        # transformers interprets the end token 2 as "the largest id".
         "the end token 2": text.pool == "eos" and text.eos_id == 2,
         f"preprocessing {preprocess.resize_mode!r}": preprocess.resize_mode == "longest",
         f"text cleaning {tokenizer.clean!r}": tokenizer.clean == "canonicalize",
@@ -74,12 +74,12 @@ def refuse_unrepresentable(checkpoint: Checkpoint) -> None:
     if found:
         raise WeightsError(
             f"Hugging Face's CLIPModel cannot represent this model; it has {', '.join(found)}. "
-            "Export it with --to=openclip, or the class vectors alone with --to=prototypes"
+            "Export it with --to=openclip, or only the class vectors with --to=prototypes"
         )
 
 
 def tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """The parameters under `CLIPModel`'s names, float32."""
+    """Return the parameters under `CLIPModel`'s names, float32."""
     found: dict[str, np.ndarray] = {}
     for name, array in names.to_open_clip(checkpoint.params, checkpoint.config).items():
         stem, _, kind = name.rpartition(".")
@@ -95,11 +95,11 @@ def tensors(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def _in_block(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
-    """A parameter of a transformer block: `[visual.]transformer.resblocks.N.LAYER.KIND`."""
+    """Convert a block's parameter, `[visual.]transformer.resblocks.N.LAYER.KIND`."""
     tower = "vision_model" if name.startswith("visual.") else "text_model"
     number, layer = name.partition("resblocks.")[2].split(".", 1)
     prefix = f"{tower}.encoder.layers.{number}"
-    if layer.startswith("attn.in_proj_"):  # query, key and value in one: [3·W, ...]
+    if layer.startswith("attn.in_proj_"):  # [3·W, ...]: query, key and value
         kind = layer.removeprefix("attn.in_proj_")
         parts = zip("qkv", np.split(array, 3), strict=True)
         return {
@@ -111,7 +111,7 @@ def _in_block(name: str, array: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def files(checkpoint: Checkpoint) -> dict[str, str]:
-    """Names and contents of the text files of the directory."""
+    """Return name -> content of the directory's text files."""
     contents = {
         "config.json": model_config(checkpoint.config),
         "preprocessor_config.json": preprocessor_config(checkpoint.preprocess),
@@ -123,7 +123,7 @@ def files(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 def model_config(config: CLIPConfig) -> dict[str, Any]:
-    """The content of `config.json`."""
+    """Return the content of `config.json`."""
     vision, text = config.vision, config.text
     activation = "quick_gelu" if config.quick_gelu else "gelu"
     return {
@@ -134,7 +134,7 @@ def model_config(config: CLIPConfig) -> dict[str, Any]:
             "model_type": "clip_text_model",
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
-            # transformers reads 2 as "the largest id", which is what "argmax" means.
+            # transformers interprets 2 as "the largest id", the meaning of "argmax".
             "eos_token_id": text.eos_id if text.pool == "eos" else 2,
             **_tower(text, config.embed_dim, activation),
         },
@@ -160,7 +160,7 @@ def _tower(tower: VisionConfig | TextConfig, embed_dim: int, activation: str) ->
 
 
 def preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
-    """The content of `preprocessor_config.json`."""
+    """Return the content of `preprocessor_config.json`."""
     height, width = preprocess.size
     squash = preprocess.resize_mode == "squash"
     size = {"height": height, "width": width}
@@ -181,9 +181,9 @@ def preprocessor_config(preprocess: Preprocess) -> dict[str, Any]:
 
 
 def _tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
-    """The tokenizer with its cleaning as rules of the `tokenizers` library.
+    """Return the tokenizer's files, with text cleaning as rules of the `tokenizers` library.
 
-    Texts are padded with their end token: the text tower sees nothing of what follows the first.
+    Texts are padded with the end token: the causal text tower is pooled at the first one.
     """
     backend = tokenizers.Tokenizer.from_str(tokenizer.to_json())
     cleaning = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]

@@ -1,7 +1,7 @@
-"""Read state dicts that torch saved: tensors alone, nothing that runs.
+"""Read state dicts that torch saved: tensors only, no code.
 
-torch reads them with `weights_only`. Archives that are programs (TorchScript) or packed are refused
-before.
+torch reads them with `weights_only`. TorchScript archives, which are programs, and compressed
+archives are refused first.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from lattec_jax.runtime.safe_read import open_regular
 _NUMPY_TYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
 _ZIP_START = b"PK\x03\x04"  # torch takes such a file, and no other, for a zip file
 _LOCAL_HEADER = 30  # bytes before a record's name and content
-_MAX_SHARING = 4  # times the size of the file: tensors may share what is stored once
+_MAX_SHARING = 4  # maximum ratio of all tensors' size to the file's: tensors may share storage
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """Return all tensors and parameters of a state dict, in their stored type.
 
     Raises:
-        WeightsError: torch is missing, or the file is damaged, a TorchScript archive, no state
-            dict, or holds tensors that are not dense floating-point numbers.
+        WeightsError: torch is missing, or the file is damaged, a TorchScript archive, not a state
+            dict, or contains tensors that are not dense floating-point numbers.
     """
     try:
         opened = open_regular(path)
@@ -43,8 +43,8 @@ def _read(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     if _is_torch_script(opened, path):
         raise WeightsError(
             f"{path} is a TorchScript archive, which is a program, and is not run. OpenAI's own "
-            "weights are also there as a tag: --pretrained=openai. Of others save the state dict, "
-            "where you trust them: safetensors.torch.save_file(torch.jit.load(path, "
+            "weights are also available as a tag: --pretrained=openai. If you trust another "
+            "archive, save its state dict: safetensors.torch.save_file(torch.jit.load(path, "
             "map_location='cpu').float().state_dict(), 'weights.safetensors')"
         )
     return _read_torch(opened, path)
@@ -58,7 +58,7 @@ def _is_torch_script(opened: BinaryIO, path: Path) -> bool:
             items = archive.infolist()
             if any(item.compress_type != zipfile.ZIP_STORED for item in items):
                 raise WeightsError(
-                    f"{path}: expected a file of torch, found a packed zip file; unpack it and "
+                    f"{path}: expected a file of torch, found a compressed zip file; unpack it and "
                     "pass the weights file in it"
                 )
             _refuse_overlaps(items, archive.start_dir)
@@ -73,7 +73,7 @@ def _is_torch_script(opened: BinaryIO, path: Path) -> bool:
 
 
 def _refuse_overlaps(items: list[zipfile.ZipInfo], end: int) -> None:
-    """Many entries that share one record would take many times the file's size."""
+    """Refuse entries that share a record: together they could be many times the file's size."""
     for item in sorted(items, key=lambda item: item.header_offset, reverse=True):
         if item.header_offset + _LOCAL_HEADER + item.file_size > end:
             raise zipfile.BadZipFile(f"entries overlap, such as {item.filename}")
@@ -91,7 +91,7 @@ def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
         opened.seek(0)
         mapped = opened.read(len(_ZIP_START)) == _ZIP_START
         opened.seek(0)
-        # Mapped, storages take no memory of their own, however many a file declares.
+        # Memory-mapped, storages take no memory, however many a file declares.
         content = torch.load(
             path_of(opened, path), map_location="cpu", weights_only=True, mmap=mapped
         )
@@ -100,8 +100,8 @@ def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     except Exception as error:  # of any type, where a file is damaged
         raise WeightsError(
             f"{path} cannot be read as a state dict ({_torch_reason(error)}); only tensors are "
-            "read from such a file. Where it holds more and you trust it, save its state dict "
-            "alone: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
+            "read from such a file. If it contains more and you trust it, save its state dict "
+            "only: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]  # a checkpoint of open_clip's training
@@ -110,7 +110,7 @@ def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     ):
         raise WeightsError(f"{path}: expected a dictionary of tensors (a model's state dict)")
     for name, tensor in content.items():
-        _refuse_others(name, tensor, path)
+        _check_dense(name, tensor, path)
     total = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
     if total > _MAX_SHARING * os.fstat(opened.fileno()).st_size:
         raise WeightsError(
@@ -123,13 +123,13 @@ def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
 
 
 def _torch_reason(error: Exception) -> str:
-    """Why torch cannot read a file, without its advice to run what is in it."""
+    """Return why torch cannot read a file, without its advice to allow code in it."""
     line = first_line(error)
     return type(error).__name__ if "weights_only" in line else line
 
 
-def _refuse_others(name: str, tensor: Any, path: Path) -> None:
-    """Raise WeightsError for what is not a dense tensor of a known type; reads no size of it."""
+def _check_dense(name: str, tensor: Any, path: Path) -> None:
+    """Raise WeightsError unless it is a dense tensor of a known type; does not read its size."""
     import torch
 
     if tensor.is_quantized:
@@ -149,7 +149,7 @@ def _refuse_others(name: str, tensor: Any, path: Path) -> None:
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor or parameter of torch, in its stored type."""
+    """Convert a tensor or parameter of torch, in its stored type."""
     import ml_dtypes
     import torch
 

@@ -1,4 +1,4 @@
-"""Randomized open_clip models of any architecture, whole or shrunken, for comparisons."""
+"""Randomized open_clip models of any architecture, full-size or shrunken, for comparisons."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from convert import sources
+from convert import open_clip_package
 from convert.names import to_flax
-from convert.sources import open_clip_folder
+from convert.open_clip_package import open_clip_folder
 from lattec_jax.models.config import CLIPConfig
 from tests.torch_fix import define_missing_torchvision_operators
 
@@ -35,7 +35,7 @@ ARCHITECTURES = {
 
 
 def model_cfg(model: str) -> dict[str, Any]:
-    """open_clip's configuration of a model; skips the test where open_clip is not installed."""
+    """Return open_clip's configuration of a model; skip the test without open_clip."""
     if importlib.util.find_spec("open_clip") is None:
         pytest.skip("needs open_clip's model configurations")
     return json.loads((open_clip_folder() / "model_configs" / f"{model}.json").read_text())
@@ -44,7 +44,7 @@ def model_cfg(model: str) -> dict[str, Any]:
 def shrunken(
     model: str, vision: dict[str, Any] | None = None, text: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """The configuration of `model` with its flags, but with small sizes and CLIP's tokenizer."""
+    """Return the configuration of `model` with its flags, small sizes and CLIP's tokenizer."""
     config = copy.deepcopy(model_cfg(model))
     config["embed_dim"] = 24
     config["vision_cfg"] |= {"width": 64, "layers": 2, "patch_size": 8, "image_size": 32}
@@ -57,11 +57,10 @@ def shrunken(
 
 
 def miniature(model: str) -> dict[str, Any]:
-    """The configuration of `model` with every key that it has, its sizes made tiny.
+    """Return the configuration of `model` with all of its keys, but tiny sizes.
 
-    Whether a key is there, and how head width, MLP ratio, pooling, masks and end token are set,
-    stays as it is; a head width that is set becomes a quarter, and one that is not stays
-    open_clip's 64.
+    MLP ratio, pooling, masks and end token are unchanged. A stated head width is divided by four;
+    without one it remains open_clip's default of 64.
     """
     config = copy.deepcopy(model_cfg(model))
     vision, text = config["vision_cfg"], config["text_cfg"]
@@ -75,10 +74,10 @@ def miniature(model: str) -> dict[str, Any]:
 
 
 def random_open_clip(config: dict[str, Any], seed: int = 0) -> Any:
-    """An open_clip model in evaluation mode, every parameter of which is random.
+    """Return an open_clip model in evaluation mode with all parameters random.
 
-    As open_clip makes them, biases are zeros, scales ones and layer scales equal: swapping two of
-    them would show in nothing.
+    open_clip initializes biases to zero, scales to one and layer scales to one value, so that
+    swapping two of them would not be detected.
     """
     torch = pytest.importorskip("torch")
     define_missing_torchvision_operators()
@@ -99,27 +98,27 @@ def random_open_clip(config: dict[str, Any], seed: int = 0) -> Any:
 
 
 def state_dict(model: Any) -> dict[str, np.ndarray]:
-    """The parameters of an open_clip model, under its own names."""
+    """Return the parameters of an open_clip model under open_clip's names."""
     return {name: tensor.numpy() for name, tensor in model.state_dict().items()}
 
 
 def flat_params(model: Any, config: dict[str, Any]) -> tuple[CLIPConfig, dict[str, np.ndarray]]:
-    """Our configuration and flat parameters of an open_clip model."""
+    """Return our configuration and flat parameters of an open_clip model."""
     ours = CLIPConfig.from_open_clip(config)
     return ours, to_flax(state_dict(model), ours, "the random model")
 
 
 def use_shrunken_models(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """open_clip, while its models are small copies for conversion; skips without torch."""
+    """Replace open_clip's models by shrunken ones for conversion; return open_clip."""
     pytest.importorskip("torch")
     define_missing_torchvision_operators()
     import open_clip
 
-    built_in = sources.built_in_model_cfg
+    built_in = open_clip_package.built_in_model_cfg
 
     def small(model: str) -> dict:
-        built_in(model)  # an unknown name is refused as before
+        built_in(model)  # refuses unknown names
         return shrunken(model)
 
-    monkeypatch.setattr(sources, "built_in_model_cfg", small)
+    monkeypatch.setattr(open_clip_package, "built_in_model_cfg", small)
     return open_clip

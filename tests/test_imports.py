@@ -107,8 +107,8 @@ def test_what_is_safe_is_not():
 # Around parsers of other libraries, which raise whatever a damaged file makes them raise; where an
 # HTTP client is made, whose package has two names; where the endings of reading are counted.
 BROAD = {
-    "captioning/engines/openai.py",
-    "captioning/engines/openai_client.py",
+    "captioning/engines/openai/server.py",
+    "captioning/engines/openai/http_client.py",
     "lattec_jax/runtime/rust_errors.py",
     "convert/torch_file.py",
     "convert/hub_tokenizer.py",

@@ -1,19 +1,22 @@
-"""A LLaVA-NeXT of the true classes with a few thousand random weights, written to disk in a moment.
+"""A tiny LLaVA-NeXT with random weights, of the real classes of transformers.
 
-Its images are cut into tiles of 28 pixels where the 7B's tiles have 336, and a tile gives 16
-tokens where the 7B's gives 576; grid, layers, chat template and tokenizer are of the same kinds.
+Tiles have 28 pixels and 16 tokens (the 7B model: 336 and 576). The kinds of grid, layers, chat
+template and tokenizer are those of the 7B model.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ml_collections import ConfigDict
 
 from tests.torch_fix import define_missing_torchvision_operators
 
-# The template of llava-hf/llava-v1.6-mistral-7b-hf, without the roles that are not asked for here.
+# The template of llava-hf/llava-v1.6-mistral-7b-hf, without the roles that are not used here.
 TEMPLATE = (
     "{% for message in messages %}{{ '[INST] ' }}"
     "{% for part in message['content'] | selectattr('type', 'equalto', 'image') %}"
@@ -30,7 +33,7 @@ _CORPUS = (
 
 
 def transformers() -> Any:
-    """The module; skips the test where one of the captioning packages is not installed."""
+    """Return the module; skip the test if one of the captioning packages is missing."""
     for package in ("torch", "accelerate", "bitsandbytes"):
         pytest.importorskip(package)
     define_missing_torchvision_operators()
@@ -38,7 +41,7 @@ def transformers() -> Any:
 
 
 def configuration(hidden: int = 64, layers: int = 2, tile: int = 28, patch: int = 7) -> Any:
-    """A `LlavaNextConfig`: `hidden` units in `layers` Mistral layers, images in tiles of `tile`.
+    """Return a `LlavaNextConfig` with `layers` Mistral layers of width `hidden`.
 
     Args:
         hidden: a multiple of 64.
@@ -80,7 +83,7 @@ def configuration(hidden: int = 64, layers: int = 2, tile: int = 28, patch: int 
 
 
 def of_7b() -> Any:
-    """The configuration of llava-v1.6-mistral-7b-hf, as on the hub."""
+    """Return the configuration of llava-v1.6-mistral-7b-hf, as on the hub."""
     module = transformers()
     return module.LlavaNextConfig(
         vision_config=module.CLIPVisionConfig(
@@ -101,7 +104,7 @@ def of_7b() -> Any:
 
 
 def processor(config: Any) -> Any:
-    """A `LlavaNextProcessor` for the configuration, with a byte-level tokenizer of 400 tokens."""
+    """Return a `LlavaNextProcessor` with a byte-level tokenizer of 400 tokens."""
     import tokenizers
 
     module = transformers()
@@ -142,7 +145,7 @@ def processor(config: Any) -> Any:
 
 
 def model(config: Any, seed: int = 0) -> Any:
-    """Random weights that are large enough for what the model says to depend on the image."""
+    """Return a model with random weights, large enough that its text depends on the image."""
     import torch
 
     torch.manual_seed(seed)
@@ -155,8 +158,17 @@ def model(config: Any, seed: int = 0) -> Any:
 
 
 def save(folder: Path, **sizes: int) -> Path:
-    """Write a checkpoint that `from_pretrained` loads; `sizes` as `configuration` takes them."""
+    """Write a checkpoint for `from_pretrained`; `sizes`: see `configuration`."""
     config = configuration(**sizes)
     model(config).save_pretrained(folder)
     processor(config).save_pretrained(folder)
     return folder
+
+
+def use_changed_copy(
+    config: ConfigDict, folder: Path, file: str, change: Callable[[Path], object]
+) -> None:
+    """Point the configuration to a copy of its checkpoint in which one file is changed."""
+    copy = shutil.copytree(config.descriptions.llava.model, folder / "changed")
+    change(copy / file)
+    config.descriptions.llava.model = str(copy)

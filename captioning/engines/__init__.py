@@ -1,16 +1,22 @@
-"""What describes images: the interface of captioning engines, and the engines by name.
+"""The interface of a captioning engine, and the table of engines.
 
-An engine is a module with three functions: `identity(config)`, `processes(config)` and
-`load(config)`. The first two answer without loading a model, so that descriptions can be merged on
-a machine that has none.
+To add an engine:
+
+1. Write a module with the three functions of `EngineModule`. `identity` and `processes` must not
+   load a model, so that descriptions can be merged on a machine that has none. Import heavy
+   packages (torch, transformers, openai) inside of functions only.
+2. Let `load` return an object with the attribute and the method of `Engine`.
+3. Add one line to `ENGINES`. `--config.descriptions.engine=NAME` then selects it.
+
+`pixels.py` is the smallest example.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple, Protocol
+from collections.abc import Generator, Iterable
+from typing import NamedTuple, Protocol, cast
 
 from ml_collections import ConfigDict
 from PIL import Image
@@ -19,97 +25,92 @@ from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.runtime.text import sanitize, truncate
 
-MAX_ANSWER_CHARS = 4000  # of a text; CLIP reads about the first 300
-MAX_REASON_CHARS = 1000
-
-# Name -> module. Each imports what is heavy only when it loads.
+# Name -> module.
 ENGINES = {
     "llava": "captioning.engines.llava",
     "openai": "captioning.engines.openai",
     "pixels": "captioning.engines.pixels",
 }
 
+MAX_TEXT_CHARS = 4000  # CLIP reads about the first 300
+MAX_REASON_CHARS = 1000
+
+# What Pillow or a model's processor raises for an image or a prompt that it cannot process.
+# An engine turns these into a `Failure` of the one request.
+REQUEST_ERRORS = (
+    OSError,
+    ValueError,
+    TypeError,
+    RuntimeError,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+)
+
 
 class Identity(NamedTuple):
-    """Whatever, beside the request, decides what an engine says. Part of a description's key."""
+    """Everything except the request that determines an engine's output.
+
+    It is part of a description's key: a change makes new descriptions.
+    """
 
     engine: str
     model: str
-    decoding: str  # precision, sampling, length, and how images are prepared; "" for none
+    decoding: str  # precision, sampling, length, and how images are prepared; may be ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One text that is wanted."""
+    """The images and the prompt of one description."""
 
     image_id: str
     kind: str
     prompt: str
-    images: tuple[Image.Image, ...]  # one, or the members of a group; in the files' own modes
+    images: tuple[Image.Image, ...]  # one, or the members of a group; not converted to RGB
 
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """Why there is no text for a request: a line that a person can act on."""
+    """The reason why a request has no text, for the user to act on."""
 
     reason: str
 
-
-def checked(answer: str | Failure) -> str | Failure:
-    """What an engine says as it may be written: valid Unicode, one line, bounded in length.
-
-    What it returns, it returns unchanged when it is called again.
-    """
-    if isinstance(answer, Failure):
-        return Failure(_line(truncate(answer.reason, MAX_REASON_CHARS)))
-    text = " ".join(answer.split())
-    # Normalization may take quadratic time: of bounded text only.
-    if len(text) <= MAX_ANSWER_CHARS:
-        text = _line(text)
-    if len(text) > MAX_ANSWER_CHARS:  # NFC makes a few characters longer
-        return Failure(f"the text has more than {MAX_ANSWER_CHARS:,} characters")
-    return text
+    @classmethod
+    def from_error(cls, error: Exception) -> Failure:
+        """Return the failure for one of `REQUEST_ERRORS`."""
+        return cls(f"{type(error).__name__}: {error}")
 
 
-def _line(text: str) -> str:
-    return " ".join(sanitize(text).split())
-
-
-# What Pillow, and the processor of a model, raise for an image or a prompt that they cannot take.
-UNFIT = (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError)
-
-
-def unfit(error: Exception) -> Failure:
-    """The failure of a request that could not be prepared."""
-    return Failure(f"{type(error).__name__}: {error}")
+Result = str | Failure
+Results = Generator[tuple[Request, Result], None, None]
 
 
 class Engine(Protocol):
-    """Turns requests into texts."""
+    """A loaded engine."""
 
     identity: Identity
 
-    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
-        """Answer every request once, in any order, as soon as its answer is there.
+    def describe(self, requests: Iterable[Request]) -> Results:
+        """Yield each request once with its result, in any order, as soon as it is available.
 
-        Requests are pulled when the engine wants them; their images are open. A text may be empty
-        where there is nothing to say. What fails for one request alone is a `Failure`.
+        Pull a request only when the engine is ready for it: its images are held in memory. A text
+        may be empty. An error that concerns a single request is yielded as a `Failure`.
 
         Raises:
-            EngineError: what would fail for every request.
+            EngineError: an error that would repeat for every request.
         """
         ...
 
 
 class EngineModule(Protocol):
-    """What the module of an engine offers."""
+    """The functions of an engine's module."""
 
     def identity(self, config: ConfigDict) -> Identity:
-        """Of the engine that `load` would give for this configuration."""
+        """Return the identity of the engine that `load` would return."""
         ...
 
     def processes(self, config: ConfigDict) -> int:
-        """How many processes make sense on this host: one per GPU, or one."""
+        """Return the default number of processes on this host: one per GPU, or 1."""
         ...
 
     def load(self, config: ConfigDict) -> Engine:
@@ -122,7 +123,7 @@ class EngineModule(Protocol):
 
 
 def engine_module(config: ConfigDict) -> EngineModule:
-    """The module of the engine that `config.descriptions.engine` names.
+    """Return the module of the engine that `config.descriptions.engine` names.
 
     Raises:
         ConfigError: no engine has this name.
@@ -134,4 +135,25 @@ def engine_module(config: ConfigDict) -> EngineModule:
             f"config.descriptions.engine: no engine {name!r}; this version has "
             f"{', '.join(sorted(ENGINES))}" + (f". {hint}" if hint else "")
         )
-    return importlib.import_module(ENGINES[name])
+    # A module is checked against a protocol only where its name is known statically.
+    return cast(EngineModule, importlib.import_module(ENGINES[name]))
+
+
+def clean_result(result: Result) -> Result:
+    """Return a result in the form that is stored: valid Unicode, one line, bounded length.
+
+    Idempotent.
+    """
+    if isinstance(result, Failure):
+        return Failure(_one_line(truncate(result.reason, MAX_REASON_CHARS)))
+    text = " ".join(result.split())
+    # Unicode normalization may take quadratic time, so the length is checked first.
+    if len(text) <= MAX_TEXT_CHARS:
+        text = _one_line(text)
+    if len(text) > MAX_TEXT_CHARS:  # NFC makes a few characters longer
+        return Failure(f"the text has more than {MAX_TEXT_CHARS:,} characters")
+    return text
+
+
+def _one_line(text: str) -> str:
+    return " ".join(sanitize(text).split())

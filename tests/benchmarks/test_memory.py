@@ -1,4 +1,4 @@
-"""What XLA's own analysis says of a step's memory on several devices."""
+"""XLA's memory analysis of a step on several devices."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ DEVICES = 8
 def test_parameters_and_optimizer_take_an_eighth_of_each_device():
     model, mesh = memory.model_config("ViT-bigG-14"), sharding.make_mesh(DEVICES)
     found = memory.measure(model, 64, 64, True, jnp.float32, mesh)
-    assert found.state <= 1.15 * found.whole_state / DEVICES
+    assert found.state <= 1.15 * found.full_state / DEVICES
     # What the compiled program takes is that and the tables, which lie on every device.
     pixels = memory.IMAGES * memory.LONG_SIDE**2 * 3
     tokens = 4 * memory.IMAGES * 2 * model.text.context_length

@@ -1,4 +1,4 @@
-"""The other benchmarks in small: what they print has the shape that benchmarks/README.md shows."""
+"""Small runs of the other benchmarks: their output has the form of benchmarks/README.md."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_scaling(tmp_path):
 
 
 @pytest.mark.soak
-def test_scaling_splits_one_cpu_in_a_process_of_its_own(monkeypatch, capfd, tmp_path):
+def test_scaling_splits_one_cpu_in_a_separate_process(monkeypatch, capfd, tmp_path):
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     run(scaling, monkeypatch, "--sections", "devices", "--rounds=1", f"--directory={tmp_path}")

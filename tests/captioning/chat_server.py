@@ -1,4 +1,4 @@
-"""A server with the OpenAI chat API that misbehaves as it is told, and remembers what it saw."""
+"""A scripted server with the OpenAI chat API that records its requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MODEL = "org/tiny-vision"
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers with what the server's script says."""
+    """Answers according to the server's script."""
 
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # head and body in one packet
@@ -51,7 +51,7 @@ Reply = Callable[[Handler], None]
 
 
 class ChatServer(ThreadingHTTPServer):
-    """Answers each prompt with what `script` holds for it, in turn, and then with `text_for` it."""
+    """Answers each prompt with its replies in `script`, in order, and then with `text_for`."""
 
     daemon_threads = True
     block_on_close = False
@@ -110,12 +110,12 @@ class ChatServer(ThreadingHTTPServer):
 
 
 def text_for(name: str) -> str:
-    """What the server says to the prompt `name` when it works."""
+    """Return the server's regular text for the prompt `name`."""
     return f"the text for {name}"
 
 
 def answer(text: str | None, reason: str = "stop", **message: Any) -> str:
-    """The body of an answer."""
+    """Return the body of a response."""
     message = {"role": "assistant", "content": text, **message}
     return json.dumps({"choices": [{"index": 0, "message": message, "finish_reason": reason}]})
 
@@ -134,12 +134,12 @@ def status(code: int, message: str = "", **headers: str) -> Reply:
 
 
 def listing(*names: str) -> Reply:
-    """The list of models."""
+    """Return the list of models."""
     return body(json.dumps({"object": "list", "data": [{"id": name} for name in names]}))
 
 
 def after(seconds: float, reply: Reply) -> Reply:
-    """The same, later."""
+    """Reply after a delay."""
 
     def late(handler: Handler) -> None:
         handler.server.closing.wait(seconds)
@@ -149,7 +149,7 @@ def after(seconds: float, reply: Reply) -> Reply:
 
 
 def dripping(handler: Handler) -> None:
-    """White space for ever, as some services send it against time-outs."""
+    """Send white space forever, as some services do to prevent timeouts."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", "1000000")
@@ -160,13 +160,13 @@ def dripping(handler: Handler) -> None:
 
 
 def dropped(handler: Handler) -> None:
-    """No answer, and the connection is closed."""
+    """Close the connection without a response."""
     handler.close_connection = True
     handler.connection.shutdown(socket.SHUT_RDWR)
 
 
 def cut_off(handler: Handler) -> None:
-    """Half an answer."""
+    """Send half a response."""
     handler.send_response(200)
     handler.send_header("Content-Type", "application/json")
     handler.send_header("Content-Length", "1000")

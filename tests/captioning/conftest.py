@@ -1,4 +1,4 @@
-"""What several tests of captioning start from."""
+"""Fixtures shared by the captioning tests."""
 
 import pytest
 
@@ -16,7 +16,7 @@ def config(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server():
-    """A server with the OpenAI chat API that answers as it is told."""
+    """A scripted server with the OpenAI chat API."""
     server = ChatServer()
     yield server
     server.stop()

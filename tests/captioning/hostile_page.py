@@ -1,4 +1,4 @@
-"""Data for the page of `captioning.browse` in which every text tries to be more than text."""
+"""Data for the page of `captioning.browse` in which every text contains markup or script."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TEXTS = (
 
 
 def hostile_data() -> dict[str, Any]:
-    """What `captioning.browse.render` takes; an image and a class for each text."""
+    """Return the input of `captioning.browse.render`: an image and a class for each text."""
     pixel = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
     images = [
         {

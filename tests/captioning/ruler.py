@@ -1,16 +1,16 @@
-"""Ten small images of different widths, two classes, and an engine that tells the widths."""
+"""Ten small images of different widths, two classes, and an engine that returns the widths."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from captioning.engines import Failure, Identity, Request
+from captioning.engines import Failure, Identity, Request, Results
 from configs import common
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import descriptions_path, read
@@ -19,18 +19,19 @@ from lattec_jax.runtime.config import validate
 CLASSES = ("cat", "dog")
 IDS = [f"{i:02d}.png" for i in range(10)]
 LABELS = np.array([0, 1] * 5, np.int32)
+WIDTHS = [f"width {n + 1}" for n in range(10)]  # the engine's texts
 pause = 0.0  # seconds for one description
 
 
 class Ruler:
-    """Says how wide the images are; remembers what it was asked."""
+    """Describes images by their widths, and records the requests."""
 
     def __init__(self, model: str = "1", fails: Iterable[str] = ()) -> None:
         self.identity = Identity("ruler", model, "exact")
         self.requests: list[Request] = []
         self.fails = set(fails)
 
-    def describe(self, requests: Iterable[Request]) -> Iterator[tuple[Request, str | Failure]]:
+    def describe(self, requests: Iterable[Request]) -> Results:
         for request in requests:
             time.sleep(pause)
             self.requests.append(request)
@@ -56,7 +57,7 @@ def load(config: ConfigDict) -> Ruler:
 
 
 def make_config(directory: Path, count: int = 10) -> ConfigDict:
-    """A set of images on disk and its unlocked configuration."""
+    """Write a set of images; return its unlocked configuration."""
     root = directory / "images"
     root.mkdir()
     for number in range(count):
@@ -93,7 +94,7 @@ def texts(config: ConfigDict, kind: str) -> list[str | None]:
 
 
 def write_config_file(config: ConfigDict, path: Path) -> None:
-    """The configuration as a file that commands read."""
+    """Write the configuration as a file for commands."""
     path.write_text(
         "from configs import common\n"
         "from captioning.engines import ENGINES\n"

@@ -1,4 +1,4 @@
-"""The page: whole, harmless whatever was described, and with everything that is known."""
+"""The page: complete, and safe whatever the descriptions contain."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_what_was_described_stays_data(config):
     assert "alert(1)</script>" not in page and "innerHTML" not in page
 
 
-def test_unmerged_parts_and_unreadable_images(config):
+def test_unmerged_shards_and_unreadable_images(config):
     describe(config, ["image"], Ruler(), Shard(0, 2))
     (Path(config.dataset.root) / IDS[0]).write_bytes(b"")
     images = data_of(browse.page(config, 0)[0])["images"]
@@ -113,7 +113,7 @@ def test_files_of_another_captioner_and_missing_weights(config):
 
 
 class Page(HTMLParser):
-    """The elements of a page, and the text of its scripts."""
+    """Parse the elements of a page and the text of its scripts."""
 
     def __init__(self, page: str) -> None:
         super().__init__()
@@ -219,7 +219,9 @@ def test_the_filter(config, tmp_path):
 
 
 def test_mistakes(config):
-    with pytest.raises(DataError, match=r"nothing of mine .*python -m captioning\.describe"):
+    with pytest.raises(
+        DataError, match=r"no descriptions of mine .*python -m captioning\.describe"
+    ):
         browse.page(config, 0)
     with pytest.raises(ConfigError, match="--limit: expected 0 or more"):
         browse.page(config, -1)

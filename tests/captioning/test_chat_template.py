@@ -1,4 +1,4 @@
-"""Chat templates: those of LLaVA-NeXT's checkpoints are rendered, and what may never end is not."""
+"""Chat templates of LLaVA-NeXT's checkpoints are accepted, unbounded ones refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("jinja2")
 
-from captioning.engines.chat_template import check_chat_template
+from captioning.engines.llava.chat_template import check_chat_template
 from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
 

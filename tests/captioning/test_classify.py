@@ -1,4 +1,4 @@
-"""LLaVA zero-shot: what is asked, what the results say, and that nothing is asked twice."""
+"""LLaVA zero-shot: requests, results, and no request twice."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from captioning import classify as command
-from captioning.classify import ask, classify, questions
+from captioning.classify import classify, classify_shard, make_tasks
 from captioning.engines import ENGINES, Failure, Identity
 from captioning.shards import Shard, shard_paths
 from lattec_jax import train
@@ -75,7 +75,7 @@ def predictions(directory):
     return [json.loads(line) for line in (directory / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_what_is_asked_and_what_the_results_say(config, tmp_path):
+def test_requests_and_results(config, tmp_path):
     engine = Says()
     found = classify(config, None, engine)
     assert [request.image_id for request in engine.requests] == [
@@ -121,7 +121,7 @@ def test_the_keys_are_those_of_a_run(config, tmp_path, method):
         assert found[key].keys() == trained[key].keys()
 
 
-def test_answers_are_kept_and_belong_to_images_names_and_model(config, tmp_path):
+def test_answers_are_reused_for_the_same_images_names_and_model(config, tmp_path):
     before = classify(config, None, Says())
     again = Says()
     assert classify(config, None, again) == before and not again.requests
@@ -200,16 +200,16 @@ def test_without_test_images(config):
         classify(config, None, Says())
 
 
-def test_shards_together_are_the_whole(config):
+def test_shards_together_equal_one_run(config):
     whole = classify(config, None, Says())
     path = descriptions_path(config, "category")
     for shard in shard_paths(path):
         shard.unlink()
     dataset = datasets.load(config)
-    tasks = questions(config, dataset, Says().identity)
+    tasks = make_tasks(config, dataset, Says().identity)
     engines = [Says() for _ in range(2)]
     for number in (1, 0):
-        ask(config, tasks, engines[number], Shard(number, 2))
+        classify_shard(config, tasks, engines[number], Shard(number, 2))
     assert [len(engine.requests) for engine in engines] == [3, 3]
     assert {record.kind for shard in shard_paths(path) for record in records(shard)} == {"category"}
     rest = Says()
@@ -222,7 +222,7 @@ def test_the_command(config, tmp_path, capsys):
     (tmp_path / "mine.py").write_text(content.replace("'ruler'", "'says'"))
     called = ["classify", f"--config={tmp_path / 'mine.py'}"]
     command.main([*called, "--shard=1/2"])
-    assert "part 1 of 2: 3 answered, 0 failed" in capsys.readouterr().out
+    assert "shard 1 of 2: 3 answered, 0 failed" in capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
     command.main(called)
     printed = capsys.readouterr().out

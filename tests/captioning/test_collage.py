@@ -1,4 +1,4 @@
-"""Collages to the pixel, by the formula written out once more."""
+"""Collages, compared exactly with a second implementation of the formula."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def make_images(count: int) -> list[Image.Image]:
 
 
 def expected(images: list[Image.Image]) -> np.ndarray:
-    """Assembled in NumPy, cell by cell."""
+    """Assemble a collage in NumPy, cell by cell."""
     side = CELLS[len(images)]
     cell = (672 - 20 * (side - 1)) // side
     canvas = np.zeros((672, 672, 3), np.uint8)

@@ -1,35 +1,28 @@
-"""The captioning command: what is asked, what is kept, and that it continues after a kill."""
+"""`describe`: requests, reuse of descriptions, shards and failures."""
 
 from __future__ import annotations
 
-import fcntl
 import json
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from captioning import describe as command
 from captioning.describe import describe
 from captioning.groups import sample_groups
-from captioning.shards import Shard, shard_path, shard_paths
+from captioning.shards import Shard, shard_paths
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.runtime.errors import ConfigError, DataError, EngineError
 from tests.captioning.ruler import (
     IDS,
     LABELS,
+    WIDTHS,
     Ruler,
     make_config,
     texts,
-    write_config_file,
     write_labels,
 )
-
-WIDTHS = [f"width {n + 1}" for n in range(10)]
 
 
 def test_images(config):
@@ -39,7 +32,7 @@ def test_images(config):
     request = engine.requests[1]
     assert (request.kind, request.prompt) == ("image", "How wide?")
     assert request.images[0].mode == "L"
-    assert (outcome.written, outcome.kept, outcome.failed) == (10, 0, {})
+    assert (outcome.written, outcome.reused, outcome.failed) == (10, 0, {})
     assert outcome.merged.path == Path(config.artifacts) / "mine/descriptions/ruler-image.jsonl"
     assert texts(config, "image") == WIDTHS
 
@@ -72,7 +65,7 @@ def test_groups_of_other_sizes_have_their_own_file(config, size):
     }
 
 
-def test_forced_groups_say_so(config, tmp_path):
+def test_forced_groups_are_marked(config, tmp_path):
     write_labels(config)
     config.descriptions.correct_per_group = 3
     with pytest.raises(DataError, match="analysis with the true labels"):
@@ -132,11 +125,11 @@ def test_nothing_is_described_when_pseudo_labels_are_missing(config):
     assert not engine.requests
 
 
-def test_what_is_there_is_kept(config):
+def test_existing_descriptions_are_reused(config):
     describe(config, ["image"], Ruler())
     again = Ruler()
     outcome = describe(config, ["image"], again)["image"]
-    assert again.requests == [] and (outcome.written, outcome.kept) == (0, 10)
+    assert again.requests == [] and (outcome.written, outcome.reused) == (0, 10)
 
 
 def test_every_part_of_the_key_makes_new_descriptions_and_the_old_are_found_again(config):
@@ -174,7 +167,7 @@ def test_only_groups_whose_members_changed_are_described_again(config):
     assert texts(config, "group")[0] == f"width {widths}"
 
 
-def test_shards_together_are_the_whole(config):
+def test_shards_together_equal_one_run(config):
     write_labels(config)
     whole = describe(config, None, Ruler())
     expected = {kind: outcome.merged.path.read_bytes() for kind, outcome in whole.items()}
@@ -208,7 +201,7 @@ def test_unreadable_images_are_recorded_and_tried_again(config):
     assert "not an image" in outcome.failed[IDS[3]]
     assert texts(config, "image")[3] is None
     again = describe(config, ["image"], Ruler())["image"]
-    assert (again.written, again.kept, list(again.failed)) == (0, 9, [IDS[3]])
+    assert (again.written, again.reused, list(again.failed)) == (0, 9, [IDS[3]])
     image.write_bytes(whole)
     assert describe(config, ["image"], Ruler())["image"].written == 1
     assert texts(config, "image") == WIDTHS
@@ -224,7 +217,7 @@ def test_a_group_with_an_unreadable_member(config):
     members = sample_groups(IDS[:3] + IDS[4:], np.delete(LABELS, 3), 4, seed=0)
     shown_with_it = {image for image, group in members.items() if IDS[4] in group}
     assert set(outcome.failed) == shown_with_it
-    assert set(outcome.merged.left_out) == {IDS[3], "11.png"}
+    assert set(outcome.merged.unlabeled) == {IDS[3], "11.png"}
     assert outcome.written == 9 - len(shown_with_it)
 
 
@@ -273,7 +266,9 @@ def test_an_engine_that_loses_requests(config):
     engine = Ruler()
     whole = engine.describe
     engine.describe = lambda requests: (a for a in whole(requests) if a[0].image_id != IDS[4])
-    with pytest.raises(RuntimeError, match=f"left 1 requests unanswered, the first for '{IDS[4]}'"):
+    with pytest.raises(
+        RuntimeError, match=f"returned no result for 1 requests, the first for '{IDS[4]}'"
+    ):
         describe(config, ["image"], engine)
 
 
@@ -289,129 +284,5 @@ def test_an_interrupt_keeps_every_answer(config):
         describe(config, ["image"], Stops())
     rest = Ruler()
     outcome = describe(config, ["image"], rest)["image"]
-    assert rest.requested == IDS[7:] and (outcome.written, outcome.kept) == (3, 7)
-    assert texts(config, "image") == WIDTHS
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-from captioning.describe import describe
-from lattec_jax.runtime.config import from_json
-from tests.captioning.ruler import Ruler
-class Slow(Ruler):
-    def describe(self, requests):
-        for number, answer in enumerate(super().describe(requests)):
-            if number == 6:
-                print("six", flush=True)
-                time.sleep(60)
-            yield answer
-describe(from_json(Path(sys.argv[1])), ["image"], Slow())
-"""
-
-
-def test_continues_after_a_kill(config, tmp_path):
-    (tmp_path / "config.json").write_text(config.to_json_best_effort())
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(tmp_path / "config.json")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-    )
-    assert process.stdout.readline() == b"six\n"
-    with pytest.raises(DataError, match=r"written by another process.*--shard"):
-        describe(config, ["image"], Ruler())
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
-    path = shard_path(descriptions_path(config, "image"), Shard(0, 1))
-    with open(path, "ab") as file:
-        file.write(path.read_bytes()[:40])  # as if killed in the middle of a line
-    rest = Ruler()
-    describe(config, ["image"], rest)
-    assert rest.requested == IDS[6:]
-    assert path.read_text().count("\n") == 10
-    assert texts(config, "image") == WIDTHS
-
-
-FULL = """
-import resource, signal, sys
-from pathlib import Path
-from captioning.describe import describe
-from lattec_jax.runtime.config import from_json
-from lattec_jax.runtime.errors import DataError
-from tests.captioning.ruler import Ruler
-class Fills(Ruler):
-    def describe(self, requests):
-        for number, answer in enumerate(super().describe(requests)):
-            if number == 3:
-                signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-                resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
-            yield answer
-try:
-    describe(from_json(Path(sys.argv[1])), ["image"], Fills())
-except DataError as error:
-    print(error)
-"""
-
-
-def test_a_file_that_cannot_grow(config, tmp_path):
-    """The system refuses to write on, in the middle of a line, as on a full disk."""
-    (tmp_path / "config.json").write_text(config.to_json_best_effort())
-    process = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path / "config.json")],
-        capture_output=True,
-        check=True,
-    )
-    assert b"cannot write" in process.stdout and b"make room" in process.stdout
-    path = shard_path(descriptions_path(config, "image"), Shard(0, 1))
-    lines = path.read_text().splitlines()
-    assert 0 < len(lines) < 10 and path.stat().st_size <= 700
-    assert all(json.loads(line)["text"] for line in lines)
-    rest = Ruler()
-    describe(config, ["image"], rest)
-    assert rest.requested == IDS[len(lines) :]
-    assert texts(config, "image") == WIDTHS
-
-
-def test_the_command(config, tmp_path, capsys):
-    (Path(config.dataset.root) / IDS[0]).write_bytes(b"")
-    write_config_file(config, tmp_path / "mine.py")
-    command.main(["describe", f"--config={tmp_path / 'mine.py'}", "--kind=image", "--shard=0/2"])
-    printed = capsys.readouterr().out
-    assert "image: 4 written, 0 kept, 1 failed" in printed
-    assert f"failed: {IDS[0]}: cannot read the image" in printed
-    command.main(["describe", f"--config={tmp_path / 'mine.py'}", "--kind=image"])
-    printed = capsys.readouterr().out
-    assert "image: 5 written, 4 kept, 1 failed" in printed
-    assert "9 descriptions ->" in printed and "words: 2 to 2, median 2" in printed
-
-
-def test_several_workers_by_one_command(config, tmp_path, capsys, monkeypatch):
-    write_labels(config)
-    write_config_file(config, tmp_path / "mine.py")
-    arguments = ["describe", f"--config={tmp_path / 'mine.py'}", "--processes=3"]
-    command.main(arguments)
-    assert "10 descriptions ->" in capsys.readouterr().out
-    assert texts(config, "image") == WIDTHS
-    path = descriptions_path(config, "group")
-    assert len(shard_paths(path)) == 3
-    assert sorted(p.name for p in path.parent.glob("shards/*.log")) == [
-        f"worker-{n}-of-3.log" for n in range(3)
-    ]
-    with pytest.raises(ConfigError, match="--processes: expected 1 or more"):
-        command.main([*arguments[:2], "--processes=0"])
-
-
-def test_a_worker_that_fails(config, tmp_path, monkeypatch):
-    write_config_file(config, tmp_path / "mine.py")
-    path = shard_path(descriptions_path(config, "image"), Shard(1, 2))
-    path.parent.mkdir(parents=True)
-    path.touch()
-    arguments = ["x", f"--config={tmp_path / 'mine.py'}", "--kind=image", "--processes=2"]
-    with (
-        open(path) as held,
-        pytest.raises(EngineError, match=r"(?s)1 of 2 workers failed.*written by another process"),
-    ):
-        fcntl.flock(held, fcntl.LOCK_EX)
-        command.main(arguments)
-    command.main(arguments)
+    assert rest.requested == IDS[7:] and (outcome.written, outcome.reused) == (3, 7)
     assert texts(config, "image") == WIDTHS

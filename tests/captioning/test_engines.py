@@ -1,4 +1,4 @@
-"""Engines by name, and what each can say without loading anything."""
+"""Lookup of engines, and what they report without loading a model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_an_engine_is_found_by_its_name():
     assert engine_module(ConfigDict({"descriptions": {"engine": "pixels"}})) is pixels
 
 
-def test_an_unknown_engine_gets_a_proposal():
+def test_an_unknown_engine_gets_a_suggestion():
     with pytest.raises(ConfigError, match=r"no engine 'pixel'.*Did you mean 'pixels'"):
         engine_module(ConfigDict({"descriptions": {"engine": "pixel"}}))
 

@@ -1,4 +1,4 @@
-"""Groups: the image first, others of its pseudo-label, and the same in whatever order."""
+"""Groups: the image first, then images of its pseudo-label, independent of the order."""
 
 from __future__ import annotations
 

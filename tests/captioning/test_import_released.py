@@ -1,4 +1,4 @@
-"""Descriptions of the authors' released code: found by name, refused where names do not tell."""
+"""Import of the authors' descriptions: assigned by file name, refused if ambiguous."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GROUPS = "train_4images_eurosat_describe_common_v3_77_llava-v1.6-mistral-7b_4bit
 
 
 def make_set(tmp_path, paths, names=("cat", "Wild_Cat")):
-    """A labeled set whose training images lie at `paths` below train/."""
+    """A labeled set with training images at `paths` below train/."""
     for number, path in enumerate(paths):
         file = tmp_path / "images" / "train" / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -153,13 +153,16 @@ def test_the_folder_or_a_class_name_may_be_the_prefix(tmp_path):
     assert list(found(done.path).values()) == ["1", "2", "3"]
 
 
-def test_what_is_left_over_is_counted_and_printed(config, tmp_path):
+def test_unmatched_files_and_images_are_counted_and_printed(config, tmp_path):
     texts = {"c_1.txt": "A cat.", "c_2.txt": " \n", "c_3.txt": "Whose?", "C_1.txt": "whose?"}
     folder = make_texts(tmp_path, texts | {"notes.md": "no text"})
     done = import_released(config, folder)
     assert found(done.path) == {"train/cat/c_1.jpg": "A cat."}
-    assert done.strangers == ("C_1.txt", "c_3.txt")
-    assert (done.without, done.empty) == (("train/Wild_Cat/w 1.png",), ("c_2.txt",))
+    assert done.unmatched_files == ("C_1.txt", "c_3.txt")
+    assert (done.images_without_text, done.empty_files) == (
+        ("train/Wild_Cat/w 1.png",),
+        ("c_2.txt",),
+    )
     report = done.report()
     assert "belong to no training image: 2\n    C_1.txt\n    c_3.txt" in report
     assert "without a text file: 1\n    train/Wild_Cat/w 1.png" in report
@@ -169,10 +172,10 @@ def test_what_is_left_over_is_counted_and_printed(config, tmp_path):
 def test_an_existing_file_is_not_overwritten(config, tmp_path):
     folder = make_texts(tmp_path, TEXTS)
     path = import_released(config, folder).path
-    assert import_released(config, folder).taken == 3
+    assert import_released(config, folder).num_imported == 3
     before = path.read_bytes()
     (folder / "c_1.txt").write_text("Another cat.")
-    with pytest.raises(DataError, match="holds other descriptions and is not overwritten"):
+    with pytest.raises(DataError, match="contains other descriptions and is not overwritten"):
         import_released(config, folder)
     assert path.read_bytes() == before
 
@@ -195,7 +198,7 @@ def test_mistakes(config, tmp_path):
     folder = make_texts(tmp_path, TEXTS)
     with pytest.raises(ConfigError, match="expected image or group, found 'images'"):
         import_released(config, folder, "images")
-    with pytest.raises(ConfigError, match="holds descriptions of groups of 4"):
+    with pytest.raises(ConfigError, match="contains descriptions of groups of 4"):
         import_released(config, make_texts(tmp_path, TEXTS, GROUPS), "image")
     with pytest.raises(DataError, match="expected a folder of text files, found none"):
         import_released(config, tmp_path / IMAGES)

@@ -1,4 +1,4 @@
-"""The key is found whole, in part and encoded; other texts are left alone."""
+"""The key is found in full, in part and encoded; other texts are unchanged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from captioning.engines.key_filter import KeyFilter
+from captioning.engines.openai.key_filter import KeyFilter
 
 KEY = "sk-proj-Zq83hVb2LmX0yTrW5nKc"
 
@@ -31,10 +31,10 @@ KEY = "sk-proj-Zq83hVb2LmX0yTrW5nKc"
 )
 def test_the_key_in_other_forms(text):
     known = KeyFilter(KEY)
-    assert known.found(text)
-    assert known.found(f"it is {text}, is it not?")
-    masked = known.masked(f"it is {text}, is it not?")
-    assert "***" in masked and not known.found(masked)
+    assert known.contains_key(text)
+    assert known.contains_key(f"it is {text}, is it not?")
+    masked = known.mask(f"it is {text}, is it not?")
+    assert "***" in masked and not known.contains_key(masked)
     assert masked.startswith("it is ") and masked.endswith("is it not?")
 
 
@@ -44,21 +44,21 @@ def test_the_key_in_other_forms(text):
 )
 def test_other_texts(text):
     known = KeyFilter(KEY)
-    assert not known.found(text)
-    assert known.masked(text) == text
+    assert not known.contains_key(text)
+    assert known.mask(text) == text
 
 
-def test_several_places():
-    assert KeyFilter(KEY).masked(f"a {KEY} b {KEY[:14]} c") == "a *** b *** c"
+def test_several_positions():
+    assert KeyFilter(KEY).mask(f"a {KEY} b {KEY[:14]} c") == "a *** b *** c"
 
 
 def test_short_keys():
-    assert KeyFilter("").masked("any") == "any" and not KeyFilter("").found("any")
-    assert KeyFilter("-----").masked("a ----- b") == "a *** b"
-    assert not KeyFilter("q8w3e7r5t6z7u8i").found("q8w3e7r5t6z7u8i")
+    assert KeyFilter("").mask("any") == "any" and not KeyFilter("").contains_key("any")
+    assert KeyFilter("-----").mask("a ----- b") == "a *** b"
+    assert not KeyFilter("q8w3e7r5t6z7u8i").contains_key("q8w3e7r5t6z7u8i")
     secret = KeyFilter("q8w3e7r5t6z7u8i9")
-    assert secret.found("it begins with q8w3e7r5t6z7")
-    assert not secret.found("it begins with q8w3e7r5t6z")
+    assert secret.contains_key("it begins with q8w3e7r5t6z7")
+    assert not secret.contains_key("it begins with q8w3e7r5t6z")
 
 
 @pytest.mark.parametrize(
@@ -74,5 +74,5 @@ def test_short_keys():
 )
 def test_placeholders_of_local_servers_are_no_secrets(key, text):
     known = KeyFilter(key)
-    assert not known.found(text) and not known.found(f"{text} {key}")
-    assert known.masked(f"Bearer {key} is wrong") == "Bearer *** is wrong"
+    assert not known.contains_key(text) and not known.contains_key(f"{text} {key}")
+    assert known.mask(f"Bearer {key} is wrong") == "Bearer *** is wrong"

@@ -1,4 +1,4 @@
-"""Workers that are killed: every image once, none lost, none twice."""
+"""Killed workers: no image is lost or described twice."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def parses(line: bytes) -> bool:
         return False
 
 
-def test_a_file_that_was_cut_anywhere_becomes_whole(config):
-    """A kill leaves whole lines and at most a part of one."""
+def test_a_file_truncated_anywhere_is_repaired(config):
+    """A kill leaves complete lines and at most one partial line."""
     describe(config, ["image"], Ruler())
     merged = descriptions_path(config, "image")
     path = shard_path(merged, Shard(0, 1))

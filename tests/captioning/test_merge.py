@@ -21,7 +21,7 @@ def test_incomplete_sets_are_refused_with_what_is_missing(config):
         merge(config, ["image"])
     assert not descriptions_path(config, "image").exists()
     describe(config, ["image"], Ruler(model="2"), Shard(1, 2))
-    with pytest.raises(DataError, match=r"5 of 10 .*ruler \| 1 \| exact.*5 are of ruler \| 2"):
+    with pytest.raises(DataError, match=r"5 of 10 .*ruler \| 1 \| exact.*5 are from ruler \| 2"):
         merge(config, ["image"])
     describe(config, ["image"], Ruler(), Shard(1, 2))
     merged = merge(config, ["image"])["image"]

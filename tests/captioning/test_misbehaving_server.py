@@ -25,10 +25,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from captioning.engines import openai as engine
-from captioning.engines.key_filter import KeyFilter
+from captioning.engines.openai.key_filter import KeyFilter
 from captioning.shards import ShardWriter
 from captioning.tasks import Task
-from captioning.worker import work
+from captioning.worker import describe_tasks
 from configs import common
 from lattec_jax.data.descriptions import records
 from lattec_jax.runtime.config import validate
@@ -98,7 +98,7 @@ SAID = {
     "key in a broken status line": r"illegal status line: .*\*\*\*",
     "models: key in an error": r"503: Bearer \*\*\*\. Wait",
     "models: escape codes": "it has \\[2J name \ufffd",
-    **dict.fromkeys(SLOW, "no whole answer within 1.5 s"),
+    **dict.fromkeys(SLOW, "no complete response within 1.5 s"),
 }
 
 
@@ -155,9 +155,13 @@ def described(config: ConfigDict, directory: Path, prompts: list[str]) -> list[t
     tasks = [Task.make(p, "image", p, engine.identity(config), shown) for p in prompts]
     shard = directory / "shard.jsonl"
     try:
-        loaded = engine.load(config) if prompts[0] in MODELS else engine.OpenAIEngine(config)
+        loaded = (
+            engine.load(config)
+            if prompts[0] in MODELS
+            else engine.OpenAIEngine(engine.identity(config), config.descriptions)
+        )
         with ShardWriter(shard) as writer, tqdm(disable=True) as progress:
-            work(loaded, tasks, writer, progress)
+            describe_tasks(loaded, tasks, writer, progress)
     except EngineError as error:
         return [(ERROR, str(error))]
     found = {record.key: record for record in records(shard)}
@@ -280,7 +284,7 @@ def test_the_server_misbehaves(server, name, tmp_path, caplog):
     assert len(written) < 20_000
     for shown in (found.said, caplog.text, written, *texts(written)):
         assert "hunter2" not in shown
-        assert not KeyFilter(KEY).found(shown), shown
+        assert not KeyFilter(KEY).contains_key(shown), shown
         assert base64.b64encode(KEY.encode()).decode() not in shown
     for text in (found.said, *texts(written)):
         text.encode()  # no lone surrogates

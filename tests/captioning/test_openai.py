@@ -16,7 +16,7 @@ from PIL import Image
 from captioning.collage import single_image
 from captioning.engines import Failure, Identity, Request, engine_module
 from captioning.engines import openai as engine
-from captioning.engines.openai_messages import data_uri, retry_after
+from captioning.engines.openai.protocol import data_uri, retry_after_seconds
 from configs import common
 from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import ConfigError, EngineError
@@ -46,7 +46,7 @@ def request(name: str = "a", *images: Image.Image) -> Request:
 
 
 def describe(config, *requests: Request) -> list[str | Failure]:
-    openai_engine = engine.OpenAIEngine(config, backoff=0.01)
+    openai_engine = engine.OpenAIEngine(engine.identity(config), config.descriptions, backoff=0.01)
     return [text for _, text in openai_engine.describe(requests or [request()])]
 
 
@@ -91,7 +91,7 @@ def test_a_server_with_the_model_or_without_a_list_is_loaded(config, server, mod
             f"has no model '{MODEL}'; it has org/tiny-visio, b. Did you mean 'org/tiny-visio'?",
         ),
         (listing(*(f"m{i}" for i in range(300))), "it has m0, m1, m2, "),
-        (status(401, "no"), "401: no. The key is taken from the environment variable LATTEC_TEST"),
+        (status(401, "no"), "401: no. The key is read from the environment variable LATTEC_TEST"),
         (status(403, "no"), "which is not set"),
         (status(503, "loading"), "503: loading. Wait until it is ready"),
     ],
@@ -254,7 +254,7 @@ def test_an_image_that_cannot_be_converted_is_a_failure(config):
 
 def test_nothing_of_the_key_is_configured(config, monkeypatch):
     monkeypatch.setenv("LATTEC_TEST_KEY", KEY)
-    described = engine.OpenAIEngine(config)
+    described = engine.OpenAIEngine(engine.identity(config), config.descriptions)
     assert KEY not in config.to_json()
     assert KEY not in repr(described.identity)
     assert KEY not in repr(described)
@@ -279,11 +279,11 @@ def test_nothing_of_the_key_is_configured(config, monkeypatch):
 )
 def test_a_pause_is_read_as_number_or_date(monkeypatch, value, seconds):
     monkeypatch.setattr("time.time", lambda: 1000.0)
-    assert retry_after(value) == seconds
+    assert retry_after_seconds(value) == seconds
 
 
 def test_no_pause_is_none():
-    assert retry_after("") == 0.0
+    assert retry_after_seconds("") == 0.0
 
 
 def test_the_module_does_not_hide_the_package():

@@ -1,4 +1,4 @@
-"""The engine against a true server: `transformers serve` with a LLaVA-NeXT of random weights."""
+"""The engine against a real server: `transformers serve` with a LLaVA-NeXT of random weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from captioning.engines import Request, checked, engine_module
+from captioning.engines import Request, clean_result, engine_module
 from configs import common
 from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import EngineError
@@ -108,7 +108,7 @@ def images() -> list[Image.Image]:
 
 
 def generated(checkpoint: Path, wanted: list[Image.Image]) -> list[str]:
-    """What transformers itself says, greedily."""
+    """Return the greedy texts of transformers itself."""
     module = transformers()
     model = module.AutoModelForImageTextToText.from_pretrained(checkpoint)
     processor = module.AutoProcessor.from_pretrained(checkpoint, backend="pil")
@@ -129,18 +129,18 @@ def generated(checkpoint: Path, wanted: list[Image.Image]) -> list[str]:
     return texts
 
 
-def test_the_server_says_what_the_model_says(checkpoint, config):
+def test_texts_equal_those_of_the_model(checkpoint, config):
     engine = engine_module(config).load(config)
     requests = [
         Request(str(number), "image", PROMPT, (image,)) for number, image in enumerate(images())
     ]
     answers = {request.image_id: text for request, text in engine.describe(requests)}
-    expected = list(map(checked, generated(checkpoint, images())))  # as it may be written
+    expected = list(map(clean_result, generated(checkpoint, images())))  # as it may be written
     assert len(set(expected)) == 4  # else equality would mean little
     assert [answers[str(number)] for number in range(4)] == expected
 
 
-def test_the_true_server_names_its_models(config, checkpoint):
+def test_the_server_lists_its_models(config, checkpoint):
     config.descriptions.openai.model = f"{checkpoint}-7b"
     with pytest.raises(EngineError, match=r"it has .*tiny-llava\. Did you mean"):
         engine_module(config).load(config)

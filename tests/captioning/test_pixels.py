@@ -1,4 +1,4 @@
-"""The engine that looks at pixels: what it says of shapes, of groups, and what it never says."""
+"""The engine `pixels`: descriptions of shapes and groups, and what they never contain."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_a_corner_has_an_upright_and_a_bar() -> None:
     assert found["weight"] == "bottom heavy" and found["lean"] == "left heavy"
 
 
-def test_a_small_loop_has_a_place() -> None:
+def test_a_small_loop_has_a_position() -> None:
     found = attributes(TOP_RING)
     assert (found["loops"], found["loop position"]) == ("a small loop", "loop at the top")
     turned = attributes(TOP_RING.transpose(Image.Transpose.ROTATE_180))
@@ -111,7 +111,7 @@ def test_nothing_is_seen_in_an_empty_image() -> None:
     assert isinstance(describe_image(Image.new("L", (1, 1), 7)), str)
 
 
-def test_a_group_says_what_most_share() -> None:
+def test_a_group_is_described_by_what_most_images_share() -> None:
     (text,) = said([request(RING, RING, RING, CORNER)])
     assert text == describe_image(RING)
     (text,) = said([request(RING, RING, CORNER, CORNER)])

@@ -1,4 +1,4 @@
-"""What a worker writes survives being killed, and is found again by its key."""
+"""Records survive a kill of the worker, and are found by their keys."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import sys
 import pytest
 
 from captioning.shards import (
-    WHOLE,
+    UNSHARDED,
     Shard,
     ShardWriter,
-    answered,
-    recorded,
+    described_keys,
+    read_records,
     shard_path,
     shard_paths,
 )
@@ -96,7 +96,7 @@ def test_shards_split():
 
 def test_paths_belong_to_one_merged_file(tmp_path):
     merged = tmp_path / "llava-image.jsonl"
-    mine = [shard_path(merged, shard) for shard in (WHOLE, Shard(3, 8))]
+    mine = [shard_path(merged, shard) for shard in (UNSHARDED, Shard(3, 8))]
     write(tmp_path / "shards" / "llava-image.x.0-of-1.jsonl")
     write(tmp_path / "shards" / "llava-image2.0-of-1.jsonl")
     for path in mine:
@@ -104,14 +104,14 @@ def test_paths_belong_to_one_merged_file(tmp_path):
     assert sorted(shard_paths(merged)) == sorted(mine)
 
 
-def test_recorded_prefers_texts_to_failures(tmp_path):
+def test_texts_take_precedence_over_failures(tmp_path):
     merged = tmp_path / "e-image.jsonl"
-    assert recorded(merged) == {}
+    assert read_records(merged) == {}
     write(shard_path(merged, Shard(0, 2)), record("a"), record("b", "", error="no"))
     write(shard_path(merged, Shard(1, 2)), record("a", "", error="no"), record("b", "now"))
     write(merged, record("c"), record("d", "", error="no"))
-    found = recorded(merged)
+    found = read_records(merged)
     assert {item.image: item.text for item in found.values()} == {
         "a": "a text", "b": "now", "c": "a text", "d": ""
     }  # fmt: skip
-    assert answered(found) == {"key of a", "key of b", "key of c"}
+    assert described_keys(found) == {"key of a", "key of b", "key of c"}

@@ -1,4 +1,4 @@
-"""What an engine says as it is written: valid, one line, bounded; and a record for each image."""
+"""Stored texts: valid, one line, bounded; and a record for each image."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 
 from captioning import describe as command
 from captioning.describe import describe
-from captioning.engines import MAX_ANSWER_CHARS, Failure, Identity, checked
-from captioning.shards import recorded
+from captioning.engines import MAX_TEXT_CHARS, Failure, Identity, clean_result
+from captioning.shards import read_records
 from captioning.tasks import Task
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.data.images.content_hashes import UNREADABLE
@@ -18,7 +18,7 @@ from tests.captioning.ruler import IDS, Ruler, write_config_file
 
 
 class Saying(Ruler):
-    """Says the same of every image."""
+    """Returns the same text for every image."""
 
     def __init__(self, answer) -> None:
         super().__init__()
@@ -36,24 +36,24 @@ class Saying(Ruler):
         ("\x1b[31ma\0 \x9bdog\r\n\x85here", "[31ma dog here"),
         ("cafe\u0301", "caf\u00e9"),
         (" \n ", ""),
-        ("x" * MAX_ANSWER_CHARS, "x" * MAX_ANSWER_CHARS),
+        ("x" * MAX_TEXT_CHARS, "x" * MAX_TEXT_CHARS),
         ("x \n" * 2000, "x " * 1999 + "x"),
     ],
 )
 def test_texts_are_valid_where_they_enter(config, answer, written):
-    assert checked(answer) == written
+    assert clean_result(answer) == written
     describe(config, ["image"], Saying(answer))
     path = descriptions_path(config, "image")
-    assert {record.text for record in recorded(path).values()} == {written}
+    assert {record.text for record in read_records(path).values()} == {written}
 
 
-@pytest.mark.parametrize("answer", ["x" * (MAX_ANSWER_CHARS + 1), "x" * 10**7, "\ufdfa " * 3000])
+@pytest.mark.parametrize("answer", ["x" * (MAX_TEXT_CHARS + 1), "x" * 10**7, "\ufdfa " * 3000])
 def test_longer_texts_are_failures(answer):
-    assert checked(answer) == Failure("the text has more than 4,000 characters")
+    assert clean_result(answer) == Failure("the text has more than 4,000 characters")
 
 
 def test_reasons_are_valid_and_cut():
-    found = checked(Failure("a\ud83d\x1b[2J\n" + "b" * 5_000_000))
+    found = clean_result(Failure("a\ud83d\x1b[2J\n" + "b" * 5_000_000))
     assert found.reason.startswith("a\ufffd[2J bbb") and len(found.reason) < 1100
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from convert import flax_to_openclip, names, sources
+from convert import flax_to_openclip, names, open_clip_package
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.data.text.word_level import word_tokenizer
 from lattec_jax.models.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def test_open_clip_reads_what_was_exported(hub_folder, tmp_path):
 @pytest.mark.parametrize("size", ["shrunken", pytest.param("whole", marks=pytest.mark.full)])
 def test_randomized_vit_b_32_from_a_file(size, tmp_path, monkeypatch):
     config = model_cfg("ViT-B-32") if size == "whole" else shrunken("ViT-B-32")
-    monkeypatch.setattr(sources, "built_in_model_cfg", lambda _: config)
+    monkeypatch.setattr(open_clip_package, "built_in_model_cfg", lambda _: config)
     tensors = state_dict(random_open_clip(config))
     weights = tmp_path / "vit_b_32.safetensors"
     safetensors.numpy.save_file(tensors, weights)
@@ -190,6 +190,6 @@ def test_another_tokenizer_is_pointed_out(tmp_path, capsys):
     checkpoint.save(tmp_path / "flax")
     exported = tmp_path / "out" / "model.safetensors"
     to_open_clip(f"--checkpoint={tmp_path / 'flax'}", f"--out={exported}")
-    assert "a tokenizer of its own, which open_clip does not read" in capsys.readouterr().err
+    assert "open_clip cannot read this model's tokenizer" in capsys.readouterr().err
     with pytest.raises(WeightsError, match="not the model's tokenizer"):
         to_flax(f"--pretrained={exported}", f"--out={tmp_path / 'again'}")

@@ -1,4 +1,4 @@
-"""Exports against open_clip and transformers, and the program in them run as it is."""
+"""Exports, compared with open_clip and transformers, and their `use.py`, run unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 
-from convert import export, sources, to_huggingface
+from convert import export, open_clip_package, to_huggingface
 from lattec_jax import Classifier
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.data.text.clip_bpe import clip_tokenizer
@@ -39,11 +39,11 @@ MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
 
 @functools.cache
 def tokenizer() -> Tokenizer:
-    return clip_tokenizer(sources.open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz")
+    return clip_tokenizer(open_clip_package.vocabulary_path())
 
 
 def model_of(architecture: str, seed: int = 0, **preprocess: str) -> tuple[object, Checkpoint]:
-    """A random model of open_clip, and the same as a checkpoint."""
+    """Return a random model of open_clip, also as a checkpoint."""
     name, vision, text = ARCHITECTURES[architecture]
     cfg = shrunken(name, vision, text)
     model = random_open_clip(cfg, seed)
@@ -65,7 +65,7 @@ def vectors(seed: int) -> np.ndarray:
 
 
 def finished_run(place: Path, checkpoint: Checkpoint) -> Path:
-    """What a run leaves."""
+    """Write the files of a finished run."""
     checkpoint.save(place / "run/model")
     safetensors.numpy.save_file({"classifier": vectors(0)}, place / "run/classifier.safetensors")
     return place / "run"
@@ -84,7 +84,7 @@ def images(place: Path) -> list[Path]:
 
 
 def use(directory: Path, paths: list[Path]) -> list[dict]:
-    """What `python DIR/use.py` prints, run in this process, which has imported PyTorch already."""
+    """Return the output of `python DIR/use.py`, run in this process, which already has PyTorch."""
     define_missing_torchvision_operators()
     printed = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
@@ -119,7 +119,7 @@ def assert_same_predictions(directory: Path, run: Path, paths: list[Path]) -> No
         ),
     ],
 )
-def test_the_lines_give_the_same_predictions(to, architecture, preprocess, tmp_path, capsys):
+def test_the_script_gives_the_same_predictions(to, architecture, preprocess, tmp_path, capsys):
     _, checkpoint = model_of(architecture, **preprocess)
     run = finished_run(tmp_path, checkpoint)
     out = tmp_path / "out"
@@ -136,7 +136,7 @@ def test_the_lines_give_the_same_predictions(to, architecture, preprocess, tmp_p
 
 @pytest.mark.full
 @pytest.mark.parametrize("to", ["openclip", "huggingface"])
-def test_the_program_runs_by_itself(to, tmp_path):
+def test_the_script_runs_as_a_process(to, tmp_path):
     run = finished_run(tmp_path, model_of("plain")[1])
     export.export(run, to, tmp_path / "out")
     paths = images(tmp_path)
@@ -252,7 +252,7 @@ def test_the_tokenizer_and_the_processor_of_transformers(tmp_path):
         ("norm_epsilon", "text pooling 'last'"),
     ],
 )
-def test_what_clip_model_cannot_be_is_refused(architecture, message, tmp_path):
+def test_what_clip_model_cannot_represent_is_refused(architecture, message, tmp_path):
     run = finished_run(tmp_path, model_of(architecture)[1])
     with pytest.raises(WeightsError, match=message + r"[\s\S]*--to=openclip"):
         export.export(run, "huggingface", tmp_path / "out")
@@ -265,7 +265,7 @@ def test_preprocessing_and_tokenizers_that_it_cannot_have(tmp_path):
         to_huggingface.refuse_unrepresentable(checkpoint)
 
 
-def test_places_that_are_none(tmp_path, monkeypatch):
+def test_output_folders_that_are_refused(tmp_path, monkeypatch):
     run = finished_run(tmp_path, model_of("plain")[1])
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to("nowhere")

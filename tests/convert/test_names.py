@@ -69,7 +69,7 @@ def test_text_tower_with_a_prefix():
 
 
 def test_layouts():
-    """Kernels are [in, out]; a patch is flattened by row, column and channel."""
+    """Kernels are [in, out]; a patch is flattened by height, width and channel."""
     tensors = tiny_state_dict()
     params = to_flax(tensors, TINY, "the file")
     conv = tensors["visual.conv1.weight"]
@@ -92,7 +92,7 @@ def test_names_are_unique_and_open_clips():
     assert {"ln_final.weight", "visual.ln_pre.bias", "visual.proj", "logit_scale"} <= set(names)
 
 
-def test_all_unfitting_tensors_are_listed():
+def test_all_mismatched_tensors_are_listed():
     tensors = tiny_state_dict()
     del tensors["visual.proj"], tensors["ln_final.bias"]
     tensors["visual.conv1.weight"] = np.zeros((8, 3, 2, 2), np.float32)
@@ -114,7 +114,7 @@ def test_all_unfitting_tensors_are_listed():
         assert part in message
 
 
-def test_what_checkpoints_carry_besides():
+def test_other_tensors_of_checkpoints():
     tensors = tiny_state_dict()
     expected = to_flax(tensors, TINY, "the file")
     tensors["logit_scale"] = tensors["logit_scale"].reshape(1)

@@ -1,4 +1,4 @@
-"""Nothing that comes with weights runs: not through transformers, not through the hub's client."""
+"""No code that comes with weights runs, through transformers or the hub's client."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convert import hub, hub_tokenizer, sources
+from convert import hub, hub_tokenizer, open_clip_package
 from lattec_jax.runtime.errors import WeightsError
 from tests.data import hub_tokenizers
 
@@ -84,7 +84,7 @@ def test_settings_cannot_point_out_of_the_folder(tokenizer_folder, tmp_path):
 )
 def test_weights_name_no_path_or_address_of_a_tokenizer(name, tokenizer_folder):
     for folder in (None, tokenizer_folder):
-        with pytest.raises(WeightsError, match=r"expected a name as on the hub"):
+        with pytest.raises(WeightsError, match=r"expected a name of the hub"):
             hub_tokenizer.read({"hf_tokenizer_name": name}, folder, "weights.x")
 
 
@@ -93,13 +93,15 @@ def test_weights_name_no_other_repository(tokenizer_folder, tmp_path, monkeypatc
         hub_tokenizer.read({"hf_tokenizer_name": "evil/t"}, tmp_path, "weights.x")
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tokenizer_folder, tmp_path / "roberta-base")
-    with pytest.raises(WeightsError, match=r"would read \./roberta-base in its place"):
+    with pytest.raises(WeightsError, match=r"would read \./roberta-base instead"):
         hub_tokenizer.read({"hf_tokenizer_name": "roberta-base"}, None, "weights.x")
 
 
 def test_known_tokenizers_are_those_that_open_clip_names():
     pytest.importorskip("open_clip")
-    configs = [sources.built_in_model_cfg(name) for name in sources.built_in_models()]
+    configs = [
+        open_clip_package.built_in_model_cfg(name) for name in open_clip_package.built_in_models()
+    ]
     named = {config["text_cfg"].get("hf_tokenizer_name") for config in configs} - {None}
     assert tuple(sorted(named)) == hub_tokenizer.NAMES
 
@@ -118,7 +120,7 @@ def test_a_revision_is_no_path(revision):
 
 
 @pytest.mark.parametrize("setting", [{"clean": 1}, {"strip_sep_token": "no"}, {"use_fast": False}])
-def test_only_known_settings_of_the_right_type_are_taken(setting):
+def test_only_known_settings_of_the_right_type_are_read(setting):
     with pytest.raises(WeightsError, match="is not read; expected clean and strip_sep_token"):
         hub_tokenizer.read(
             {"hf_tokenizer_name": "x", "tokenizer_kwargs": setting}, None, "weights.x"

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from PIL import Image
 
-from captioning.shards import Shard, ShardWriter, recorded, shard_path
+from captioning.shards import Shard, ShardWriter, read_records, shard_path
 from lattec_jax.data import datasets, descriptions
 from lattec_jax.data.datasets import coop, tfds_examples
 from lattec_jax.data.datasets.dataset import Dataset
@@ -178,7 +178,7 @@ def _descriptions(directory: Path) -> dict[str, Target]:
         shutil.copyfile(path, shard)
         with ShardWriter(shard) as writer:
             writer.append(descriptions.Record("d", "image", "text", key="k"))
-        assert "k" in recorded(merged)
+        assert "k" in read_records(merged)
 
     return {
         "descriptions": Target(valid, ".jsonl", read_all),

@@ -14,7 +14,7 @@ import safetensors.numpy
 import tokenizers
 from tokenizers import Regex, models, pre_tokenizers, processors
 
-from convert import hub_tokenizer, names, openclip_to_flax, sources
+from convert import hub, hub_tokenizer, names, openclip_to_flax, sources
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.data.text.tokenizer import HubTokenizer, Tokenizer
 from lattec_jax.data.text.word_level import word_tokenizer
@@ -69,7 +69,7 @@ def targets(tmp_path: Path) -> dict[str, Target]:
     }
     if importlib.util.find_spec("open_clip"):  # CLIP's vocabulary
         folder = _source(tmp_path / "source")
-        found["open-clip-config"] = _among(folder, sources.HUB_CONFIG, _convert)
+        found["open-clip-config"] = _among(folder, hub.CONFIG_FILE, _convert)
         found["safetensors"] = _among(folder, "open_clip_model.safetensors", _convert)
         if importlib.util.find_spec("torch"):
             found["pt"] = _torch_target(tmp_path / "torch")
@@ -140,7 +140,7 @@ def _source(folder: Path) -> Path:
     """OpenCLIP's weights and their configuration."""
     folder.mkdir(parents=True)
     content = {"model_cfg": MODEL_CFG, "preprocess_cfg": PREPROCESS_CFG}
-    (folder / sources.HUB_CONFIG).write_text(json.dumps(content), encoding="utf-8")
+    (folder / hub.CONFIG_FILE).write_text(json.dumps(content), encoding="utf-8")
     config = CLIPConfig.from_open_clip(MODEL_CFG)
     rng = np.random.default_rng(0)
     params = {n: rng.random(s, np.float32) for n, s in expected_shapes(config).items()}

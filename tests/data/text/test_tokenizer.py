@@ -10,7 +10,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from convert.sources import open_clip_folder
+from convert.open_clip_package import open_clip_folder
 from lattec_jax.data.text.clip_bpe import clip_tokenizer
 from lattec_jax.data.text.tokenizer import Tokenizer
 from lattec_jax.data.text.word_level import word_tokenizer

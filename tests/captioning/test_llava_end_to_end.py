@@ -1,4 +1,4 @@
-"""From images to what training starts from, with descriptions of a tiny 4-bit LLaVA-NeXT."""
+"""From images to the input of training, with descriptions of a tiny 4-bit LLaVA-NeXT."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.runs import arguments, make_images
 
 
 def prepare_inputs(config: ConfigDict) -> prepare.Inputs:
-    """All that a run would start from."""
+    """Prepare the input of a training run."""
     mesh = make_mesh(config.compute.fsdp)
     return prepare.prepare_inputs(
         config, datasets.load(config), "", make_method(config.method), mesh, train.describe
@@ -33,7 +33,7 @@ def prepare_inputs(config: ConfigDict) -> prepare.Inputs:
 
 
 @pytest.mark.parametrize("until", ["inputs", pytest.param("results", marks=pytest.mark.full)])
-def test_the_whole_stage(tmp_path, until):
+def test_from_images_to_training(tmp_path, until):
     tiny_llava.transformers()
     make_images(tmp_path / "mine", 3, labeled=False)
     dummy_checkpoint().save(tmp_path / "weights")
@@ -51,10 +51,10 @@ def test_the_whole_stage(tmp_path, until):
     pseudo_label.main(["pseudo_label", *command[1:]])
 
     engine = engine_module(config).load(config)
-    whole, requested = engine.describe, []
+    describe_all, requested = engine.describe, []
 
     def interrupted(requests):
-        for answer in whole(requests):
+        for answer in describe_all(requests):
             requested.append((answer[0].kind, answer[0].image_id))
             yield answer
             if len(requested) == 5:

@@ -1,4 +1,4 @@
-"""From an answer to a class: each step of the rule, and what no step may match."""
+"""Matching of answers to classes: each step of the rule, and what no step may match."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import numpy as np
 import pytest
 
-from captioning.answers import Matcher, words
+from captioning.answer_matching import Matcher, normalized_words
 
 EUROSAT = [
     "annual crop land",
@@ -24,7 +24,7 @@ EUROSAT = [
 
 
 def matched(names, answer):
-    """The display name of the class and the step."""
+    """Return the display name of the class and the step."""
     names = [(name,) if isinstance(name, str) else name for name in names]
     label, how = Matcher(names)(answer)
     return None if label is None else names[label][0], how
@@ -134,10 +134,10 @@ def test_names_that_normalization_makes_alike():
 
 
 def test_words():
-    assert words("The bird-of-paradise flowers' glass_bus, an atlas.") == (
+    assert normalized_words("The bird-of-paradise flowers' glass_bus, an atlas.") == (
         "bird", "of", "paradise", "flower", "glass", "bus", "atla",
     )  # fmt: skip
-    assert words("The A") == ("the", "a")
+    assert normalized_words("The A") == ("the", "a")
 
 
 def test_four_hundred_classes():
@@ -151,7 +151,7 @@ def test_four_hundred_classes():
         assert match(f"{number} nothing of what is listed " * 12) == (None, "unmatched")
 
 
-def test_long_answers_cost_no_more_than_bounded_ones():
+def test_time_is_bounded_for_long_answers():
     """120,000 characters took 38 s: each name was compared with all that had been found."""
     match = Matcher([("cat",), ("dog",), ("wild cat", "big wild cat")])
     assert match("cat " * 30_000) == (None, "unmatched")
