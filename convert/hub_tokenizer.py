@@ -129,7 +129,8 @@ def _load(name: str, folder: Path | None, where: str) -> Any:
         raise WeightsError(
             f"{where}: hf_tokenizer_name: expected one of {', '.join(NAMES)}, found "
             f"{short_repr(name)}. Other tokenizers are read only from the folder of the "
-            f"weights: put {CONFIG} and tokenizer.json (or its vocabulary) there, from a repository that you trust"
+            f"weights: put {CONFIG} and tokenizer.json (or its vocabulary) there, from a "
+            "repository that you trust"
         )
     try:
         import transformers
