@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib
+import importlib.abc
 import importlib.util
 import inspect
 import re
@@ -17,7 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
@@ -127,16 +128,8 @@ def packaged_module(name: str) -> ModuleType:
 
 
 def _import_package() -> None:
-    if _PACKAGE not in sys.modules:
-        spec = importlib.util.spec_from_file_location(
-            _PACKAGE,
-            PACKAGED_CONFIGS / "__init__.py",
-            submodule_search_locations=[str(PACKAGED_CONFIGS)],
-        )
-        assert spec is not None and spec.loader is not None
-        package = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(package)
-        sys.modules[_PACKAGE] = package
+    if _PACKAGE not in sys.modules:  # its `__init__.py` has nothing to execute
+        sys.modules[_PACKAGE] = _new_module(_PACKAGE, PACKAGED_CONFIGS / "__init__.py")
 
 
 class ConfigFile(NamedTuple):
@@ -245,30 +238,55 @@ def _find(name: str) -> Path:
     return packaged
 
 
+class _Loader(importlib.abc.ExecutionLoader):
+    """Loads a module from source text that has been read already."""
+
+    def __init__(self, path: Path, source: str) -> None:
+        self._path, self._source = str(path), source
+        self._code = self.source_to_code(source, self._path)
+
+    def get_filename(self, fullname: str) -> str:
+        return self._path
+
+    def get_source(self, fullname: str) -> str:
+        return self._source
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self._code
+
+
 def _execute(path: Path) -> ModuleType:
-    """Run a file as a module of its own."""
+    """Execute a file as a module."""
     try:
-        source = safe_read.read_text(path, MAX_CONFIG_BYTES)
-        code = compile(source, str(path), "exec", dont_inherit=True)
+        loader = _Loader(path, safe_read.read_text(path, MAX_CONFIG_BYTES))
     except (MemoryError, OSError, RecursionError, SyntaxError, ValueError) as error:
         raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
-    module = ModuleType(f"{_PACKAGE}.{path.stem}")
-    module.__file__ = str(path)
+    name = f"_config_{path.stem}"
     if path.resolve().parent == PACKAGED_CONFIGS:  # `common.py` imports relatively
         _import_package()
-        module.__package__ = _PACKAGE
-    previous = sys.modules.get(module.__name__)
-    sys.modules[module.__name__] = module  # dataclasses look their module up while it is executed
+        name = f"{_PACKAGE}.{name}"
+    module = _new_module(name, path, loader)
+    sys.modules[name] = module  # dataclasses look up their module
     try:
-        exec(code, module.__dict__)
+        loader.exec_module(module)
     except (ImportError, OSError) as error:
         raise ConfigError(f"the configuration file {path}: {error}") from error
     finally:
-        if previous is None:
-            del sys.modules[module.__name__]
-        else:
-            sys.modules[module.__name__] = previous
+        del sys.modules[name]
     return module
+
+
+def _new_module(name: str, path: Path, loader: importlib.abc.Loader | None = None) -> ModuleType:
+    """Create a module of a file, or a package of an `__init__.py`, without executing it."""
+    is_package = path.name == "__init__.py"
+    spec = importlib.util.spec_from_file_location(
+        name,
+        path,
+        loader=loader,
+        submodule_search_locations=[str(path.parent)] if is_package else None,
+    )
+    assert spec is not None
+    return importlib.util.module_from_spec(spec)
 
 
 def packaged_configs() -> list[Path]:
