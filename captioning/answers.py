@@ -48,7 +48,7 @@ class Match(NamedTuple):
 class Matcher:
     """Finds the class that an answer means."""
 
-    def __init__(self, names: class_names.Names) -> None:
+    def __init__(self, names: class_names.NamesByClass) -> None:
         """`names`: of each class."""
         self._exact: dict[str, set[int]] = {}
         self._keys: dict[str, set[int]] = {}
