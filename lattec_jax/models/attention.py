@@ -88,9 +88,9 @@ def num_devices(mesh: Mesh | None) -> int:
 def activation_constraint(mesh: Mesh | None) -> ShardingConstraint:
     """Return a function that constrains activations to stay split over the batch.
 
-    It is the identity unless parameters are split over `fsdp`. Then the compiler has a choice:
-    gather the parameters of a layer on every device, or move the activations to the parameters. The
-    second is slower here, and the constraint rules it out.
+    It is the identity unless parameters are split over `fsdp`. In that case the compiler could move
+    the activations to the devices of the parameters. With the constraint it gathers the parameters
+    instead, layer by layer.
     """
     spec = None if mesh is None else sharding.activations(mesh)
     return lambda x: x if spec is None else jax.lax.with_sharding_constraint(x, spec)
@@ -171,8 +171,11 @@ class Attention(nnx.Module):
     ) -> Float[Array, "T W"]:
         # [T, W] -> [T, 3W] -> of each group [N, L, 3W]
         groups = packing.unpack(constrain(self.qkv(x)))
+        # The attention weights [N, H, L, L] are recomputed in the backward pass; flash attention
+        # never stores them.
+        attend = self._attend if self.flash else jax.checkpoint(self._attend)
         # of each group [N, L, W] -> [T, W]
-        return self.out(constrain(packing.pack([self._attend(qkv) for qkv in groups])))
+        return self.out(constrain(packing.pack([attend(qkv) for qkv in groups])))
 
     def pool(
         self,
@@ -213,11 +216,6 @@ class Attention(nnx.Module):
         return jax.nn.dot_product_attention(*by_head, mask=mask).reshape(query.shape)
 
     def _attend(self, qkv: Float[Array, "N L QKV"]) -> Float[Array, "N L W"]:
-        # The attention weights [N, H, L, L] are recomputed in the backward pass; flash attention
-        # never stores them.
-        return self._mix(qkv) if self.flash else jax.checkpoint(self._mix)(qkv)
-
-    def _mix(self, qkv: Float[Array, "N L QKV"]) -> Float[Array, "N L W"]:
         # jnp.split, not indices: the gradient of a split is one concatenation, that of three
         # indices a sum of three arrays that are mostly zero.
         by_head = map(self._split_heads, jnp.split(qkv, 3, axis=2))

@@ -15,10 +15,11 @@ Source: open_clip 3.3, `open_clip/transformer.py` and `open_clip/model.py`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -235,7 +236,7 @@ def define(
     )
 
 
-def bind(definition: nnx.GraphDef, params: Params) -> CLIP:
+def bind(definition: nnx.GraphDef, params: Mapping[str, jax.Array | np.ndarray]) -> CLIP:
     """Return a model with these parameters. Cheap; call it inside `jax.jit`."""
     # "visual/blocks/0/ln_1/scale" -> ("visual", "blocks", 0, "ln_1", "scale")
     flat_state = [

@@ -80,7 +80,7 @@ def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
     other = [name for name, array in arrays.items() if array.dtype != np.float32]
     if other:
         raise WeightsError(
-            f"{path}: expected float32, found another type in "
+            f"{path}: expected finite numbers in float32, found another type in "
             f"{', '.join(other[:5])}; restore the run's own files"
         )
     return checkpoint, ClassWeights(arrays["classifier"], arrays.get("frozen_class_weights"))

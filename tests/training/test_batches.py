@@ -68,7 +68,7 @@ def test_one_plan_holds_all_batches_of_a_run_however_rare_long_texts_are(
     assert shapes == {(run.plan.lengths, run.plan.sizes)}
     assert longest > 1 and run.plan.sizes[0] == longest
     uncounted = dataclasses.replace(run, steps=0)
-    with pytest.raises(ValueError, match="the plan is of other batches"):
+    with pytest.raises(ValueError, match="the plan was made for other batches"):
         list(map(uncounted.at, range(600)))
 
 
