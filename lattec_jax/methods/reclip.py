@@ -53,7 +53,8 @@ def agreeing_cross_entropy(
     """The mean cross-entropy of the images whose labels agree; zero without any."""
     picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     losses = jax.nn.logsumexp(logits, axis=1) - picked
-    return jnp.sum(losses * agree) / jnp.maximum(agree.sum(), 1)
+    count = jnp.maximum(agree.sum(), 1).astype(losses.dtype)
+    return jnp.sum(losses * agree.astype(losses.dtype)) / count
 
 
 @dataclasses.dataclass(frozen=True)
