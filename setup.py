@@ -61,6 +61,7 @@ TEST_WITHOUT_TORCH = [
     *OPENAI,
     *DEMO,
     *TFDS,
+    "beartype>=0.22,<1",
     "build>=1.2",
     "fastapi>=0.115",  # with rich and uvicorn: `transformers serve`
     "hypothesis>=6.100,<7",

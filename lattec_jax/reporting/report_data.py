@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 from PIL import Image
@@ -177,7 +178,8 @@ def _examples(
     said = [text for entry in found for text in entry["texts"] if text["text"]]
     if said and isinstance(method, PrototypeMethod):
         tokens = inputs.weights.tokenizer([text["text"] for text in said])
-        weights = method.mixer_weights(inputs.extractor.texts(state.params, tokens), state.method)
+        features = jnp.asarray(inputs.extractor.texts(state.params, tokens))
+        weights = method.mixer_weights(features, state.method)
         if weights is not None:
             for text, weight in zip(said, np.asarray(weights, np.float64), strict=True):
                 text["weight"] = round(float(weight), 6)
