@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from lattec_jax.methods.base import (
+    ClassVectors,
     EncodeClasses,
     EpochMethod,
     Features,
@@ -110,9 +111,7 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         """V's classifier."""
         return state.class_weights
 
-    def frozen_class_weights(
-        self, state: Copies, encode_first: EncodeClasses
-    ) -> Float[Array, "C D"]:
+    def frozen_class_weights(self, state: Copies, encode_first: EncodeClasses) -> ClassVectors:
         """T's: the current texts, of the first template as in training."""
         return encode_first()
 
