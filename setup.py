@@ -62,6 +62,7 @@ TEST_WITHOUT_TORCH = [
     *DEMO,
     *TFDS,
     "basedpyright==1.40.2",
+    "beartype>=0.22,<1",
     "build>=1.2",
     "fastapi>=0.115",  # with rich and uvicorn: `transformers serve`
     "hypothesis>=6.100,<7",

@@ -209,7 +209,7 @@ class Monitor:
         config, method, entry = self._run.config, self._run.method, {}
         due = step % config.log_every == 0 or self._run.saves(step)
         if due or stopping:
-            values = jax.device_get(metrics)
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             last_finite = self._watch.last_finite_step
             stop_unless_finite(values, step, last_finite, self._checkpoints.latest)
             if due:  # a signal alone adds no line, so that the log is that of a run without it

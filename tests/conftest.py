@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 
 WORKERS = pytest.StashKey[list[dict[str, float]]]()
 
@@ -52,6 +53,14 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
     os.environ.pop("OPENAI_API_KEY", None)
     os.environ["HF_HUB_OFFLINE"] = "1"
 
+WITHOUT_TOWERS = ("test_contrastive.py", "test_flyp.py", "test_latteclip.py")
+# Every annotated shape and type in these modules is checked at each call.
+CHECKED = ("augmentation", "microbatches", "state", "step", "step_timer", "wise_ft")
+install_import_hook(
+    ["lattec_jax.methods", *(f"lattec_jax.training.{name}" for name in CHECKED)],
+    "beartype.beartype",
+)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def one_device():
@@ -62,6 +71,21 @@ def one_device():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "available_devices", lambda: jax.devices()[:1])
+        yield
+
+
+@pytest.fixture(autouse=True)
+def strict_promotion(request):
+    """In the tests of methods and training nothing promotes types implicitly; in those that compute
+    no tower, nothing promotes ranks either (layer norms and embeddings do)."""
+    folder, file = request.path.parent.name, request.path.name
+    if folder not in ("methods", "training") or file == "test_state.py":  # that calls optax
+        yield
+        return
+    import jax
+
+    ranks = "raise" if file in WITHOUT_TOWERS else "allow"
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion(ranks):
         yield
 
 

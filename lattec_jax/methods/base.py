@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 State = Any  # a pytree of arrays, such as the prototypes
-EncodeClasses = Callable[[], Float[Array, "C D"]]
+ClassVectors = Float[Array, "C D"] | Float[np.ndarray, "C D"]  # NumPy's outside of a step
+EncodeClasses = Callable[[], ClassVectors]
 
 
 class Targets(NamedTuple):
@@ -90,7 +91,7 @@ class Method:
         """
         return ()
 
-    def class_weights(self, state: State, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
+    def class_weights(self, state: State, encode_classes: EncodeClasses) -> ClassVectors:
         """Return the unit vector of each class; by default the current text features.
 
         Args:
@@ -133,7 +134,7 @@ class PrototypeMethod(Method):
         """Return the unit vectors of the classes."""
         raise NotImplementedError
 
-    def class_weights(self, state: State, encode_classes: EncodeClasses) -> Float[Array, "C D"]:
+    def class_weights(self, state: State, encode_classes: EncodeClasses) -> ClassVectors:
         """Return the prototypes."""
         return self.prototypes(state)
 
@@ -189,7 +190,7 @@ class EpochMethod(Method):
 
     def frozen_class_weights(
         self, state: State, encode_first: EncodeClasses
-    ) -> Float[Array, "C D"] | None:
+    ) -> ClassVectors | None:
         """Return unit vectors for the pre-trained model's image features; the prediction is then
         the mean of both cosines. None: the adapted model predicts alone.
 

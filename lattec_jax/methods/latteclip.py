@@ -49,9 +49,10 @@ def mixer_weights(
     """
     similarities = jax.lax.stop_gradient(texts @ prototypes.T)  # [..., C]
     # Two maxima: `top_k` takes thirty times as long for 10,000 classes on a CPU.
-    best = jnp.argmax(similarities, axis=-1, keepdims=True)
-    others = jnp.where(jnp.arange(len(prototypes)) == best, -jnp.inf, similarities)
-    return similarities.max(axis=-1) - others.max(axis=-1) + WEIGHT_FLOOR
+    best = jnp.argmax(similarities, axis=-1, keepdims=True)  # [..., 1]
+    classes = jax.lax.broadcasted_iota(best.dtype, similarities.shape, similarities.ndim - 1)
+    rest = jnp.where(classes == best, -jnp.inf, similarities)
+    return similarities.max(axis=-1) - rest.max(axis=-1) + WEIGHT_FLOOR
 
 
 def mix_texts(
@@ -157,17 +158,18 @@ class LatteCLIP(PrototypeMethod):
         """`c_zs`, fixed from the frozen model, and `c_ft = argmax_c f(x)·p_c` of this step."""
         known = {"zero_shot": targets.zero_shot}
         if "current" in self.label_names:
-            known["current"] = jnp.argmax(images @ class_weights.T, axis=1)
+            known["current"] = jnp.argmax(images @ class_weights.T, axis=1).astype(jnp.int32)
         return jnp.stack([known[name] for name in self.label_names])
 
     def loss(
         self, features: Features, labels: Int[Array, "J B"], state: Prototypes
     ) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
         """Eq. (3): InfoNCE between `f(x)` and `t̄`, added over the pseudo-labels."""
-        description_weights = self.mixer_weights(features.descriptions, state) * features.present
+        description_weights = self.mixer_weights(features.descriptions, state)  # [B, K]
+        description_weights *= features.present.astype(description_weights.dtype)
         losses, mixed, class_weights = [], [], []
         for class_texts, label in zip(features.class_texts, labels, strict=True):
-            class_weight = self.mixer_weights(class_texts, state) * self.class_text  # [B]
+            class_weight = self.mixer_weights(class_texts, state) * float(self.class_text)  # [B]
             texts = jnp.concatenate([class_texts[:, None], features.descriptions], axis=1)
             weights = jnp.concatenate([class_weight[:, None], description_weights], axis=1)
             t_bar = mix_texts(texts, weights, state.current[label], self.alpha)
@@ -203,7 +205,7 @@ class LatteCLIP(PrototypeMethod):
         mixer = moved
         if self.mixer_prototypes == "epoch_start":
             mixer = jnp.where(ends_epoch, moved, state.mixer)
-        return Prototypes(moved, mixer), self._figures(labels, aux)
+        return Prototypes(moved, mixer), self._metrics(labels, aux)
 
     def average(self, before: Prototypes, after: Prototypes, fraction: float) -> Prototypes:
         """Prototypes between those of two states, unit vectors again."""
@@ -218,19 +220,19 @@ class LatteCLIP(PrototypeMethod):
             return jnp.ones(texts.shape[:-1], texts.dtype)
         return mixer_weights(texts, state.mixer)
 
-    def _figures(
+    def _metrics(
         self, labels: Int[Array, "J B"], aux: dict[str, jax.Array]
     ) -> dict[str, Float[Array, ""]]:
-        """The losses and mean weights by name, and how far the two pseudo-labels agree."""
+        """Return each loss, the mean weight of each kind of text, and how often the two
+        pseudo-labels agree."""
         metrics = {
             f"loss_{name}": loss for name, loss in zip(self.label_names, aux["losses"], strict=True)
         }
         metrics["weight_class"] = aux["class_weights"].mean()
         for index, kind in enumerate(self.description_kinds):
-            present = aux["present"][:, index]
-            metrics[f"weight_{kind}"] = aux["description_weights"][:, index].sum() / jnp.maximum(
-                present.sum(), 1
-            )
+            weights = aux["description_weights"][:, index]
+            count = jnp.maximum(aux["present"][:, index].sum(), 1)
+            metrics[f"weight_{kind}"] = weights.sum() / count.astype(weights.dtype)
         if len(self.label_names) == 2:
             metrics["label_agreement"] = jnp.mean(labels[0] == labels[1])
         return metrics

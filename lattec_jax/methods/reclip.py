@@ -28,6 +28,7 @@ from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from lattec_jax.methods.base import (
+    ClassVectors,
     EncodeClasses,
     EpochMethod,
     Features,
@@ -53,7 +54,8 @@ def agreeing_cross_entropy(
     """The mean cross-entropy of the images whose labels agree; zero without any."""
     picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
     losses = jax.nn.logsumexp(logits, axis=1) - picked
-    return jnp.sum(losses * agree) / jnp.maximum(agree.sum(), 1)
+    count = jnp.maximum(agree.sum(), 1).astype(losses.dtype)
+    return jnp.sum(losses * agree.astype(losses.dtype)) / count
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,9 +111,7 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         """V's classifier."""
         return state.class_weights
 
-    def frozen_class_weights(
-        self, state: Copies, encode_first: EncodeClasses
-    ) -> Float[Array, "C D"]:
+    def frozen_class_weights(self, state: Copies, encode_first: EncodeClasses) -> ClassVectors:
         """T's: the current texts, of the first template as in training."""
         return encode_first()
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from ml_collections import ConfigDict
 
+Scalar = float | Float[Array, ""]
 ATTEMPTS = 10  # of torchvision, before it falls back to a central crop
 
 
@@ -109,8 +110,8 @@ def apply_draws(
 def random_boxes(
     key: Key[Array, ""],
     sizes: Int[Array, "B 2"],
-    scale: tuple[float, float],
-    ratio: tuple[float, float],
+    scale: tuple[Scalar, Scalar],
+    ratio: tuple[Scalar, Scalar],
 ) -> Int[Array, "B 4"]:
     """Draw crops as `RandomResizedCrop.get_params` does.
 
@@ -147,12 +148,14 @@ def random_boxes(
 
 
 def _central_size(
-    height: Int[Array, " B"], width: Int[Array, " B"], ratio: tuple[float, float]
+    height: Int[Array, " B"], width: Int[Array, " B"], ratio: tuple[Scalar, Scalar]
 ) -> tuple[Int[Array, " B"], Int[Array, " B"]]:
     """The largest crop whose width over height is within `ratio`."""
+    exact_h = width.astype(jnp.float32) / ratio[0]
+    exact_w = height.astype(jnp.float32) * ratio[1]
     aspect = width / height
-    h = jnp.where(aspect < ratio[0], jnp.round(width / ratio[0]).astype(jnp.int32), height)
-    w = jnp.where(aspect > ratio[1], jnp.round(height * ratio[1]).astype(jnp.int32), width)
+    h = jnp.where(aspect < ratio[0], jnp.round(exact_h).astype(jnp.int32), height)
+    w = jnp.where(aspect > ratio[1], jnp.round(exact_w).astype(jnp.int32), width)
     # Rounding must not leave an image of one row or column without pixels, or exceed it.
     return jnp.clip(h, 1, height), jnp.clip(w, 1, width)
 
@@ -171,9 +174,9 @@ def resampling_weights(
     """How much each of `extent` pixels counts in each of `size` output pixels, for the interval
     of `length` pixels from `start`; each row sums to 1 and is zero outside of the interval."""
     step = (length / size)[:, None, None]  # input pixels per output pixel
-    center = (jnp.arange(size) + 0.5)[None, :, None] * step
+    center = (jnp.arange(size, dtype=jnp.float32) + 0.5)[None, :, None] * step  # [B, S, 1]
     pixel = (jnp.arange(extent)[None, :] - start[:, None])[:, None, :]  # [B, 1, E]
-    weights = _bicubic((pixel + 0.5 - center) / jnp.maximum(step, 1.0))
+    weights = _bicubic((pixel.astype(jnp.float32) + 0.5 - center) / jnp.maximum(step, 1.0))
     weights = jnp.where((pixel >= 0) & (pixel < length[:, None, None]), weights, 0.0)
     return weights / weights.sum(axis=2, keepdims=True)
 
@@ -201,9 +204,9 @@ def _whole(x: jax.Array) -> jax.Array:
     return jnp.clip(jnp.floor(x + 0.5), 0, 255)
 
 
-def luminance(images: Float[Array, "B S T 3"]) -> Float[Array, "B S T 1"]:
+def luminance(images: Float[Array, "*batch S T 3"]) -> Float[Array, "*batch S T 1"]:
     """PIL's conversion to "L" (ITU-R 601-2): whole gray levels, in integers as PIL computes it."""
-    weights = jnp.array([19595, 38470, 7471])
+    weights = jnp.broadcast_to(jnp.array([19595, 38470, 7471]), images.shape)
     total = jnp.sum(images.astype(jnp.int32) * weights, axis=-1, keepdims=True)
     return ((total + 0x8000) >> 16).astype(images.dtype)
 
@@ -230,9 +233,10 @@ def adjust_saturation(image: Float[Array, "S T 3"], factor: jax.Array) -> Float[
 
 
 def _bytes(fraction: jax.Array) -> jax.Array:
-    """255 times a share, cut to whole steps as if it were computed without rounding."""
+    """Return 255 times a fraction, rounded down as if the product were exact."""
     nearest = jnp.round(fraction * 255)
-    return nearest - (fraction * 256 - nearest < fraction)
+    too_large = fraction * 256 - nearest < fraction
+    return nearest - too_large.astype(nearest.dtype)
 
 
 def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "S T 3"]:
@@ -254,7 +258,7 @@ def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "
         ),
     )
     six = jnp.where(colored, 6.0, 1.0)  # no constant, or XLA multiplies by a rounded 1/6
-    hue = jnp.where(colored, _bytes(hue / six + (hue < 0)), 0.0)
+    hue = jnp.where(colored, _bytes(hue / six + (hue < 0).astype(hue.dtype)), 0.0)
     saturation = _bytes(range_ / jnp.maximum(value, 1.0))
     # torchvision adds the shift as an unsigned byte, which wraps around.
     hue = jnp.mod(hue + jnp.trunc(shift * 255), 256)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -22,11 +22,14 @@ MAX_LOG_SCALE = math.log(100)  # OpenCLIP's upper bound of the logit scale
 
 @flax.struct.dataclass
 class TrainState:
-    """All that the next step needs. Random numbers come from `fold_in(seed, step)`."""
+    """All that the next step needs. Random numbers come from `fold_in(seed, step)`.
 
-    step: jax.Array  # [] int32, steps taken
-    seed: jax.Array  # [] uint32; an array, so that runs of other seeds share the compiled step
-    params: Params
+    The leaves are arrays, or stand for them: their shapes or shardings.
+    """
+
+    step: Any  # [] int32, steps taken
+    seed: Any  # [] uint32; an array, so that runs of other seeds share the compiled step
+    params: dict[str, Any]
     optimizer: optax.OptState
     method: Any  # the method's own state, such as the prototypes
 
@@ -50,7 +53,7 @@ def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     return schedule
 
 
-def decay_mask(params: Params) -> dict[str, bool]:
+def decay_mask(params: Mapping[str, Any]) -> dict[str, bool]:
     """Select matrices for weight decay: no biases, norms, class embedding or logit scale."""
     return {name: value.ndim >= 2 for name, value in params.items()}
 

@@ -100,7 +100,7 @@ def encode_images(
     if settings.augmentation is not None:
         sizes = device_data.sizes[batch.images] if resident else batch.sizes
         draws = draw(key, sizes, settings.augmentation)
-    mean, std = jnp.asarray(settings.mean), jnp.asarray(settings.std)
+    mean, std = (jnp.asarray(x).reshape(1, 1, 1, 3) for x in (settings.mean, settings.std))
 
     def load(microbatch: tuple[jax.Array, Draws | None]) -> Float[Array, "m H W 3"]:
         indices_or_pixels, draws = microbatch
@@ -116,8 +116,8 @@ def encode_images(
 
 
 def encode_texts(
-    encoder: StepEncoder, groups: list[Int[Array, "_ _"]]
-) -> list[Float[Array, "_ D"]]:
+    encoder: StepEncoder, groups: list[Int[Array, "_n _L"]]
+) -> list[Float[Array, "_n D"]]:
     """Encode token matrices; those of the same length are concatenated and encoded as one."""
     by_length: dict[int, list[int]] = {}
     for index, tokens in enumerate(groups):
@@ -208,7 +208,8 @@ def apply_gradient(
     An `EpochMethod` may reject the batch: then both stay as they are.
     """
     trained = select_trainable(state.params, method.trainable)
-    updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
+    with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes floats and step counts
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
     updated, norm = optax.apply_updates(trained, updates), optax.tree.norm(updates)
     if isinstance(method, EpochMethod):
         accepted = method.should_update(labels)

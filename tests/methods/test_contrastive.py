@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 from scipy.special import logsumexp, softmax
 
 from lattec_jax.methods.contrastive import info_nce
@@ -69,3 +70,13 @@ def test_a_global_batch_of_32768_has_no_matrix_of_that_side(devices):
     temporary = compiled.memory_analysis().temp_size_in_bytes
     print(f"{devices} devices: {temporary / 2**20:.0f} MiB of temporary buffers each")
     assert temporary < LARGE * LARGE * 4 / 4
+
+
+def test_an_array_of_another_shape_is_refused():
+    """By the annotations of the packages, which the tests check at every call."""
+    images, scale = jnp.ones((4, 8)), jnp.float32(3)
+    info_nce(images, images, scale)
+    with pytest.raises(TypeCheckError, match=r"parameters of .*info_nce"):
+        info_nce(images, images[:, :7], scale)
+    with pytest.raises(TypeCheckError, match=r"parameters of .*info_nce"):
+        info_nce(images, images, jnp.ones(4))

@@ -210,7 +210,7 @@ def test_weights_by_the_prototypes_of_the_epochs_start(case):
         if step % 3 == 0:
             at_start = state.current
         _, aux = method.loss(features, labels, state)
-        expected = mixer_weights(features.descriptions, at_start) * case.present
+        expected = mixer_weights(features.descriptions, at_start) * np.float32(case.present)
         np.testing.assert_array_equal(aux["description_weights"], expected)
         before = state.current
         state, _ = method.update(state, labels, aux, jnp.asarray(step % 3 == 2))

@@ -213,7 +213,7 @@ def test_flips_all_or_none():
 
 
 def test_flips_have_their_share_and_leave_the_other_draws_alone():
-    sizes = np.full((4000, 2), 40, np.int32)
+    sizes = jnp.full((4000, 2), 40, jnp.int32)
     settings = ALL._replace(flip_probability=0.3)
     draws = augmentation.draw(jax.random.key(4), sizes, settings)
     without = augmentation.draw(jax.random.key(4), sizes, settings._replace(flip_probability=0.0))
