@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections import deque
 from collections.abc import Generator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from captioning.engines import Engine, Failure, Request, Result, clean_result
 from captioning.shards import Shard, ShardWriter, described_keys, read_records, shard_path
 from captioning.tasks import Task
 from lattec_jax.data.images.preprocess import UnreadableImage, open_image
+from lattec_jax.data.prefetch import prefetch
 from lattec_jax.runtime.errors import DataError, EngineError
 
 DECODE_THREADS = 4
@@ -142,18 +141,7 @@ Images = tuple[Image.Image, ...]
 
 def _with_images(tasks: Sequence[Task]) -> Generator[tuple[Task, Images | Failure], None, None]:
     """Yield the tasks in order, each with its decoded images or the reason why there are none."""
-    pool = ThreadPoolExecutor(DECODE_THREADS)
-    ahead: deque[tuple[Task, Future[Images | Failure]]] = deque()
-    try:
-        for task in tasks:
-            ahead.append((task, pool.submit(_open, task)))
-            if len(ahead) > PREFETCH:
-                first, images = ahead.popleft()
-                yield first, images.result()
-        for first, images in ahead:
-            yield first, images.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    return prefetch(lambda task: (task, _open(task)), tasks, threads=DECODE_THREADS, ahead=PREFETCH)
 
 
 def _open(task: Task) -> Images | Failure:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
 from captioning.collage import single_image
 from captioning.engines import REQUEST_ERRORS, Failure, Identity, Request, Result, Results
+from lattec_jax.data.prefetch import prefetch
 from lattec_jax.runtime.errors import EngineError
 
 PREFETCH_BATCHES = 2  # batches that are prepared while one is generated
@@ -39,16 +39,11 @@ class LlavaEngine:
             EngineError: the device failed.
         """
         remaining = iter(requests)
-        prepared: deque[Future[_Batch]] = deque()
-        with ThreadPoolExecutor(PREFETCH_BATCHES) as pool:
-            while True:
-                batch = list(islice(remaining, self.batch_size))
-                if batch:
-                    prepared.append(pool.submit(self._prepare, batch))
-                if not prepared:
-                    return
-                if len(prepared) > PREFETCH_BATCHES or not batch:
-                    yield from self._describe_batch(prepared.popleft().result())
+        batches = iter(lambda: list(islice(remaining, self.batch_size)), [])
+        ahead = PREFETCH_BATCHES
+        with closing(prefetch(self._prepare, batches, threads=ahead, ahead=ahead)) as prepared:
+            for batch in prepared:
+                yield from self._describe_batch(batch)
 
     def prompt(self, text: str) -> str:
         """Return the text in the checkpoint's chat template, with one image."""
