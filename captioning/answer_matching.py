@@ -43,7 +43,7 @@ class Match(NamedTuple):
     how: str
 
 
-class Matcher:
+class AnswerMatcher:
     """Matches answers to classes, each of which may have several names."""
 
     def __init__(self, names: class_names.NamesByClass) -> None:

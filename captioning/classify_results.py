@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from captioning.answer_matching import CLOSEST, EXACT, NORMALIZED, UNMATCHED, Matcher
+from captioning.answer_matching import CLOSEST, EXACT, NORMALIZED, UNMATCHED, AnswerMatcher
 from captioning.tasks import Task
 from lattec_jax.data import evaluation_metrics
 from lattec_jax.data.datasets.dataset import Dataset, Split
@@ -45,7 +45,7 @@ def predict(
     dataset: Dataset, tasks: Sequence[Task], found: Mapping[str, Record]
 ) -> list[Prediction]:
     """Match the recorded answers of all images to classes."""
-    match = Matcher(dataset.names)
+    match = AnswerMatcher(dataset.names)
     predictions = []
     for task in tasks:
         record = found[task.key]

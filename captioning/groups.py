@@ -66,7 +66,7 @@ def sample_groups(
     return groups
 
 
-def sample_forced_groups(
+def sample_groups_with_correct_count(
     ids: Sequence[str],
     labels: Sequence[int] | np.ndarray,
     size: int,

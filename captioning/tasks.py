@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from captioning.engines import Identity
-from captioning.groups import sample_forced_groups, sample_groups
+from captioning.groups import sample_groups, sample_groups_with_correct_count
 from lattec_jax.data import pseudo_labels
 from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import (
@@ -189,6 +189,8 @@ def _groups(
     position = {image: index for index, image in enumerate(dataset.train.ids)}
     true = dataset.train.labels[np.array([position[image] for image in labels.ids])]
     reference = settings.correct_label
-    groups = sample_forced_groups(labels.ids, labels.labels, size, seed, true, correct, reference)
+    groups = sample_groups_with_correct_count(
+        labels.ids, labels.labels, size, seed, true, correct, reference
+    )
     note = f"analysis with true labels: {correct} of {size} images correct"
     return groups, f"{note}, counted against {CORRECT_LABELS[reference]}"

@@ -68,7 +68,9 @@ def get_config(options: str = "") -> ConfigDict:
     # input, so that images up to 3:2 keep at least the model's resolution in both directions.
     config.image_cache.max_side = config_dict.placeholder(int)
     config.image_cache.max_unreadable_fraction = 0.01  # a run with more unreadable images stops
-    config.image_cache.placement = "auto"  # of training images: "device", "host" (streamed), "auto"
+    # Where training images are read from: "device" (all are in its memory), "host" (from disk for
+    # each batch), or "auto": "device" if they fit into 40% of the memory of a device.
+    config.image_cache.placement = "auto"
 
     config.descriptions = ConfigDict()
     config.descriptions.engine = "llava"  # "llava", "openai", "pixels", or "released" (imported)
@@ -108,7 +110,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.method = ConfigDict()
     # latteclip, flyp, flyp_oracle, reclip, zero_shot or one of your own
     config.method.name = Choice("method", chosen["method"])
-    config.method.alpha = 0.99  # Eq. (2)
+    config.method.alpha = 0.99  # weight of the prototype in the mixed text, Eq. (2)
     config.method.momentum = preset["method.momentum"]  # μ of the prototype update
     config.method.texts = ("class", "image", "group")  # Table 2
     config.method.labels = ("zero_shot", "current")  # L_zs and L_ft; Table 3
@@ -137,14 +139,14 @@ def get_config(options: str = "") -> ConfigDict:
     config.train = ConfigDict()
     config.train.batch_size = 512  # images in a step, over all devices
     config.train.microbatch_size = 0  # images encoded at once, a divisor of the batch; 0: all
-    config.train.max_steps = preset["train.max_steps"]  # or fewer, where the epochs end before
+    config.train.max_steps = preset["train.max_steps"]  # at most; `epochs` may end a run earlier
     config.train.epochs = 50  # passes over the training images
     # 0: an epoch drops its incomplete last batch (the paper names no rule). n: an epoch has enough
     # batches for all images, rounded up to a multiple of n and filled with repeated images; the
     # released code takes the number of its data loader's workers.
     config.train.epoch_batch_multiple = preset["train.epoch_batch_multiple"]
     config.train.learning_rate = 1e-7  # the peak, after the warm-up
-    config.train.warmup_steps = 40  # linear, from 0 to the learning rate; as the released code
+    config.train.warmup_steps = 40  # linear; as in the released code
     config.train.schedule = "cosine"  # after the warm-up: "cosine" to zero or "constant"
     config.train.optimizer = "adamw"  # "adamw" or "sgd"
     config.train.weight_decay = 0.2  # adamw: of matrices; sgd: of all trained parameters
@@ -161,13 +163,12 @@ def get_config(options: str = "") -> ConfigDict:
     config.augment.scale = (0.9, 1.0)  # fraction of the image's area that a crop covers
     config.augment.ratio = (3 / 4, 4 / 3)  # width over height of the crop
     config.augment.flip_probability = 0.0  # left to right; neither the paper nor its code flips
-    config.augment.color_jitter = preset[
-        "augment.color_jitter"
-    ]  # brightness, contrast, saturation, hue
-    config.augment.color_jitter_probability = preset[
-        "augment.color_jitter_probability"
-    ]  # of an image
-    config.augment.grayscale_probability = preset["augment.grayscale_probability"]  # of an image
+    # Strengths of brightness, contrast, saturation and hue.
+    config.augment.color_jitter = preset["augment.color_jitter"]
+    # Probability of an image to be jittered.
+    config.augment.color_jitter_probability = preset["augment.color_jitter_probability"]
+    # Probability of an image to be turned gray.
+    config.augment.grayscale_probability = preset["augment.grayscale_probability"]
 
     config.compute = ConfigDict()
     config.compute.dtype = "float32"  # or "bfloat16"; parameters and losses stay float32
@@ -178,7 +179,7 @@ def get_config(options: str = "") -> ConfigDict:
     config.log_every = 10  # steps
     config.eval_every = 0  # steps; 0: only at the end
     config.checkpoint_every = 500  # steps; a signal to stop saves one at once
-    config.max_checkpoints = 2  # the newest
+    config.max_checkpoints = 2  # number of newest checkpoints to keep
     config.profile = ""  # directory for a JAX trace of steps 3 to 7; "": none
 
     config.update_from_flattened_dict(METHODS.get(chosen["method"], {}))

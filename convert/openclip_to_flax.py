@@ -21,7 +21,7 @@ from absl import flags
 
 from convert import hub, names, sources
 from convert.sources import Source
-from lattec_jax.models.checkpoint import Checkpoint, refuse_other_directory
+from lattec_jax.models.checkpoint import Checkpoint, check_can_overwrite
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.errors import ConfigError
@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
-    refuse_other_directory(out)
+    check_can_overwrite(out)
     checkpoint = convert(_read_source(values))
     checkpoint.save(out)
     parameters = sum(array.size for array in checkpoint.params.values())

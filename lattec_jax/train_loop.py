@@ -64,7 +64,7 @@ def train(
     record = results.input_fingerprints(run.inputs, run.batch_size)
     distributed.write_then_read(
         lambda: run_directory.acquire(directory, config, record),
-        lambda: run_directory.join(directory, config, record),
+        lambda: run_directory.check_acquired(directory, config, record),
     )
     if run.is_finished():  # by another job, since the first look
         return show_finished(directory)

@@ -50,9 +50,10 @@ def make_inputs(directory: Path) -> None:
 def arguments(root: str, *extra: str) -> list[str]:
     """The command line of a short run; what begins with ":" is an option of the configuration."""
     options = ",".join(argument[1:] for argument in extra if argument.startswith(":"))
+    file = "configs/folder.py" + (f":{options}" if options else "")
     return [
         "train",
-        f"--config=configs/folder.py:{options}",
+        f"--config={file}",
         f"--config.dataset.name={root}",
         f"--config.dataset.root={root}",
         f"--config.dataset.class_names={root}/classes.txt",

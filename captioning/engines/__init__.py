@@ -7,6 +7,13 @@ To add an engine:
    packages (torch, transformers, openai) inside of functions only.
 2. Let `load` return an object with the attribute and the method of `Engine`.
 3. Add one line to `ENGINES`. `--config.descriptions.engine=NAME` then selects it.
+4. Declare its settings as `config.descriptions.NAME.*` in `configs/common.py` and, with their
+   ranges, in `SCHEMA` of `lattec_jax.runtime.config_schema`.
+5. A request for a group has several images. A model that takes one gets them as a collage, by
+   `captioning.collage.single_image`.
+6. An engine that needs neither a GPU nor a network may be added to `CHEAP_ENGINES` in
+   `lattec_jax.training.prepare`; `train` then starts it. One that cannot name classes is added to
+   `NO_CLASSES` in `lattec_jax.paper_tables.plan`.
 
 `pixels.py` is the smallest example.
 """

@@ -87,7 +87,7 @@ class Checkpoint:
         """
         directory = Path(directory).resolve()
         self._check("the checkpoint to be saved")
-        refuse_other_directory(directory)
+        check_can_overwrite(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         remove_abandoned(directory.parent, directory.name)
         with partial_directory(directory) as scratch:
@@ -237,7 +237,7 @@ def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
         )
 
 
-def refuse_other_directory(directory: Path) -> None:
+def check_can_overwrite(directory: Path) -> None:
     """Raise WeightsError if saving to `directory` would delete more than an older checkpoint."""
     if not directory.exists():
         return

@@ -196,8 +196,8 @@ def _flag_lines(
         yield from help_entry(
             "--config=FILE[:preset=NAME,method=NAME]",
             "required; for example configs/demo.py",
-            "Configuration file, packaged or your own, and the preset (paper or released_code) and "
-            "the method that it is built for. Add --help to list its keys.",
+            "Configuration file, packaged or your own, optionally with a preset (paper or "
+            "released_code) and a method. --config=FILE --help lists all keys.",
         )
         yield from help_entry(
             "--config.KEY=VALUE", "", "Override a value of the configuration; can be repeated."

@@ -134,7 +134,10 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     try:
         return values(argv)
     except (flags.Error, ImportError, OSError, TypeError, ValueError) as error:
-        raise ConfigError(" ".join(str(error).split())) from error
+        message = " ".join(str(error).split())
+        if option := re.search(r"Unknown command line flag '(preset|method)'", message):
+            message += f"; write --config=FILE:{option[1]}=NAME"
+        raise ConfigError(message) from error
 
 
 def validate(config: ConfigDict) -> ConfigDict:

@@ -69,9 +69,11 @@ def origins(parsed: Parsed) -> dict[str, str]:
     found |= dict.fromkeys(presets.METHODS.get(method, {}), f"method {method}")
     before = _values(default_config(f"preset={preset},method={method}"))
     after = _values(file.build(file.options))
+    by_preset = preset_values(file, config)
     for key, value in after.items():
         if key not in before or before[key] != value:
-            found[key] = f"data set {file.path.name}"
+            only = f" (preset {preset})" if differing(key, by_preset) else ""
+            found[key] = f"data set {file.path.name}{only}"
     options = (file.options or "").split(",")
     for option, key in (("preset", "preset"), ("method", "method.name")):
         if any(part.startswith(f"{option}=") for part in options):

@@ -75,9 +75,12 @@ def parse_options(options: str, presets: Collection[str]) -> dict[str, str]:
     for part in filter(None, options.split(",")):
         option, equals, name = part.partition("=")
         if option not in DEFAULTS or not equals or not name:
+            hint = did_you_mean(option, DEFAULTS)
+            if option in presets:
+                hint = f"Did you mean preset={option}?"
             raise ConfigError(
                 f"unknown option {part!r} after the configuration file; expected "
-                f"--config=FILE:preset=NAME,method=NAME. {did_you_mean(option, DEFAULTS)}".rstrip()
+                f"--config=FILE:preset=NAME,method=NAME. {hint}".rstrip()
             )
         chosen[option] = name
     check_choice("preset", chosen["preset"], presets)
@@ -292,7 +295,7 @@ def _new_module(name: str, path: Path, loader: importlib.abc.Loader | None = Non
 def packaged_configs() -> list[Path]:
     """Return the packaged files that are configurations."""
     files = sorted(PACKAGED_CONFIGS.glob("*.py"))
-    return [f for f in files if "\ndef get_config(" in f.read_text(encoding="utf-8")]
+    return [f for f in files if "\ndef get_config(" in f.read_text("utf-8") and f.stem != "common"]
 
 
 def available_configs(name: str = "") -> str:

@@ -47,7 +47,7 @@ SIGNAL_LAG_STEPS = 2  # steps until all processes act on a signal to one of them
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _COUNTS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 _SUCCEEDED, _FAILED, _INTERRUPTED = range(3)
-_PROBE = "hosts"  # a temporary directory that all processes must see
+_PROBE = "shared_filesystem"  # a temporary directory that all processes must see
 _barrier_ids = itertools.count()  # every barrier needs a key of its own
 
 

@@ -85,7 +85,7 @@ class PreemptionHandler:
         if number == signal.SIGINT and self._received == signal.SIGINT:
             raise KeyboardInterrupt("nothing of the last steps is saved")
         self._received = signal.Signals(number)
-        print(f"{self._received.name}: ending after this step", file=sys.stderr)
+        print(f"{self._received.name}: saving, then ending", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -133,7 +133,7 @@ def acquire(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> Non
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
 
 
-def join(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> None:
+def check_acquired(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> None:
     """Check that the main process acquired the work directory for the same run as this process.
 
     Raises:

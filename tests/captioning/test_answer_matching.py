@@ -7,7 +7,7 @@ import difflib
 import numpy as np
 import pytest
 
-from captioning.answer_matching import Matcher, normalized_words
+from captioning.answer_matching import AnswerMatcher, normalized_words
 
 EUROSAT = [
     "annual crop land",
@@ -26,7 +26,7 @@ EUROSAT = [
 def matched(names, answer):
     """Return the display name of the class and the step."""
     names = [(name,) if isinstance(name, str) else name for name in names]
-    label, how = Matcher(names)(answer)
+    label, how = AnswerMatcher(names)(answer)
     return None if label is None else names[label][0], how
 
 
@@ -143,7 +143,7 @@ def test_words():
 def test_four_hundred_classes():
     """Each name finds its class in a sentence, and long answers of other words find none."""
     names = [f"scene {i} {'indoor' if i % 2 else 'outdoor'}" for i in range(400)]
-    match = Matcher([(name,) for name in names])
+    match = AnswerMatcher([(name,) for name in names])
     for label, name in enumerate(names):
         assert match(f"The image shows {name.upper()}.") == (label, "normalized")
     assert match(", ".join(names)) == (None, "unmatched")
@@ -153,7 +153,7 @@ def test_four_hundred_classes():
 
 def test_time_is_bounded_for_long_answers():
     """120,000 characters took 38 s: each name was compared with all that had been found."""
-    match = Matcher([("cat",), ("dog",), ("wild cat", "big wild cat")])
+    match = AnswerMatcher([("cat",), ("dog",), ("wild cat", "big wild cat")])
     assert match("cat " * 30_000) == (None, "unmatched")
     assert match("x" * 4001) == (None, "unmatched")
     assert match("cat " * 1000) == (0, "normalized")
@@ -180,4 +180,4 @@ def test_names_are_found_as_by_comparing_all():
             for start, stop, label in spans
             if not any(a <= start and stop <= b and (a, b) != (start, stop) for a, b, _ in spans)
         }
-        assert Matcher([(name,) for name in names])._named(said) == kept
+        assert AnswerMatcher([(name,) for name in names])._named(said) == kept

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from captioning.groups import sample_forced_groups, sample_groups
+from captioning.groups import sample_groups, sample_groups_with_correct_count
 from lattec_jax.runtime.errors import DataError
 
 IDS = [f"train/{i:04d}.png" for i in range(300)]
@@ -61,7 +61,7 @@ TRUE = np.where(np.random.default_rng(1).random(300) < 0.7, LABELS, (LABELS + 1)
 def test_forced_groups_have_so_many_correct_images(correct):
     assigned = dict(zip(IDS, LABELS.tolist(), strict=True))
     true = dict(zip(IDS, TRUE.tolist(), strict=True))
-    groups = sample_forced_groups(IDS, LABELS, 4, 0, TRUE, correct)
+    groups = sample_groups_with_correct_count(IDS, LABELS, 4, 0, TRUE, correct)
     assert list(groups) == IDS
     for image, members in groups.items():
         label = assigned[image]
@@ -71,17 +71,19 @@ def test_forced_groups_have_so_many_correct_images(correct):
         possible = correct > 0 if true[image] == label else correct < 4
         assert (members[0] == image) == possible
     order = np.random.default_rng(5).permutation(len(IDS))
-    again = sample_forced_groups([IDS[i] for i in order], LABELS[order], 4, 0, TRUE[order], correct)
+    again = sample_groups_with_correct_count(
+        [IDS[i] for i in order], LABELS[order], 4, 0, TRUE[order], correct
+    )
     assert again == groups
-    assert sample_forced_groups(IDS, LABELS, 4, 1, TRUE, correct) != groups
+    assert sample_groups_with_correct_count(IDS, LABELS, 4, 1, TRUE, correct) != groups
 
 
 @pytest.mark.parametrize("correct", range(5))
 def test_correct_may_be_counted_against_the_images_own_true_label(correct):
     assigned = dict(zip(IDS, LABELS.tolist(), strict=True))
     true = dict(zip(IDS, TRUE.tolist(), strict=True))
-    pseudo = sample_forced_groups(IDS, LABELS, 4, 0, TRUE, correct)
-    groups = sample_forced_groups(IDS, LABELS, 4, 0, TRUE, correct, "true")
+    pseudo = sample_groups_with_correct_count(IDS, LABELS, 4, 0, TRUE, correct)
+    groups = sample_groups_with_correct_count(IDS, LABELS, 4, 0, TRUE, correct, "true")
     assert list(groups) == IDS
     for image, members in groups.items():
         assert sum(true[member] == true[image] for member in members) == correct
@@ -96,7 +98,7 @@ def test_correct_may_be_counted_against_the_images_own_true_label(correct):
 def test_forced_groups_of_a_class_without_correct_images():
     ids = list("abcdef")
     labels, true = np.array([0, 0, 0, 1, 1, 1]), np.array([1, 1, 1, 1, 0, 1])
-    groups = sample_forced_groups(ids, labels, 4, 0, true, 2)
+    groups = sample_groups_with_correct_count(ids, labels, 4, 0, true, 2)
     assert groups["a"][0] == "a" and groups["a"].count("e") == 2  # the only one of the true class
     with pytest.raises(DataError, match="correct_per_group"):
-        sample_forced_groups(ids, labels, 4, 0, np.ones(6, int), 2)
+        sample_groups_with_correct_count(ids, labels, 4, 0, np.ones(6, int), 2)

@@ -145,7 +145,7 @@ def test_flags_are_shown_with_their_defaults(capsys):
     for line, after in (
         ("  --workdir=TEXT  (required; for example runs/digits-latteclip-s0)", "Work directory"),
         ("  --top=NUMBER  (default: 1)", "Classes to show"),
-        ("  --format=table|jsonl|csv  (default: not set)", "Output; not set: a table"),
+        ("  --format=table|jsonl|csv  (default: not set)", "Output format; default: a table"),
     ):
         assert lines[lines.index(line) + 1].strip().startswith(after)
     assert lines[lines.index("Arguments:") + 1] == "  IMAGE_OR_FOLDER ..."

@@ -42,7 +42,7 @@ def test_each_value_is_printed_with_its_origin(capsys):
         "train.max_steps": "method reclip",
         "method.momentum": "preset released_code",
         "dataset.kind": "data set eurosat.py",
-        "descriptions.prompts.image": "data set eurosat.py",
+        "descriptions.prompts.image": "data set eurosat.py (preset released_code)",
         "train.beta1": "shared default",
     }.items():
         assert found[key][0] == origin, key

@@ -35,7 +35,7 @@ def write(path: Path, *lines: str, signature: str = "options=''", options: str =
 
 
 def test_a_missing_file_lists_the_available_ones():
-    with pytest.raises(ConfigError, match=r"Did you mean 'eurosat\.py'.*Available: .*common\.py"):
+    with pytest.raises(ConfigError, match=r"Did you mean 'eurosat\.py'.*Available: .*demo\.py"):
         read("--config=configs/eurosta.py")
     with pytest.raises(ConfigError, match="--config is missing; for example"):
         read()

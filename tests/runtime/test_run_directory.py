@@ -166,11 +166,11 @@ def test_the_lock_of_a_killed_process_does_not_block(tmp_path):
 
 def test_another_process_joins_only_with_the_same_inputs(tmp_path):
     run_directory.acquire(tmp_path, config(), RECORD)
-    run_directory.join(tmp_path, config(), RECORD)
+    run_directory.check_acquired(tmp_path, config(), RECORD)
     with pytest.raises(ConfigError, match=r"(?s)same weights and images.*seed: was 0, is now 1"):
-        run_directory.join(tmp_path, config(seed=1), RECORD)
+        run_directory.check_acquired(tmp_path, config(seed=1), RECORD)
     with pytest.raises(ConfigError, match="weights_sha256: was 'ab', is now 'cd'"):
-        run_directory.join(tmp_path, config(), {**RECORD, "weights_sha256": "cd"})
+        run_directory.check_acquired(tmp_path, config(), {**RECORD, "weights_sha256": "cd"})
 
 
 def test_a_fifo_instead_of_the_lock_does_not_block(tmp_path):

@@ -196,7 +196,7 @@ def test_a_checkpoint_that_cannot_be_written_is_an_error_and_the_older_stay(tmp_
     def no_room(path: Path, text: str) -> None:
         raise OSError(28, "No space left on device", str(path))
 
-    monkeypatch.setattr("lattec_jax.training.checkpoint_checksums.write_whole", no_room)
+    monkeypatch.setattr("lattec_jax.training.checkpoint_checksums.write_atomic", no_room)
     with pytest.raises(TrainingError, match=r"step 4 cannot be written .*No space left.*step 2 is"):
         save(tmp_path, (4,), max_to_keep=1)
     monkeypatch.undo()

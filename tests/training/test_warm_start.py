@@ -104,7 +104,7 @@ def test_a_start_that_changed_is_not_continued(trained):
 
 
 def test_what_cannot_be_started_from(trained):
-    with pytest.raises(WeightsError, match=r"config\.init: there is no directory 'nowhere'"):
+    with pytest.raises(WeightsError, match=r"config\.init: expected .* found 'nowhere'"):
         train.main(arguments("labeled", "--config.init=nowhere"))
     with pytest.raises(WeightsError, match="no step 7 in first/checkpoints; saved there: 4, 6"):
         train.main(arguments("labeled", "--config.init=first/checkpoints/7"))

@@ -14,10 +14,10 @@ from captioning.engines.llava import checkpoint
 from captioning.engines.llava.memory import (
     UNQUANTIZED,
     Memory,
+    available_memory,
     check_memory,
     count_parameters,
     estimate_memory,
-    free_memory,
     unquantized_bytes,
 )
 from lattec_jax.runtime.errors import EngineError
@@ -52,7 +52,7 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
     checkpoint.check_weights_index(Path(name))
     device = choose_device(settings, config)
     need = estimate_memory(config, precision, new_tokens, device)
-    check_memory(config, precision, new_tokens, free_memory(device), device)
+    check_memory(config, precision, new_tokens, available_memory(device), device)
     dtype = torch.float32 if unquantized_bytes(precision, device) == 4 else torch.bfloat16
     options: dict[str, Any] = {"revision": revision}
     quantization: dict[str, Any] = {}

@@ -108,7 +108,7 @@ def estimate_memory(
     )
 
 
-def free_memory(device: str) -> int:
+def available_memory(device: str) -> int:
     """Return the number of free bytes on the device."""
     import torch
 
@@ -121,7 +121,7 @@ def free_memory(device: str) -> int:
 
 def max_batch_size(need: Memory, device: str) -> int:
     """Return the batch size that fits into the free memory, with the weights loaded."""
-    capacity = int(BATCH_MEMORY_FRACTION * free_memory(device) / need.per_description)
+    capacity = int(BATCH_MEMORY_FRACTION * available_memory(device) / need.per_description)
     return min(MAX_BATCH_SIZE, max(1, capacity))
 
 
