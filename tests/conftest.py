@@ -53,6 +53,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
     os.environ.pop("OPENAI_API_KEY", None)
     os.environ["HF_HUB_OFFLINE"] = "1"
 
+
+STRICT = ("test_augmentation.py", "test_microbatches.py", "test_step.py")
 WITHOUT_TOWERS = ("test_contrastive.py", "test_flyp.py", "test_latteclip.py")
 # Every annotated shape and type in these modules is checked at each call.
 CHECKED = ("augmentation", "microbatches", "state", "step", "step_timer", "wise_ft")
@@ -76,10 +78,10 @@ def one_device():
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request):
-    """In the tests of methods and training nothing promotes types implicitly; in those that compute
-    no tower, nothing promotes ranks either (layer norms and embeddings do)."""
+    """In the tests of methods and of the step nothing promotes types implicitly (optax does); in
+    those that compute no tower, nothing promotes ranks either (layer norms and embeddings do)."""
     folder, file = request.path.parent.name, request.path.name
-    if folder not in ("methods", "training") or file == "test_state.py":  # that calls optax
+    if folder != "methods" and file not in STRICT:
         yield
         return
     import jax
