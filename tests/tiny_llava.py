@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from ml_collections import ConfigDict
 
+from configs import common
 from tests.torch_fix import define_missing_torchvision_operators
 
 # The template of llava-hf/llava-v1.6-mistral-7b-hf, without the roles that are not used here.
@@ -172,3 +173,13 @@ def use_changed_copy(
     copy = shutil.copytree(config.descriptions.llava.model, folder / "changed")
     change(copy / file)
     config.descriptions.llava.model = str(copy)
+
+
+def make_config(checkpoint: Path) -> ConfigDict:
+    """A configuration whose engine is a checkpoint, in float32."""
+    config = common.get_config()
+    config.descriptions.engine = "llava"
+    config.descriptions.max_new_tokens = 12
+    config.descriptions.llava.model = str(checkpoint)
+    config.descriptions.llava.precision = "float32"
+    return config

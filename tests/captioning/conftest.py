@@ -3,6 +3,7 @@
 import pytest
 
 from captioning.engines import ENGINES
+from tests import tiny_llava
 from tests.captioning.chat_server import ChatServer
 from tests.captioning.ruler import make_config
 
@@ -20,3 +21,10 @@ def server():
     server = ChatServer()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def llava_checkpoint(tmp_path_factory):
+    """The directory of a tiny LLaVA-NeXT checkpoint."""
+    tiny_llava.transformers()
+    return tiny_llava.save(tmp_path_factory.mktemp("llava") / "tiny")

@@ -11,7 +11,6 @@ from PIL import Image
 
 from captioning.collage import collage
 from captioning.engines import Failure, Request, llava
-from configs import common
 from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
 
@@ -19,20 +18,9 @@ PROMPT = "Describe the object in the photo concisely, using less than 20 words."
 SIZES = [(60, 60), (1000, 30), (20, 700), (1, 1), (130, 70), (64, 64), (3, 90), (200, 201)]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    tiny_llava.transformers()
-    return tiny_llava.save(tmp_path_factory.mktemp("llava") / "tiny")
-
-
 @pytest.fixture
-def config(checkpoint):
-    config = common.get_config()
-    config.descriptions.engine = "llava"
-    config.descriptions.max_new_tokens = 12
-    config.descriptions.llava.model = str(checkpoint)
-    config.descriptions.llava.precision = "float32"
-    return config
+def config(llava_checkpoint):
+    return tiny_llava.make_config(llava_checkpoint)
 
 
 def image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -154,11 +142,11 @@ def test_one_that_fails_leaves_the_others(config):
         said(engine, requests)
 
 
-def test_identities(config, checkpoint):
+def test_identities(config, llava_checkpoint):
     found = llava.identity(config)
     assert re.fullmatch(r"tiny@[0-9a-f]{12}", found.model)
     assert found.decoding == "float32, greedy, at most 12 new tokens"
-    file = checkpoint / "generation_config.json"
+    file = llava_checkpoint / "generation_config.json"
     content = file.read_bytes()
     file.write_bytes(content + b" ")
     assert llava.identity(config).model != found.model

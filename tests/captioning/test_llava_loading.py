@@ -9,25 +9,13 @@ import pytest
 
 from captioning.engines import llava
 from captioning.engines.llava import loading, memory
-from configs import common
 from lattec_jax.runtime.errors import EngineError
 from tests import tiny_llava
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    tiny_llava.transformers()
-    return tiny_llava.save(tmp_path_factory.mktemp("llava") / "tiny")
-
-
 @pytest.fixture
-def config(checkpoint):
-    config = common.get_config()
-    config.descriptions.engine = "llava"
-    config.descriptions.max_new_tokens = 12
-    config.descriptions.llava.model = str(checkpoint)
-    config.descriptions.llava.precision = "float32"
-    return config
+def config(llava_checkpoint):
+    return tiny_llava.make_config(llava_checkpoint)
 
 
 @pytest.mark.parametrize(("precision", "kind"), [("nf4", "Linear4bit"), ("int8", "Linear8bitLt")])
@@ -179,9 +167,9 @@ def test_a_torchvision_that_does_not_fit_torch(config, monkeypatch):
 
 
 @pytest.mark.parametrize("part", [None, "text_config", "vision_config"])
-def test_a_checkpoint_does_not_choose_its_attention(checkpoint, config, tmp_path, part):
+def test_a_checkpoint_does_not_choose_its_attention(llava_checkpoint, config, tmp_path, part):
     """transformers would fetch a kernel of that name from the hub."""
-    folder = shutil.copytree(checkpoint, tmp_path / "tiny")
+    folder = shutil.copytree(llava_checkpoint, tmp_path / "tiny")
     path = folder / "config.json"
     content = json.loads(path.read_text(encoding="utf-8"))
     kernels = "someone/kernels"
@@ -203,8 +191,10 @@ def test_a_checkpoint_does_not_choose_its_attention(checkpoint, config, tmp_path
         ("[" * 1000, "is not an index of weights"),
     ],
 )
-def test_an_index_names_files_of_its_folder_alone(checkpoint, config, tmp_path, index, message):
-    folder = shutil.copytree(checkpoint, tmp_path / "tiny")
+def test_an_index_names_files_of_its_folder_alone(
+    llava_checkpoint, config, tmp_path, index, message
+):
+    folder = shutil.copytree(llava_checkpoint, tmp_path / "tiny")
     text = index if isinstance(index, str) else json.dumps(index)
     (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
     config.descriptions.llava.model = str(folder)
@@ -212,8 +202,8 @@ def test_an_index_names_files_of_its_folder_alone(checkpoint, config, tmp_path, 
         loading.load(config.descriptions.llava, 5)
 
 
-def test_an_adapter_is_refused(config, checkpoint, tmp_path):
-    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+def test_an_adapter_is_refused(config, llava_checkpoint, tmp_path):
+    copy = shutil.copytree(llava_checkpoint, tmp_path / "copy")
     adapter = {"base_model_name_or_path": "evil/model", "peft_type": "LORA"}
     (copy / "adapter_config.json").write_text(json.dumps(adapter))
     config.descriptions.llava.model = str(copy)
@@ -221,8 +211,8 @@ def test_an_adapter_is_refused(config, checkpoint, tmp_path):
         llava.load(config)
 
 
-def test_a_chat_template_that_never_ends_is_refused(config, checkpoint, tmp_path):
-    copy = shutil.copytree(checkpoint, tmp_path / "copy")
+def test_a_chat_template_that_never_ends_is_refused(config, llava_checkpoint, tmp_path):
+    copy = shutil.copytree(llava_checkpoint, tmp_path / "copy")
     endless = "{% for a in range(99999) %}" * 3 + "{% endfor %}" * 3
     (copy / "chat_template.jinja").write_text(endless)
     config.descriptions.llava.model = str(copy)
