@@ -215,7 +215,8 @@ class Monitor:
             if due:  # a signal alone adds no line, so that the log is that of a run without it
                 entry |= values | self._timer.lap_metrics()
                 if isinstance(method, PrototypeMethod):
-                    entry |= self._watch.prototype_metrics(method.prototypes(state.method))
+                    vectors = np.asarray(method.prototypes(state.method))
+                    entry |= self._watch.prototype_metrics(vectors)
         if config.eval_every and step % config.eval_every == 0:
             class_weights = results.class_weights(self._run.inputs, method, state)
             scores = results.evaluate(

@@ -13,7 +13,7 @@ between epochs.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -21,6 +21,14 @@ from jaxtyping import Array, Bool, Float, Int
 State = Any  # a pytree of arrays, such as the prototypes
 ClassVectors = Float[Array, "C D"] | Float[np.ndarray, "C D"]  # NumPy's outside of a step
 EncodeClasses = Callable[[], ClassVectors]
+T = TypeVar("T")
+
+
+def required(value: T | None, name: str) -> T:
+    """Return an optional array that this method or step needs; ValueError if it is None."""
+    if value is None:
+        raise ValueError(f"the step needs `{name}`, which is None")
+    return value
 
 
 class Targets(NamedTuple):
@@ -130,7 +138,7 @@ class PrototypeMethod(Method):
     The log and the report show how these vectors move, and WiSE-FT averages them.
     """
 
-    def prototypes(self, state: State) -> Float[Array, "C D"]:
+    def prototypes(self, state: State) -> ClassVectors:
         """Return the unit vectors of the classes."""
         raise NotImplementedError
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import Features, Method, Targets
+from lattec_jax.methods.base import Features, Method, Targets, required
 from lattec_jax.methods.contrastive import info_nce
 
 
@@ -29,22 +29,22 @@ class FLYP(Method):
     pseudo_labels: str = "current"  # the released code: "zero_shot"
     loss_reduction: str = "sum"
 
-    @property
-    def name(self) -> str:
-        """`flyp` or `flyp_oracle`."""
-        return "flyp_oracle" if self.oracle else "flyp"
+    name: str = dataclasses.field(init=False)
+    requires: frozenset[str] = dataclasses.field(init=False)
+    predicted_label: int | None = dataclasses.field(init=False)
 
-    @property
-    def requires(self) -> frozenset[str]:
-        """The oracle needs the labels of the training images."""
+    def __post_init__(self) -> None:
+        name, requires, predicted_label = "flyp", frozenset[str](), None
         if self.oracle:
-            return frozenset({"labels"})
-        return frozenset({"zero_shot"} if self.pseudo_labels == "zero_shot" else ())
-
-    @property
-    def predicted_label(self) -> int | None:
-        """The only label, where the current model assigns it."""
-        return None if self.oracle or self.pseudo_labels == "zero_shot" else 0
+            name, requires = "flyp_oracle", frozenset({"labels"})
+        elif self.pseudo_labels == "zero_shot":
+            requires = frozenset({"zero_shot"})
+        else:
+            predicted_label = 0  # the only label
+        # The class is frozen.
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "requires", requires)
+        object.__setattr__(self, "predicted_label", predicted_label)
 
     def labels(
         self,
@@ -55,9 +55,9 @@ class FLYP(Method):
     ) -> Int[Array, "1 B"]:
         """The true class, or the one that the frozen or the current model predicts."""
         if self.oracle:
-            return targets.true[None]
+            return required(targets.true, "true")[None]
         if self.pseudo_labels == "zero_shot":
-            return targets.zero_shot[None]
+            return required(targets.zero_shot, "zero_shot")[None]
         return jnp.argmax(images @ class_weights.T, axis=1)[None]
 
     def loss(

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import Features, PrototypeMethod, Targets
+from lattec_jax.methods.base import Features, PrototypeMethod, Targets, required
 from lattec_jax.methods.contrastive import info_nce
 from lattec_jax.models.clip import normalize
 
@@ -120,21 +120,21 @@ class LatteCLIP(PrototypeMethod):
     loss_reduction: str = "sum"  # the released code: "mean"
 
     name = "latteclip"
+    requires: frozenset[str] = dataclasses.field(init=False)
+    predicted_label: int | None = dataclasses.field(init=False)  # of `c_ft`, where it is used
 
-    @property
-    def requires(self) -> frozenset[str]:
-        """What must be there before training."""
-        needed = {"zero_shot"} if "zero_shot" in self.label_names else set()
-        return frozenset(needed | ({"descriptions"} if self.description_kinds else set()))
+    def __post_init__(self) -> None:
+        requires = {"zero_shot"} & {*self.label_names}
+        if self.description_kinds:
+            requires.add("descriptions")
+        current = self.label_names.index("current") if "current" in self.label_names else None
+        # The class is frozen.
+        object.__setattr__(self, "requires", frozenset(requires))
+        object.__setattr__(self, "predicted_label", current)
 
     def settings(self) -> dict[str, Any]:
         """α and μ."""
         return {"alpha": self.alpha, "momentum": self.momentum}
-
-    @property
-    def predicted_label(self) -> int | None:
-        """The index of `c_ft` among the labels, where the method uses it."""
-        return self.label_names.index("current") if "current" in self.label_names else None
 
     def init(self, class_features: Float[Array, "C D"], num_images: int) -> Prototypes:
         """Prototypes start as the class-descriptions of the pre-trained model."""
@@ -156,7 +156,9 @@ class LatteCLIP(PrototypeMethod):
         state: Prototypes,
     ) -> Int[Array, "J B"]:
         """`c_zs`, fixed from the frozen model, and `c_ft = argmax_c f(x)·p_c` of this step."""
-        known = {"zero_shot": targets.zero_shot}
+        known: dict[str, jax.Array] = {}
+        if "zero_shot" in self.label_names:
+            known["zero_shot"] = required(targets.zero_shot, "zero_shot")
         if "current" in self.label_names:
             known["current"] = jnp.argmax(images @ class_weights.T, axis=1).astype(jnp.int32)
         return jnp.stack([known[name] for name in self.label_names])
@@ -184,7 +186,7 @@ class LatteCLIP(PrototypeMethod):
             "description_weights": description_weights,  # [B, K]
             "present": features.present,
         }
-        return sum(losses), aux
+        return sum(losses[1:], losses[0]), aux
 
     def update(
         self,

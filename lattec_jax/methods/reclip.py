@@ -35,6 +35,7 @@ from lattec_jax.methods.base import (
     PrototypeMethod,
     Targets,
     TrainingSetFeatures,
+    required,
 )
 from lattec_jax.methods.label_propagation import centroids, class_directions, propagate
 from lattec_jax.models.clip import normalize
@@ -43,9 +44,10 @@ from lattec_jax.models.clip import normalize
 class Copies(NamedTuple):
     """The state: what both copies have beside the parameters."""
 
-    texts: Float[Array, "C D"]  # class embeddings of the pre-trained model, V's seeds
-    class_weights: Float[Array, "C D"]  # V's
-    labels: Int[Array, "2 N"]  # of T and of V for every training image
+    texts: ClassVectors  # class embeddings of the pre-trained model, V's seeds
+    class_weights: ClassVectors  # V's
+    # Of T and of V for every training image; NumPy's outside of a step.
+    labels: Int[Array, "2 N"] | Int[np.ndarray, "2 N"]
 
 
 def agreeing_cross_entropy(
@@ -98,7 +100,7 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         texts and its images the current features; each is projected by its own seeds.
         """
         texts, current = np.asarray(state.texts), features.images()
-        of_t = self._propagate(features.classes(), features.frozen)
+        of_t = self._propagate(features.classes(), required(features.frozen, "frozen"))
         of_v = self._propagate(texts, current)
         nodes = np.concatenate([texts, current])
         return Copies(
@@ -107,7 +109,7 @@ class ReCLIP(PrototypeMethod, EpochMethod):
             np.stack([of_t[len(texts) :], of_v[len(texts) :]]),
         )
 
-    def prototypes(self, state: Copies) -> Float[Array, "C D"]:
+    def prototypes(self, state: Copies) -> ClassVectors:
         """V's classifier."""
         return state.class_weights
 
@@ -123,7 +125,7 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         state: Copies,
     ) -> Int[Array, "2 B"]:
         """The propagated labels of T and V."""
-        return state.labels[:, targets.indices]
+        return jnp.asarray(state.labels)[:, required(targets.indices, "indices")]
 
     def should_update(self, labels: Int[Array, "2 B"]) -> Bool[Array, ""]:
         """Only where an image has the same label twice."""
@@ -134,7 +136,8 @@ class ReCLIP(PrototypeMethod, EpochMethod):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The sum of both copies' cross-entropies; neither has a parameter of the other."""
         agree = labels[0] == labels[1]
-        logits_t = features.logit_scale * features.frozen @ features.classes.T
+        frozen, classes = required(features.frozen, "frozen"), required(features.classes, "classes")
+        logits_t = features.logit_scale * frozen @ classes.T
         logits_v = features.logit_scale * features.images @ state.class_weights.T
         of_t = agreeing_cross_entropy(logits_t, labels[0], agree)
         of_v = agreeing_cross_entropy(logits_v, labels[1], agree)
@@ -154,7 +157,7 @@ class ReCLIP(PrototypeMethod, EpochMethod):
     def average(self, before: Copies, after: Copies, fraction: float) -> Copies:
         """V's classifier between that of two states."""
         mean = (1 - fraction) * before.class_weights + fraction * after.class_weights
-        return after._replace(class_weights=normalize(mean))
+        return after._replace(class_weights=normalize(jnp.asarray(mean)))
 
     def _propagate(
         self, texts: Float[np.ndarray, "C D"], images: Float[np.ndarray, "N D"]

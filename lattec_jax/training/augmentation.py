@@ -33,9 +33,17 @@ class Augmentation(NamedTuple):
     @classmethod
     def from_config(cls, settings: ConfigDict) -> Augmentation:
         """Of the section `config.augment`."""
-        values = {name: settings[name] for name in cls._fields}
-        pairs = ("scale", "ratio", "color_jitter")
-        return cls(**values | {name: tuple(map(float, values[name])) for name in pairs})
+        smallest, largest = map(float, settings.scale)
+        narrowest, widest = map(float, settings.ratio)
+        brightness, contrast, saturation, hue = map(float, settings.color_jitter)
+        return cls(
+            scale=(smallest, largest),
+            ratio=(narrowest, widest),
+            color_jitter=(brightness, contrast, saturation, hue),
+            color_jitter_probability=settings.color_jitter_probability,
+            grayscale_probability=settings.grayscale_probability,
+            flip_probability=settings.flip_probability,
+        )
 
 
 class JitterDraws(NamedTuple):

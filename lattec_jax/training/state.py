@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jax.typing import ArrayLike
 from ml_collections import ConfigDict
 
 from lattec_jax.models.clip import Params
@@ -44,7 +46,8 @@ def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     """
     warmup = min(config.warmup_steps, steps)
 
-    def schedule(step: jax.Array) -> jax.Array:
+    def schedule(step: ArrayLike) -> jax.Array:
+        step = jnp.asarray(step)
         rising = (step + 1) / max(warmup, 1)
         progress = (step - warmup) / max(steps - warmup, 1)
         falling = 0.5 * (1 + jnp.cos(jnp.pi * progress)) if config.schedule == "cosine" else 1.0
@@ -117,7 +120,7 @@ def init_state(
 
 def replace_method(state: TrainState, method_state: Any, mesh: Mesh) -> TrainState:
     """Return the train state with another method state, whose arrays may be NumPy's."""
-    return state.replace(method=replicate(method_state, mesh))
+    return dataclasses.replace(state, method=replicate(method_state, mesh))
 
 
 def replicate(method_state: Any, mesh: Mesh) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
-from lattec_jax.methods.base import EpochMethod, Features, Method, Targets
+from lattec_jax.methods.base import EpochMethod, Features, Method, Targets, required
 from lattec_jax.models.clip import Params
 from lattec_jax.runtime import compilation_cache, sharding
 from lattec_jax.training.augmentation import Augmentation, Draws, apply_draws, draw
@@ -98,13 +98,17 @@ def encode_images(
     """
     resident, draws = batch.pixels is None, None
     if settings.augmentation is not None:
-        sizes = device_data.sizes[batch.images] if resident else batch.sizes
-        draws = draw(key, sizes, settings.augmentation)
+        sizes = batch.sizes
+        if resident:
+            sizes = required(device_data.sizes, "sizes")[batch.images]
+        draws = draw(key, required(sizes, "sizes"), settings.augmentation)
     mean, std = (jnp.asarray(x).reshape(1, 1, 1, 3) for x in (settings.mean, settings.std))
 
     def load(microbatch: tuple[jax.Array, Draws | None]) -> Float[Array, "m H W 3"]:
         indices_or_pixels, draws = microbatch
-        pixels = device_data.pixels[indices_or_pixels] if resident else indices_or_pixels
+        pixels = indices_or_pixels
+        if resident:
+            pixels = required(device_data.pixels, "pixels")[indices_or_pixels]
         # The image cache is replicated; without the constraint each device might gather and crop
         # the images of all.
         pixels = jax.lax.with_sharding_constraint(pixels, sharding.over_batch(encoder.mesh))
@@ -146,7 +150,7 @@ def gather_features(
     targets = Targets(*(None if t is None else t[batch.images] for t in device_data.targets))
     labels = method.labels(
         jax.lax.stop_gradient(image_features),
-        jax.lax.stop_gradient(class_weights),
+        jax.lax.stop_gradient(jnp.asarray(class_weights)),
         targets._replace(indices=batch.images),
         method_state,
     )
@@ -210,7 +214,9 @@ def apply_gradient(
     trained = select_trainable(state.params, method.trainable)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes floats and step counts
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
-    updated, norm = optax.apply_updates(trained, updates), optax.tree.norm(updates)
+    # optax returns the tree that it was given; its type does not say so.
+    updated = cast(Params, optax.apply_updates(trained, updates))
+    norm = optax.tree.norm(updates)
     if isinstance(method, EpochMethod):
         accepted = method.should_update(labels)
         updated, optimizer_state, norm = jax.tree.map(
@@ -271,17 +277,18 @@ def make_train_step(
             method, optimizer, state, gradient, labels
         )
         method_state, metrics = method.update(state.method, labels, aux, batch.ends_epoch)
+        count = optax.tree.get_all_with_path(state.optimizer, "count")[0][1]
         metrics |= {
             "loss": loss,
             "parameter_norm": optax.tree.norm(params),
             "gradient_norm": optax.tree.norm(gradient),
             "update_norm": update_norm,
             "logit_scale": jnp.exp(params["logit_scale"]),
-            "learning_rate": schedule(optax.tree.get_all_with_path(state.optimizer, "count")[0][1]),
+            "learning_rate": jnp.asarray(schedule(count)),
         }
         if method.predicted_label is not None:
             predictions = labels[method.predicted_label]
-            frozen = device_data.targets.zero_shot[batch.images]
+            frozen = required(device_data.targets.zero_shot, "zero_shot")[batch.images]
             num_classes = device_data.class_tokens.shape[0]
             metrics |= prediction_metrics(predictions, frozen, num_classes)
         new = TrainState(state.step + 1, state.seed, params, optimizer_state, method_state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from lattec_jax.methods.base import Method, PrototypeMethod
@@ -25,7 +26,7 @@ def average(
         fraction: a, of the adapted parameters.
     """
     if fraction == 0:  # exactly the start, not normalized once more
-        return state.replace(params=params, method=method_state)
+        return dataclasses.replace(state, params=params, method=method_state)
     mean = {
         name: (1 - fraction) * params[name] + fraction * after
         for name, after in state.params.items()
@@ -33,4 +34,4 @@ def average(
     averaged = state.method
     if isinstance(method, PrototypeMethod):
         averaged = method.average(method_state, state.method, fraction)
-    return state.replace(params=mean, method=averaged)
+    return dataclasses.replace(state, params=mean, method=averaged)

@@ -176,7 +176,7 @@ def test_reclip_step_equals_pytorch():
     state = Copies(*(jnp.asarray(setting.prototypes),) * 2, jnp.asarray(labels))
     value, gradient, found = setting.gradient(method, state, frozen)
     np.testing.assert_array_equal(found, labels)
-    assert bool(method.should_update(found))
+    assert bool(method.should_update(jnp.asarray(found)))
 
     images, class_texts, _ = setting.torch_features()
     logit_scale = setting.model.logit_scale.exp().detach()

@@ -109,10 +109,14 @@ def make_bucket_plan(
 class TextTower(Protocol):
     """The settings that determine on which tokens a text's feature depends (`TextConfig`)."""
 
-    causal: bool
-    pool: str
-    eos_id: int
-    context_length: int
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def pool(self) -> str: ...
+    @property
+    def eos_id(self) -> int: ...
+    @property
+    def context_length(self) -> int: ...
 
 
 def text_lengths(tokens: np.ndarray, config: TextTower) -> np.ndarray:
