@@ -59,7 +59,11 @@ WITHOUT_TOWERS = ("test_contrastive.py", "test_flyp.py", "test_latteclip.py")
 # Every annotated shape and type in these modules is checked at each call.
 CHECKED = ("augmentation", "microbatches", "state", "step", "step_timer", "wise_ft")
 install_import_hook(
-    ["lattec_jax.methods", *(f"lattec_jax.training.{name}" for name in CHECKED)],
+    [
+        "lattec_jax.models",
+        "lattec_jax.methods",
+        *(f"lattec_jax.training.{name}" for name in CHECKED),
+    ],
     "beartype.beartype",
 )
 

@@ -21,9 +21,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
@@ -54,8 +54,7 @@ def agreeing_cross_entropy(
     logits: Float[Array, "B C"], labels: Int[Array, " B"], agree: Bool[Array, " B"]
 ) -> Float[Array, ""]:
     """The mean cross-entropy of the images whose labels agree; zero without any."""
-    picked = jnp.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    losses = jax.nn.logsumexp(logits, axis=1) - picked
+    losses = optax.losses.softmax_cross_entropy_with_integer_labels(logits, labels)
     count = jnp.maximum(agree.sum(), 1).astype(losses.dtype)
     return jnp.sum(losses * agree.astype(losses.dtype)) / count
 

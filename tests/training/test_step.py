@@ -230,7 +230,7 @@ def test_flyp_trains_both_towers_and_has_no_prototypes():
 def test_streamed_images_give_the_same_step():
     world = World(5)
     settings = StepSettings(
-        (16, 16), (0.5,) * 3, (0.2,) * 3, Augmentation((0.9, 1.0), (1, 1), (0,) * 4, 0, 0, 0)
+        (16, 16), (0.5,) * 3, (0.2,) * 3, Augmentation((0.9, 1.0), (1.0, 1.0), (0,) * 4, 0, 0, 0)
     )
     mesh = sharding.make_mesh()
     definition = define(world.checkpoint.config, mesh=mesh)
