@@ -169,20 +169,22 @@ class LatteCLIP(PrototypeMethod):
         """Eq. (3): InfoNCE between `f(x)` and `t̄`, added over the pseudo-labels."""
         description_weights = self.mixer_weights(features.descriptions, state)  # [B, K]
         description_weights *= features.present.astype(description_weights.dtype)
-        losses, mixed, class_weights = [], [], []
+        losses, mixed, class_text_weights = [], [], []
         for class_texts, label in zip(features.class_texts, labels, strict=True):
-            class_weight = self.mixer_weights(class_texts, state) * float(self.class_text)  # [B]
+            class_text_weight = self.mixer_weights(class_texts, state)  # [B]
+            class_text_weight = class_text_weight * float(self.class_text)
             texts = jnp.concatenate([class_texts[:, None], features.descriptions], axis=1)
-            weights = jnp.concatenate([class_weight[:, None], description_weights], axis=1)
+            weights = jnp.concatenate([class_text_weight[:, None], description_weights], axis=1)
             t_bar = mix_texts(texts, weights, state.current[label], self.alpha)
             loss = info_nce(features.images, t_bar, features.logit_scale)
+            # `info_nce` is the sum of two directions.
             losses.append(loss if self.loss_reduction == "sum" else loss / 2)
             mixed.append(t_bar)
-            class_weights.append(class_weight)
+            class_text_weights.append(class_text_weight)
         aux = {
             "losses": jnp.stack(losses),
             "mixed": jax.lax.stop_gradient(jnp.stack(mixed)),  # [J, B, D]
-            "class_weights": jnp.stack(class_weights),  # [J, B]
+            "class_text_weights": jnp.stack(class_text_weights),  # [J, B]
             "description_weights": description_weights,  # [B, K]
             "present": features.present,
         }
@@ -230,7 +232,7 @@ class LatteCLIP(PrototypeMethod):
         metrics = {
             f"loss_{name}": loss for name, loss in zip(self.label_names, aux["losses"], strict=True)
         }
-        metrics["weight_class"] = aux["class_weights"].mean()
+        metrics["weight_class"] = aux["class_text_weights"].mean()
         for index, kind in enumerate(self.description_kinds):
             weights = aux["description_weights"][:, index]
             count = jnp.maximum(aux["present"][:, index].sum(), 1)

@@ -312,7 +312,7 @@ def draw_color_jitter(
     strength: tuple[float, float, float, float],
     probability: float,
 ) -> JitterDraws:
-    """Draw as torchvision's `ColorJitter` does, for a random share of the images."""
+    """Draw as torchvision's `ColorJitter` does, each image with its probability."""
     factor_key, order_key, choice_key = jax.random.split(key, 3)
     bounds = jnp.array([*[(max(0.0, 1 - s), 1 + s) for s in strength[:3]],
                         (-strength[3], strength[3])])  # fmt: skip

@@ -39,16 +39,16 @@ def reference(images: np.ndarray, texts: np.ndarray, logit_scale: float) -> tupl
 
 
 @pytest.mark.parametrize(
-    ("count", "most_logits"),
+    ("count", "max_logits"),
     [
         pytest.param(count, most, marks=() if (count, most) in QUICK else pytest.mark.full)
         for count in (2, 7, 12, 16)
         for most in (1, 20, 60, 2**25)
     ],
 )
-def test_blocks_of_any_size_give_the_loss_and_its_gradient(count, most_logits):
+def test_blocks_of_any_size_give_the_loss_and_its_gradient(count, max_logits):
     arrays = (features(count, 0), features(count, 1), np.float32(14.0))
-    found = jax.jit(jax.value_and_grad(info_nce, (0, 1, 2)), static_argnums=3)(*arrays, most_logits)
+    found = jax.jit(jax.value_and_grad(info_nce, (0, 1, 2)), static_argnums=3)(*arrays, max_logits)
     value, gradient = reference(*arrays)
     np.testing.assert_allclose(found[0], value, rtol=2e-6)
     for one, other in zip(found[1], gradient, strict=True):

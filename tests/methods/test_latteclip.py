@@ -228,5 +228,5 @@ def test_ablations_drop_what_they_name(case):
     even = LatteCLIP(0.9, 0.9, mixer=False)
     both = jnp.stack([jnp.asarray(case.zero_shot)] * 2)
     _, aux = even.loss(case.features(np.asarray(both), jnp.float32), both, state)
-    np.testing.assert_array_equal(aux["class_weights"], 1.0)
+    np.testing.assert_array_equal(aux["class_text_weights"], 1.0)
     np.testing.assert_array_equal(aux["description_weights"], case.present.astype(np.float32))
