@@ -278,7 +278,7 @@ def test_processes_with_other_configurations_or_files_are_refused(monkeypatch, t
         distributed.check_same_on_all("seed: 0", tmp_path)
     monkeypatch.setattr(distributed, "wait_until_visible", lambda path: path.exists())
     Pretended(monkeypatch, False, [zlib.crc32(b"seed: 0"), WELL, 7, 9, WELL])
-    name = r"\.hosts\.0000000700000009\.partial"
+    name = r"\.shared_filesystem\.0000000700000009\.partial"
     with pytest.raises(ConfigError, match=rf"does not see .*{name}.* one file system"):
         distributed.check_same_on_all("seed: 0", tmp_path)
     Pretended(monkeypatch, True, [zlib.crc32(b"seed: 0"), WELL, 7, 9, WELL])
