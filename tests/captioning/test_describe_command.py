@@ -133,6 +133,7 @@ def test_several_workers_by_one_command(config, tmp_path, capsys, monkeypatch):
         command.main([*arguments[:2], "--processes=0"])
 
 
+@pytest.mark.full
 def test_a_worker_that_fails(config, tmp_path, monkeypatch):
     write_config_file(config, tmp_path / "mine.py")
     path = shard_path(descriptions_path(config, "image"), Shard(1, 2))

@@ -156,7 +156,8 @@ def test_the_script_runs_as_a_process(to, tmp_path):
     assert found == use(tmp_path / "out", paths)
 
 
-@pytest.mark.parametrize("to", ["openclip", pytest.param("huggingface", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("to", ["openclip", "huggingface"])
 def test_two_models_are_exported_together(to, tmp_path):
     run = finished_run(tmp_path, model_of("plain")[1])
     _, pretrained = model_of("plain", seed=1)

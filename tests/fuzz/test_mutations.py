@@ -2,8 +2,8 @@
 
     python -m pytest -m soak tests/fuzz/test_mutations.py -s -n 0
 
-prints the number of each outcome. The quick tests read one file of each format, the tier `full` a
-tenth.
+prints the number of each outcome. The tier `full` reads a tenth of them, the quick tests the valid
+file of each format.
 """
 
 from __future__ import annotations
@@ -78,9 +78,9 @@ def test_valid_files_are_accepted(targets, tmp_path):
         assert outcome(target, tmp_path / f"valid{target.suffix}", target.valid) == "accepted", name
 
 
-@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("tier", TIERS[1:])
 def test_changed_files_are_accepted_or_refused(tier, targets, tmp_path):
-    each = 1 if tier == "default" else round(TOTAL * FRACTIONS[tier] / len(targets))
+    each = round(TOTAL * FRACTIONS[tier] / len(targets))
     counts = {name: outcomes(target, tmp_path, each) for name, target in targets.items()}
     # Some changes do no harm, such as one to a pixel. A reader that refuses all sees no change.
     assert tier != "soak" or all(counted["accepted"] for counted in counts.values()), counts

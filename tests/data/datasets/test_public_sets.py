@@ -110,12 +110,8 @@ def test_files_are_found_and_only_read(place, capsys, name):
     assert content(place) == before
 
 
-WHOLE_RUN = "dtd"  # in the default tier
-
-
-@pytest.mark.parametrize(
-    "name", [n if n == WHOLE_RUN else pytest.param(n, marks=pytest.mark.full) for n in SETS]
-)
+@pytest.mark.full
+@pytest.mark.parametrize("name", SETS)
 def test_from_files_to_results(place, capsys, name):
     make_tree(place / "data", name)
     command = [f"--config=configs/{name}.py", *SHORT]

@@ -207,6 +207,7 @@ def test_what_is_not_read_says_so(kind, folder, tmp_path, monkeypatch):
         hub_tokenizer.read(config, folder, "weights.x")
 
 
+@pytest.mark.full
 def test_a_tokenizer_that_is_out_of_reach_says_so():
     """The tests' hub is offline, and its cache is empty."""
     where = r"weights\.x: .* from the hub or its cache, cannot be read.*HF_HOME"
