@@ -150,5 +150,5 @@ def test_an_address_without_v1_is_reported(config, url):
     config.descriptions.openai.base_url = url.removesuffix("/v1")
     engine = engine_module(config).load(config)
     request = Request("0", "image", PROMPT, (images()[0],))
-    with pytest.raises(EngineError, match=r"404: Not Found.*mostly ends with /v1"):
+    with pytest.raises(EngineError, match=r"404: Not Found.*usually ends with /v1"):
         list(engine.describe([request]))
