@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from lattec_jax.data.datasets.error_messages import MAX_LISTED
+from lattec_jax.data.datasets.error_messages import list_lines
 from lattec_jax.data.datasets.text_files import text_lines
 from lattec_jax.runtime.errors import DataError, short_repr
 
@@ -96,12 +96,11 @@ def _read_list(root: Path, source: Path) -> list[Path]:
             )
         paths.append(path)
         if not os.path.isfile(path):
-            missing.append(f"\n  line {number}: {line}")
+            missing.append(f"line {number}: {line}")
     if missing:
-        more = f"\n  and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
         raise DataError(
             f"{source} lists {len(missing)} images that do not exist; expected one path per line, "
-            f"relative to {root.absolute()}:{''.join(missing[:MAX_LISTED])}{more}"
+            f"relative to {root.absolute()}:{list_lines(missing, '  ')}"
         )
     return paths
 

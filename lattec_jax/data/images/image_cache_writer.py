@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from lattec_jax.data.datasets.dataset import Split
+from lattec_jax.data.datasets.error_messages import list_lines
 from lattec_jax.data.images.preprocess import (
     Preprocess,
     UnreadableImage,
@@ -34,7 +35,6 @@ from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import partial_directory, replace_directory
 
 FORMAT = "lattec_jax-image-cache-1"
-_MAX_LISTED = 10  # unreadable images that an error message lists
 
 log = logging.getLogger(__name__)
 
@@ -220,11 +220,10 @@ def _check_failed(
             *(len(failed), total, first["image"], first["reason"]),
         )
         return
-    lines = [f"\n  {entry['image']}: {entry['reason']}" for entry in failed[:_MAX_LISTED]]
-    more = f"\n  and {len(failed) - _MAX_LISTED} more" if len(failed) > _MAX_LISTED else ""
+    listed = list_lines([f"{entry['image']}: {entry['reason']}" for entry in failed], "  ")
     raise DataError(
         f"{len(failed)} of {total} images cannot be read ({len(failed) / total:.1%}); "
         f"config.image_cache.max_unreadable_fraction allows "
         f"{max_unreadable_fraction:.1%}. Repair or remove them, or raise "
-        f"--config.image_cache.max_unreadable_fraction:{''.join(lines)}{more}"
+        f"--config.image_cache.max_unreadable_fraction:{listed}"
     )
