@@ -52,7 +52,7 @@ def train(
     """Run, or continue, one adaptation and return the contents of `results.json`.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         directory: the work directory.
         arguments: the command line's `--config...` arguments, for commands in messages.
         describe: writes missing descriptions, see `prepare.prepare_inputs`.
@@ -61,10 +61,9 @@ def train(
     if run.is_finished():
         return show_finished(directory)
     pretrained = encode_pretrained(run)
-    record = results.input_fingerprints(run.inputs, run.batch_size)
     distributed.write_then_read(
-        lambda: run_directory.acquire(directory, config, record),
-        lambda: run_directory.check_acquired(directory, config, record),
+        lambda: run_directory.acquire(directory, config, run.fingerprints),
+        lambda: run_directory.check_acquired(directory, config, run.fingerprints),
     )
     if run.is_finished():  # by another job, since the first look
         return show_finished(directory)
@@ -74,7 +73,7 @@ def train(
         adapted = evaluate_adapted(run, pretrained, trained.state)
     return distributed.write_then_read(
         lambda: write_results(run, pretrained, trained, adapted),
-        lambda: read_json(run.results),
+        lambda: read_json(run.results_path),
     )
 
 
@@ -191,9 +190,9 @@ class Monitor:
     ):
         self._run, self._pretrained, self._checkpoints = run, pretrained, checkpoints
         self._log, self._timer = log, timer
-        baseline = results.zero_shot_baseline(run.inputs, pretrained.classes, run.batch_size)
-        print_alarms = distributed.is_main_process()
-        self._watch = health.HealthMonitor(baseline, log.lines(), print_alarms=print_alarms)
+        self._watch = health.HealthMonitor(
+            pretrained.baseline, log.lines(), print_alarms=distributed.is_main_process()
+        )
 
     def after_step(
         self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], stopping: bool

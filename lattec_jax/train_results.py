@@ -80,7 +80,6 @@ def write_results(
     """
     inputs, class_weights = run.inputs, adapted.class_weights
     results.save_adapted_model(run.directory, inputs, run.method, adapted.params, class_weights)
-    baseline = results.zero_shot_baseline(inputs, pretrained.classes, run.batch_size)
     predictions = adapted.predictions
     content = {
         **results.run_settings(run.config, inputs, run.method),
@@ -90,13 +89,17 @@ def write_results(
         "label_free": results.label_free_metrics(
             inputs, predictions, pretrained.classes, class_weights
         ),
-        "health": health.health_report(baseline, class_weights.adapted, predictions, trained.log),
+        "health": health.health_report(
+            pretrained.baseline, class_weights.adapted, predictions, trained.log
+        ),
         "train_seconds": trained.seconds,
         "images_per_second": trained.images_per_second,
     }
     report_data.save(run.directory, adapted.report)
-    write_json(run.results, content)
-    print_escaped(f"{content['table']}\n{content['health']['verdict']}\nresults in {run.results}")
+    write_json(run.results_path, content)
+    print_escaped(
+        f"{content['table']}\n{content['health']['verdict']}\nresults in {run.results_path}"
+    )
     report_data.write_page(run.directory)
     return content
 

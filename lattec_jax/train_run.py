@@ -17,6 +17,7 @@ from lattec_jax.methods import make_method
 from lattec_jax.methods.base import EpochMethod, Method, PrototypeMethod
 from lattec_jax.models.clip import Params
 from lattec_jax.reporting import results
+from lattec_jax.reporting.health_metrics import Baseline
 from lattec_jax.runtime import distributed, run_directory, sharding
 from lattec_jax.runtime.config import to_json
 from lattec_jax.training import input_pipeline, prepare
@@ -28,23 +29,24 @@ from lattec_jax.training.state import replicate
 class Run:
     """One adaptation: what is trained, on what, and for how long."""
 
-    config: ConfigDict  # resolved
+    config: ConfigDict  # checked
     directory: Path
     method: Method
     mesh: Mesh
     inputs: prepare.Inputs
+    fingerprints: dict[str, Any]  # of the inputs, as in `inputs.json`
     batch_size: int
     num_microbatches: int
     steps: int
 
     @property
-    def results(self) -> Path:
+    def results_path(self) -> Path:
         """The file that marks the run as finished."""
         return self.directory / run_directory.RESULTS
 
     def is_finished(self) -> bool:
         """Return whether the run has its results; the same on all processes."""
-        return distributed.broadcast_from_main(self.results.exists)
+        return distributed.broadcast_from_main(self.results_path.exists)
 
     def saves(self, step: int) -> bool:
         """Return whether a checkpoint is saved after a step, whatever signals come."""
@@ -52,11 +54,12 @@ class Run:
 
 
 class PretrainedFeatures(NamedTuple):
-    """Unit features of the pre-trained model, on the host."""
+    """Unit features of the pre-trained model, and the baseline that they give, on the host."""
 
     classes: Float[np.ndarray, "C D"]
     training: Float[np.ndarray, "N D"] | None  # only for a method that requires them
     test: Float[np.ndarray, "T D"]  # of the training images where there are no test images
+    baseline: Baseline
 
 
 def prepare_run(
@@ -73,13 +76,15 @@ def prepare_run(
     num_images = len(inputs.images.ids)
     batch_size = input_pipeline.choose_batch_size(config, num_images, mesh)
     with distributed.raise_on_all():
-        run_directory.check_same_inputs(directory, results.input_fingerprints(inputs, batch_size))
+        fingerprints = results.input_fingerprints(inputs, batch_size)
+        run_directory.check_same_inputs(directory, fingerprints)
     return Run(
         config=config,
         directory=directory,
         method=method,
         mesh=mesh,
         inputs=inputs,
+        fingerprints=fingerprints,
         batch_size=batch_size,
         num_microbatches=input_pipeline.choose_num_microbatches(config, batch_size, mesh),
         steps=total_steps(config, method, num_images, batch_size),
@@ -87,12 +92,14 @@ def prepare_run(
 
 
 def encode_pretrained(run: Run) -> PretrainedFeatures:
-    """Encode the inputs with the pre-trained model, which leaves the devices again."""
+    """Encode the inputs with the pre-trained model, and free its parameters on the devices."""
     params = sharding.put(run.mesh, run.inputs.weights.params)
+    classes = run.inputs.extractor.classes(params, run.inputs.prompts)
     return PretrainedFeatures(
-        run.inputs.extractor.classes(params, run.inputs.prompts),
+        classes,
         input_pipeline.frozen_features(run.inputs, run.method, params),
         results.encode_test_images(run.inputs, params),
+        results.zero_shot_baseline(run.inputs, classes, run.batch_size),
     )
 
 
