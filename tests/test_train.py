@@ -18,7 +18,7 @@ from lattec_jax import evaluate, predict, train, train_loop
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError, DataError, TrainingError
-from lattec_jax.training import input_pipeline
+from lattec_jax.training import input_pipeline, prepare
 from lattec_jax.training.metrics_log import RunLog
 from tests.runs import (
     CLASSES,
@@ -186,9 +186,9 @@ def test_the_released_preset_and_a_streamed_store(place):
 
 
 def test_what_is_missing_is_said(trained, all_devices):
-    with pytest.raises(
-        DataError, match=r"python -m captioning\.describe --config=configs/folder\.py --config\.d"
-    ):
+    message = r"python -m captioning\.describe --config=configs/folder\.py --config\.d"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(DataError, match=message):
+        patch.setattr(prepare, "content_hashes", None)  # it is said before all images are read
         train.main(arguments("labeled", "--config.descriptions.engine=llava"))
     assert not (trained / "runs").exists()  # nothing was claimed for a run that cannot start
     with pytest.raises(DataError, match="flyp_oracle trains with true labels"):

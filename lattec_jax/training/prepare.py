@@ -8,6 +8,7 @@ missing, an error names the command that makes them.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import logging
 from collections.abc import Callable
@@ -98,7 +99,7 @@ def prepare_inputs(
     main process writes files, and all compute.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         dataset: described by it; images that are not on disk yet are written.
         arguments: the `--config...` arguments of the command line, for commands in messages.
         mesh: the devices that compute pseudo-labels.
@@ -231,7 +232,7 @@ def load_descriptions(
     """Read the generated texts of the training images.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         arguments: the `--config...` arguments of the command line, for the command in messages.
         images: for training.
         zero_shot: their pseudo-labels, which some prompts contain.
@@ -242,11 +243,14 @@ def load_descriptions(
         DataError: a kind is missing and its engine is not cheap, or too many texts are missing.
     """
     paths = {kind: description_files.descriptions_path(config, kind) for kind in kinds}
-    train = dataset.train
-    contents = content_hashes(train.paths, content_path(config))
-    sources = Sources(dataset, dict(zip(train.ids, contents, strict=True)), zero_shot)
+
+    @functools.cache  # not before it is known that there are descriptions: it reads all images
+    def contents() -> dict[str, str]:
+        hashes = content_hashes(dataset.train.paths, content_path(config))
+        return dict(zip(dataset.train.ids, hashes, strict=True))
+
     if config.descriptions.engine in CHEAP_ENGINES and distributed.is_main_process():
-        describe(config, kinds, sources)
+        describe(config, kinds, Sources(dataset, contents(), zero_shot))
     command = f"python -m captioning.describe {arguments}"
     missing = [kind for kind, path in paths.items() if not path.exists()]
     if missing:
@@ -259,7 +263,7 @@ def load_descriptions(
     names = [dataset.class_names[label] for label in zero_shot.labels.tolist()]
     prompts = config.descriptions.prompts
     expected = Expected(
-        [sources.contents[image] for image in images.ids],
+        [contents()[image] for image in images.ids],
         {kind: [description_prompt(prompts[kind], name) for name in names] for kind in kinds},
     )
     found = description_files.read(list(paths.values()), kinds, images.ids, expected)
