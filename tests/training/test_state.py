@@ -173,6 +173,21 @@ def trajectory(config: ConfigDict, steps: int) -> list[dict[str, np.ndarray]]:
     return visited
 
 
+def assert_trajectory_is_pytorch_s(config, theirs, optimizer, schedule) -> None:
+    """Ten steps of ours beside those of a PyTorch optimizer of the parameters `theirs`."""
+    torch = pytest.importorskip("torch")
+    for step, ours in enumerate(trajectory(config, 10)):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule(1e-3, 4, 10, step)
+        for name, gradient in gradients(step).items():
+            theirs[name].grad = torch.tensor(gradient)
+        optimizer.step()
+        for name, value in ours.items():
+            expected = theirs[name].detach().numpy()
+            error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
+            assert error < 1e-6, (step, name)
+
+
 def test_ten_steps_of_adamw_are_pytorch_s():
     torch = pytest.importorskip("torch")
     theirs = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in parameters().items()}
@@ -184,16 +199,7 @@ def test_ten_steps_of_adamw_are_pytorch_s():
         betas=(0.9, 0.98),
         eps=1e-6,
     )
-    for step, ours in enumerate(trajectory(settings(), 10)):
-        for group in optimizer.param_groups:
-            group["lr"] = cosine(1e-3, 4, 10, step)
-        for name, gradient in gradients(step).items():
-            theirs[name].grad = torch.tensor(gradient)
-        optimizer.step()
-        for name, value in ours.items():
-            expected = theirs[name].detach().numpy()
-            error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
-            assert error < 1e-6, (step, name)
+    assert_trajectory_is_pytorch_s(settings(), theirs, optimizer, cosine)
 
 
 def test_ten_steps_of_sgd_are_pytorch_s():
@@ -202,14 +208,7 @@ def test_ten_steps_of_sgd_are_pytorch_s():
     config = settings(optimizer="sgd", schedule="constant", warmup_steps=0, weight_decay=0.1)
     theirs = {n: torch.nn.Parameter(torch.tensor(v)) for n, v in parameters().items()}
     optimizer = torch.optim.SGD(theirs.values(), 1e-3, momentum=0.9, weight_decay=0.1)
-    for step, ours in enumerate(trajectory(config, 10)):
-        for name, gradient in gradients(step).items():
-            theirs[name].grad = torch.tensor(gradient)
-        optimizer.step()
-        for name, value in ours.items():
-            expected = theirs[name].detach().numpy()
-            error = np.linalg.norm(value - expected) / np.linalg.norm(expected)
-            assert error < 1e-6, (step, name)
+    assert_trajectory_is_pytorch_s(config, theirs, optimizer, lambda rate, *_: rate)
 
 
 def test_a_constant_schedule_stays_after_its_warm_up():
