@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 from lattec_jax.data import datasets
 from lattec_jax.data.datasets import class_names
 from lattec_jax.data.datasets.dataset import Dataset
+from lattec_jax.data.datasets.error_messages import MAX_LISTED, list_lines
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import ConfigError, DataError
@@ -43,7 +44,6 @@ from lattec_jax.runtime.text import escape_unprintable, print_escaped, sanitize
 ENGINE = "released"
 IMAGE, GROUP = "image", "group"
 MAX_TEXT_BYTES = 2**17  # of a text file
-MAX_LISTED = 10  # names that are printed of each problem
 _FOLDER = re.compile(r"train_(?:(\d+)images_)?(.+)_(\d+)_(.+)_([48]bit)")
 EXAMPLE = "generated_captions/train_classname_eurosat_77_llava-v1.6-mistral-7b_4bit"
 _FORM = "train_<prompt>_<tokens>_<model>_4bit or train_<n>images_<prompt>_<tokens>_<model>_4bit"
@@ -115,7 +115,7 @@ def import_released(config: ConfigDict, folder: Path, kind: str | None = None) -
     """Convert a folder of text files to the file that training reads.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         folder: written by the released code.
         kind: "image" or "group"; None: from the folder's name.
 
@@ -248,9 +248,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Return the first few, one per line."""
-    more = f"\n    and {len(names) - MAX_LISTED} more" if len(names) > MAX_LISTED else ""
-    return "".join(f"\n    {escape_unprintable(name)}" for name in names[:MAX_LISTED]) + more
+    return list_lines([escape_unprintable(name) for name in names], indent="    ")
 
 
 def define_flags(values: flags.FlagValues) -> None:
