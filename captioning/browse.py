@@ -46,7 +46,7 @@ def page(config: ConfigDict, limit: int) -> tuple[str, int]:
     """Return the page and the number of images on it.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         limit: maximum number of images; 0: all.
 
     Raises:

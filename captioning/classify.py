@@ -80,7 +80,7 @@ def classify_shard(
     """Write the missing answers of a shard.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         tasks: of all test images.
         engine: replaces the configured one.
         shard: the part of the images.
@@ -125,7 +125,7 @@ def classify(
     """Write the missing answers and the results, and return the content of `results.json`.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         directory: the work directory; None: the default one.
         engine: replaces the configured one.
 

@@ -54,7 +54,7 @@ def describe(
     """Write the missing descriptions, and merge them unless only a shard is described.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         kinds: keys of `config.descriptions.prompts`; None: all of them.
         engine: replaces the configured one.
         shard: the part of the images to describe.

@@ -71,7 +71,7 @@ def merge(config: ConfigDict, kinds: Sequence[str] | None = None) -> dict[str, M
     """Write the merged file of each kind.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         kinds: keys of `config.descriptions.prompts`; None: all.
 
     Raises:

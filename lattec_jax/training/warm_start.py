@@ -51,7 +51,7 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
     """Read `config.init`; return None where it is empty and training starts at `config.weights`.
 
     Args:
-        config: a resolved configuration.
+        config: a checked configuration.
         weights: of `config.weights`.
         class_names: of the data set.
 

@@ -1,4 +1,4 @@
-"""Any `--config.key=value`: a resolved configuration, or an error naming the key."""
+"""Any `--config.key=value`: a checked configuration, or an error naming the key."""
 
 from __future__ import annotations
 
