@@ -35,6 +35,7 @@ _NOT_USABLE = (
     errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EPERM, errno.EBUSY, errno.EIO, errno.ESTALE,
 )  # fmt: skip
 _HELP = ("-h", "-help", "--help")
+SCRIPT = "lattec-jax"  # the console script, see pyproject.toml
 _FORMS = {
     "string": "TEXT",
     "int": "NUMBER",
@@ -179,8 +180,20 @@ def config_arguments(arguments: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------------------------------- help text
 
 
+def as_invoked(text: str) -> str:
+    """Return a text with the commands in it as the user starts them.
+
+    They are written `python -m PACKAGE.NAME`. In a process of the console script they become
+    `lattec-jax NAME`.
+    """
+    if os.path.basename(sys.argv[0]) != SCRIPT:
+        return text
+    pattern = r"python -m (?:lattec_jax|captioning|convert)\b(?:(\.)(?=\w))?"
+    return re.sub(pattern, lambda found: f"{SCRIPT} " if found[1] else SCRIPT, text)
+
+
 def _print_and_exit(lines: Iterable[str]) -> NoReturn:
-    print("\n".join(lines), flush=True)
+    print(as_invoked("\n".join(lines)), flush=True)
     sys.exit(0)
 
 
@@ -275,7 +288,7 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv)
     except UserError as error:
-        print(f"error: {shown(error)}", file=sys.stderr)
+        print(f"error: {as_invoked(shown(error))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of the output has closed it, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
