@@ -9,10 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from captioning.shards import Shard, count_lines, shard_path
 from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.progress import progress_bar
 
 POLL_SECONDS = 1.0
 LOG_TAIL = 2000  # bytes of a failed worker's log that are shown
@@ -117,7 +116,7 @@ def _visible_gpu(worker: int) -> str | None:
 def _wait(workers: Sequence[subprocess.Popen], files: Sequence[Path], num_pending: int) -> None:
     """Wait for all workers, with a progress bar over their descriptions."""
     before = count_lines(files)
-    with tqdm(total=num_pending, desc=f"{len(workers)} workers", unit="description") as bar:
+    with progress_bar(total=num_pending, desc=f"{len(workers)} workers", unit="description") as bar:
         while any(worker.poll() is None for worker in workers):
             time.sleep(POLL_SECONDS)
             bar.update(count_lines(files) - before - bar.n)

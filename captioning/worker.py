@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from captioning.engines import Engine, Failure, Request, Result, clean_result
 from captioning.shards import Shard, ShardWriter, described_keys, read_records, shard_path
@@ -17,6 +16,7 @@ from captioning.tasks import Task
 from lattec_jax.data.images.preprocess import UnreadableImage, open_image
 from lattec_jax.data.prefetch import prefetch
 from lattec_jax.runtime.errors import DataError, EngineError
+from lattec_jax.runtime.progress import ProgressBar, progress_bar
 
 DECODE_THREADS = 4
 PREFETCH = 16  # requests whose images are decoded before the engine asks for them
@@ -69,7 +69,7 @@ def describe_shard(plan: ShardPlan, engine: Engine, title: str, goal: str) -> Wo
     """
     with (
         ShardWriter(shard_path(plan.merged_path, plan.shard)) as writer,
-        tqdm(total=len(plan.tasks), initial=plan.num_done, desc=title, unit="image") as bar,
+        progress_bar(total=len(plan.tasks), initial=plan.num_done, desc=title, unit="image") as bar,
     ):
         stats = describe_tasks(engine, plan.pending, writer, bar)
     if len(stats.failed) == len(plan.tasks):
@@ -81,7 +81,7 @@ def describe_shard(plan: ShardPlan, engine: Engine, title: str, goal: str) -> Wo
 
 
 def describe_tasks(
-    engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: tqdm
+    engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: ProgressBar
 ) -> WorkerStats:
     """Describe every task, in the order in which the engine returns results.
 

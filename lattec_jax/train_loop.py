@@ -174,7 +174,7 @@ def begin_epoch(
 def make_log(run: Run, start: int) -> RunLog | NoLog:
     """Open the log that the main process writes."""
     log = RunLog if distributed.is_main_process() else NoLog
-    return log(run.directory, start, run.steps, run.batch_size)
+    return log(run.directory, start, run.steps)
 
 
 class Monitor:

@@ -22,9 +22,9 @@ from typing import Any
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tqdm import tqdm
 
 from lattec_jax.runtime.files import write_atomic
+from lattec_jax.runtime.progress import progress_bar
 from lattec_jax.runtime.run_directory import METRICS
 from lattec_jax.runtime.schemas import log_lines
 
@@ -36,25 +36,17 @@ class RunLog:
         start: the step that the run continues from; what an interrupted run logged after it is
             dropped, so that no step is logged twice.
         steps: total number of steps of the run.
-        batch_size: images per step, for the progress bar.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
+    def __init__(self, workdir: Path, start: int, steps: int) -> None:
         self._path = workdir / METRICS
         _drop_after(self._path, start)
         self._file = self._path.open("a", encoding="utf-8")
         self._events = EventFileWriter(str(workdir / "tensorboard"))
         # Makes TensorBoard drop the events that an interrupted run wrote after this step.
         self._add_event(start + 1, session_log=SessionLog(status=SessionLog.START))
-        self._batch_size = batch_size
         self._closing = threading.Lock()  # `flush` may be running in another thread
-        self._bar = tqdm(
-            total=steps * batch_size,
-            initial=start * batch_size,
-            desc="training",
-            unit="image",
-            unit_scale=True,
-        )
+        self._bar = progress_bar(desc="training", unit="step", total=steps, initial=start)
 
     def __enter__(self) -> RunLog:
         return self
@@ -73,7 +65,7 @@ class RunLog:
 
     def advance(self) -> None:
         """Advance the progress bar by one step."""
-        self._bar.update(self._batch_size)
+        self._bar.update()
 
     def flush(self) -> None:
         """Wait until all metrics are on disk and all events are handed to the operating system.
@@ -97,7 +89,7 @@ class RunLog:
         values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
         self._add_event(step, summary=Summary(value=values))
         if "loss" in metrics:
-            self._bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
+            self._bar.set_postfix_str(f"loss {metrics['loss']:.3f}", refresh=False)
 
     def _add_event(self, step: int, **content: Any) -> None:
         self._events.add_event(Event(step=step, wall_time=time.time(), **content))
@@ -106,7 +98,7 @@ class RunLog:
 class NoLog:
     """Replaces `RunLog` on processes that write no log."""
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
+    def __init__(self, workdir: Path, start: int, steps: int) -> None:
         pass
 
     def __enter__(self) -> NoLog:

@@ -20,7 +20,7 @@ def event_files_in_order(monkeypatch):
 
 
 def write(workdir, start: int, steps: list[int], **metrics: float) -> None:
-    with RunLog(workdir, start, 10, 4) as log:
+    with RunLog(workdir, start, 10) as log:
         for step in steps:
             log.advance()
             log.write(step, {"loss": 10.0 - step, **metrics})
@@ -79,7 +79,7 @@ def test_what_is_not_finite_is_null(tmp_path):
 
 
 def test_a_line_is_on_disk_as_soon_as_it_is_written(tmp_path):
-    with RunLog(tmp_path, 0, 10, 4) as log:
+    with RunLog(tmp_path, 0, 10) as log:
         log.write(1, {"loss": 0.5})
         assert lines(tmp_path) == [{"step": 1, "loss": 0.5}]  # also where the run is killed now
 
@@ -106,7 +106,7 @@ def test_another_thread_may_flush_the_log_at_any_time(tmp_path):
             log.flush()
 
     with ThreadPoolExecutor() as pool:
-        with RunLog(tmp_path, 0, 200, 4) as log:
+        with RunLog(tmp_path, 0, 200) as log:
             flushed = pool.submit(flush, log)
             for step in range(1, 201):
                 log.write(step, {"loss": 1.0})
