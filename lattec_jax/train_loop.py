@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from lattec_jax.methods.base import EpochMethod, PrototypeMethod, TrainingSetFea
 from lattec_jax.models.clip import define
 from lattec_jax.reporting import health, results
 from lattec_jax.runtime import distributed, run_directory
+from lattec_jax.runtime.config import to_json
 from lattec_jax.runtime.errors import TrainingError
 from lattec_jax.runtime.preemption import PreemptionHandler
 from lattec_jax.runtime.profiling import Profile
@@ -173,8 +175,10 @@ def begin_epoch(
 
 def make_log(run: Run, start: int) -> RunLog | NoLog:
     """Open the log that the main process writes."""
-    log = RunLog if distributed.is_main_process() else NoLog
-    return log(run.directory, start, run.steps)
+    if not distributed.is_main_process():
+        return NoLog()
+    names, config = run.config.trackers, json.loads(to_json(run.config))
+    return RunLog(run.directory, start, run.steps, names, config)
 
 
 class Monitor:

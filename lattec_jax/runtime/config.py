@@ -156,6 +156,7 @@ def validate(config: ConfigDict) -> ConfigDict:
             "configs/common.py: let get_config begin with config = common.get_config(options)"
         )
     _convert_numpy_numbers(config)
+    _split_trackers(config)
     config_schema.check(dict(flatten(config)))
     return config.lock()
 
@@ -166,6 +167,13 @@ def _convert_numpy_numbers(config: ConfigDict) -> None:
         for path, value in list(flatten(config)):
             if isinstance(value, numbers.Number) and (item := getattr(value, "item", None)):
                 config.update_from_flattened_dict({path: item()})
+
+
+def _split_trackers(config: ConfigDict) -> None:
+    """Split "a,b", which the command line gives as a tuple of one string, into names."""
+    names = config.trackers
+    if isinstance(names, tuple) and all(isinstance(name, str) for name in names):
+        config.trackers = tuple(part for name in names for part in name.split(",") if part)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,16 +1,22 @@
 """Progress of long loops: a bar on a terminal and in a notebook, elsewhere a line every 30 seconds.
 
-Both are written to the standard error. The log of a Slurm job, of CI or of nohup stays readable.
+Both are written to the standard error. The log of a Slurm job, of CI or of nohup stays readable. A
+program can hide them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from contextvars import ContextVar
 from typing import IO, Any, Protocol, Self, TypeVar
 
 INTERVAL = 30.0  # seconds between lines
+
+_hidden = ContextVar("progress is hidden", default=False)
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -61,6 +67,7 @@ def progress_bar(
         disable: show nothing.
         leave: keep the bar on the terminal at the end.
     """
+    disable = disable or _hidden.get()
     if not (disable or sys.stderr.isatty() or _in_notebook()):
         return ProgressLines(iterable, desc, unit, total, initial)
     from tqdm.auto import tqdm  # slow to import
@@ -75,6 +82,20 @@ def progress_bar(
         leave=leave,
         mininterval=0.5,
     )
+
+
+@contextlib.contextmanager
+def hidden(hide: bool = True) -> Iterator[None]:
+    """Show no progress, and print nothing on standard output. Warnings are shown."""
+    if not hide:
+        yield
+        return
+    token = _hidden.set(True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        _hidden.reset(token)
 
 
 def _in_notebook() -> bool:

@@ -9,7 +9,13 @@ import pytest
 from tqdm.std import tqdm
 
 from lattec_jax.runtime import progress
-from lattec_jax.runtime.progress import INTERVAL, ProgressLines, duration, progress_bar
+from lattec_jax.runtime.progress import (
+    INTERVAL,
+    ProgressLines,
+    duration,
+    hidden,
+    progress_bar,
+)
 
 
 class Clock:
@@ -136,6 +142,20 @@ def test_what_is_disabled_shows_nothing_anywhere(monkeypatch, capsys):
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
         assert list(progress_bar("abc", desc="a", unit="b", disable=True)) == list("abc")
     assert lines_of(capsys) == []
+
+
+def test_progress_is_hidden_and_shown_again(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with hidden():
+        print("chosen values")
+        assert list(progress_bar([1, 2], desc="images", unit="image")) == [1, 2]
+        print("a warning", file=sys.stderr)
+    assert capsys.readouterr() == ("", "a warning\n")
+    with hidden(False):
+        print("chosen values")
+        assert list(progress_bar([1, 2], desc="images", unit="image")) == [1, 2]
+    shown = capsys.readouterr()
+    assert shown.out == "chosen values\n" and "images: 100%" in shown.err
 
 
 def test_a_notebook_is_recognized(monkeypatch):
