@@ -130,6 +130,7 @@ def main(argv: Sequence[str]) -> None:
                     f"{len(paths) - len(left)} of {len(paths)} images are in {values.out}"
                 )
             failed = out.failed + classify(classifier, left, kind, top, out.append, True)
+        print_escaped(f"predictions of {len(paths)} images in {values.out}")
     if failed:
         print(f"{failed} images could not be read", file=sys.stderr)
         sys.exit(1)

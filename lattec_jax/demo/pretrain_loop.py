@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params, bind, define, initial_params
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from lattec_jax.runtime.progress import progress_bar
+from lattec_jax.runtime.text import print_escaped
 
 IMAGE_SIZE, CONTEXT_LENGTH = 32, 32
 TEMPLATE = "a photo of a {}."
@@ -210,3 +212,4 @@ def make(out: Path, seed: int, steps: int) -> None:
         f"{accuracy['descriptions']:.1%} of the descriptions; "
         f"{time.perf_counter() - start:.0f} s"
     )
+    print_escaped(f"checkpoint in {out}; use it by --config.weights={shlex.quote(str(out))}")

@@ -24,7 +24,7 @@ from lattec_jax.runtime.config import Define, parse_command_line, parse_flags
 from lattec_jax.runtime.config_display import help_entry, help_lines, print_lines
 from lattec_jax.runtime.errors import ConfigError, UserError
 from lattec_jax.runtime.preemption import STATUS, Terminated
-from lattec_jax.runtime.text import escape_unprintable, truncate
+from lattec_jax.runtime.text import escape_unprintable, print_escaped, truncate
 
 # No space left, over quota, too large, read-only, not allowed.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -190,6 +190,11 @@ def as_invoked(text: str) -> str:
         return text
     pattern = r"python -m (?:lattec_jax|captioning|convert)\b(?:(\.)(?=\w))?"
     return re.sub(pattern, lambda found: f"{SCRIPT} " if found[1] else SCRIPT, text)
+
+
+def print_next(command_line: str) -> None:
+    """Print the command that a user runs after this one."""
+    print_escaped(f"next: {as_invoked(command_line)}")
 
 
 def _print_and_exit(lines: Iterable[str]) -> NoReturn:

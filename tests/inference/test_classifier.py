@@ -345,6 +345,7 @@ def test_the_command_writes_every_name_so_that_it_comes_back(finished, strange, 
     run_dir = finished / "run"
     names = [f"folder/{name}" for name in [*STRANGE, "torn,\n.png"]]
     assert run(f"--workdir={run_dir}", "--top=2", "--out=a.csv", "folder") == 1
+    assert capfd.readouterr().out.endswith(f"predictions of {len(names)} images in a.csv\n")
     assert run(f"--workdir={run_dir}", "--top=2", "--out=a.jsonl", "folder") == 1
     rows, lines = read_csv(strange / "a.csv"), read_jsonl(strange / "a.jsonl")
     assert {row["image"] for row in rows} == set(names) == {line["image"] for line in lines}
