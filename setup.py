@@ -50,12 +50,15 @@ TFDS = [
     "tensorflow-datasets>=4.9.10,<4.10",
 ]
 
+WANDB = ["wandb>=0.31,<1"]
+
 # All that the tests need beside torch, which is large and not there for every Python. The tests of
 # what needs it (convert's tags, LLaVA, parity with PyTorch) are then skipped, with this as reason.
 TEST_WITHOUT_TORCH = [
     *OPENAI,
     *DEMO,
     *TFDS,
+    *WANDB,
     "basedpyright==1.40.2",
     "beartype>=0.22,<1",
     "build>=1.2",  # with setuptools and twine: the wheel and the sdist
@@ -84,6 +87,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "demo": DEMO,
         "tfds": TFDS,
+        "wandb": WANDB,
         "test-without-torch": TEST_WITHOUT_TORCH,
         # torch 2.13.0 and torchvision 0.28.0 are the pair that the tests were run with.
         "test": [

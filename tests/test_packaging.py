@@ -163,6 +163,8 @@ def test_the_wheel_holds_the_packages(built):
     core = [line for line in required if "extra ==" not in line]
     assert any(line.startswith("jax<") for line in core)
     assert not any(line.startswith(("torch", "transformers", "open_clip")) for line in core)
+    extras = {"convert", "captioning", "openai", "cuda", "tpu", "demo", "tfds", "wandb", "test"}
+    assert extras <= set(metadata.get_all("Provides-Extra", []))
 
 
 @pytest.mark.full
