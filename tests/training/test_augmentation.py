@@ -103,10 +103,11 @@ def boxes_of(size: tuple[int, int], scale, ratio, draws: int, seed: int = 0) -> 
 @pytest.mark.parametrize(
     ("size", "scale", "ratio"),
     [
-        ((240, 300), (0.08, 1.0), RATIO),  # mostly the first draw
+        # Mostly the first draw.
+        pytest.param((240, 300), (0.08, 1.0), RATIO, marks=pytest.mark.full),
         ((180, 320), (0.6, 1.0), RATIO),  # many draws do not fit, some images fall back
         ((224, 224), (0.9, 1.0), RATIO),  # LatteCLIP's
-        ((150, 100), (0.2, 0.5), (0.4, 3.0)),
+        pytest.param((150, 100), (0.2, 0.5), (0.4, 3.0), marks=pytest.mark.full),
     ],
 )
 def test_boxes_are_distributed_like_torchvision_s(torchvision, size, scale, ratio):
@@ -212,6 +213,7 @@ def test_flips_all_or_none():
     assert (flipped != plain).any()
 
 
+@pytest.mark.full
 def test_flips_have_their_share_and_leave_the_other_draws_alone():
     sizes = jnp.full((4000, 2), 40, jnp.int32)
     settings = ALL._replace(flip_probability=0.3)

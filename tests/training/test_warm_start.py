@@ -57,6 +57,7 @@ def test_a_run_goes_on_from_a_run_or_from_its_saved_step(trained):
     assert lines[0]["loss"] != lines[1]["loss"]
 
 
+@pytest.mark.full
 def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(trained):
     found = run("labeled", "--workdir=towers", "--config.init=first/model", NONE)
     assert not found["init_prototypes"]
