@@ -42,7 +42,7 @@ from lattec_jax.training.state import (
     make_optimizer,
     replace_method,
 )
-from lattec_jax.training.step import StepSettings, make_train_step
+from lattec_jax.training.step import StepSettings, make_train_step, parameter_norm
 from lattec_jax.training.step_timer import StepTimer
 
 
@@ -213,6 +213,7 @@ class Monitor:
             stop_unless_finite(values, step, last_finite, self._checkpoints.latest)
             if due:  # a signal alone adds no line, so that the log is that of a run without it
                 entry |= values | self._timer.lap_metrics()
+                entry["parameter_norm"] = float(parameter_norm(state.params))
                 if isinstance(method, PrototypeMethod):
                     vectors = np.asarray(method.prototypes(state.method))
                     entry |= self._watch.prototype_metrics(vectors)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -184,10 +184,10 @@ def gather_features(
 
 
 def prediction_metrics(
-    predictions: Int[Array, " B"], frozen: Int[Array, " B"], num_classes: int
+    predictions: Int[Array, " B"], zero_shot: Int[Array, " B"], num_classes: int
 ) -> Metrics:
     """Return how a batch's predictions are distributed over the classes, and how often they are
-    those of the frozen model (`lattec_jax.reporting.health` watches them).
+    the zero-shot labels (`lattec_jax.reporting.health` watches them).
 
     `batch_class_entropy` is divided by the entropy of a uniform distribution.
     """
@@ -196,8 +196,14 @@ def prediction_metrics(
         "batch_class_entropy": jax.scipy.special.entr(fractions).sum() / math.log(num_classes),
         "batch_largest_fraction": fractions.max(),
         "batch_largest_class": fractions.argmax().astype(jnp.float32),
-        "agreement_with_frozen": jnp.mean(predictions == frozen),
+        "agreement_with_frozen": jnp.mean(predictions == zero_shot),
     }
+
+
+# Reads all parameters, so it is no part of the step: the loop calls it for the steps that it logs.
+# The norm of the update, which exists only inside of the step, is summed up in the optimizer's
+# pass, and that of the gradient is needed to stop a run whose gradient is not finite.
+parameter_norm = jax.jit(optax.tree.norm)
 
 
 def apply_gradient(
@@ -235,25 +241,16 @@ def make_train_step(
     settings: StepSettings,
     mesh: Mesh,
 ) -> Callable[[TrainState, DeviceData, Batch, tuple[int, ...]], tuple[TrainState, Metrics]]:
-    """Return the jitted step of one run.
+    """Return the jitted step of one run: a function of the state (which it donates), the device
+    data, the batch, and the static lengths of its text buckets.
 
     Args:
-        definition: of the model.
-        method: of the run.
         optimizer: one that counts its steps (`count` in its state), as those with a schedule do.
         schedule: the optimizer's, for the log.
-        settings: of the step.
-        mesh: over which the state is sharded.
-
-    Returns:
-        A function of the state (which it donates), the device data, the batch and the static
-        lengths of its text groups.
     """
 
-    def loss_fn(
-        trained: Params, state: TrainState, device_data: DeviceData, batch: Batch,
-        text_lengths: tuple[int, ...],
-    ) -> tuple[jax.Array, tuple]:  # fmt: skip
+    def loss_fn(trained: Params, state: TrainState, *inputs: Any) -> tuple[jax.Array, tuple]:
+        device_data, batch, text_lengths = inputs
         params = {**state.params, **trained}
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
@@ -280,17 +277,15 @@ def make_train_step(
         count = optax.tree.get_all_with_path(state.optimizer, "count")[0][1]
         metrics |= {
             "loss": loss,
-            "parameter_norm": optax.tree.norm(params),
             "gradient_norm": optax.tree.norm(gradient),
             "update_norm": update_norm,
             "logit_scale": jnp.exp(params["logit_scale"]),
             "learning_rate": jnp.asarray(schedule(count)),
         }
         if method.predicted_label is not None:
-            predictions = labels[method.predicted_label]
-            frozen = required(device_data.targets.zero_shot, "zero_shot")[batch.images]
+            zero_shot = required(device_data.targets.zero_shot, "zero_shot")[batch.images]
             num_classes = device_data.class_tokens.shape[0]
-            metrics |= prediction_metrics(predictions, frozen, num_classes)
+            metrics |= prediction_metrics(labels[method.predicted_label], zero_shot, num_classes)
         new = TrainState(state.step + 1, state.seed, params, optimizer_state, method_state)
         # The output keeps the sharding of the input: otherwise the compiler may choose another one
         # for an array, and the next call compiles again.
