@@ -42,7 +42,7 @@ from lattec_jax.inference.feature_extractor import (
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
-from lattec_jax.models.run_artifacts import ClassWeights
+from lattec_jax.models.run_artifacts import ZeroShotHeads
 from lattec_jax.runtime import run_directory, sharding
 from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import ConfigError, DataError
@@ -87,12 +87,12 @@ class Prediction:
 
 
 class Classifier:
-    """An adapted CLIP and its class vectors, compiled for one batch size."""
+    """An adapted CLIP and its class weights, compiled for one batch size."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        vectors: ClassWeights,
+        heads: ZeroShotHeads,
         *,
         pretrained: Checkpoint | None = None,
         dtype: np.dtype = DTYPES["float32"],
@@ -103,8 +103,8 @@ class Classifier:
 
         Args:
             checkpoint: the adapted model, with its class names.
-            vectors: the class vectors.
-            pretrained: the frozen model, required if `vectors` contains class vectors for it.
+            heads: the class weights.
+            pretrained: the frozen model, required if `vectors` has class weights for it.
             dtype: compute type of the image tower.
             mesh: default: all devices, each with a full copy of the model.
             batch_size: number of images that are encoded at once.
@@ -114,16 +114,16 @@ class Classifier:
         mesh = mesh or sharding.make_mesh()
         self.batch_size = round_up(batch_size, mesh.size)
         self._log_logit_scale = float(checkpoint.params["logit_scale"])
-        self._vectors = vectors
+        self._heads = heads
         definition = define(checkpoint.config, dtype=dtype, mesh=mesh)
         self._extractor = FeatureExtractor(definition, checkpoint.preprocess, mesh, self.batch_size)
         self._params = sharding.put(mesh, checkpoint.params)
-        self._frozen_params = None
-        if vectors.frozen is not None:
+        self._pretrained_params = None
+        if heads.pretrained is not None:
             if pretrained is None:
-                raise ConfigError("`pretrained` is missing, which these class vectors need as well")
-            self._frozen_params = sharding.put(mesh, pretrained.params)
-        arrays = b"".join(array.tobytes() for array in vectors if array is not None)
+                raise ConfigError("`pretrained` is missing, which these class weights need as well")
+            self._pretrained_params = sharding.put(mesh, pretrained.params)
+        arrays = b"".join(array.tobytes() for array in heads if array is not None)
         self.identity: dict[str, Any] = {  # all that predictions depend on; JSON values
             "model_sha256": checkpoint.sha256,
             "classifier_sha256": hashlib.sha256(arrays).hexdigest(),
@@ -146,17 +146,17 @@ class Classifier:
             WeightsError: it contains no finished run, or a file is missing or damaged.
         """
         directory = Path(directory)
-        checkpoint, vectors = run_artifacts.load(directory)
+        checkpoint, heads = run_artifacts.load(directory)
         path = directory / run_directory.CONFIG
-        config = load_run_config(path) if path.exists() or vectors.frozen is not None else None
+        config = load_run_config(path) if path.exists() or heads.pretrained is not None else None
         if config is None:
-            return cls(checkpoint, vectors)
+            return cls(checkpoint, heads)
         pretrained = None
-        if vectors.frozen is not None:
+        if heads.pretrained is not None:
             pretrained = run_artifacts.load_pretrained(config, directory)
         return cls(
             checkpoint,
-            vectors,
+            heads,
             pretrained=pretrained,
             dtype=compute_dtype(config),
             mesh=sharding.fitting_mesh(config.compute.fsdp),
@@ -263,10 +263,10 @@ class Classifier:
         count = len(pixels)
         padded = np.concatenate([pixels, np.repeat(pixels[:1], size - count, axis=0)])
         features = self._extractor.images(self._params, padded)[:count]
-        frozen = None
-        if self._frozen_params is not None:
-            frozen = self._extractor.images(self._frozen_params, padded)[:count]
-        cosines = self._vectors.cosines(features, frozen)
+        pretrained_features = None
+        if self._pretrained_params is not None:
+            pretrained_features = self._extractor.images(self._pretrained_params, padded)[:count]
+        cosines = self._heads.cosines(features, pretrained_features)
         return features, class_probabilities(cosines, self._log_logit_scale)
 
     def _decode_ahead(self, images: Iterable[ImageLike]) -> Generator[tuple[str | None, Decoded]]:

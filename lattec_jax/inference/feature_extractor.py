@@ -61,7 +61,7 @@ class FeatureExtractor:
         return self._encode(self._texts, params, tokens, None)
 
     def classes(self, params: Params, prompts: ClassPrompts) -> Float[np.ndarray, "C D"]:
-        """Return the class vectors of the zero-shot classifier: for each class the normalized mean
+        """Return the class weights of the zero-shot classifier: for each class the normalized mean
         of the unit features of its descriptions.
 
         Source: open_clip 3.3, `zero_shot_classifier.build_zero_shot_classifier`.

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import ClassVectors, Features, PrototypeMethod, Targets, required
+from lattec_jax.methods.base import ClassWeights, Features, PrototypeMethod, Targets, required
 from lattec_jax.methods.contrastive import info_nce
 from lattec_jax.models.clip import normalize
 
@@ -144,7 +144,7 @@ class LatteCLIP(PrototypeMethod):
         """Continue with the prototypes of another run."""
         return Prototypes(prototypes, prototypes)
 
-    def prototypes(self, state: Prototypes) -> ClassVectors:
+    def prototypes(self, state: Prototypes) -> ClassWeights:
         """Inference is `argmax_c f(x)·p_c`."""
         return state.current
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from lattec_jax.reporting import sections
 from lattec_jax.reporting.markup import escape
-from lattec_jax.reporting.sections import Run
+from lattec_jax.reporting.sections import RunFiles
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import CONFIG, METRICS, REPORT, REPORT_DATA, RESULTS
@@ -28,7 +28,7 @@ def write(workdir: Path) -> Path:
     return path
 
 
-def read(workdir: Path) -> Run:
+def read(workdir: Path) -> RunFiles:
     """Read the files of a finished run. Without `report_data.json`, the page has no images.
 
     Raises:
@@ -48,7 +48,7 @@ def read(workdir: Path) -> Run:
     if path.exists():
         data = schemas.read(path, report_schema.ReportData, DataError, _ADVICE)
         report_schema.check_classes(data, len(results["class_names"]), str(path), _ADVICE)
-    return Run(
+    return RunFiles(
         config=schemas.read(workdir / CONFIG, dict[str, Any], DataError, "restore it"),
         results=results,
         log=[line for _, line in schemas.log_lines(workdir / METRICS)],
@@ -62,7 +62,7 @@ _ADVICE = (
 )
 
 
-def render(run: Run) -> str:
+def render(run: RunFiles) -> str:
     """Return the report as HTML."""
     results = run.results
     title = escape(f"{results['dataset']}: CLIP adapted with {results['method']}")

@@ -61,7 +61,7 @@ CONFIG_VALUES = (
 )
 
 
-class Run(NamedTuple):
+class RunFiles(NamedTuple):
     """The files of a work directory."""
 
     config: dict[str, Any]  # config.json
@@ -70,7 +70,7 @@ class Run(NamedTuple):
     data: dict[str, Any] | None  # report_data.json, if it exists
 
 
-def health(run: Run) -> str:
+def health(run: RunFiles) -> str:
     """Return the verdict, the alarms, and the health metrics."""
     found = run.results["health"]
     kind = "verdict warning" if found["alarms"] else "verdict"
@@ -94,7 +94,7 @@ def health(run: Run) -> str:
     return "\n".join(parts)
 
 
-def accuracy(run: Run) -> str:
+def accuracy(run: RunFiles) -> str:
     """Return top-1 and top-5 accuracy, or a note that there are no labels."""
     results = run.results
     before, after = results["zero_shot"], results["adapted"]
@@ -115,7 +115,7 @@ def accuracy(run: Run) -> str:
     )
 
 
-def classes(run: Run) -> str:
+def classes(run: RunFiles) -> str:
     """Return the accuracy per class, or the fraction of predictions per class without labels."""
     results = run.results
     names, fractions = results["class_names"], results["health"]["class_fractions"]
@@ -146,7 +146,7 @@ def _change(before: float, after: float) -> tuple[str, str, str]:
     return f"{before:.1%}", f"{after:.1%}", f"{arrow} {change:+.1f}"
 
 
-def confusion(run: Run) -> str:
+def confusion(run: RunFiles) -> str:
     """Return the confusion matrices, for few classes, and the most confused pairs of classes."""
     if run.data is None or run.data["confusion"] is None:
         return ""
@@ -190,7 +190,7 @@ def _row_fractions(
     return {pair: (n / totals[pair[0]], str(n)) for pair, n in counts.items()}
 
 
-def training_curves(run: Run) -> str:
+def training_curves(run: RunFiles) -> str:
     """Return the metrics of the log as line charts."""
     kinds = {n: n.removeprefix("weight_") for line in run.log for n in line if n[:7] == "weight_"}
     about = "Mean mixer weight of each kind of text (Eq. 1): how well it distinguishes the classes."
@@ -205,7 +205,7 @@ def training_curves(run: Run) -> str:
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
-def prototypes(run: Run) -> str:
+def prototypes(run: RunFiles) -> str:
     """Return the cosines between the class vectors, for few classes, and the nearest classes."""
     if run.data is None:
         return ""
@@ -258,7 +258,7 @@ def _card(entry: Mapping[str, Any], alt: str, lines: Sequence[str]) -> str:
     )
 
 
-def examples(run: Run) -> str:
+def examples(run: RunFiles) -> str:
     """Return training images with their texts, mixer weights, and pseudo-labels."""
     if run.data is None or not run.data["examples"]:
         return ""
@@ -278,7 +278,7 @@ def examples(run: Run) -> str:
     return f'<p class="soft">{note}</p><ul class="examples">{"".join(cards)}</ul>'
 
 
-def changed_images(run: Run) -> str:
+def changed_images(run: RunFiles) -> str:
     """Return evaluated images whose predicted class changed."""
     if run.data is None or not run.data["changed"]["shown"]:
         return ""
@@ -297,7 +297,7 @@ def changed_images(run: Run) -> str:
     return f'<p>{note}</p><ul class="examples few">{"".join(cards)}</ul>'
 
 
-def settings(run: Run) -> str:
+def settings(run: RunFiles) -> str:
     """Return what identifies the run, and the main values of its configuration."""
     results, values = run.results, {}
     for key in RESULTS_VALUES:

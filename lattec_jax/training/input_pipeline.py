@@ -14,11 +14,10 @@ from lattec_jax.data.images.image_cache import ImageCache
 from lattec_jax.data.prefetch import prefetch
 from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.methods.base import Method, Targets
-from lattec_jax.models.clip import Params
 from lattec_jax.runtime import distributed, sharding
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.training.batches import Batches, HostBatch
-from lattec_jax.training.prepare import Inputs, SplitImages
+from lattec_jax.training.prepare import Inputs
 from lattec_jax.training.step import Batch, DeviceData
 
 DEVICE_MEMORY_FRACTION = 0.4  # maximum size of an image cache that is kept on the device
@@ -93,7 +92,7 @@ def make_batches(
         context_length=text_config.context_length,
         multiple=mesh.size,
         redraw=tuple(i for i, kind in enumerate(kinds) if kind in method.redrawn_kinds),
-        groups=inputs.zero_shot.labels,
+        labels=inputs.zero_shot.labels,
         epoch_batch_multiple=config.train.epoch_batch_multiple,
     )
     present = np.array([text is not None for text in ordered], bool).reshape(count, len(kinds))
@@ -106,19 +105,17 @@ def make_device_data(
     method: Method,
     description_tokens: np.ndarray,
     present: np.ndarray,
-    frozen: np.ndarray | None,
+    pretrained_features: np.ndarray | None,
     mesh: Mesh,
 ) -> DeviceData:
     """Place on every device what stays there for the whole run."""
-    images = inputs.images
-    cache = training_cache(images)
+    cache = inputs.images.trained_on
     on_device = method.trains and cache_on_device(config, cache)
     # True labels are on the device only for a method that declares that it needs them.
-    true = images.labels if "labels" in method.requires else None
-    replicated = sharding.replicated(mesh)
+    true = inputs.images.labels if "labels" in method.requires else None
 
     def place(array: np.ndarray) -> jax.Array:
-        return sharding.place(np.asarray(array), replicated)
+        return sharding.place(np.asarray(array), sharding.replicated(mesh))
 
     def place_optional(array: np.ndarray | None) -> jax.Array | None:
         return None if array is None else place(array)
@@ -130,22 +127,8 @@ def make_device_data(
         targets=Targets(place(inputs.zero_shot.labels), place_optional(true)),
         pixels=place(cache.pixels) if on_device else None,
         sizes=place_optional(cache.sizes) if on_device else None,
-        frozen=place_optional(frozen),
+        pretrained_features=place_optional(pretrained_features),
     )
-
-
-def frozen_features(inputs: Inputs, method: Method, params: Params) -> np.ndarray | None:
-    """Return the `[N, D]` features of the training images by the pre-trained model, for a method
-    that requires them."""
-    if "frozen_features" not in method.requires:
-        return None
-    pixels = inputs.images.evaluation.pixels
-    return inputs.extractor.images(params, pixels, "features of the frozen model")
-
-
-def training_cache(images: SplitImages) -> ImageCache:
-    """Return the image cache that is trained on: uncropped images if they are augmented."""
-    return images.training or images.evaluation
 
 
 def cache_on_device(config: ConfigDict, cache: ImageCache) -> bool:

@@ -31,19 +31,13 @@ Examples = Any  # a pytree of arrays with the same first dimension
 
 @dataclasses.dataclass(frozen=True)
 class StepEncoder:
-    """The model that is being trained, inside of a jitted step.
+    """The model that is being trained, inside of a jitted step. Features are differentiable with
+    respect to `params`."""
 
-    Attributes:
-        definition: of the model (`lattec_jax.models.clip.define`).
-        params: its parameters; features are differentiable with respect to them.
-        mesh: over whose devices each microbatch is sharded.
-        num_microbatches: into which a batch is split; 1: the full batch at once.
-    """
-
-    definition: nnx.GraphDef
+    definition: nnx.GraphDef  # of the model (`lattec_jax.models.clip.define`)
     params: dict[str, Any]
-    mesh: Mesh
-    num_microbatches: int = 1
+    mesh: Mesh  # over whose devices each microbatch is sharded
+    num_microbatches: int = 1  # into which a batch is split; 1: the full batch at once
 
     @property
     def logit_scale(self) -> Float[Array, ""]:

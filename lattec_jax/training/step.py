@@ -43,7 +43,7 @@ class DeviceData(NamedTuple):
     targets: Targets  # of all N images
     pixels: UInt8[Array, "N H W 3"] | None  # None where the image cache is streamed
     sizes: Int[Array, "N 2"] | None  # None where nothing is augmented, too
-    frozen: Float[Array, "N D"] | None = None  # image features of the pre-trained model
+    pretrained_features: Float[Array, "N D"] | None = None  # of the images
 
 
 class Batch(NamedTuple):
@@ -98,10 +98,9 @@ def encode_images(
     """
     resident, draws = batch.pixels is None, None
     if settings.augmentation is not None:
-        sizes = batch.sizes
-        if resident:
-            sizes = required(device_data.sizes, "sizes")[batch.images]
-        draws = draw(key, required(sizes, "sizes"), settings.augmentation)
+        sizes = device_data.sizes if resident else batch.sizes
+        sizes = required(sizes, "sizes")
+        draws = draw(key, sizes[batch.images] if resident else sizes, settings.augmentation)
     mean, std = (jnp.asarray(x).reshape(1, 1, 1, 3) for x in (settings.mean, settings.std))
 
     def load(microbatch: tuple[jax.Array, Draws | None]) -> Float[Array, "m H W 3"]:
@@ -171,6 +170,9 @@ def gather_features(
         descriptions = descriptions.reshape(batch_size, kinds, dimension)
     else:
         descriptions = jnp.zeros((batch_size, 0, dimension), image_features.dtype)
+    pretrained_features = device_data.pretrained_features
+    if pretrained_features is not None:
+        pretrained_features = pretrained_features[batch.images]
     features = Features(
         images=image_features,
         class_texts=class_features[positions],  # [U, D] -> [J, B, D]
@@ -178,7 +180,7 @@ def gather_features(
         present=device_data.present[batch.text_images, jnp.arange(kinds)],
         logit_scale=encoder.logit_scale,
         classes=class_features if method.encodes_all_classes else None,
-        frozen=None if device_data.frozen is None else device_data.frozen[batch.images],
+        pretrained_features=pretrained_features,
     )
     return features, labels
 

@@ -16,7 +16,6 @@ class StepTimer:
     Steps that were lost do not count, nor does what completes a checkpoint after the last step.
 
     Args:
-        batch_size: images per step.
         seconds: of training until the step that this session starts from, as the other arguments.
         rated_seconds: without the first step of each session, which compiles.
         rated_images: trained on in those.

@@ -56,7 +56,7 @@ class World:
         self.sizes = np.stack([rng.integers(10, 21, N), rng.integers(10, 25, N)], 1)
         self.zero_shot = rng.integers(0, classes, N).astype(np.int32)
         self.present = rng.random((N, K)) > 0.1
-        self.class_vectors = unit(rng, classes)
+        self.class_weights = unit(rng, classes)
 
     def device_data(self, kinds: int, whole: bool = True) -> DeviceData:
         """With class tokens as short as they may be and images of all sizes, or neither."""
@@ -126,7 +126,7 @@ def train(
     definition = define(world.checkpoint.config, mesh=mesh)
     step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
     params = sharding.put(mesh, world.checkpoint.params)
-    first = method.init(jnp.asarray(world.class_vectors), N)
+    first = method.init(jnp.asarray(world.class_weights), N)
     state = init_state(params, optimizer, first, mesh, seed=3)
     before = jax.device_get(state)
     kinds = len(method.description_kinds)
@@ -178,7 +178,7 @@ def test_cropping_and_deduplication_change_nothing(classes):
     world, batch_size = World(classes), 16
     mesh = sharding.make_mesh()
     method = LatteCLIP(0.7, 0.9)
-    state = method.init(jnp.asarray(world.class_vectors), N)
+    state = method.init(jnp.asarray(world.class_weights), N)
     definition = define(world.checkpoint.config)
     images = unit(np.random.default_rng(1), batch_size)
     host = world.batches(batch_size, K, 3).at(2)
@@ -196,7 +196,7 @@ def test_cropping_and_deduplication_change_nothing(classes):
     )(world.checkpoint.params)
 
     np.testing.assert_array_equal(labels[0], world.zero_shot[host.images])
-    np.testing.assert_array_equal(labels[1], np.argmax(images @ world.class_vectors.T, axis=1))
+    np.testing.assert_array_equal(labels[1], np.argmax(images @ world.class_weights.T, axis=1))
     texts = world.texts.reshape(N, K, -1)[host.images].reshape(batch_size * K, -1)
     tokens = np.concatenate([*world.class_tokens[np.asarray(labels)], texts])
     expected = np.asarray(encoder_of(definition)(world.checkpoint.params, tokens))
