@@ -103,9 +103,7 @@ class Classifier:
 
         Args:
             checkpoint: the adapted model, with its class names.
-            heads: the class weights.
-            pretrained: the frozen model, required if `vectors` has class weights for it.
-            dtype: compute type of the image tower.
+            pretrained: the pre-trained model, required if `heads` has class weights for it.
             mesh: default: all devices, each with a full copy of the model.
             batch_size: number of images that are encoded at once.
         """
@@ -147,11 +145,10 @@ class Classifier:
         """
         directory = Path(directory)
         checkpoint, heads = run_artifacts.load(directory)
-        path = directory / run_directory.CONFIG
-        config = load_run_config(path) if path.exists() or heads.pretrained is not None else None
-        if config is None:
+        path, pretrained = directory / run_directory.CONFIG, None
+        if not path.exists() and heads.pretrained is None:
             return cls(checkpoint, heads)
-        pretrained = None
+        config = load_run_config(path)
         if heads.pretrained is not None:
             pretrained = run_artifacts.load_pretrained(config, directory)
         return cls(
@@ -227,30 +224,22 @@ class Classifier:
                 pixels = [item for _, item in batch if isinstance(item, np.ndarray)]
                 results = iter(())
                 if pixels:
-                    size = max(size, min(self.batch_size, _power_of_two(len(pixels))))
+                    # Rounded up to a power of two, so that few batch sizes are ever compiled.
+                    size = max(size, min(self.batch_size, 1 << (len(pixels) - 1).bit_length()))
                     results = zip(*self._score(np.stack(pixels), size), strict=True)
                 for name, item in batch:
                     if isinstance(item, UnreadableImage):
                         yield Prediction(name, (), (), (), error=item.reason)
-                    else:
-                        features, scores = next(results)
-                        yield self._best(name, scores, features if embeddings else None, top_k)
-
-    def _best(
-        self,
-        image: str | None,
-        scores: Float[np.ndarray, " C"],
-        embedding: Float[np.ndarray, " D"] | None,
-        top_k: int,
-    ) -> Prediction:
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        return Prediction(
-            image,
-            tuple(best.tolist()),
-            tuple(self.class_names[c] for c in best),
-            tuple(float(scores[c]) for c in best),
-            None if embedding is None else embedding.copy(),
-        )
+                        continue
+                    features, scores = next(results)
+                    best = np.argsort(-scores, kind="stable")[:top_k]
+                    yield Prediction(
+                        name,
+                        tuple(best.tolist()),
+                        tuple(self.class_names[c] for c in best),
+                        tuple(float(scores[c]) for c in best),
+                        features.copy() if embeddings else None,
+                    )
 
     def _score(
         self, pixels: UInt8[np.ndarray, "N S T 3"], size: int
@@ -304,8 +293,3 @@ def _decode(image: ImageLike, position: int, preprocess: Preprocess) -> Decoded:
             return preprocess.pixels(image)
     except UnreadableImage as error:
         return error
-
-
-def _power_of_two(count: int) -> int:
-    """Round up to a power of two, so that few batch sizes are ever compiled."""
-    return 1 << (count - 1).bit_length()

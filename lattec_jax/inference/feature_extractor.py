@@ -36,10 +36,7 @@ def make_feature_extractor(config: ConfigDict, weights: Checkpoint, mesh: Mesh) 
 class FeatureExtractor:
     """Both towers of a model, jitted, for any number of images and texts.
 
-    Args:
-        definition: see `lattec_jax.models.clip.define`.
-        preprocess: gives the mean and standard deviation of the input.
-        batch_size: images or texts per call; rounded up to a multiple of the number of devices.
+    The batch size, in images or texts, is rounded up to a multiple of the number of devices.
     """
 
     def __init__(

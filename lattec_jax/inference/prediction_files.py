@@ -54,9 +54,7 @@ def line(
         kind: one of `FORMATS`. A table has no line for an unreadable image.
         image: its path. If it is not UTF-8, JSON contains the result of Python's `os.fsdecode`,
             escaped, and CSV the bytes themselves.
-        classes: names of the k best classes; empty for an unreadable image.
-        labels: indices of these classes.
-        scores: of these classes.
+        classes, labels, scores: of the k best classes; empty for an unreadable image.
         error: why the image cannot be read.
         top: k.
         width: of the names in a table.

@@ -220,10 +220,8 @@ class Attention(nnx.Module):
         # indices a sum of three arrays that are mostly zero.
         by_head = map(self._split_heads, jnp.split(qkv, 3, axis=2))
         attention = flash_attention if self.flash else jax.nn.dot_product_attention
-        count, length, width = qkv.shape
         # [N, L, H, D] -> [N, L, W]
-        attended = attention(*by_head, is_causal=self.causal)
-        return attended.reshape(count, length, width // 3)
+        return attention(*by_head, is_causal=self.causal).reshape(*qkv.shape[:2], -1)
 
     def _split_heads(self, x: Float[Array, "N L W"]) -> Float[Array, "N L H D"]:
         count, length, width = x.shape

@@ -38,9 +38,7 @@ def read_safetensors(
 ) -> dict[str, np.ndarray]:
     """Return all tensors of a .safetensors file, in their stored type.
 
-    Args:
-        check: called with all names and shapes before any tensor is read; raises if they are
-            wrong.
+    `check` is called with all names and shapes before any tensor is read.
 
     Raises:
         WeightsError: the file cannot be read or is damaged, or a tensor has an unsupported type or

@@ -36,22 +36,14 @@ _LATTECLIP = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command; `product` exists once it has succeeded.
+    """One command; `product` exists once it has succeeded."""
 
-    Attributes:
-        name: unique in a sweep, such as "eurosat/latteclip-s0".
-        module: of the command, `python -m <module>`.
-        product: `results.json` of a run, the marker file of a preparation.
-        needs: names of the preparations that must have succeeded before.
-        made: files of a preparation, as far as their paths are known.
-    """
-
-    name: str
-    module: str
+    name: str  # unique in a sweep, such as "eurosat/latteclip-s0"
+    module: str  # of the command, `python -m <module>`
     arguments: tuple[str, ...]
-    product: Path
-    needs: tuple[str, ...] = ()
-    made: tuple[Path, ...] = ()
+    product: Path  # `results.json` of a run, the marker file of a preparation
+    needs: tuple[str, ...] = ()  # names of the preparations that must have succeeded before
+    made: tuple[Path, ...] = ()  # files of a preparation, as far as their paths are known
 
     @property
     def is_preparation(self) -> bool:
@@ -146,11 +138,7 @@ def column(dataset: str) -> str:
 
 
 def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
-    """Return the tables of these keys.
-
-    Raises:
-        ConfigError: there is no such table.
-    """
+    """Return the tables of these keys; raise ConfigError if there is no such table."""
     for key in keys:
         if key not in TABLES:
             raise ConfigError(

@@ -26,14 +26,8 @@ def health_report(
     predictions: Int[np.ndarray, " N"],
     log: Sequence[LogLine],
 ) -> dict[str, Any]:
-    """Return the entry "health" of `results.json`.
-
-    Args:
-        baseline: the zero-shot model.
-        class_weights: class weights of the adapted model.
-        predictions: of the adapted model for the training images.
-        log: all lines of `metrics.jsonl`.
-    """
+    """Return the entry "health" of `results.json`, from the adapted model, its predictions for
+    the training images, and all lines of `metrics.jsonl`."""
     alarms = {alarm.name: alarm for alarm in final_alarms(baseline, class_weights, predictions)}
     lines = _training_lines(log)
     for alarm in _logged_alarms(baseline, lines):
@@ -77,7 +71,6 @@ class HealthMonitor:
     """Prints each alarm when the log triggers it for the first time.
 
     Args:
-        baseline: the zero-shot model.
         log: lines that an interrupted run wrote; their alarms are not printed again.
         print_alarms: False on processes other than the main one.
     """

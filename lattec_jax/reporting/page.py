@@ -17,12 +17,8 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write(workdir: Path) -> Path:
-    """Write `report.html` into the work directory of a finished run and return its path.
-
-    Raises:
-        ConfigError: the run has not finished.
-        DataError: a file of the run is damaged.
-    """
+    """Write `report.html` into the work directory of a finished run and return its path; see
+    `read` for the errors."""
     path = workdir / REPORT
     write_atomic(path, render(read(workdir)))
     return path

@@ -129,7 +129,7 @@ class Checkpoints:
             raise self._write_error(OSError(found))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk. Raise TrainingError if it cannot be written."""
+        """Wait until the last checkpoint is on disk; raise TrainingError if it cannot be written."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors

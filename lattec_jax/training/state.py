@@ -109,7 +109,8 @@ def init_state(
 
 
 def replicate(method_state: Any, mesh: Mesh) -> Any:
-    """Copy a method's state, whose arrays may be NumPy's, to all devices; of several processes the main one's is taken."""
+    """Copy a method's state, whose arrays may be NumPy's, to all devices; of several processes the
+    main one's is taken."""
     state = _copies(distributed.broadcast(method_state))
     return sharding.place_tree(state, jax.tree.map(lambda _: sharding.replicated(mesh), state))
 
