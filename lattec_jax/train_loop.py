@@ -78,11 +78,8 @@ def train(
 
 
 def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> Trained:
-    """Train from the newest checkpoint to the last step.
-
-    Raises:
-        Terminated, KeyboardInterrupt: a signal came; the step under way was finished and saved.
-    """
+    """Train from the newest checkpoint to the last step. After a signal, the step under way is
+    finished and saved, and Terminated or KeyboardInterrupt is raised."""
     config, method = run.config, run.method
     batches, tokens, present = input_pipeline.make_batches(
         config, run.inputs, method, run.batch_size, run.steps, run.mesh

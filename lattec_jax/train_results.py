@@ -98,9 +98,6 @@ def show_finished(directory: Path) -> dict[str, Any]:
     """Return the `results.json` of a finished run, and print its table.
 
     A run that was killed before its report page was written gets it now.
-
-    Raises:
-        DataError: the results are damaged.
     """
     path = directory / run_directory.RESULTS
     try:

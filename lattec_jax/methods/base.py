@@ -52,31 +52,22 @@ class Features(NamedTuple):
 
 
 class Method:
-    """A way to adapt CLIP.
+    """A way to adapt CLIP."""
 
-    Attributes:
-        name: as in `config.method.name`.
-        trains: False: the pre-trained model is evaluated as it is.
-        requires: what must exist before training, of "zero_shot" (pseudo-labels), "descriptions",
-            "labels" (true ones) and "pretrained_features" (of the training images).
-        description_kinds: of generated text that `loss` gets features of.
-        redrawn_kinds: those of them whose text is drawn again at every step, from all images with
-            the same zero-shot label.
-        augments: False: train on the pixels of evaluation instead of augmented crops.
-        class_text: whether the class-descriptions are among the texts that the model learns from.
-        encodes_all_classes: True: `loss` gets the features of all classes, with their gradient.
-        predicted_label: the index, among the J labels of an image, of the class that the current
-            model predicts; None: none of them is a prediction.
-    """
-
-    name: str
-    trains: bool = True
+    name: str  # as in `config.method.name`
+    trains: bool = True  # False: the pre-trained model is evaluated as it is
+    # What must exist before training, of "zero_shot" (pseudo-labels), "descriptions", "labels"
+    # (true ones) and "pretrained_features" (of the training images).
     requires: frozenset[str] = frozenset()
-    description_kinds: tuple[str, ...] = ()
+    description_kinds: tuple[str, ...] = ()  # of generated text that `loss` gets features of
+    # Those of them whose text is drawn again at every step, from all images with the same
+    # zero-shot label.
     redrawn_kinds: tuple[str, ...] = ()
-    augments: bool = True
-    class_text: bool = True
-    encodes_all_classes: bool = False
+    augments: bool = True  # False: train on the pixels of evaluation instead of augmented crops
+    class_text: bool = True  # whether the model learns from the class-descriptions too
+    encodes_all_classes: bool = False  # True: `loss` gets the features of all, with their gradient
+    # The index, among the J labels of an image, of the class that the current model predicts; None:
+    # none of them is a prediction.
     predicted_label: int | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -128,10 +119,8 @@ class Method:
 
 
 class PrototypeMethod(Method):
-    """A method whose state has a unit vector for each class, by which it also predicts.
-
-    The log and the report show how these vectors move, and WiSE-FT averages them.
-    """
+    """A method whose state has a unit vector for each class, by which it also predicts. The log and
+    the report show how these vectors move, and WiSE-FT averages them."""
 
     def prototypes(self, state: State) -> ClassWeights:
         """Return the unit vector of each class."""

@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
 from lattec_jax.methods.base import (
     ClassWeights,
@@ -37,7 +36,7 @@ from lattec_jax.methods.base import (
     TrainingSetFeatures,
     required,
 )
-from lattec_jax.methods.label_propagation import centroids, class_directions, propagate
+from lattec_jax.methods.label_propagation import centroids, propagate
 from lattec_jax.models.clip import normalize
 
 
@@ -100,8 +99,9 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         """
         texts, current = np.asarray(state.texts), features.images()
         pretrained = required(features.pretrained_features, "pretrained_features")
-        of_t = self._propagate(features.classes(), pretrained)
-        of_v = self._propagate(texts, current)
+        settings = (self.cut_dim, self.neighbors, self.diffusion, self.iterations, self.tolerance)
+        of_t = propagate(features.classes(), pretrained, *settings)
+        of_v = propagate(texts, current, *settings)
         nodes = np.concatenate([texts, current])
         return Copies(
             texts,
@@ -160,23 +160,5 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         mean = (1 - fraction) * before.class_weights + fraction * after.class_weights
         return after._replace(class_weights=normalize(jnp.asarray(mean)))
 
-    def _propagate(
-        self, texts: Float[np.ndarray, "C D"], images: Float[np.ndarray, "N D"]
-    ) -> Int[np.ndarray, " C+N"]:
-        return propagate(
-            texts,
-            images,
-            class_directions(texts, self.cut_dim),
-            self.neighbors,
-            self.diffusion,
-            self.iterations,
-            self.tolerance,
-        )
 
-
-def from_config(config: ConfigDict) -> ReCLIP:
-    """The method by the section `config.method`."""
-    return ReCLIP(**config.reclip)
-
-
-METHODS = {"reclip": from_config}
+METHODS = {"reclip": lambda config: ReCLIP(**config.reclip)}

@@ -37,14 +37,10 @@ class Packing(NamedTuple):
 
     Every device holds an equal part of each group, so that packing and unpacking move no data
     between devices.
-
-    Attributes:
-        shapes: number and length of the sequences of each group.
-        num_devices: a divisor of every number of sequences.
     """
 
-    shapes: tuple[tuple[int, int], ...]
-    num_devices: int
+    shapes: tuple[tuple[int, int], ...]  # number and length of the sequences of each group
+    num_devices: int  # a divisor of every number of sequences
 
     def pack(self, groups: Sequence[Float[Array, "_N _L W"]]) -> Float[Array, "T W"]:
         """Concatenate the tokens of all groups, device by device."""
@@ -137,6 +133,14 @@ def flash_attention(
     return attended[:, :length]
 
 
+def linear(
+    inputs: int, outputs: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs, use_bias: bool = True
+) -> nnx.Linear:
+    """Return a layer whose kernel starts with this standard deviation."""
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused projection for queries, keys and values.
 
@@ -151,20 +155,11 @@ class Attention(nnx.Module):
         mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
-        width = config.width
-        out_std = width**-0.5 * (2 * config.layers) ** -0.5
+        width, std = config.width, config.width**-0.5
         self.heads, self.causal = config.heads, causal
         self.flash = dtype == jnp.bfloat16 and has_flash_attention(mesh, width // config.heads)
-        self.qkv = nnx.Linear(
-            width,
-            3 * width,
-            dtype=dtype,
-            kernel_init=nnx.initializers.normal(width**-0.5),
-            rngs=rngs,
-        )
-        self.out = nnx.Linear(
-            width, width, dtype=dtype, kernel_init=nnx.initializers.normal(out_std), rngs=rngs
-        )
+        self.qkv = linear(width, 3 * width, std, dtype, rngs)
+        self.out = linear(width, width, std * (2 * config.layers) ** -0.5, dtype, rngs)
 
     def __call__(
         self, x: Float[Array, "T W"], packing: Packing, constrain: ShardingConstraint

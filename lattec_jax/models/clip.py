@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from lattec_jax.models.attention import Packing, activation_constraint, num_devices
+from lattec_jax.models.attention import Packing, activation_constraint, linear, num_devices
 from lattec_jax.models.blocks import (
     Activation,
     Block,
@@ -64,14 +64,8 @@ class ImageTower(nnx.Module):
     ):
         width, std = config.width, config.width**-0.5
         self.config, self.dtype, self.remat, self.mesh = config, dtype, remat, mesh
-        self.patch_embedding = nnx.Linear(
-            3 * config.patch_size**2,
-            width,
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=nnx.initializers.normal((3 * config.patch_size**2) ** -0.5),
-            rngs=rngs,
-        )
+        values = 3 * config.patch_size**2
+        self.patch_embedding = linear(values, width, values**-0.5, dtype, rngs, use_bias=False)
         tokens = 1 + config.grid[0] * config.grid[1]
         self.class_embedding = nnx.Param(std * jax.random.normal(rngs(), (width,)))
         self.positional_embedding = nnx.Param(std * jax.random.normal(rngs(), (tokens, width)))
@@ -137,12 +131,8 @@ class TextTower(nnx.Module):
             0.02 * jax.random.normal(rngs(), (config.vocab_size, width))
         )
         self.positional_embedding = nnx.Param(0.01 * jax.random.normal(rngs(), (length, width)))
-        self.blocks = nnx.List(
-            [
-                Block(config, activation, config.causal, dtype, mesh, rngs)
-                for _ in range(config.layers)
-            ]
-        )
+        shared = (config, activation, config.causal, dtype, mesh, rngs)
+        self.blocks = nnx.List([Block(*shared) for _ in range(config.layers)])
         self.ln_final = LayerNorm(width, config.norm_epsilon)
         self.projection = nnx.Param(width**-0.5 * jax.random.normal(rngs(), (width, embed_dim)))
 

@@ -102,11 +102,8 @@ class CLIPConfig:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any], where: str = "model_cfg") -> CLIPConfig:
-        """Read the `model_cfg` of open_clip (`open_clip/model_configs/*.json`).
-
-        Raises:
-            WeightsError: the configuration asks for an architecture outside the plain ViT CLIPs, or
-                is incomplete, or a value has another type or is out of range.
+        """Read the `model_cfg` of open_clip (`open_clip/model_configs/*.json`). Raise WeightsError
+        if it is no plain ViT CLIP, is incomplete, or a value has another type or is out of range.
         """
         if "multimodal_cfg" in config or config.get("init_logit_bias") is not None:
             raise WeightsError(
@@ -118,8 +115,7 @@ class CLIPConfig:
             _check_supported(where, config, vision_cfg, text_cfg)
         advice = "choose one of open_clip's plain ViT models (docs/models.md lists them)"
         parsed = validate(_OpenClip, dict(config), where, WeightsError, advice)
-        vision, text = parsed.vision_cfg, parsed.text_cfg
-        size = vision.image_size
+        vision, text, size = parsed.vision_cfg, parsed.text_cfg, parsed.vision_cfg.image_size
         converted = {
             "embed_dim": parsed.embed_dim,
             "quick_gelu": parsed.quick_gelu,

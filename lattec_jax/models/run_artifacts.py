@@ -85,11 +85,7 @@ def load(workdir: Path) -> tuple[Checkpoint, ZeroShotHeads]:
 
 
 def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
-    """Load the pre-trained model from which a run started.
-
-    Raises:
-        WeightsError: it no longer exists or has changed.
-    """
+    """Load the pre-trained model from which a run started; WeightsError if it has changed."""
     needed = f"the pre-trained model of the run in {workdir} is needed here"
     try:
         weights = Checkpoint.load(locate(config.weights))

@@ -73,10 +73,8 @@ def read_safetensors(
 
 
 def path_of(opened: BinaryIO, path: Path) -> str:
-    """Return a path to the open file, even if `path` now names another one.
-
-    Without /proc, return `path` itself.
-    """
+    """Return a path to the open file, even if `path` now names another one, or `path` where there
+    is no /proc."""
     of_descriptor = f"/proc/self/fd/{opened.fileno()}"
     return of_descriptor if os.path.exists(of_descriptor) else os.fspath(path)
 

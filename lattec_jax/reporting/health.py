@@ -68,12 +68,8 @@ def verdict(metrics: Mapping[str, float], alarms: Sequence[str]) -> str:
 
 
 class HealthMonitor:
-    """Prints each alarm when the log triggers it for the first time.
-
-    Args:
-        log: lines that an interrupted run wrote; their alarms are not printed again.
-        print_alarms: False on processes other than the main one.
-    """
+    """Prints each alarm when the log triggers it for the first time, on the main process only.
+    Alarms of the lines that an interrupted run wrote (`log`) are not printed again."""
 
     def __init__(self, baseline: Baseline, log: Sequence[LogLine] = (), print_alarms: bool = True):
         self._baseline = baseline

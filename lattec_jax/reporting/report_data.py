@@ -68,11 +68,7 @@ def collect(
 
 
 def save(directory: Path, data: Mapping[str, Any]) -> None:
-    """Write `report_data.json`, with null for numbers that are not finite.
-
-    Call it before `results.json`, which marks a run as finished, is written: a run that is killed
-    in between then writes both again.
-    """
+    """Write `report_data.json`, with null for numbers that are not finite."""
     content = json.dumps(schemas.json_safe(data), allow_nan=False)
     write_atomic(directory / REPORT_DATA, content + "\n")
 

@@ -167,13 +167,11 @@ def confusion(run: RunFiles) -> str:
     def images(pair: tuple[int, int]) -> tuple[int, int]:
         return counts["before"].get(pair, 0), counts["after"].get(pair, 0)
 
-    largest = sorted(wrong, key=lambda pair: (-max(images(pair)), pair))[:MAX_PAIRS]
     rows = []
-    for true, predicted in largest:
-        before, after = images((true, predicted))
-        rows.append(
-            (names[true], names[predicted], str(before), str(after), f"{after - before:+d}")
-        )
+    for pair in sorted(wrong, key=lambda pair: (-max(images(pair)), pair))[:MAX_PAIRS]:
+        (true, predicted), (before, after) = pair, images(pair)
+        change = f"{after - before:+d}"
+        rows.append((names[true], names[predicted], str(before), str(after), change))
     if rows:
         header = ("true class", "predicted class", "zero-shot", "adapted", "change")
         parts.append(table("The most confused pairs (number of test images)", header, rows, (1,)))
@@ -216,13 +214,7 @@ def prototypes(run: RunFiles) -> str:
         for c, nearest, before, after in found["nearest"]
     ]
     rows.sort(key=lambda row: 0 if row[3] == UNKNOWN else -float(row[3]))
-    header = (
-        "class",
-        "nearest class",
-        "cosine before",
-        "cosine after",
-        "drift (1 − cosine)",
-    )
+    header = ("class", "nearest class", "cosine before", "cosine after", "drift (1 − cosine)")
     caption = "Nearest other class of each class"
     if len(rows) > MAX_MATRIX_CLASSES:
         rows, caption = rows[:MAX_PAIRS], f"{caption}: the {MAX_PAIRS} nearest pairs"
@@ -234,12 +226,8 @@ def prototypes(run: RunFiles) -> str:
             for j, value in enumerate(row)
             if is_finite(value)
         }
-        drawn = heat_map(
-            "Cosines between the adapted class vectors",
-            cells,
-            names,
-            ("class", "class"),
-        )
+        title = "Cosines between the adapted class vectors"
+        drawn = heat_map(title, cells, names, ("class", "class"))
         parts.insert(0, f'<div class="maps">{drawn}</div>')
     return "\n".join(parts)
 
@@ -299,9 +287,8 @@ def changed_images(run: RunFiles) -> str:
 
 def settings(run: RunFiles) -> str:
     """Return what identifies the run, and the main values of its configuration."""
-    results, values = run.results, {}
-    for key in RESULTS_VALUES:
-        values[key.replace("_", " ")] = results.get(key)
+    results = run.results
+    values = {key.replace("_", " "): results.get(key) for key in RESULTS_VALUES}
     for dotted, label in CONFIG_VALUES:
         value: Any = run.config
         for key in dotted.split("."):

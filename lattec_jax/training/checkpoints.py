@@ -129,7 +129,7 @@ class Checkpoints:
             raise self._write_error(OSError(found))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk; raise TrainingError if it cannot be written."""
+        """Wait until the last checkpoint is on disk, or raise TrainingError."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
@@ -151,7 +151,10 @@ class Checkpoints:
                     return found
                 except _RESTORE_ERRORS as error:  # another tree, other shapes or another run
                     reason = f"it is not of this run: {_first_line(error)}"
-            self._set_aside(step, reason)
+            with distributed.main_process_first():
+                if distributed.is_main_process():
+                    self._rename(step, reason)
+            self._manager.reload()
             refused += 1
         if refused:
             log.warning("no usable checkpoint is left in %s: starting at step 0", self._directory)
@@ -190,12 +193,6 @@ class Checkpoints:
             if reason := metadata_damage(checkpoint):
                 self._rename(int(checkpoint.name), reason)
 
-    def _set_aside(self, step: int, reason: str) -> None:
-        with distributed.main_process_first():
-            if distributed.is_main_process():
-                self._rename(step, reason)
-        self._manager.reload()
-
     def _rename(self, step: int, reason: str) -> None:
         path = self._directory / str(step)
         number, new = 1, path.with_name(f"damaged-{step}")
@@ -224,11 +221,8 @@ class Checkpoints:
 def read(directory: Path, step: int) -> dict[str, Any]:
     """Read one checkpoint as NumPy arrays, whatever its run and its devices, in this process alone.
 
-    Returns:
-        The fields of `TrainState`; the method's state as a dictionary of its fields.
-
-    Raises:
-        WeightsError: it cannot be read.
+    Returns the fields of `TrainState`, the method's state as a dictionary of its fields. Raises
+    WeightsError if it cannot be read.
     """
     try:
         return _read_alone(directory, step)

@@ -25,12 +25,7 @@ PREFETCHED_BATCHES = 2
 
 
 def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
-    """Return the configured batch size, or a smaller one if there are fewer images.
-
-    Raises:
-        ConfigError: the batch is not a multiple of the number of devices.
-        DataError: there are too few images for any batch.
-    """
+    """Return the configured batch size, or a smaller one if there are fewer images."""
     wanted = config.train.batch_size
     if images >= wanted:
         sharding.check_batch(wanted, mesh)
@@ -49,10 +44,6 @@ def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> 
 
     A batch that is smaller than configured, because there are few images, need not be divisible:
     its last microbatch is padded.
-
-    Raises:
-        ConfigError: the microbatch size does not divide the configured batch size, or is not a
-            multiple of the number of devices.
     """
     size, configured = config.train.microbatch_size, config.train.batch_size
     if size == 0:
@@ -70,12 +61,8 @@ def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> 
 def make_batches(
     config: ConfigDict, inputs: Inputs, method: Method, batch_size: int, steps: int, mesh: Mesh
 ) -> tuple[Batches, np.ndarray, np.ndarray]:
-    """Return the batches of a run, and the texts that they index.
-
-    Returns:
-        The batches; `[N · K, L]` tokens, entry n · K + k being the k-th text of image n; `[N, K]`
-        False where that text is missing.
-    """
+    """Return the batches of a run, and the texts that they index: `[N · K, L]` tokens, entry
+    n · K + k being the k-th text of image n, and `[N, K]` False where that text is missing."""
     text_config = inputs.weights.config.text
     count = len(inputs.images.ids)
     texts = inputs.texts.texts if inputs.texts else {}

@@ -116,11 +116,7 @@ class NoLog:
 
 
 def read_log(workdir: Path) -> list[dict[str, float | None]]:
-    """Return the lines of a log; an empty list if there is none.
-
-    Raises:
-        DataError: a line is damaged.
-    """
+    """Return the lines of a log, or an empty list; raise DataError if one is damaged."""
     path = workdir / METRICS
     return [line for _, line in log_lines(path)] if path.exists() else []
 

@@ -160,12 +160,8 @@ def make_prompts(config: ConfigDict, dataset: Dataset, weights: Checkpoint) -> C
 def open_images(
     config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint, training: bool = False
 ) -> SplitImages:
-    """Open the image caches of a split, writing those that are missing.
-
-    Args:
-        part: "train" or "test".
-        training: also the cache of uncropped images, for augmented crops.
-    """
+    """Open the image caches of a split ("train" or "test"), writing those that are missing;
+    `training`: also that of uncropped images, for augmented crops."""
     split: Split = getattr(dataset, part)
     max_side = config.image_cache.max_side
     if max_side is None:
