@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -216,7 +216,13 @@ class Classifier:
         self, images: Iterable[ImageLike], top_k: int, embeddings: bool, on_error: str
     ) -> Iterator[Prediction]:
         size = 0
-        with closing(self._decode_ahead(images)) as decoded:
+
+        def decode(item: tuple[int, ImageLike]) -> tuple[str | None, Decoded]:
+            position, image = item
+            name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
+            return name, _decode(image, position, self.preprocess)
+
+        with closing(prefetch(decode, enumerate(images), ahead=2 * self.batch_size)) as decoded:
             while batch := list(islice(decoded, self.batch_size)):
                 unreadable = [item for _, item in batch if isinstance(item, UnreadableImage)]
                 if unreadable and on_error == "raise":
@@ -257,16 +263,6 @@ class Classifier:
             pretrained_features = self._extractor.images(self._pretrained_params, padded)[:count]
         cosines = self._heads.cosines(features, pretrained_features)
         return features, class_probabilities(cosines, self._log_logit_scale)
-
-    def _decode_ahead(self, images: Iterable[ImageLike]) -> Generator[tuple[str | None, Decoded]]:
-        """Yield the name and the evaluation pixels of each image, in order."""
-
-        def decode(item: tuple[int, ImageLike]) -> tuple[str | None, Decoded]:
-            position, image = item
-            name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
-            return name, _decode(image, position, self.preprocess)
-
-        return prefetch(decode, enumerate(images), ahead=2 * self.batch_size)
 
 
 def _decode(image: ImageLike, position: int, preprocess: Preprocess) -> Decoded:

@@ -119,18 +119,18 @@ def encode_images(
 
 
 def encode_texts(
-    encoder: StepEncoder, groups: list[Int[Array, "_n _L"]]
+    encoder: StepEncoder, buckets: list[Int[Array, "_n _L"]]
 ) -> list[Float[Array, "_n D"]]:
     """Encode token matrices; those of the same length are concatenated and encoded as one."""
     by_length: dict[int, list[int]] = {}
-    for index, tokens in enumerate(groups):
+    for index, tokens in enumerate(buckets):
         by_length.setdefault(tokens.shape[1], []).append(index)
-    concatenated = [jnp.concatenate([groups[i] for i in same]) for same in by_length.values()]
+    concatenated = [jnp.concatenate([buckets[i] for i in same]) for same in by_length.values()]
     encoded: dict[int, jax.Array] = {}
     for same, features in zip(by_length.values(), encoder.texts(concatenated), strict=True):
-        ends = np.cumsum([groups[i].shape[0] for i in same])
+        ends = np.cumsum([buckets[i].shape[0] for i in same])
         encoded |= dict(zip(same, jnp.split(features, ends[:-1]), strict=True))
-    return [encoded[i] for i in range(len(groups))]
+    return [encoded[i] for i in range(len(buckets))]
 
 
 def gather_features(
@@ -158,14 +158,14 @@ def gather_features(
         classes, positions = jnp.arange(num_classes), labels
     else:
         classes, positions = unique_classes(labels, num_classes)
-    groups = [device_data.class_tokens[classes]]
+    buckets = [device_data.class_tokens[classes]]
     for indices, length in zip(batch.text_indices, text_lengths, strict=True):
-        groups.append(device_data.description_tokens[indices, :length])
-    class_features, *texts = encode_texts(encoder, groups)
+        buckets.append(device_data.description_tokens[indices, :length])
+    class_features, *texts = encode_texts(encoder, buckets)
     batch_size, kinds = batch.text_images.shape
     dimension = image_features.shape[1]
     if texts:
-        # [B · K, D] in the order of the groups -> [B, K, D]
+        # [B · K, D] in the order of the buckets -> [B, K, D]
         descriptions = jnp.concatenate(texts)[batch.text_positions]
         descriptions = descriptions.reshape(batch_size, kinds, dimension)
     else:

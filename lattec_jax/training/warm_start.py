@@ -64,7 +64,13 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
         checkpoint, prototypes = _read_step(path)
         names = checkpoint.source["class_names"]
     elif any((path / name).exists() for name in (run_directory.INPUTS, run_directory.CLASSIFIER)):
-        checkpoint, heads = _read_run(path)
+        try:
+            checkpoint, heads = run_artifacts.load(path)
+        except WeightsError as error:
+            raise WeightsError(
+                f"config.init: {error}. To start from a step that it saved, name "
+                f"{path / run_directory.CHECKPOINTS}/STEP"
+            ) from error
         prototypes, names = heads.adapted, checkpoint.source["class_names"]
     else:
         checkpoint = _read_weights(config.init)
@@ -79,16 +85,6 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
     if prototypes is not None:
         digest.update(np.ascontiguousarray(prototypes, np.float32).tobytes())
     return WarmStart(checkpoint.params, prototypes, digest.hexdigest())
-
-
-def _read_run(directory: Path) -> tuple[Checkpoint, run_artifacts.ZeroShotHeads]:
-    try:
-        return run_artifacts.load(directory)
-    except WeightsError as error:
-        raise WeightsError(
-            f"config.init: {error}. To start from a step that it saved, name "
-            f"{directory / run_directory.CHECKPOINTS}/STEP"
-        ) from error
 
 
 def _read_weights(init: str) -> Checkpoint:
