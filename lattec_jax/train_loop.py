@@ -98,7 +98,9 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> T
         config, run.inputs, method, tokens, present, pretrained.training, run.mesh
     )
     cache = run.inputs.images.trained_on
-    stream = input_pipeline.device_batches(batches, cache, device_data, start, run.steps, run.mesh)
+    stream = input_pipeline.device_batches(
+        batches, cache, device_data, start, run.steps, run.mesh, run.logs
+    )
     is_main = distributed.is_main_process()
     with (
         RunLog(run.directory, start, run.steps, run.batch_size) if is_main else NoLog() as log,
@@ -181,7 +183,7 @@ class Monitor:
     ) -> None:
         """Log the step, numbered from 1, where it is due; `stopping`: a signal ends the run."""
         config, method, entry = self._run.config, self._run.method, {}
-        due = step % config.log_every == 0 or self._run.saves(step)
+        due = self._run.logs(step)
         if due or stopping:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             last_finite = self._watch.last_finite_step

@@ -52,6 +52,10 @@ class Run:
         """Return whether a checkpoint is saved after a step, whatever signals come."""
         return step % self.config.checkpoint_every == 0 or step == self.steps
 
+    def logs(self, step: int) -> bool:
+        """Return whether the metrics of a step are logged."""
+        return step % self.config.log_every == 0 or self.saves(step)
+
 
 class PretrainedFeatures(NamedTuple):
     """Unit features of the pre-trained model, and the baseline that they give, on the host."""

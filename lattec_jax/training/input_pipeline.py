@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -138,10 +138,11 @@ def device_batches(
     start: int,
     stop: int,
     mesh: Mesh,
+    is_logged: Callable[[int], bool] = lambda step: True,
 ) -> Iterator[tuple[HostBatch, Batch]]:
     """Iterate over the batches of the steps from `start` to `stop` (not included), prefetched to
     the devices. If the image cache is streamed they have pixels, of which each process reads those
-    of its own devices."""
+    of its own devices. `is_logged` takes the number of a step, from 1."""
     split, replicated = sharding.over_batch(mesh), sharding.replicated(mesh)
     count = batches.batch_size
     local = sharding.process_local_indices(mesh, count)
@@ -162,6 +163,7 @@ def device_batches(
             ends_epoch=sharding.place(np.asarray(host.ends_epoch), replicated),
             pixels=pixels,
             sizes=sizes,
+            is_logged=sharding.place(np.asarray(is_logged(step + 1)), replicated),
         )
         return host, batch
 

@@ -56,6 +56,7 @@ class Batch(NamedTuple):
     ends_epoch: Bool[Array, ""]
     pixels: UInt8[Array, "B H W 3"] | None = None  # only where the image cache is streamed
     sizes: Int[Array, "B 2"] | None = None
+    is_logged: Bool[Array, ""] | None = None  # whether the step's metrics are logged; None: yes
 
 
 class StepSettings(NamedTuple):
@@ -203,8 +204,9 @@ def prediction_metrics(
 
 
 # Reads all parameters, so it is no part of the step: the loop calls it for the steps that it logs.
-# The norm of the update, which exists only inside of the step, is summed up in the optimizer's
-# pass, and that of the gradient is needed to stop a run whose gradient is not finite.
+# The norm of the update, which exists only inside of the step, is a branch there (`is_logged`).
+# That of the gradient is in every step: any may be the last, and a run must not save parameters
+# of a gradient that is not finite.
 parameter_norm = jax.jit(optax.tree.norm)
 
 
@@ -214,8 +216,10 @@ def apply_gradient(
     state: TrainState,
     gradient: Params,
     labels: Int[Array, "J B"],
+    is_logged: Bool[Array, ""] | None,
 ) -> tuple[Params, optax.OptState, Float[Array, ""]]:
-    """Return the next parameters and optimizer state, and the norm of the update.
+    """Return the next parameters and optimizer state, and the norm of the update, or 0 where it is
+    not logged.
 
     An `EpochMethod` may reject the batch: then both stay as they are.
     """
@@ -224,7 +228,10 @@ def apply_gradient(
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
     # optax returns the tree that it was given; its type does not say so.
     updated = cast(Params, optax.apply_updates(trained, updates))
-    norm = optax.tree.norm(updates)
+    if is_logged is None:
+        norm = optax.tree.norm(updates)
+    else:
+        norm = jax.lax.cond(is_logged, optax.tree.norm, lambda _: jnp.float32(0), updates)
     if isinstance(method, EpochMethod):
         accepted = method.should_update(labels)
         updated, optimizer_state, norm = jax.tree.map(
@@ -273,7 +280,7 @@ def make_train_step(
                 trained, state, device_data, batch, text_lengths
             )
         params, optimizer_state, update_norm = apply_gradient(
-            method, optimizer, state, gradient, labels
+            method, optimizer, state, gradient, labels, batch.is_logged
         )
         method_state, metrics = method.update(state.method, labels, aux, batch.ends_epoch)
         count = optax.tree.get_all_with_path(state.optimizer, "count")[0][1]

@@ -8,6 +8,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
@@ -246,3 +247,38 @@ def test_streamed_images_give_the_same_step():
         for t, batch in ((device_data, on_device(host)), (empty, streamed))
     ]
     np.testing.assert_array_equal(*found)
+
+
+def test_the_norm_of_the_update_is_computed_for_logged_steps_only():
+    """And whether it is changes no parameter."""
+    world, method = World(3), FLYP()
+    mesh = sharding.make_mesh()
+    optimizer = optax.adamw(lambda count: 1e-3 * jnp.ones_like(count, jnp.float32))
+    preprocess = world.checkpoint.preprocess
+    settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None)
+    step = make_train_step(
+        define(world.checkpoint.config, mesh=mesh),
+        method,
+        optimizer,
+        lambda _: 1e-3,
+        settings,
+        mesh,
+    )
+    device_data = jax.device_put(world.device_data(0, False), sharding.replicated(mesh))
+    host = world.batches(16, 0, 1, mesh.size).at(0)
+    found = []
+    for is_logged in (None, jnp.array(True), jnp.array(False)):
+        params = sharding.put(mesh, world.checkpoint.params)
+        state = init_state(params, optimizer, (), mesh)
+        batch = on_device(host)._replace(is_logged=is_logged)
+        batch = jax.device_put(batch, sharding.replicated(mesh))
+        found.append(jax.device_get(step(state, device_data, batch, host.text_lengths)))
+    (always, metrics), (logged, logged_metrics), (other, other_metrics) = found
+    change = {k: after - world.checkpoint.params[k] for k, after in always.params.items()}
+    size = np.sqrt(sum(np.square(x.astype(np.float64)).sum() for x in change.values()))
+    assert metrics["update_norm"] == pytest.approx(size, rel=1e-3)
+    assert logged_metrics["update_norm"] == pytest.approx(metrics["update_norm"], rel=1e-6)
+    assert other_metrics["update_norm"] == 0
+    for name, value in always.params.items():
+        np.testing.assert_array_equal(logged.params[name], value)
+        np.testing.assert_array_equal(other.params[name], value)
