@@ -204,7 +204,7 @@ def training_curves(run: RunFiles) -> str:
 
 
 def prototypes(run: RunFiles) -> str:
-    """Return the cosines between the class vectors, for few classes, and the nearest classes."""
+    """Return the cosines between the class weights, for few classes, and the nearest classes."""
     if run.data is None:
         return ""
     names, found = run.results["class_names"], run.data["prototypes"]
@@ -226,7 +226,7 @@ def prototypes(run: RunFiles) -> str:
             for j, value in enumerate(row)
             if is_finite(value)
         }
-        title = "Cosines between the adapted class vectors"
+        title = "Cosines between the adapted class weights"
         drawn = heat_map(title, cells, names, ("class", "class"))
         parts.insert(0, f'<div class="maps">{drawn}</div>')
     return "\n".join(parts)

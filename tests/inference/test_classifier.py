@@ -215,7 +215,7 @@ def test_what_is_missing_in_a_work_directory(finished, tmp_path):
     safetensors.numpy.save_file(
         {"classifier": np.zeros((3, 16), np.float32)}, copy / "classifier.safetensors"
     )
-    with pytest.raises(WeightsError, match=r"expected class vectors of the shape \(4, 16\)"):
+    with pytest.raises(WeightsError, match=r"expected class weights of the shape \(4, 16\)"):
         Classifier.load(copy)
     for wrong in (np.full((4, 16), np.nan, np.float32), np.zeros((4, 16), np.int32)):
         safetensors.numpy.save_file({"classifier": wrong}, copy / "classifier.safetensors")
