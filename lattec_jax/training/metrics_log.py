@@ -32,11 +32,8 @@ from lattec_jax.runtime.schemas import log_lines
 class RunLog:
     """The log of one run in its work directory. Use as a context manager.
 
-    Args:
-        start: the step that the run continues from; what an interrupted run logged after it is
-            dropped, so that no step is logged twice.
-        steps: total number of steps of the run.
-        batch_size: images per step, for the progress bar.
+    What an interrupted run logged after the step `start`, from which it continues, is dropped, so
+    that no step is logged twice.
     """
 
     def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
@@ -104,37 +101,22 @@ class RunLog:
 
 
 class NoLog:
-    """Replaces `RunLog` on processes that write no log."""
-
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
-        pass
+    """Replaces `RunLog` on processes that write no log: its methods do nothing."""
 
     def __enter__(self) -> NoLog:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def advance(self) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
+    def __exit__(self, *exc: object) -> None: ...
+    def advance(self) -> None: ...
+    def flush(self) -> None: ...
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def lines(self) -> list[dict[str, float | None]]:
-        """Return an empty list."""
         return []
 
 
 def read_log(workdir: Path) -> list[dict[str, float | None]]:
-    """Return the lines of a log; an empty list if there is none.
-
-    Raises:
-        DataError: a line is damaged.
-    """
+    """Return the lines of a log, or an empty list; raise DataError if one is damaged."""
     path = workdir / METRICS
     return [line for _, line in log_lines(path)] if path.exists() else []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -182,7 +183,11 @@ def test_boxes_always_lie_inside():
 PLAIN = augmentation.Augmentation((1.0, 1.0), (1.0, 1.0), (0.0,) * 4, 0.0, 0.0, 0.0)
 # Everything that is random, and of everything enough.
 ALL = augmentation.Augmentation((0.3, 1.0), RATIO, (0.5, 0.5, 0.5, 0.1), 0.8, 0.2, 0.5)
-apply = jax.jit(augmentation.augment, static_argnums=(3, 4))
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def apply(key, images, sizes, size, settings):
+    return augmentation.apply_draws(images, augmentation.draw(key, sizes, settings), size)
 
 
 def squares() -> tuple[np.ndarray, np.ndarray]:

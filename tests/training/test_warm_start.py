@@ -23,7 +23,7 @@ NONE = "--config.train.max_steps=0"
 
 
 def bytes_of(directory: Path) -> tuple[bytes, bytes]:
-    """The model and the class vectors that a run left."""
+    """The model and the class weights that a run left."""
     files = ("model/model.safetensors", "classifier.safetensors")
     return tuple((directory / file).read_bytes() for file in files)
 
