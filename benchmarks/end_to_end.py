@@ -160,7 +160,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     watch = Stopwatch()
     watch.seconds[ROWS[0]] = time.time() - began
     watch.watch(prepare, "open_images", ROWS[1])
-    watch.watch(prepare, "make_pseudo_labels", ROWS[2])
+    watch.watch(prepare, "prepare_pseudo_labels", ROWS[2])
     watch.watch(prepare, "load_descriptions", ROWS[3])
     for name in ("encode_test_images", "predict_training_images"):
         watch.watch(results, name, ROWS[7])

@@ -18,7 +18,7 @@ from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.models.clip import bind, define
 from lattec_jax.runtime import sharding
-from lattec_jax.training.augmentation import Augmentation, augment
+from lattec_jax.training.augmentation import Augmentation, apply_draws, draw
 from lattec_jax.training.input_pipeline import device_batches
 from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimizer
 from lattec_jax.training.step import DeviceData, StepSettings, make_train_step
@@ -79,8 +79,9 @@ class Ours:
         images = self.work.batches.at(step).images
         key = jax.random.fold_in(jax.random.key(self.state.seed), step)
         size = self.settings.image_size
-        crop = jax.jit(lambda *arrays: augment(*arrays, size, self.settings.augmentation))
-        crops = crop(key, self.device_data.pixels[images], self.device_data.sizes[images])
+        sizes, augmentation = self.device_data.sizes[images], self.settings.augmentation
+        crop = jax.jit(lambda pixels: apply_draws(pixels, draw(key, sizes, augmentation), size))
+        crops = crop(self.device_data.pixels[images])
         return np.asarray((crops - jnp.array(workload.MEAN)) / jnp.array(workload.STD), np.float32)
 
     def load(self, step: int) -> None:

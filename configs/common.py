@@ -4,6 +4,9 @@
 
 `preset` and `method` choose values in `configs/presets.py`. A data set's file changes what it
 needs, and `--config.key=value`, such as --config.train.batch_size=256, overrides both.
+
+`get_config` is one long function on purpose: a page to read from top to bottom, where every key
+stands once, beside its value and its meaning. `--print_config` and docs/configuration.md quote it.
 """
 
 from ml_collections import ConfigDict, config_dict

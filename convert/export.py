@@ -32,7 +32,7 @@ from absl import flags
 from convert import example_script, flax_to_openclip, to_huggingface
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
-from lattec_jax.models.run_artifacts import ClassWeights
+from lattec_jax.models.run_artifacts import ZeroShotHeads
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import WeightsError
@@ -63,7 +63,7 @@ def export(workdir: Path, to: str, out: Path) -> None:
         raise WeightsError(f"--out={out} is the working directory; name a folder to create in it")
     checkpoint, vectors = run_artifacts.load(workdir)
     models = {"": checkpoint}
-    if vectors.frozen is not None and to != "prototypes":
+    if vectors.pretrained is not None and to != "prototypes":
         models[PRETRAINED] = run_artifacts.load_pretrained(
             load_run_config(workdir / CONFIG), workdir
         )
@@ -90,9 +90,9 @@ def export(workdir: Path, to: str, out: Path) -> None:
         os.replace(new, out)
 
 
-def write_classifier(folder: Path, checkpoint: Checkpoint, vectors: ClassWeights) -> None:
+def write_classifier(folder: Path, checkpoint: Checkpoint, vectors: ZeroShotHeads) -> None:
     """Write the class vectors and their metadata."""
-    arrays = {"prototypes": vectors.adapted, "frozen_prototypes": vectors.frozen}
+    arrays = {"prototypes": vectors.adapted, "frozen_prototypes": vectors.pretrained}
     arrays = {name: np.ascontiguousarray(a) for name, a in arrays.items() if a is not None}
     write_safetensors(folder / "prototypes.safetensors", arrays)
     content = {

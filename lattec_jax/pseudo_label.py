@@ -46,7 +46,7 @@ def main(argv: Sequence[str]) -> None:
     # Also the training image cache, which most methods need: each file is then decoded once only.
     images = prepare.open_images(config, dataset, "train", weights, training=True)
     extractor = make_feature_extractor(config, weights, mesh)
-    labels = prepare.make_pseudo_labels(config, dataset, weights, images, extractor, mesh)
+    labels = prepare.prepare_pseudo_labels(config, dataset, weights, images, extractor, mesh)
 
     fractions = class_fractions(labels.labels, len(dataset.class_names))
     for name, fraction in zip(dataset.class_names, fractions, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +19,7 @@ from lattec_jax.inference.feature_extractor import compute_dtype
 from lattec_jax.methods.base import EpochMethod, PrototypeMethod, TrainingSetFeatures
 from lattec_jax.models.clip import define
 from lattec_jax.reporting import health, results
+from lattec_jax.reporting.health_metrics import prototype_metrics
 from lattec_jax.runtime import distributed, run_directory
 from lattec_jax.runtime.config import to_json
 from lattec_jax.runtime.errors import TrainingError
@@ -42,9 +44,9 @@ from lattec_jax.training.state import (
     init_state,
     learning_rate_schedule,
     make_optimizer,
-    replace_method,
+    replicate,
 )
-from lattec_jax.training.step import StepSettings, make_train_step
+from lattec_jax.training.step import StepSettings, make_train_step, parameter_norm
 from lattec_jax.training.step_timer import StepTimer
 
 
@@ -54,10 +56,8 @@ def train(
     """Run, or continue, one adaptation and return the contents of `results.json`.
 
     Args:
-        config: a checked configuration.
-        directory: the work directory.
-        arguments: the command line's `--config...` arguments, for commands in messages.
-        describe: writes missing descriptions, see `prepare.prepare_inputs`.
+        config: checked.
+        arguments, describe: see `prepare.prepare_inputs`.
     """
     run = prepare_run(config, directory, arguments, describe)
     if run.is_finished():
@@ -80,27 +80,29 @@ def train(
 
 
 def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> Trained:
-    """Train from the newest checkpoint to the last step.
-
-    Raises:
-        Terminated, KeyboardInterrupt: a signal came; the step under way was finished and saved.
-    """
+    """Train from the newest checkpoint to the last step. After a signal, the step under way is
+    finished and saved, and Terminated or KeyboardInterrupt is raised."""
     config, method = run.config, run.method
     batches, tokens, present = input_pipeline.make_batches(
         config, run.inputs, method, run.batch_size, run.steps, run.mesh
     )
     schedule = learning_rate_schedule(config.train, run.steps)
     optimizer = make_optimizer(config.train, schedule)
-    train_step = compile_step(run, optimizer, schedule)
-    state, timing = checkpoints.restore(initial_state(run, pretrained, optimizer), run.mesh)
+    train_step = step_of_run(run, optimizer, schedule)
+    params, method_state = starting_point(run, pretrained)
+    first = init_state(params, optimizer, method_state, run.mesh, method.trainable, config.seed)
+    state, timing = checkpoints.restore(first, run.mesh)
+    del params, method_state, first  # the devices hold the model once
     start, timer = int(state.step), StepTimer(run.batch_size, **timing)
     if start:
         print(f"continuing at step {start} of {run.steps}")
     device_data = input_pipeline.make_device_data(
         config, run.inputs, method, tokens, present, pretrained.training, run.mesh
     )
-    cache = input_pipeline.training_cache(run.inputs.images)
-    stream = input_pipeline.device_batches(batches, cache, device_data, start, run.steps, run.mesh)
+    cache = run.inputs.images.trained_on
+    stream = input_pipeline.device_batches(
+        batches, cache, device_data, start, run.steps, run.mesh, run.logs
+    )
     with (
         make_log(run, start) as log,
         PreemptionHandler(distributed.SignalAgreement()) as signals,
@@ -128,39 +130,25 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> T
     return Trained(state, log.lines(), seconds, timer.rate())
 
 
-def compile_step(
+def step_of_run(
     run: Run, optimizer: optax.GradientTransformation, schedule: optax.Schedule
 ) -> Callable:
     """Return the train step of this run, which is compiled at its first call."""
     config, preprocess = run.config, run.inputs.weights.preprocess
-    augments = run.method.augments
     settings = StepSettings(
         image_size=preprocess.size,
         mean=preprocess.mean,
         std=preprocess.std,
-        augmentation=Augmentation.from_config(config.augment) if augments else None,
+        augmentation=Augmentation.from_config(config.augment) if run.method.augments else None,
         num_microbatches=run.num_microbatches,
     )
-    definition = define(
-        run.inputs.weights.config,
-        dtype=compute_dtype(config),
-        remat=config.compute.remat,
-        mesh=run.mesh,
-    )
+    model, dtype = run.inputs.weights.config, compute_dtype(config)
+    definition = define(model, dtype=dtype, remat=config.compute.remat, mesh=run.mesh)
     return make_train_step(definition, run.method, optimizer, schedule, settings, run.mesh)
 
 
-def initial_state(
-    run: Run, pretrained: PretrainedFeatures, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """Return the state before the first step."""
-    params, method_state = starting_point(run, pretrained)
-    is_trainable, seed = run.method.trainable, run.config.seed
-    return init_state(params, optimizer, method_state, run.mesh, is_trainable, seed)
-
-
 def begin_epoch(
-    run: Run, method: EpochMethod, state: TrainState, frozen: Float[np.ndarray, "N D"] | None
+    run: Run, method: EpochMethod, state: TrainState, pretrained: Float[np.ndarray, "N D"] | None
 ) -> TrainState:
     """Let the method look at all training images."""
     inputs, params = run.inputs, state.params
@@ -168,9 +156,10 @@ def begin_epoch(
     features = TrainingSetFeatures(
         images=lambda: inputs.extractor.images(params, pixels, "epoch"),
         classes=lambda: inputs.extractor.classes(params, inputs.prompts),
-        frozen=frozen,
+        pretrained_features=pretrained,
     )
-    return replace_method(state, method.begin_epoch(state.method, features), run.mesh)
+    method_state = replicate(method.begin_epoch(state.method, features), run.mesh)
+    return dataclasses.replace(state, method=method_state)
 
 
 def make_log(run: Run, start: int) -> RunLog | NoLog:
@@ -201,31 +190,24 @@ class Monitor:
     def after_step(
         self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], stopping: bool
     ) -> None:
-        """Log the step where it is due.
-
-        Args:
-            step: number of the step, from 1.
-            state: after it.
-            metrics: of the step, on the devices.
-            stopping: whether a signal ends the run after this step.
-        """
+        """Log the step, numbered from 1, where it is due; `stopping`: a signal ends the run."""
         config, method, entry = self._run.config, self._run.method, {}
-        due = step % config.log_every == 0 or self._run.saves(step)
+        due = self._run.logs(step)
         if due or stopping:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             last_finite = self._watch.last_finite_step
             stop_unless_finite(values, step, last_finite, self._checkpoints.latest)
             if due:  # a signal alone adds no line, so that the log is that of a run without it
                 entry |= values | self._timer.lap_metrics()
+                entry["parameter_norm"] = float(parameter_norm(state.params))
                 if isinstance(method, PrototypeMethod):
-                    vectors = np.asarray(method.prototypes(state.method))
-                    entry |= self._watch.prototype_metrics(vectors)
+                    prototypes = np.asarray(method.prototypes(state.method))
+                    entry |= prototype_metrics(self._pretrained.baseline, prototypes)
         if config.eval_every and step % config.eval_every == 0:
-            class_weights = results.class_weights(self._run.inputs, method, state)
-            scores = results.evaluate(
-                self._run.inputs, state.params, class_weights, self._pretrained.test
-            )
-            entry |= results.test_metrics(self._run.inputs, scores)
+            inputs = self._run.inputs
+            heads = results.zero_shot_heads(inputs, method, state)
+            found = results.evaluate(inputs, state.params, heads, self._pretrained.test)
+            entry |= results.test_metrics(inputs, found)
         if entry:
             self._log.write(step, entry)
             self._watch.update(step, entry)
@@ -238,8 +220,6 @@ def stop_unless_finite(
     saved. (The loss may still be finite: it is that of the parameters before the gradient.)
 
     Args:
-        metrics: of the step.
-        step: number of the step.
         last_finite: the last step that was logged with a finite loss; 0: none.
         checkpoint: the step of the newest checkpoint.
     """

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from lattec_jax.models.run_artifacts import ClassWeights
+from lattec_jax.models.run_artifacts import ZeroShotHeads
 from lattec_jax.reporting import health, report_data, results
 from lattec_jax.runtime import distributed, run_directory
 from lattec_jax.runtime.cli import print_next
@@ -36,7 +36,7 @@ class Adapted(NamedTuple):
     """The adapted model and its evaluation, on the host."""
 
     params: Mapping[str, np.ndarray]
-    class_weights: ClassWeights
+    heads: ZeroShotHeads
     scores: tuple[dict[str, Any], dict[str, Any]]  # before and after
     predictions: Int[np.ndarray, " N"]  # for the training images
     report: dict[str, Any]
@@ -47,52 +47,42 @@ def evaluate_adapted(run: Run, pretrained: PretrainedFeatures, state: TrainState
     inputs, method, fraction = run.inputs, run.method, run.config.wise_ft
     if fraction not in (None, 1):
         state = wise_ft.average(method, *starting_point(run, pretrained), state, fraction)
-    class_weights = results.class_weights(inputs, method, state)
-    before = results.evaluate_test_scores(inputs, pretrained.test @ pretrained.classes.T)
-    after = results.evaluate(inputs, state.params, class_weights, pretrained.test)
+    heads = results.zero_shot_heads(inputs, method, state)
+    scores = pretrained.test @ pretrained.classes.T
+    before = results.evaluate_scores(scores, inputs.test_labels)
+    after = results.evaluate(inputs, state.params, heads, pretrained.test)
     predictions = after["predictions"]  # for the training images, where no others are evaluated
     if inputs.test:
         predictions = results.predict_training_images(
-            inputs, state.params, class_weights, pretrained.training
+            inputs, state.params, heads, pretrained.training
         )
+    both, template = (pretrained.classes, heads.adapted), run.config.templates[0]
     report = report_data.collect(
-        inputs,
-        method,
-        state,
-        run.config.templates[0],
-        (pretrained.classes, class_weights.adapted),
-        (before, after),
-        predictions,
+        inputs, method, state, template, both, (before, after), predictions
     )
     params = distributed.fetch(state.params)
-    return Adapted(params, class_weights, (before, after), predictions, report)
+    return Adapted(params, heads, (before, after), predictions, report)
 
 
 def write_results(
-    run: Run,
-    pretrained: PretrainedFeatures,
-    trained: Trained,
-    adapted: Adapted,
+    run: Run, pretrained: PretrainedFeatures, trained: Trained, adapted: Adapted
 ) -> dict[str, Any]:
     """Write all files of a finished run, and return the contents of `results.json`.
 
-    The order matters. Model, class vectors and report data come first: a run that is killed writes
+    The order matters. Model, class weights and report data come first: a run that is killed writes
     them again. With `results.json` the run counts as finished. The page comes last: `show_finished`
     makes it from the other files where it is missing.
     """
-    inputs, class_weights = run.inputs, adapted.class_weights
-    results.save_adapted_model(run.directory, inputs, run.method, adapted.params, class_weights)
-    predictions = adapted.predictions
+    inputs, predictions, class_weights = run.inputs, adapted.predictions, adapted.heads.adapted
+    results.save_adapted_model(run.directory, inputs, run.method, adapted.params, adapted.heads)
     content = {
         **results.run_settings(run.config, inputs, run.method),
         "steps": run.steps,
         "batch_size": run.batch_size,
         **results.compare_accuracies(inputs, *adapted.scores),
-        "label_free": results.label_free_metrics(
-            inputs, predictions, pretrained.classes, class_weights
-        ),
+        "label_free": results.label_free_metrics(pretrained.baseline, predictions, class_weights),
         "health": health.health_report(
-            pretrained.baseline, class_weights.adapted, predictions, trained.log
+            pretrained.baseline, class_weights, predictions, trained.log
         ),
         "train_seconds": trained.seconds,
         "images_per_second": trained.images_per_second,
@@ -111,9 +101,6 @@ def show_finished(directory: Path) -> dict[str, Any]:
     """Return the `results.json` of a finished run, and print its table.
 
     A run that was killed before its report page was written gets it now.
-
-    Raises:
-        DataError: the results are damaged.
     """
     path = directory / run_directory.RESULTS
     try:

@@ -53,6 +53,10 @@ class Run:
         """Return whether a checkpoint is saved after a step, whatever signals come."""
         return step % self.config.checkpoint_every == 0 or step == self.steps
 
+    def logs(self, step: int) -> bool:
+        """Return whether the metrics of a step are logged."""
+        return step % self.config.log_every == 0 or self.saves(step)
+
 
 class PretrainedFeatures(NamedTuple):
     """Unit features of the pre-trained model, and the baseline that they give, on the host."""
@@ -95,14 +99,22 @@ def prepare_run(
 
 def encode_pretrained(run: Run) -> PretrainedFeatures:
     """Encode the inputs with the pre-trained model, and free its parameters on the devices."""
-    params = sharding.put(run.mesh, run.inputs.weights.params)
-    classes = run.inputs.extractor.classes(params, run.inputs.prompts)
-    return PretrainedFeatures(
+    inputs, extractor, training = run.inputs, run.inputs.extractor, None
+    params = sharding.put(run.mesh, inputs.weights.params)
+    classes = extractor.classes(params, inputs.prompts)
+    if "pretrained_features" in run.method.requires:
+        pixels = inputs.images.evaluation.pixels
+        training = extractor.images(params, pixels, "features of the pre-trained model")
+    counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.images.ids)
+    baseline = Baseline(
+        inputs.dataset.class_names,
         classes,
-        input_pipeline.frozen_features(run.inputs, run.method, params),
-        results.encode_test_images(run.inputs, params),
-        results.zero_shot_baseline(run.inputs, classes, run.batch_size),
+        inputs.zero_shot.labels,
+        run.batch_size,
+        {kind: counted["found"] / images for kind, counted in counts.items()},
     )
+    test = results.encode_test_images(inputs, params)
+    return PretrainedFeatures(classes, training, test, baseline)
 
 
 def starting_point(run: Run, pretrained: PretrainedFeatures) -> tuple[Params, Any]:

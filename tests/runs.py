@@ -85,7 +85,7 @@ def model_of(directory: Path) -> dict[str, np.ndarray]:
 
 
 def classifier_of(directory: Path) -> dict[str, np.ndarray]:
-    """The saved class vectors of a run."""
+    """The saved class weights of a run."""
     return safetensors.numpy.load_file(directory / "classifier.safetensors")
 
 
@@ -102,7 +102,7 @@ def repeated(directory: Path) -> list[list[tuple[str, float]]]:
 
 
 def assert_equal(one: Path, other: Path) -> None:
-    """Two runs left the same model and class vectors, to the byte, and the same log."""
+    """Two runs left the same model and class weights, to the byte, and the same log."""
     for file in EQUAL:
         assert (one / file).read_bytes() == (other / file).read_bytes(), file
     assert repeated(one) == repeated(other)

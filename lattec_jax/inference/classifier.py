@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
@@ -45,7 +45,7 @@ from lattec_jax.inference.saved_run import copy_run, show_report
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
-from lattec_jax.models.run_artifacts import ClassWeights
+from lattec_jax.models.run_artifacts import ZeroShotHeads
 from lattec_jax.runtime import run_directory, sharding
 from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import ConfigError, DataError
@@ -89,12 +89,12 @@ class Prediction:
 
 
 class Classifier:
-    """An adapted CLIP and its class vectors, compiled for one batch size."""
+    """An adapted CLIP and its class weights, compiled for one batch size."""
 
     def __init__(
         self,
         checkpoint: Checkpoint,
-        vectors: ClassWeights,
+        heads: ZeroShotHeads,
         *,
         pretrained: Checkpoint | None = None,
         dtype: np.dtype = DTYPES["float32"],
@@ -105,9 +105,7 @@ class Classifier:
 
         Args:
             checkpoint: the adapted model, with its class names.
-            vectors: the class vectors.
-            pretrained: the frozen model, required if `vectors` contains class vectors for it.
-            dtype: compute type of the image tower.
+            pretrained: the pre-trained model, required if `heads` has class weights for it.
             mesh: default: all devices, each with a full copy of the model.
             batch_size: number of images that are encoded at once.
         """
@@ -116,17 +114,17 @@ class Classifier:
         mesh = mesh or sharding.make_mesh()
         self.batch_size = round_up(batch_size, mesh.size)
         self._log_logit_scale = float(checkpoint.params["logit_scale"])
-        self._vectors = vectors
+        self._heads = heads
         definition = define(checkpoint.config, dtype=dtype, mesh=mesh)
         self._extractor = FeatureExtractor(definition, checkpoint.preprocess, mesh, self.batch_size)
         self._params = sharding.put(mesh, checkpoint.params)
-        self._frozen_params = None
-        if vectors.frozen is not None:
+        self._pretrained_params = None
+        if heads.pretrained is not None:
             if pretrained is None:
-                raise ConfigError("`pretrained` is missing, which these class vectors need as well")
-            self._frozen_params = sharding.put(mesh, pretrained.params)
+                raise ConfigError("`pretrained` is missing, which these class weights need as well")
+            self._pretrained_params = sharding.put(mesh, pretrained.params)
         self.directory: Path | None = None  # the run that it was loaded from
-        arrays = b"".join(array.tobytes() for array in vectors if array is not None)
+        arrays = b"".join(array.tobytes() for array in heads if array is not None)
         self.identity: dict[str, Any] = {  # all that predictions depend on; JSON values
             "model_sha256": checkpoint.sha256,
             "classifier_sha256": hashlib.sha256(arrays).hexdigest(),
@@ -149,9 +147,9 @@ class Classifier:
             WeightsError: it contains no finished run, or a file is missing or damaged.
         """
         directory = Path(directory)
-        checkpoint, vectors = run_artifacts.load(directory)
+        checkpoint, heads = run_artifacts.load(directory)
         path = directory / run_directory.CONFIG
-        config = load_run_config(path) if path.exists() or vectors.frozen is not None else None
+        config = load_run_config(path) if path.exists() or heads.pretrained is not None else None
         settings: dict[str, Any] = {}
         if config is not None:
             settings = {
@@ -159,9 +157,9 @@ class Classifier:
                 "mesh": sharding.fitting_mesh(config.compute.fsdp),
                 "batch_size": config.compute.eval_batch_size,
             }
-            if vectors.frozen is not None:
+            if heads.pretrained is not None:
                 settings["pretrained"] = run_artifacts.load_pretrained(config, directory)
-        classifier = cls(checkpoint, vectors, **settings)
+        classifier = cls(checkpoint, heads, **settings)
         classifier.directory = directory
         return classifier
 
@@ -253,7 +251,13 @@ class Classifier:
         self, images: Iterable[ImageLike], top_k: int, embeddings: bool, on_error: str
     ) -> Iterator[Prediction]:
         size = 0
-        with closing(self._decode_ahead(images)) as decoded:
+
+        def decode(item: tuple[int, ImageLike]) -> tuple[str | None, Decoded]:
+            position, image = item
+            name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
+            return name, _decode(image, position, self.preprocess)
+
+        with closing(prefetch(decode, enumerate(images), ahead=2 * self.batch_size)) as decoded:
             while batch := list(islice(decoded, self.batch_size)):
                 unreadable = [item for _, item in batch if isinstance(item, UnreadableImage)]
                 if unreadable and on_error == "raise":
@@ -261,30 +265,22 @@ class Classifier:
                 pixels = [item for _, item in batch if isinstance(item, np.ndarray)]
                 results = iter(())
                 if pixels:
-                    size = max(size, min(self.batch_size, _power_of_two(len(pixels))))
+                    # Rounded up to a power of two, so that few batch sizes are ever compiled.
+                    size = max(size, min(self.batch_size, 1 << (len(pixels) - 1).bit_length()))
                     results = zip(*self._score(np.stack(pixels), size), strict=True)
                 for name, item in batch:
                     if isinstance(item, UnreadableImage):
                         yield Prediction(name, (), (), (), error=item.reason)
-                    else:
-                        features, scores = next(results)
-                        yield self._best(name, scores, features if embeddings else None, top_k)
-
-    def _best(
-        self,
-        image: str | None,
-        scores: Float[np.ndarray, " C"],
-        embedding: Float[np.ndarray, " D"] | None,
-        top_k: int,
-    ) -> Prediction:
-        best = np.argsort(-scores, kind="stable")[:top_k]
-        return Prediction(
-            image,
-            tuple(best.tolist()),
-            tuple(self.class_names[c] for c in best),
-            tuple(float(scores[c]) for c in best),
-            None if embedding is None else embedding.copy(),
-        )
+                        continue
+                    features, scores = next(results)
+                    best = np.argsort(-scores, kind="stable")[:top_k]
+                    yield Prediction(
+                        name,
+                        tuple(best.tolist()),
+                        tuple(self.class_names[c] for c in best),
+                        tuple(float(scores[c]) for c in best),
+                        features.copy() if embeddings else None,
+                    )
 
     def _score(
         self, pixels: UInt8[np.ndarray, "N S T 3"], size: int
@@ -297,21 +293,11 @@ class Classifier:
         count = len(pixels)
         padded = np.concatenate([pixels, np.repeat(pixels[:1], size - count, axis=0)])
         features = self._extractor.images(self._params, padded)[:count]
-        frozen = None
-        if self._frozen_params is not None:
-            frozen = self._extractor.images(self._frozen_params, padded)[:count]
-        cosines = self._vectors.cosines(features, frozen)
+        pretrained_features = None
+        if self._pretrained_params is not None:
+            pretrained_features = self._extractor.images(self._pretrained_params, padded)[:count]
+        cosines = self._heads.cosines(features, pretrained_features)
         return features, class_probabilities(cosines, self._log_logit_scale)
-
-    def _decode_ahead(self, images: Iterable[ImageLike]) -> Generator[tuple[str | None, Decoded]]:
-        """Yield the name and the evaluation pixels of each image, in order."""
-
-        def decode(item: tuple[int, ImageLike]) -> tuple[str | None, Decoded]:
-            position, image = item
-            name = os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
-            return name, _decode(image, position, self.preprocess)
-
-        return prefetch(decode, enumerate(images), ahead=2 * self.batch_size)
 
 
 def _decode(item: ImageLike, position: int, preprocess: Preprocess) -> Decoded:
@@ -326,8 +312,3 @@ def _decode(item: ImageLike, position: int, preprocess: Preprocess) -> Decoded:
             return preprocess.pixels(image)
     except UnreadableImage as error:
         return error
-
-
-def _power_of_two(count: int) -> int:
-    """Round up to a power of two, so that few batch sizes are ever compiled."""
-    return 1 << (count - 1).bit_length()

@@ -36,10 +36,7 @@ def make_feature_extractor(config: ConfigDict, weights: Checkpoint, mesh: Mesh) 
 class FeatureExtractor:
     """Both towers of a model, jitted, for any number of images and texts.
 
-    Args:
-        definition: see `lattec_jax.models.clip.define`.
-        preprocess: gives the mean and standard deviation of the input.
-        batch_size: images or texts per call; rounded up to a multiple of the number of devices.
+    The batch size, in images or texts, is rounded up to a multiple of the number of devices.
     """
 
     def __init__(
@@ -61,7 +58,7 @@ class FeatureExtractor:
         return self._encode(self._texts, params, tokens, None)
 
     def classes(self, params: Params, prompts: ClassPrompts) -> Float[np.ndarray, "C D"]:
-        """Return the class vectors of the zero-shot classifier: for each class the normalized mean
+        """Return the class weights of the zero-shot classifier: for each class the normalized mean
         of the unit features of its descriptions.
 
         Source: open_clip 3.3, `zero_shot_classifier.build_zero_shot_classifier`.

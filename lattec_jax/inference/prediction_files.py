@@ -54,9 +54,7 @@ def line(
         kind: one of `FORMATS`. A table has no line for an unreadable image.
         image: its path. If it is not UTF-8, JSON contains the result of Python's `os.fsdecode`,
             escaped, and CSV the bytes themselves.
-        classes: names of the k best classes; empty for an unreadable image.
-        labels: indices of these classes.
-        scores: of these classes.
+        classes, labels, scores: of the k best classes; empty for an unreadable image.
         error: why the image cannot be read.
         top: k.
         width: of the names in a table.
@@ -97,20 +95,11 @@ def _csv_row(cells: Sequence[Any]) -> bytes:
 
 
 class PredictionFile:
-    """A file to append predictions to. Opening it drops an incomplete last line.
-
-    Attributes:
-        done: images that have a line already.
-        failed: number of these lines that are errors.
-    """
+    """A file to append predictions to. Opening it drops an incomplete last line."""
 
     def __init__(self, path: Path, kind: str, top: int, settings: Mapping[str, Any]) -> None:
-        """Open and lock the file.
-
-        Args:
-            kind: "jsonl" or "csv".
-            top: classes per line.
-            settings: all that predictions depend on; JSON values.
+        """Open and lock the file, "jsonl" or "csv", with `top` classes per line. The settings are
+        all that predictions depend on; JSON values.
 
         Raises:
             ConfigError: the file has other settings, or none.
@@ -123,8 +112,8 @@ class PredictionFile:
             self._file = open(path, "a+b", buffering=0)  # noqa: SIM115
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror}") from error
-        self.done: set[str] = set()
-        self.failed = 0
+        self.done: set[str] = set()  # images that have a line already
+        self.failed = 0  # number of these lines that are errors
         try:
             self._lock()
             self._read()
@@ -207,11 +196,7 @@ class PredictionFile:
         )
 
     def append(self, lines: bytes) -> None:
-        """Write lines, which then survive a kill of the process.
-
-        Raises:
-            DataError: they cannot be written, for example on a full disk.
-        """
+        """Write lines, which then survive a kill of the process; DataError on a full disk."""
         try:
             while lines:
                 lines = lines[self._file.write(lines) :]
@@ -230,11 +215,7 @@ class PredictionFile:
 
 def _records(path: Path, kind: str) -> Iterator[bytes]:
     """Iterate over the complete records of a file. In CSV, a record may contain quoted line breaks.
-
-    Raises:
-        ValueError: a record is longer than `MAX_LINE_BYTES`.
-        OSError: it cannot be read, or is not a regular file.
-    """
+    Raises OSError if it cannot be read, ValueError if a record is too long."""
     record, quotes = bytearray(), 0
     with open_regular(path) as file:
         for part in bounded_lines(file):
@@ -248,11 +229,7 @@ def _records(path: Path, kind: str) -> Iterator[bytes]:
 
 
 def read_list(path: Path) -> list[str]:
-    """Read a list of paths, one per line, or separated by NUL as from `find -print0`.
-
-    Raises:
-        DataError: it cannot be read or lists nothing.
-    """
+    """Read a list of paths, one per line, or separated by NUL as from `find -print0`."""
     try:
         with open(path, "rb") as file:  # also a pipe, such as <(find ...) in a shell
             content = file.read(MAX_FILE_BYTES + 1)

@@ -15,11 +15,7 @@ Maker = Callable[[ConfigDict], Method]
 
 
 def collect(path: Iterable[str], prefix: str) -> dict[str, Maker]:
-    """The `METHODS` of all modules in the folders `path`, whose names begin with `prefix`.
-
-    Raises:
-        ImportError: two modules define a method of one name.
-    """
+    """The `METHODS` of all modules in the folders `path`, whose names begin with `prefix`."""
     found: dict[str, Maker] = {}
     for module in pkgutil.iter_modules(path, prefix):
         own = getattr(import_module(module.name), "METHODS", {})
@@ -36,10 +32,6 @@ METHODS = collect(__path__, f"{__name__}.")
 
 
 def make_method(config: ConfigDict) -> Method:
-    """The method that `config` (the section `config.method`) describes.
-
-    Raises:
-        ConfigError: an unknown method.
-    """
+    """The method that `config` (the section `config.method`) describes."""
     check_choice("method.name", config.name, tuple(METHODS))
     return METHODS[config.name](config)

@@ -19,8 +19,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 State = Any  # a pytree of arrays, such as the prototypes
-ClassVectors = Float[Array, "C D"] | Float[np.ndarray, "C D"]  # NumPy's outside of a step
-EncodeClasses = Callable[[], ClassVectors]
+ClassWeights = Float[Array, "C D"] | Float[np.ndarray, "C D"]  # NumPy's outside of a step
+EncodeClasses = Callable[[], ClassWeights]
 T = TypeVar("T")
 
 
@@ -48,36 +48,26 @@ class Features(NamedTuple):
     present: Bool[Array, "B K"]  # False where an image has no text of a kind
     logit_scale: Float[Array, ""]
     classes: Float[Array, "C D"] | None = None  # where the method `encodes_all_classes`
-    frozen: Float[Array, "B D"] | None = None  # of the pre-trained model, where required
+    pretrained_features: Float[Array, "B D"] | None = None  # of the images, where required
 
 
 class Method:
-    """A way to adapt CLIP.
+    """A way to adapt CLIP."""
 
-    Attributes:
-        name: as in `config.method.name`.
-        trains: False: the pre-trained model is evaluated as it is.
-        requires: what must exist before training, of "zero_shot" (pseudo-labels), "descriptions",
-            "labels" (true ones) and "frozen_features" (of the training images by the pre-trained
-            model).
-        description_kinds: of generated text that `loss` gets features of.
-        redrawn_kinds: those of them whose text is drawn again at every step, from all images with
-            the same zero-shot label.
-        augments: False: train on the pixels of evaluation instead of augmented crops.
-        class_text: whether the class-descriptions are among the texts that the model learns from.
-        encodes_all_classes: True: `loss` gets the features of all classes, with their gradient.
-        predicted_label: the index, among the J labels of an image, of the class that the current
-            model predicts; None: none of them is a prediction.
-    """
-
-    name: str
-    trains: bool = True
+    name: str  # as in `config.method.name`
+    trains: bool = True  # False: the pre-trained model is evaluated as it is
+    # What must exist before training, of "zero_shot" (pseudo-labels), "descriptions", "labels"
+    # (true ones) and "pretrained_features" (of the training images).
     requires: frozenset[str] = frozenset()
-    description_kinds: tuple[str, ...] = ()
+    description_kinds: tuple[str, ...] = ()  # of generated text that `loss` gets features of
+    # Those of them whose text is drawn again at every step, from all images with the same
+    # zero-shot label.
     redrawn_kinds: tuple[str, ...] = ()
-    augments: bool = True
-    class_text: bool = True
-    encodes_all_classes: bool = False
+    augments: bool = True  # False: train on the pixels of evaluation instead of augmented crops
+    class_text: bool = True  # whether the model learns from the class-descriptions too
+    encodes_all_classes: bool = False  # True: `loss` gets the features of all, with their gradient
+    # The index, among the J labels of an image, of the class that the current model predicts; None:
+    # none of them is a prediction.
     predicted_label: int | None = None
 
     def settings(self) -> dict[str, Any]:
@@ -90,22 +80,18 @@ class Method:
         return True
 
     def init(self, class_features: Float[Array, "C D"], num_images: int) -> State:
-        """Return the method's state at step 0.
+        """Return the method's state at step 0, for N images in the training set.
 
-        Args:
-            class_features: the zero-shot head of the model that training starts from: the
-                pre-trained one, or that of `config.init`.
-            num_images: N, in the training set.
+        `class_features` is the zero-shot head of the model that training starts from: the
+        pre-trained one, or that of `config.init`.
         """
         return ()
 
-    def class_weights(self, state: State, encode_classes: EncodeClasses) -> ClassVectors:
+    def class_weights(self, state: State, encode_classes: EncodeClasses) -> ClassWeights:
         """Return the unit vector of each class; by default the current text features.
 
-        Args:
-            state: of the method.
-            encode_classes: encodes the class-descriptions: inside of a step those of the first
-                template, for results the ensemble.
+        `encode_classes` encodes the class-descriptions: inside of a step those of the first
+        template, for results the ensemble.
         """
         return encode_classes()
 
@@ -133,27 +119,20 @@ class Method:
 
 
 class PrototypeMethod(Method):
-    """A method whose state has a unit vector for each class, by which it also predicts.
+    """A method whose state has a unit vector for each class, by which it also predicts. The log and
+    the report show how these vectors move, and WiSE-FT averages them."""
 
-    The log and the report show how these vectors move, and WiSE-FT averages them.
-    """
-
-    def prototypes(self, state: State) -> ClassVectors:
-        """Return the unit vectors of the classes."""
+    def prototypes(self, state: State) -> ClassWeights:
+        """Return the unit vector of each class."""
         raise NotImplementedError
 
-    def class_weights(self, state: State, encode_classes: EncodeClasses) -> ClassVectors:
+    def class_weights(self, state: State, encode_classes: EncodeClasses) -> ClassWeights:
         """Return the prototypes."""
         return self.prototypes(state)
 
     def start_from(self, state: State, prototypes: Float[Array, "C D"]) -> State:
-        """Return the state at step 0 where `config.init` has prototypes; by default they are not
-        used.
-
-        Args:
-            state: as `init` returned it.
-            prototypes: of the run that `config.init` names.
-        """
+        """Return the state at step 0, from that of `init`, where `config.init` names a run with
+        prototypes; by default they are not used."""
         return state
 
     def average(self, before: State, after: State, fraction: float) -> State:
@@ -173,7 +152,7 @@ class TrainingSetFeatures(NamedTuple):
 
     images: Callable[[], Float[np.ndarray, "N D"]]
     classes: Callable[[], Float[np.ndarray, "C D"]]  # the ensemble of all templates
-    frozen: Float[np.ndarray, "N D"] | None  # image features of the pre-trained model
+    pretrained_features: Float[np.ndarray, "N D"] | None  # image features of the pre-trained model
 
 
 class EpochMethod(Method):
@@ -196,14 +175,12 @@ class EpochMethod(Method):
         """Return whether a batch with these labels changes parameters and optimizer state."""
         raise NotImplementedError
 
-    def frozen_class_weights(
+    def pretrained_class_weights(
         self, state: State, encode_first: EncodeClasses
-    ) -> ClassVectors | None:
+    ) -> ClassWeights | None:
         """Return unit vectors for the pre-trained model's image features; the prediction is then
         the mean of both cosines. None: the adapted model predicts alone.
 
-        Args:
-            state: of the method.
-            encode_first: encodes the class-descriptions of the first template.
+        `encode_first` encodes the class-descriptions of the first template.
         """
         return None

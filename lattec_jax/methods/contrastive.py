@@ -22,9 +22,8 @@ def info_nce(
     computed block by block, each of some images and all texts, and again for the gradient.
 
     Args:
-        images: image features, unit vectors.
-        texts: the features to match; not normalized here (Eq. 2 leaves them as they are mixed).
-        logit_scale: the factor of the cosines in the logits.
+        images: unit vectors.
+        texts: not normalized here (Eq. 2 leaves them as they are mixed).
         max_logits: maximum size of the logits of a block.
     """
     count = images.shape[0]
@@ -48,7 +47,7 @@ def info_nce(
     # so that each device has its part of every block already.
     split = [x.reshape(-1, blocks, *x.shape[1:]).swapaxes(0, 1) for x in (padded, valid)]
     over_texts, over_images = jax.lax.map(
-        lambda piece: jax.checkpoint(block, prevent_cse=False)(*piece), split
+        lambda arrays: jax.checkpoint(block, prevent_cse=False)(*arrays), split
     )  # [blocks, R], [blocks, B]
     image_to_text = over_texts.swapaxes(0, 1).reshape(-1)[:count]
     text_to_image = jax.nn.logsumexp(over_images, axis=0)

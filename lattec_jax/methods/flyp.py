@@ -69,8 +69,7 @@ class FLYP(Method):
 
 
 def from_config(config: ConfigDict, oracle: bool) -> FLYP:
-    pseudo_labels = config.flyp.pseudo_labels
-    return FLYP(oracle=oracle, pseudo_labels=pseudo_labels, loss_reduction=config.loss_reduction)
+    return FLYP(oracle, config.flyp.pseudo_labels, config.loss_reduction)
 
 
 METHODS = {

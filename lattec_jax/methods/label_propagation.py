@@ -13,16 +13,12 @@ import scipy.sparse
 from jaxtyping import Float, Int
 
 BLOCK = 2**24  # cosines that are held at once
-GROUP = 64  # cosines of which only the largest is looked at first
+CHUNK = 64  # cosines of which only the largest is looked at first
 
 
 def class_directions(classes: Float[np.ndarray, "C D"], cut: int) -> Float[np.ndarray, "D R"]:
-    """U₁: the left singular vectors of the class embeddings without the first, which they share.
-
-    Args:
-        classes: their unit vectors.
-        cut: singular vectors beyond this many are dropped.
-    """
+    """U₁: the left singular vectors of the class embeddings without the first, which they share,
+    and without those beyond `cut`."""
     return np.linalg.svd(classes.T.astype(np.float32), full_matrices=False)[0][:, 1:cut]
 
 
@@ -42,7 +38,7 @@ def nearest(
 ) -> tuple[Int[np.ndarray, "N k"], Float[np.ndarray, "N k"]]:
     """The k other points of largest cosine to each, in no order, and these cosines.
 
-    Block by block of rows. A row's cosines are cut into groups; the k groups with the largest
+    Block by block of rows. A row's cosines are cut into chunks; the k chunks with the largest
     maxima hold the k largest cosines, so most entries are seen by one fast maximum only.
 
     Args:
@@ -50,8 +46,8 @@ def nearest(
         k: below N.
     """
     count = len(points)
-    groups = -(-count // GROUP)
-    padded = np.zeros((groups * GROUP, points.shape[1]), points.dtype)
+    chunks = -(-count // CHUNK)
+    padded = np.zeros((chunks * CHUNK, points.shape[1]), points.dtype)
     padded[:count] = points
     indices = np.empty((count, k), np.int32)
     cosines = np.empty((count, k), points.dtype)
@@ -60,15 +56,14 @@ def nearest(
         block = padded[start : min(start + rows, count)] @ padded.T  # [b, N padded]
         block[:, count:] = -np.inf
         block[np.arange(len(block)), np.arange(start, start + len(block))] = -np.inf
-        if groups > k:
-            # [b, N padded] -> [b, GROUP, groups]: group g holds the columns g, g + groups, ...
-            maxima = block.reshape(len(block), GROUP, groups).max(axis=1)
+        if chunks > k:
+            # [b, N padded] -> [b, CHUNK, chunks]: chunk c holds the columns c, c + chunks, ...
+            maxima = block.reshape(len(block), CHUNK, chunks).max(axis=1)
             best = _largest(maxima, k)
-            columns = best[:, :, None] + np.arange(GROUP) * groups  # [b, k, GROUP]
+            columns = best[:, :, None] + np.arange(CHUNK) * chunks  # [b, k, CHUNK]
             columns = columns.reshape(len(block), -1)
             candidates = np.take_along_axis(block, columns, axis=1)
-            places = _largest(candidates, k)
-            found = np.take_along_axis(columns, places, axis=1)
+            found = np.take_along_axis(columns, _largest(candidates, k), axis=1)
         else:
             found = _largest(block, k)
         indices[start : start + len(block)] = found
@@ -115,49 +110,43 @@ def diffuse(
     Args:
         graph: W, symmetric with eigenvalues of at most 1.
         seeds: the right-hand sides y.
-        diffusion: below 1, so that the matrix is positive definite.
+        diffusion: below 1, so that A = I − diffusion · W is positive definite.
         iterations: at most.
         tolerance: of the residual's length, relative to that of y.
     """
-    solution = np.zeros_like(seeds)
-    residual, search = seeds.copy(), seeds.copy()
-    square = np.einsum("nc,nc->c", residual, residual)
-    enough = tolerance**2 * square
+    solution = np.zeros_like(seeds)  # x
+    residual, direction = seeds.copy(), seeds.copy()  # y − A x, and where x is searched next
+    squares = np.einsum("nc,nc->c", residual, residual)  # of the residuals' lengths
+    targets = tolerance**2 * squares
     for _ in range(iterations):
-        going = square > enough
-        if not going.any():
+        active = squares > targets
+        if not active.any():
             break
-        image = search - diffusion * (graph @ search)
-        curvature = np.einsum("nc,nc->c", search, image)
-        step = np.divide(square, curvature, out=np.zeros_like(square), where=going)
-        solution += step * search
-        residual -= step * image
-        following = np.einsum("nc,nc->c", residual, residual)
-        search *= np.divide(following, square, out=np.ones_like(square), where=going)
-        search += going * residual
-        square = following
+        mapped = direction - diffusion * (graph @ direction)  # A · direction
+        curvature = np.einsum("nc,nc->c", direction, mapped)
+        step = np.divide(squares, curvature, out=np.zeros_like(squares), where=active)
+        solution += step * direction
+        residual -= step * mapped
+        new_squares = np.einsum("nc,nc->c", residual, residual)
+        direction *= np.divide(new_squares, squares, out=np.ones_like(squares), where=active)
+        direction += active * residual
+        squares = new_squares
     return solution
 
 
 def propagate(
     texts: Float[np.ndarray, "C D"],
     images: Float[np.ndarray, "n D"],
-    directions: Float[np.ndarray, "D R"],
+    cut_dim: int,
     neighbors: int,
     diffusion: float,
     iterations: int,
     tolerance: float,
 ) -> Int[np.ndarray, " N"]:
-    """The class of every node, texts first, by what the texts send through the graph.
-
-    Args:
-        texts: unit vectors; the seed of each class.
-        images: unit vectors.
-        directions: of `class_directions`.
-        neighbors: of each node in the graph.
-        diffusion, iterations, tolerance: of `diffuse`.
+    """The class of every node, texts first, by what the texts, the seeds of their classes, send
+    through the graph. Texts and images are unit vectors; `config.method.reclip` explains the rest.
     """
-    points = project(np.concatenate([texts, images]), directions)
+    points = project(np.concatenate([texts, images]), class_directions(texts, cut_dim))
     seeds = np.zeros((len(points), len(texts)))
     np.fill_diagonal(seeds, 1.0)
     graph = affinity_graph(points, neighbors)

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
-from lattec_jax.methods.base import ClassVectors, Features, PrototypeMethod, Targets, required
+from lattec_jax.methods.base import ClassWeights, Features, PrototypeMethod, Targets, required
 from lattec_jax.methods.contrastive import info_nce
 from lattec_jax.models.clip import normalize
 
@@ -63,13 +63,8 @@ def mix_texts(
 ) -> Float[Array, "B D"]:
     """Eq. (2): `t̄ = (1−α) · Σ wᵢ g(Tᵢ) / Σ wᵢ + α · p_c`, not normalized again.
 
-    No gradient flows through the prototypes. An image whose weights are all zero (no text at all)
-    keeps its prototype.
-
-    Args:
-        texts: features of the T texts of each image.
-        weights: of Eq. (1), zero where a text is missing.
-        prototypes: of each image's pseudo-label.
+    No gradient flows through the prototypes. A weight is zero where a text is missing; an image
+    without any text keeps the prototype of its pseudo-label.
     """
     prototypes = jax.lax.stop_gradient(prototypes)
     total = weights.sum(axis=1, keepdims=True)  # [B, 1]
@@ -77,15 +72,6 @@ def mix_texts(
     mean = jnp.einsum("bt,btd->bd", fraction, texts)
     mean = jnp.where(total > 0, mean, prototypes)
     return (1 - alpha) * mean + alpha * prototypes
-
-
-def class_means(
-    texts: Float[Array, "B D"], labels: Int[Array, " B"], classes: int
-) -> tuple[Float[Array, "C D"], Bool[Array, "C 1"]]:
-    """The mean text of each class in the batch, and which classes are there."""
-    sums = jax.ops.segment_sum(texts, labels, num_segments=classes)
-    counts = jax.ops.segment_sum(jnp.ones_like(texts[:, :1]), labels, num_segments=classes)
-    return sums / jnp.maximum(counts, 1), counts > 0
 
 
 def move_prototypes(
@@ -99,9 +85,12 @@ def move_prototypes(
     The paper's formula has no normalization; the released code normalizes, as here: a prototype is
     a unit vector, like the features that it is compared with.
     """
-    means, there = class_means(texts, labels, prototypes.shape[0])
+    classes = prototypes.shape[0]
+    sums = jax.ops.segment_sum(texts, labels, num_segments=classes)  # [C, D]
+    counts = jax.ops.segment_sum(jnp.ones_like(texts[:, :1]), labels, num_segments=classes)
+    means = sums / jnp.maximum(counts, 1)  # [C, 1] texts of each class in the batch
     moved = normalize((1 - momentum) * means + momentum * prototypes)
-    return jnp.where(there, moved, prototypes)
+    return jnp.where(counts > 0, moved, prototypes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,7 +133,7 @@ class LatteCLIP(PrototypeMethod):
         """Continue with the prototypes of another run."""
         return Prototypes(prototypes, prototypes)
 
-    def prototypes(self, state: Prototypes) -> ClassVectors:
+    def prototypes(self, state: Prototypes) -> ClassWeights:
         """Inference is `argmax_c f(x)·p_c`."""
         return state.current
 

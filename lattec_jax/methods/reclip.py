@@ -25,10 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
 from lattec_jax.methods.base import (
-    ClassVectors,
+    ClassWeights,
     EncodeClasses,
     EpochMethod,
     Features,
@@ -37,15 +36,15 @@ from lattec_jax.methods.base import (
     TrainingSetFeatures,
     required,
 )
-from lattec_jax.methods.label_propagation import centroids, class_directions, propagate
+from lattec_jax.methods.label_propagation import centroids, propagate
 from lattec_jax.models.clip import normalize
 
 
 class Copies(NamedTuple):
     """The state: what both copies have beside the parameters."""
 
-    texts: ClassVectors  # class embeddings of the pre-trained model, V's seeds
-    class_weights: ClassVectors  # V's
+    texts: ClassWeights  # class embeddings of the pre-trained model, V's seeds
+    class_weights: ClassWeights  # V's
     # Of T and of V for every training image; NumPy's outside of a step.
     labels: Int[Array, "2 N"] | Int[np.ndarray, "2 N"]
 
@@ -71,7 +70,7 @@ class ReCLIP(PrototypeMethod, EpochMethod):
     images_per_epoch: int = 5000
 
     name = "reclip"
-    requires = frozenset({"frozen_features"})
+    requires = frozenset({"pretrained_features"})
     augments = False
     encodes_all_classes = True
     predicted_label = 1  # V's, which follow the model from epoch to epoch
@@ -99,8 +98,10 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         texts and its images the current features; each is projected by its own seeds.
         """
         texts, current = np.asarray(state.texts), features.images()
-        of_t = self._propagate(features.classes(), required(features.frozen, "frozen"))
-        of_v = self._propagate(texts, current)
+        pretrained = required(features.pretrained_features, "pretrained_features")
+        settings = (self.cut_dim, self.neighbors, self.diffusion, self.iterations, self.tolerance)
+        of_t = propagate(features.classes(), pretrained, *settings)
+        of_v = propagate(texts, current, *settings)
         nodes = np.concatenate([texts, current])
         return Copies(
             texts,
@@ -108,11 +109,11 @@ class ReCLIP(PrototypeMethod, EpochMethod):
             np.stack([of_t[len(texts) :], of_v[len(texts) :]]),
         )
 
-    def prototypes(self, state: Copies) -> ClassVectors:
+    def prototypes(self, state: Copies) -> ClassWeights:
         """V's classifier."""
         return state.class_weights
 
-    def frozen_class_weights(self, state: Copies, encode_first: EncodeClasses) -> ClassVectors:
+    def pretrained_class_weights(self, state: Copies, encode_first: EncodeClasses) -> ClassWeights:
         """T's: the current texts, of the first template as in training."""
         return encode_first()
 
@@ -135,8 +136,9 @@ class ReCLIP(PrototypeMethod, EpochMethod):
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
         """The sum of both copies' cross-entropies; neither has a parameter of the other."""
         agree = labels[0] == labels[1]
-        frozen, classes = required(features.frozen, "frozen"), required(features.classes, "classes")
-        logits_t = features.logit_scale * frozen @ classes.T
+        pretrained = required(features.pretrained_features, "pretrained_features")
+        classes = required(features.classes, "classes")
+        logits_t = features.logit_scale * pretrained @ classes.T
         logits_v = features.logit_scale * features.images @ state.class_weights.T
         of_t = agreeing_cross_entropy(logits_t, labels[0], agree)
         of_v = agreeing_cross_entropy(logits_v, labels[1], agree)
@@ -158,23 +160,5 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         mean = (1 - fraction) * before.class_weights + fraction * after.class_weights
         return after._replace(class_weights=normalize(jnp.asarray(mean)))
 
-    def _propagate(
-        self, texts: Float[np.ndarray, "C D"], images: Float[np.ndarray, "N D"]
-    ) -> Int[np.ndarray, " C+N"]:
-        return propagate(
-            texts,
-            images,
-            class_directions(texts, self.cut_dim),
-            self.neighbors,
-            self.diffusion,
-            self.iterations,
-            self.tolerance,
-        )
 
-
-def from_config(config: ConfigDict) -> ReCLIP:
-    """The method by the section `config.method`."""
-    return ReCLIP(**config.reclip)
-
-
-METHODS = {"reclip": from_config}
+METHODS = {"reclip": lambda config: ReCLIP(**config.reclip)}

@@ -4,7 +4,7 @@ Inside a tower the tokens of all sequences are packed into one matrix `[T, W]` (
 texts of several lengths share every layer that treats tokens one by one. Only attention unpacks
 them.
 
-In shapes, a leading underscore marks a dimension that differs between the groups of a list.
+In shapes, a leading underscore marks a dimension that differs between the buckets of a list.
 
 Source: open_clip 3.3, `open_clip/transformer.py`.
 """
@@ -29,29 +29,25 @@ ShardingConstraint = Callable[[jax.Array], jax.Array]
 
 
 class Packing(NamedTuple):
-    """The layout of groups of sequences, each group of one length, in one matrix of tokens.
+    """The layout of buckets of sequences, those of a bucket of one length, in one matrix of tokens.
 
-    Two groups of 4 sequences `a b c d` and 2 sequences `E F`, on two devices:
+    Two buckets of 4 sequences `a b c d` and 2 sequences `E F`, on two devices:
 
         device 0: a a a b b b E E E E E    device 1: c c c d d d F F F F F
 
-    Every device holds an equal part of each group, so that packing and unpacking move no data
+    Every device holds an equal part of each bucket, so that packing and unpacking move no data
     between devices.
-
-    Attributes:
-        shapes: number and length of the sequences of each group.
-        num_devices: a divisor of every number of sequences.
     """
 
-    shapes: tuple[tuple[int, int], ...]
-    num_devices: int
+    shapes: tuple[tuple[int, int], ...]  # number and length of the sequences of each bucket
+    num_devices: int  # a divisor of every number of sequences
 
-    def pack(self, groups: Sequence[Float[Array, "_N _L W"]]) -> Float[Array, "T W"]:
-        """Concatenate the tokens of all groups, device by device."""
-        width = groups[0].shape[2]
-        # [N, L, W] -> [devices, N / devices · L, W]: the first dimension of a group is split over
+    def pack(self, buckets: Sequence[Float[Array, "_N _L W"]]) -> Float[Array, "T W"]:
+        """Concatenate the tokens of all buckets, device by device."""
+        width = buckets[0].shape[2]
+        # [N, L, W] -> [devices, N / devices · L, W]: the first dimension of a bucket is split over
         # the devices, so this reshape is local to each.
-        parts = [x.reshape(self.num_devices, -1, width) for x in groups]
+        parts = [x.reshape(self.num_devices, -1, width) for x in buckets]
         # [devices, T / devices, W] -> [T, W]
         return jnp.concatenate(parts, axis=1).reshape(-1, width)
 
@@ -59,7 +55,7 @@ class Packing(NamedTuple):
         """Invert `pack`."""
         width = tokens.shape[1]
         ends = np.cumsum([count // self.num_devices * length for count, length in self.shapes])
-        # [T, W] -> [devices, T / devices, W] -> of each group [devices, N / devices · L, W]
+        # [T, W] -> [devices, T / devices, W] -> of each bucket [devices, N / devices · L, W]
         parts = jnp.split(tokens.reshape(self.num_devices, -1, width), ends[:-1], axis=1)
         # -> [N, L, W]
         return [part.reshape(*shape, width) for part, shape in zip(parts, self.shapes, strict=True)]
@@ -72,11 +68,11 @@ class Packing(NamedTuple):
         self, tokens: Float[Array, "T W"], positions: Sequence[Int[Array, " _N"]]
     ) -> Float[Array, "S W"]:
         """Return the token at one position of each of the S sequences (`one_per_sequence`)."""
-        groups = zip(self.unpack(tokens), positions, strict=True)
+        pooled = zip(self.unpack(tokens), positions, strict=True)
         # take_along_axis: for `x[jnp.arange(N), position]` the partitioner would gather all
         # sequences on every device. [N, L, W] -> [N, 1, W]
         return self.one_per_sequence().pack(
-            [jnp.take_along_axis(x, position[:, None, None], axis=1) for x, position in groups]
+            [jnp.take_along_axis(x, position[:, None, None], axis=1) for x, position in pooled]
         )
 
 
@@ -137,6 +133,14 @@ def flash_attention(
     return attended[:, :length]
 
 
+def linear(
+    inputs: int, outputs: int, std: float, dtype: DTypeLike, rngs: nnx.Rngs, use_bias: bool = True
+) -> nnx.Linear:
+    """Return a layer whose kernel starts with this standard deviation."""
+    init = nnx.initializers.normal(std)
+    return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
 class Attention(nnx.Module):
     """Multi-head self-attention with one fused projection for queries, keys and values.
 
@@ -151,31 +155,22 @@ class Attention(nnx.Module):
         mesh: Mesh | None,
         rngs: nnx.Rngs,
     ):
-        width = config.width
-        out_std = width**-0.5 * (2 * config.layers) ** -0.5
+        width, std = config.width, config.width**-0.5
         self.heads, self.causal = config.heads, causal
         self.flash = dtype == jnp.bfloat16 and has_flash_attention(mesh, width // config.heads)
-        self.qkv = nnx.Linear(
-            width,
-            3 * width,
-            dtype=dtype,
-            kernel_init=nnx.initializers.normal(width**-0.5),
-            rngs=rngs,
-        )
-        self.out = nnx.Linear(
-            width, width, dtype=dtype, kernel_init=nnx.initializers.normal(out_std), rngs=rngs
-        )
+        self.qkv = linear(width, 3 * width, std, dtype, rngs)
+        self.out = linear(width, width, std * (2 * config.layers) ** -0.5, dtype, rngs)
 
     def __call__(
         self, x: Float[Array, "T W"], packing: Packing, constrain: ShardingConstraint
     ) -> Float[Array, "T W"]:
-        # [T, W] -> [T, 3W] -> of each group [N, L, 3W]
-        groups = packing.unpack(constrain(self.qkv(x)))
+        # [T, W] -> [T, 3W] -> of each bucket [N, L, 3W]
+        buckets = packing.unpack(constrain(self.qkv(x)))
         # The attention weights [N, H, L, L] are recomputed in the backward pass; flash attention
         # never stores them.
         attend = self._attend if self.flash else jax.checkpoint(self._attend)
-        # of each group [N, L, W] -> [T, W]
-        return self.out(constrain(packing.pack([attend(qkv) for qkv in groups])))
+        # of each bucket [N, L, W] -> [T, W]
+        return self.out(constrain(packing.pack([attend(qkv) for qkv in buckets])))
 
     def pool(
         self,
@@ -193,12 +188,12 @@ class Attention(nnx.Module):
         # [W, 3W] and [3W]: queries first, then keys and values.
         kernel, bias = (p[...].astype(x.dtype) for p in (self.qkv.kernel, self.qkv.bias))
         one_token = packing.one_per_sequence()
-        # [S, W], and [T, 2W] -> of each group [N, L, 2W]
+        # [S, W], and [T, 2W] -> of each bucket [N, L, 2W]
         queries = constrain(packing.select(x, positions) @ kernel[:, :width] + bias[:width])
         keys_values = packing.unpack(constrain(x @ kernel[:, width:] + bias[width:]))
-        # [S, W] -> of each group [N, 1, W]
-        groups = zip(one_token.unpack(queries), keys_values, positions, strict=True)
-        attended = [self._attend_one(*group) for group in groups]
+        # [S, W] -> of each bucket [N, 1, W]
+        pooled = zip(one_token.unpack(queries), keys_values, positions, strict=True)
+        attended = [self._attend_one(*bucket) for bucket in pooled]
         return self.out(constrain(one_token.pack(attended)))
 
     def _attend_one(
@@ -220,10 +215,8 @@ class Attention(nnx.Module):
         # indices a sum of three arrays that are mostly zero.
         by_head = map(self._split_heads, jnp.split(qkv, 3, axis=2))
         attention = flash_attention if self.flash else jax.nn.dot_product_attention
-        count, length, width = qkv.shape
         # [N, L, H, D] -> [N, L, W]
-        attended = attention(*by_head, is_causal=self.causal)
-        return attended.reshape(count, length, width // 3)
+        return attention(*by_head, is_causal=self.causal).reshape(*qkv.shape[:2], -1)
 
     def _split_heads(self, x: Float[Array, "N L W"]) -> Float[Array, "N L H D"]:
         count, length, width = x.shape

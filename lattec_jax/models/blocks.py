@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from lattec_jax.models.attention import Attention, Packing, ShardingConstraint
+from lattec_jax.models.attention import Attention, Packing, ShardingConstraint, linear
 from lattec_jax.models.config import TextConfig, VisionConfig
 
 Activation = Callable[[jax.Array], jax.Array]
@@ -125,20 +125,11 @@ class MLP(nnx.Module):
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        width = config.width
-        hidden = int(width * config.mlp_ratio)
-        out_std = width**-0.5 * (2 * config.layers) ** -0.5
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
         self.activation = activation
-        self.fc = nnx.Linear(
-            width,
-            hidden,
-            dtype=dtype,
-            kernel_init=nnx.initializers.normal((2 * width) ** -0.5),
-            rngs=rngs,
-        )
-        self.proj = nnx.Linear(
-            hidden, width, dtype=dtype, kernel_init=nnx.initializers.normal(out_std), rngs=rngs
-        )
+        self.fc = linear(width, hidden, (2 * width) ** -0.5, dtype, rngs)
+        out_std = width**-0.5 * (2 * config.layers) ** -0.5
+        self.proj = linear(hidden, width, out_std, dtype, rngs)
 
     def __call__(
         self, x: Float[Array, "T W"], constrain: ShardingConstraint
@@ -212,11 +203,9 @@ def run_blocks(
 
     Args:
         remat: recompute each block in the backward pass instead of storing its activations.
-        pool_positions: the position of the pooled token of each sequence; None: no token is pooled.
-
-    Returns:
-        All tokens `[T, W]`, or the pooled ones `[S, W]` (`packing.one_per_sequence()`): then the
-        last block computes no others.
+        pool_positions: the position of the pooled token of each sequence, of which `[S, W]` are
+            returned (`packing.one_per_sequence()`): then the last block computes no others. None:
+            all tokens `[T, W]` are returned.
     """
 
     def run(block: Block, x: jax.Array) -> jax.Array:

@@ -114,25 +114,21 @@ class Checkpoint:
         """
         directory = Path(directory)
         content = _read_config(directory)
-        where = str(directory / CONFIG_FILE)
+        where, path = str(directory / CONFIG_FILE), directory / WEIGHTS_FILE
         config = CLIPConfig.from_dict(content.model, f"{where}: model")
         preprocess = Preprocess.from_dict(content.preprocess, f"{where}: preprocess")
-        path = directory / WEIGHTS_FILE
         if not path.exists():
             raise WeightsError(
                 f"no {WEIGHTS_FILE} in {directory}; convert the weights again with "
                 "python -m convert.openclip_to_flax"
             )
-        checkpoint = cls(
-            config=config,
-            params=read_safetensors(
-                path, lambda shapes: check_shapes(shapes, expected_shapes(config), str(directory))
-            ),
-            tokenizer=Tokenizer.load(directory, content.tokenizer, f"{where}: tokenizer"),
-            preprocess=preprocess,
-            source=content.source,
-            _sha256=_file_sha256(path),
+        params = read_safetensors(
+            path, lambda shapes: check_shapes(shapes, expected_shapes(config), str(directory))
         )
+        tokenizer = Tokenizer.load(directory, content.tokenizer, f"{where}: tokenizer")
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        checkpoint = cls(config, params, tokenizer, preprocess, content.source, sha256)
         checkpoint._check(str(directory))
         return checkpoint
 
@@ -163,23 +159,21 @@ def expected_shapes(config: CLIPConfig) -> dict[str, tuple[int, ...]]:
     """
     vision, text = config.vision, config.text
     rows, columns = vision.grid
-    shapes: dict[str, tuple[int, ...]] = {
+    return {
         "visual/patch_embedding/kernel": (vision.patch_size**2 * 3, vision.width),
         "visual/class_embedding": (vision.width,),
         "visual/positional_embedding": (1 + rows * columns, vision.width),
+        **(_norm("visual/ln_pre", vision.width) if vision.pre_norm else {}),
+        **_blocks("visual", vision),
+        **_norm("visual/ln_post", vision.width),
+        "visual/projection": (vision.width, config.embed_dim),
+        "text/token_embedding": (text.vocab_size, text.width),
+        "text/positional_embedding": (text.context_length, text.width),
+        **_blocks("text", text),
+        **_norm("text/ln_final", text.width),
+        "text/projection": (text.width, config.embed_dim),
+        "logit_scale": (),
     }
-    if vision.pre_norm:
-        shapes |= _norm("visual/ln_pre", vision.width)
-    shapes |= _blocks("visual", vision)
-    shapes |= _norm("visual/ln_post", vision.width)
-    shapes["visual/projection"] = (vision.width, config.embed_dim)
-    shapes["text/token_embedding"] = (text.vocab_size, text.width)
-    shapes["text/positional_embedding"] = (text.context_length, text.width)
-    shapes |= _blocks("text", text)
-    shapes |= _norm("text/ln_final", text.width)
-    shapes["text/projection"] = (text.width, config.embed_dim)
-    shapes["logit_scale"] = ()
-    return shapes
 
 
 def _blocks(tower: str, config: VisionConfig | TextConfig) -> dict[str, tuple[int, ...]]:
@@ -214,11 +208,7 @@ def shapes_of(tensors: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
 
 
 def check_shapes(found: Shapes, expected: Shapes, where: str) -> None:
-    """Compare names and shapes.
-
-    Raises:
-        WeightsError: naming the unknown, missing and wrongly shaped tensors.
-    """
+    """Raise WeightsError that names the unknown, missing and wrongly shaped tensors, if any."""
     problems = [f"unknown: {name} {found[name]}" for name in found if name not in expected]
     problems += [f"missing: {name} {expected[name]}" for name in expected if name not in found]
     problems += [
@@ -273,8 +263,3 @@ def _read_config(directory: Path) -> _ConfigFile:
 def _contiguous(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     # safetensors writes the memory of an array and ignores its strides.
     return {name: np.require(array, requirements="C") for name, array in params.items()}
-
-
-def _file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -7,7 +7,7 @@ function:
     definition = define(config)
     features = jax.jit(lambda params, x: bind(definition, params).encode_image(x))(params, images)
 
-In shapes, a leading underscore marks a dimension that differs between the groups of a list.
+In shapes, a leading underscore marks a dimension that differs between the buckets of a list.
 
 Source: open_clip 3.3, `open_clip/transformer.py` and `open_clip/model.py`.
 """
@@ -25,7 +25,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from lattec_jax.models.attention import Packing, activation_constraint, num_devices
+from lattec_jax.models.attention import Packing, activation_constraint, linear, num_devices
 from lattec_jax.models.blocks import (
     Activation,
     Block,
@@ -64,14 +64,8 @@ class ImageTower(nnx.Module):
     ):
         width, std = config.width, config.width**-0.5
         self.config, self.dtype, self.remat, self.mesh = config, dtype, remat, mesh
-        self.patch_embedding = nnx.Linear(
-            3 * config.patch_size**2,
-            width,
-            use_bias=False,
-            dtype=dtype,
-            kernel_init=nnx.initializers.normal((3 * config.patch_size**2) ** -0.5),
-            rngs=rngs,
-        )
+        values = 3 * config.patch_size**2
+        self.patch_embedding = linear(values, width, values**-0.5, dtype, rngs, use_bias=False)
         tokens = 1 + config.grid[0] * config.grid[1]
         self.class_embedding = nnx.Param(std * jax.random.normal(rngs(), (width,)))
         self.positional_embedding = nnx.Param(std * jax.random.normal(rngs(), (tokens, width)))
@@ -137,25 +131,21 @@ class TextTower(nnx.Module):
             0.02 * jax.random.normal(rngs(), (config.vocab_size, width))
         )
         self.positional_embedding = nnx.Param(0.01 * jax.random.normal(rngs(), (length, width)))
-        self.blocks = nnx.List(
-            [
-                Block(config, activation, config.causal, dtype, mesh, rngs)
-                for _ in range(config.layers)
-            ]
-        )
+        shared = (config, activation, config.causal, dtype, mesh, rngs)
+        self.blocks = nnx.List([Block(*shared) for _ in range(config.layers)])
         self.ln_final = LayerNorm(width, config.norm_epsilon)
         self.projection = nnx.Param(width**-0.5 * jax.random.normal(rngs(), (width, embed_dim)))
 
-    def __call__(self, groups: Sequence[Int[Array, "_N _L"]]) -> list[Float[Array, "_N D"]]:
-        embedded = [self._embed(tokens) for tokens in groups]
+    def __call__(self, buckets: Sequence[Int[Array, "_N _L"]]) -> list[Float[Array, "_N D"]]:
+        embedded = [self._embed(tokens) for tokens in buckets]
         packing = Packing(tuple((x.shape[0], x.shape[1]) for x in embedded), num_devices(self.mesh))
-        x = packing.pack(embedded)  # of each group [N, M, W] -> [T, W]
+        x = packing.pack(embedded)  # of each bucket [N, M, W] -> [T, W]
         constrain = activation_constraint(self.mesh)
-        positions = [self._pool_positions(tokens) for tokens in groups]
+        positions = [self._pool_positions(tokens) for tokens in buckets]
         x = run_blocks(self.blocks, x, packing, self.remat, constrain, positions)  # [S, W]
         features = self.ln_final(x).astype(jnp.float32) @ self.projection[...]  # [S, D]
-        # -> of each group [N, 1, D] -> [N, D]
-        return [group[:, 0] for group in packing.one_per_sequence().unpack(features)]
+        # -> of each bucket [N, 1, D] -> [N, D]
+        return [bucket[:, 0] for bucket in packing.one_per_sequence().unpack(features)]
 
     def _embed(self, tokens: Int[Array, "N L"]) -> Float[Array, "N M W"]:
         """Embed tokens and pad L to M, the next multiple of `self.multiple`, with zeros."""
@@ -217,9 +207,9 @@ class CLIP(nnx.Module):
         """
         return self.encode_texts([tokens])[0]
 
-    def encode_texts(self, groups: Sequence[Int[Array, "_N _L"]]) -> list[Float[Array, "_N D"]]:
-        """Return unit features of groups of texts, each group cropped to one length."""
-        return [normalize(features) for features in self.text(groups)]
+    def encode_texts(self, buckets: Sequence[Int[Array, "_N _L"]]) -> list[Float[Array, "_N D"]]:
+        """Return unit features of buckets of texts, each bucket cropped to one length."""
+        return [normalize(features) for features in self.text(buckets)]
 
 
 @functools.lru_cache(maxsize=32)

@@ -102,11 +102,8 @@ class CLIPConfig:
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any], where: str = "model_cfg") -> CLIPConfig:
-        """Read the `model_cfg` of open_clip (`open_clip/model_configs/*.json`).
-
-        Raises:
-            WeightsError: the configuration asks for an architecture outside the plain ViT CLIPs, or
-                is incomplete, or a value has another type or is out of range.
+        """Read the `model_cfg` of open_clip (`open_clip/model_configs/*.json`). Raise WeightsError
+        if it is no plain ViT CLIP, is incomplete, or a value has another type or is out of range.
         """
         if "multimodal_cfg" in config or config.get("init_logit_bias") is not None:
             raise WeightsError(
@@ -118,8 +115,7 @@ class CLIPConfig:
             _check_supported(where, config, vision_cfg, text_cfg)
         advice = "choose one of open_clip's plain ViT models (docs/models.md lists them)"
         parsed = validate(_OpenClip, dict(config), where, WeightsError, advice)
-        vision, text = parsed.vision_cfg, parsed.text_cfg
-        size = vision.image_size
+        vision, text, size = parsed.vision_cfg, parsed.text_cfg, parsed.vision_cfg.image_size
         converted = {
             "embed_dim": parsed.embed_dim,
             "quick_gelu": parsed.quick_gelu,
@@ -158,12 +154,7 @@ class CLIPConfig:
 
     @classmethod
     def from_dict(cls, config: Any, where: str = "the model configuration") -> CLIPConfig:
-        """Read the values that `to_dict` returned.
-
-        Raises:
-            WeightsError: a key is missing or unknown, or a value has another type or is out of
-                range.
-        """
+        """Read the values that `to_dict` returned. Raise WeightsError for other keys or values."""
         advice = "convert the weights again with python -m convert.openclip_to_flax"
         return validate(cls, config, where, WeightsError, advice)
 
@@ -276,25 +267,21 @@ def _check_supported(
     where: str, config: Mapping[str, Any], vision_cfg: dict[str, Any], text_cfg: dict[str, Any]
 ) -> None:
     """Raise WeightsError for a tower or a setting that is not implemented or not known."""
-    _refuse_unsupported(f"{where}: vision_cfg", vision_cfg, _VISION_OFF)
-    _refuse_unsupported(f"{where}: text_cfg", text_cfg, _TEXT_OFF)
+    vision, text = f"{where}: vision_cfg", f"{where}: text_cfg"
+    for section, found, off in ((vision, vision_cfg, _VISION_OFF), (text, text_cfg, _TEXT_OFF)):
+        wrong = {key: found[key] for key in off if key in found and found[key] != off[key]}
+        if wrong:
+            raise WeightsError(
+                f"{section}: expected a plain ViT CLIP, found {short_repr(wrong)}; lattec_jax does "
+                "not implement these. Choose one of open_clip's plain ViT models"
+            )
     _refuse_unknown(where, config, _TOP_KNOWN)
-    _refuse_unknown(f"{where}: vision_cfg", vision_cfg, _VISION_KNOWN)
-    _refuse_unknown(f"{where}: text_cfg", text_cfg, _TEXT_KNOWN)
+    _refuse_unknown(vision, vision_cfg, _VISION_KNOWN)
+    _refuse_unknown(text, text_cfg, _TEXT_KNOWN)
     if isinstance(vision_cfg.get("layers"), list):
         raise WeightsError(
             f"{where}: expected a vision transformer, found a ResNet image tower "
             f"(vision_cfg.layers = {short_repr(vision_cfg['layers'])}); choose a ViT model"
-        )
-
-
-def _refuse_unsupported(section: str, found: Mapping[str, Any], off: Mapping[str, Any]) -> None:
-    """Raise WeightsError if `found` turns on a setting of `off`."""
-    wrong = {key: found[key] for key in off if key in found and found[key] != off[key]}
-    if wrong:
-        raise WeightsError(
-            f"{section}: expected a plain ViT CLIP, found {short_repr(wrong)}; lattec_jax does not "
-            "implement these. Choose one of open_clip's plain ViT models"
         )
 
 

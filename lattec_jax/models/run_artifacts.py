@@ -1,4 +1,4 @@
-"""The saved classifier of a finished run: adapted model and class vectors.
+"""The saved classifier of a finished run: adapted model and class weights.
 
 Imports no JAX, so that an export needs none.
 """
@@ -19,32 +19,30 @@ from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL, read_inputs
 from lattec_jax.runtime.weights import locate
 
 
-class ClassWeights(NamedTuple):
-    """A zero-shot head: one unit vector per class.
+class ZeroShotHeads(NamedTuple):
+    """The class weights of a zero-shot head, one unit vector per class.
 
-    Some methods have a second head, on features of the frozen pre-trained model.
+    Some methods have a second head, on features of the pre-trained model.
     """
 
     adapted: Float[np.ndarray, "C D"]
-    frozen: Float[np.ndarray, "C D"] | None = None
+    pretrained: Float[np.ndarray, "C D"] | None = None
 
     def cosines(
-        self, adapted: Float[np.ndarray, "N D"], frozen: Float[np.ndarray, "N D"] | None
+        self, adapted: Float[np.ndarray, "N D"], pretrained: Float[np.ndarray, "N D"] | None
     ) -> Float[np.ndarray, "N C"]:
         """Return cosine similarities of images and classes, averaged over the heads.
 
-        Args:
-            adapted: image features of the adapted model.
-            frozen: image features of the frozen model; unused with a single head.
+        The arguments are image features of both models; the second is unused with a single head.
         """
         cosines = adapted @ self.adapted.T  # [N, D] @ [D, C]
-        if self.frozen is None:
+        if self.pretrained is None:
             return cosines
-        assert frozen is not None
-        return 0.5 * (cosines + frozen @ self.frozen.T)
+        assert pretrained is not None
+        return 0.5 * (cosines + pretrained @ self.pretrained.T)
 
 
-def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
+def load(workdir: Path) -> tuple[Checkpoint, ZeroShotHeads]:
     """Read the files that `results.save_adapted_model` wrote.
 
     Raises:
@@ -74,7 +72,7 @@ def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
     found = {name: array.shape for name, array in arrays.items()}
     if "classifier" not in found or set(found.values()) != {expected}:
         raise WeightsError(
-            f"{path}: expected class vectors of the shape {expected}, one per class of "
+            f"{path}: expected class weights of the shape {expected}, one per class of "
             f"{workdir / MODEL}, found {found}; restore the run's own files"
         )
     other = [name for name, array in arrays.items() if array.dtype != np.float32]
@@ -83,15 +81,11 @@ def load(workdir: Path) -> tuple[Checkpoint, ClassWeights]:
             f"{path}: expected finite numbers in float32, found another type in "
             f"{', '.join(other[:5])}; restore the run's own files"
         )
-    return checkpoint, ClassWeights(arrays["classifier"], arrays.get("frozen_class_weights"))
+    return checkpoint, ZeroShotHeads(arrays["classifier"], arrays.get("frozen_class_weights"))
 
 
 def load_pretrained(config: ConfigDict, workdir: Path) -> Checkpoint:
-    """Load the pre-trained model from which a run started.
-
-    Raises:
-        WeightsError: it no longer exists or has changed.
-    """
+    """Load the pre-trained model from which a run started; WeightsError if it has changed."""
     needed = f"the pre-trained model of the run in {workdir} is needed here"
     try:
         weights = Checkpoint.load(locate(config.weights))

@@ -38,9 +38,7 @@ def read_safetensors(
 ) -> dict[str, np.ndarray]:
     """Return all tensors of a .safetensors file, in their stored type.
 
-    Args:
-        check: called with all names and shapes before any tensor is read; raises if they are
-            wrong.
+    `check` is called with all names and shapes before any tensor is read.
 
     Raises:
         WeightsError: the file cannot be read or is damaged, or a tensor has an unsupported type or
@@ -75,10 +73,8 @@ def read_safetensors(
 
 
 def path_of(opened: BinaryIO, path: Path) -> str:
-    """Return a path to the open file, even if `path` now names another one.
-
-    Without /proc, return `path` itself.
-    """
+    """Return a path to the open file, even if `path` now names another one, or `path` where there
+    is no /proc."""
     of_descriptor = f"/proc/self/fd/{opened.fileno()}"
     return of_descriptor if os.path.exists(of_descriptor) else os.fspath(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,17 +23,11 @@ BEST, SECOND = 1, 2
 
 @dataclasses.dataclass(frozen=True)
 class CollectedResults:
-    """Results of the runs that have finished.
+    """Results of the runs that have finished, by data set and row."""
 
-    Attributes:
-        runs: by data set, row and seed.
-        damaged: errors of `results.json` files that cannot be used; these runs count as missing.
-        reasons: by data set and row, why the runs are not compared with the paper's.
-    """
-
-    runs: Mapping[tuple[str, str], Mapping[int, Results]]
-    damaged: tuple[str, ...]
-    reasons: Mapping[tuple[str, str], str]
+    runs: Mapping[tuple[str, str], Mapping[int, Results]]  # and by seed
+    damaged: tuple[str, ...]  # errors of `results.json` files; these runs count as missing
+    reasons: Mapping[tuple[str, str], str]  # why the runs are not compared with the paper's
 
     def of(self, dataset: str, row: str) -> Mapping[int, Results]:
         """The runs of a row by seed."""
@@ -49,21 +44,13 @@ class CollectedResults:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A row's accuracy on a data set; no values where runs are missing.
+    """A row's accuracy on a data set; no values where runs are missing."""
 
-    Attributes:
-        values: of the runs, or their changes in points.
-        wanted: number of runs when the sweep is complete.
-        paper: the paper's number; None if it prints none or the runs cannot be compared with it.
-        rank: BEST, SECOND or 0 in its column.
-        change: whether the values are differences between two accuracies.
-    """
-
-    values: tuple[float, ...]
-    wanted: int
-    paper: float | None = None
-    rank: int = 0
-    change: bool = False
+    values: tuple[float, ...]  # of the runs, or their changes in points
+    wanted: int  # number of runs when the sweep is complete
+    paper: float | None = None  # None if it prints none or the runs cannot be compared with it
+    rank: int = 0  # BEST, SECOND or 0 in its column
+    change: bool = False  # whether the values are differences between two accuracies
 
     @property
     def mean(self) -> float | None:
@@ -96,32 +83,27 @@ def read_results(sweep: Sweep) -> CollectedResults:
     """Read the results of the runs that have finished."""
     runs: dict[tuple[str, str], dict[int, Results]] = {}
     damaged: list[str] = []
-    for dataset in sweep.datasets:
-        for row in sweep.rows:
-            for seed in sweep.row_seeds(row):
-                path = sweep.workdir(dataset, row, seed) / run_directory.RESULTS
-                if not path.exists():
-                    continue
-                try:
-                    runs.setdefault((dataset, row.name), {})[seed] = read_run(path)
-                except DataError as error:
-                    damaged.append(str(error))
-    reasons = {}
-    for dataset in sweep.datasets:
-        for row in sweep.rows:
-            for seed, run in runs.get((dataset, row.name), {}).items():
-                reason = reason_not_comparable(dataset, row, sweep.workdir(dataset, row, seed), run)
-                if reason is not None:
-                    reasons.setdefault((dataset, row.name), reason)
+    reasons: dict[tuple[str, str], str] = {}
+    for dataset, row in itertools.product(sweep.datasets, sweep.rows):
+        for seed in sweep.row_seeds(row):
+            directory = sweep.workdir(dataset, row, seed)
+            path = directory / run_directory.RESULTS
+            if not path.exists():
+                continue
+            try:
+                run = read_run(path)
+            except DataError as error:
+                damaged.append(str(error))
+                continue
+            runs.setdefault((dataset, row.name), {})[seed] = run
+            reason = reason_not_comparable(dataset, row, directory, run)
+            if reason is not None:
+                reasons.setdefault((dataset, row.name), reason)
     return CollectedResults(runs, tuple(damaged), reasons)
 
 
 def read_run(path: Path) -> Results:
-    """Read the results of one run that the tables need.
-
-    Raises:
-        DataError: the file is damaged.
-    """
+    """Read the results of one run that the tables need; DataError if they are damaged."""
     from lattec_jax.runtime import schemas
 
     advice = "remove that work directory and run the sweep again"
@@ -154,13 +136,12 @@ def make_sheet(sweep: Sweep, table: Table, found: CollectedResults) -> Sheet:
 def _readings(sweep: Sweep, table: Table, found: CollectedResults) -> list[str]:
     """Return the values of the table's reading that its runs record, or the configured ones."""
     values = []
-    for dataset in sweep.datasets:
-        for row in table.rows:
-            for seed in found.of(dataset, row.name):
-                # `reason_not_comparable` gives a configuration that cannot be read as a reason.
-                with contextlib.suppress(ConfigError):
-                    config = from_json(sweep.workdir(dataset, row, seed) / run_directory.CONFIG)
-                    values.append(dict(flatten(config)).get(table.reading))
+    for dataset, row in itertools.product(sweep.datasets, table.rows):
+        for seed in found.of(dataset, row.name):
+            # `reason_not_comparable` gives a configuration that cannot be read as a reason.
+            with contextlib.suppress(ConfigError):
+                config = from_json(sweep.workdir(dataset, row, seed) / run_directory.CONFIG)
+                values.append(dict(flatten(config)).get(table.reading))
     recorded = [value for value in values if value is not None]
     configured = [dict(flatten(sweep.config(name)))[table.reading] for name in sweep.datasets]
     return list(dict.fromkeys(map(str, recorded or configured)))

@@ -74,19 +74,14 @@ _ABSENT = "(absent)"
 def reason_not_comparable(
     dataset: str, row: Row, directory: Path, run: Mapping[str, Any]
 ) -> str | None:
-    """Return why a run cannot be compared with the paper, None if it can.
-
-    Args:
-        dataset: as `--datasets` names it.
-        row: the run's row.
-        directory: the run's work directory.
-        run: its `results.json`.
-    """
+    """Return why a run, of which `run` is the `results.json`, cannot be compared with the paper;
+    None if it can."""
     if run["dataset"] not in paper_datasets() or run["dataset"] != column(dataset):
         return f"the data set is {run['dataset']}"
     try:
         config = from_json(directory / CONFIG)
-        expected = _expected(run, row)
+        file = PACKAGED_CONFIGS / f"{run['dataset']}.py"
+        expected = load_config((config_argument(file, run["preset"], row.method), *row.overrides))
     except ConfigError as error:
         return str(error).rstrip(".")
     found = (
@@ -96,12 +91,6 @@ def reason_not_comparable(
         _configuration(config, expected, row),
     )
     return "; ".join(filter(None, found)) or None
-
-
-def _expected(run: Mapping[str, Any], row: Row) -> ConfigDict:
-    """Return the configuration that the run must have."""
-    file = PACKAGED_CONFIGS / f"{run['dataset']}.py"
-    return load_config((config_argument(file, run["preset"], row.method), *row.overrides))
 
 
 def _protocol(run: Mapping[str, Any], expected: ConfigDict) -> str | None:

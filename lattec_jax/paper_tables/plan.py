@@ -36,22 +36,14 @@ _LATTECLIP = {
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command; `product` exists once it has succeeded.
+    """One command; `product` exists once it has succeeded."""
 
-    Attributes:
-        name: unique in a sweep, such as "eurosat/latteclip-s0".
-        module: of the command, `python -m <module>`.
-        product: `results.json` of a run, the marker file of a preparation.
-        needs: names of the preparations that must have succeeded before.
-        made: files of a preparation, as far as their paths are known.
-    """
-
-    name: str
-    module: str
+    name: str  # unique in a sweep, such as "eurosat/latteclip-s0"
+    module: str  # of the command, `python -m <module>`
     arguments: tuple[str, ...]
-    product: Path
-    needs: tuple[str, ...] = ()
-    made: tuple[Path, ...] = ()
+    product: Path  # `results.json` of a run, the marker file of a preparation
+    needs: tuple[str, ...] = ()  # names of the preparations that must have succeeded before
+    made: tuple[Path, ...] = ()  # files of a preparation, as far as their paths are known
 
     @property
     def is_preparation(self) -> bool:
@@ -75,12 +67,8 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Tables, data sets and seeds of a sweep.
-
-    Raises:
-        ConfigError: two data sets have the same column name, or an override sets a key that the
-            rows set.
-    """
+    """Tables, data sets and seeds of a sweep. ConfigError if two data sets have the same column
+    name, or an override sets a key that the rows set."""
 
     tables: tuple[Table, ...]
     datasets: tuple[str, ...]  # names of configurations or paths to them
@@ -146,11 +134,7 @@ def column(dataset: str) -> str:
 
 
 def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
-    """Return the tables of these keys.
-
-    Raises:
-        ConfigError: there is no such table.
-    """
+    """Return the tables of these keys; raise ConfigError if there is no such table."""
     for key in keys:
         if key not in TABLES:
             raise ConfigError(
@@ -161,12 +145,9 @@ def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
 
 
 def make_jobs(sweep: Sweep) -> list[Job]:
-    """Return all jobs without repetition, in the order in which they are run.
-
-    Raises:
-        ConfigError: a configuration does not exist or differs from the tables' LatteCLIP, or a work
-            directory contains the run of another configuration.
-    """
+    """Return all jobs without repetition, in the order in which they are run. Raise ConfigError if
+    a configuration does not exist or differs from the tables' LatteCLIP, or a work directory
+    contains the run of another configuration."""
     jobs: dict[str, Job] = {}
     for dataset in sweep.datasets:
         _check_method(sweep, dataset)
@@ -177,9 +158,8 @@ def make_jobs(sweep: Sweep) -> list[Job]:
             preparations = _preparations(sweep, dataset, row)
             jobs |= {job.name: job for job in preparations}
             needs = tuple(job.name for job in preparations)
-            for seed in sweep.row_seeds(row):
-                job = _run(sweep, dataset, row, seed, needs)
-                runs[job.name] = job
+            found = (_run(sweep, dataset, row, seed, needs) for seed in sweep.row_seeds(row))
+            runs |= {job.name: job for job in found}
         jobs |= runs
     return list(jobs.values())
 

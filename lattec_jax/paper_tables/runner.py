@@ -39,12 +39,8 @@ class Outcome:
 def run_jobs(jobs: Sequence[Job], out: Path) -> Outcome:
     """Run the jobs that are not done, in order, and wait for those that other workers run.
 
-    Args:
-        jobs: see `lattec_jax.paper_tables.plan.make_jobs`.
-        out: directory of the sweep, for locks and logs.
-
     Raises:
-        ConfigError: `out` cannot be written, or its file system has no flock.
+        ConfigError: `out`, for locks and logs, cannot be written, or its file system has no flock.
     """
     try:
         for folder in ("locks", "logs"):

@@ -21,48 +21,29 @@ REPOSITORY = "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One configuration of a table.
+    """One configuration of a table."""
 
-    Attributes:
-        name: name of the runs; rows of several tables with the same name have the same runs.
-        label: the row in the table and in `paper_tables.json`.
-        method: the option of the configuration file; "": none trains.
-        overrides: `--config.key=value` arguments.
-        needs_descriptions: whether it trains with descriptions.
-        module: the command.
-        seeded: False if every seed gives the same result.
-        ranked: whether the row can be best or second best of its table.
-        all_data: in Figure 6, the name of the row with all the training images.
-    """
-
-    name: str
-    label: str
-    method: str = "latteclip"
-    overrides: tuple[str, ...] = ()
-    needs_descriptions: bool = False
-    module: str = TRAIN
-    seeded: bool = True
-    ranked: bool = True
-    all_data: str | None = None
+    name: str  # of the runs; rows of several tables with the same name have the same runs
+    label: str  # the row in the table and in `paper_tables.json`
+    method: str = "latteclip"  # the option of the configuration file; "": none trains
+    overrides: tuple[str, ...] = ()  # `--config.key=value` arguments
+    needs_descriptions: bool = False  # whether it trains with descriptions
+    module: str = TRAIN  # of the command
+    seeded: bool = True  # False if every seed gives the same result
+    ranked: bool = True  # whether the row can be best or second best of its table
+    all_data: str | None = None  # in Figure 6, the name of the row with all the training images
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A table of the paper.
+    """A table of the paper."""
 
-    Attributes:
-        key: name on the command line.
-        paper: key in `paper_tables.json`.
-        note: text below the table.
-        reading: a configuration key that the paper leaves open; the note states its value.
-    """
-
-    key: str
+    key: str  # name on the command line
     title: str
-    paper: str
+    paper: str  # key in `paper_tables.json`
     rows: tuple[Row, ...]
-    note: str = ""
-    reading: str = ""
+    note: str = ""  # text below the table
+    reading: str = ""  # a configuration key that the paper leaves open; the note states its value
 
     def printed(self, row: Row, dataset: str) -> float | None:
         """Return the paper's accuracy in percent (`dataset` may be "average") or None."""
@@ -86,9 +67,10 @@ def paper_datasets() -> tuple[str, ...]:
     return tuple(name for name in numbers()["table1_main"]["latteclip"] if name != "average")
 
 
-def _latteclip(name: str, label: str, *overrides: str, needs_descriptions: bool = True) -> Row:
-    """Return a row of LatteCLIP."""
-    return Row(name, label, "latteclip", overrides, needs_descriptions)
+def _latteclip(
+    name: str, label: str, *overrides: str, needs_descriptions: bool = True, ranked: bool = True
+) -> Row:
+    return Row(name, label, "latteclip", overrides, needs_descriptions, ranked=ranked)
 
 
 def _texts(*texts: str) -> Row:
@@ -153,9 +135,7 @@ TABLES: dict[str, Table] = {
             (
                 _latteclip("latteclip", "latteclip"),
                 _latteclip(
-                    "without-mixer",
-                    "without dynamic feature mixer",
-                    "--config.method.mixer=False",
+                    "without-mixer", "without dynamic feature mixer", "--config.method.mixer=False"
                 ),
                 _latteclip("without-L_ft", "without L_ft", '--config.method.labels=("zero_shot",)'),
                 _latteclip("without-L_zs", "without L_zs", '--config.method.labels=("current",)'),
@@ -176,12 +156,10 @@ TABLES: dict[str, Table] = {
             (
                 _latteclip("latteclip", "pseudo-labels"),
                 *(
-                    dataclasses.replace(
-                        _latteclip(
-                            f"correct-{n}",
-                            f"{n} correct",
-                            f"--config.descriptions.correct_per_group={n}",
-                        ),
+                    _latteclip(
+                        f"correct-{n}",
+                        f"{n} correct",
+                        f"--config.descriptions.correct_per_group={n}",
                         ranked=False,
                     )
                     for n in (1, 2, 3, 4)

@@ -31,22 +31,15 @@ small { color: #555; }
 
 def markdown(sheets: Iterable[Sheet], facts: Sequence[str]) -> str:
     """Return the tables as Markdown, best bold, second best in italics."""
-    parts = [
-        f"{_LEGEND} Bold is best, italics second best.",
-        "\n".join(f"- {sanitize(f)}" for f in facts),
-    ]
+    parts = [f"{_LEGEND} Bold is best, italics second best."]
+    parts.append("\n".join(f"- {sanitize(fact)}" for fact in facts))
     for sheet in sheets:
-        lines = [
-            f"| | {' | '.join(sheet.columns)} |",
-            f"|---|{'---|' * len(sheet.columns)}",
-        ]
+        lines = [f"| | {' | '.join(sheet.columns)} |", f"|---|{'---|' * len(sheet.columns)}"]
         for label, cells in zip(sheet.rows, sheet.cells, strict=True):
             lines.append(f"| {label} | {' | '.join(_markdown_cell(cell) for cell in cells)} |")
-        parts += [
-            f"## {sheet.title}",
-            "\n".join(lines),
-            *([sanitize(sheet.note)] if sheet.note else []),
-        ]
+        parts += [f"## {sheet.title}", "\n".join(lines)]
+        if sheet.note:
+            parts.append(sanitize(sheet.note))
     return "\n\n".join(parts) + "\n"
 
 
@@ -107,12 +100,11 @@ def _facts_of(sweep: Sweep, dataset: str, found: CollectedResults) -> list[str]:
     own = [run for row in sweep.rows for run in found.of(dataset, row.name).values()]
     lines = []
     if own:
-        train = max(run["n_train"] for run in own)
-        line = (
-            f"{column(dataset)}: {train:,} training and {max(run['n_test'] for run in own):,} test "
-            f"images; protocol: {listed(own, 'protocol')}."
+        train, test = (max(run[key] for run in own) for key in ("n_train", "n_test"))
+        lines.append(
+            f"{column(dataset)}: {train:,} training and {test:,} test images; protocol: "
+            f"{listed(own, 'protocol')}."
         )
-        lines.append(line)
     for row in sweep.rows:
         if not runs_here(sweep, dataset, row):
             engine = sweep.config(dataset).descriptions.engine

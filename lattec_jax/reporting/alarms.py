@@ -11,7 +11,7 @@ at learning rate 1e-2 (25.6%), and with shuffled descriptions (70.1%).
     class fraction after / before             0.57 and up  0 for one to nine classes  below 0.1
     class fraction / max(before, uniform)     up to 1.1    10 (2, 3), 3.3 (4)         above 3
     agreement with the frozen model           0.84 - 0.86  0.43 and less              below 0.5
-    separation of the class vectors           1.06 - 1.3   0.05 (2), 0.01 (1e-2)      below 0.3
+    separation of the class weights           1.06 - 1.3   0.05 (2), 0.01 (1e-2)      below 0.3
     mixer weight / class distance             0.3 and up   0.08 - 0.13 (shuffled)     below 0.15
     fraction of images with a description     1            depends on the removal     below 0.95
 
@@ -35,7 +35,7 @@ from jaxtyping import Float, Int
 from lattec_jax.data.evaluation_metrics import class_fractions
 from lattec_jax.reporting.health_metrics import (
     Baseline,
-    Record,
+    LogLine,
     class_distance,
     nearest_classes,
     window_mean,
@@ -64,7 +64,7 @@ class Alarm(NamedTuple):
     advice: str
 
 
-def window_alarms(baseline: Baseline, lines: Sequence[Record]) -> list[Alarm]:
+def window_alarms(baseline: Baseline, lines: Sequence[LogLine]) -> list[Alarm]:
     """Return the alarms of `WINDOW` consecutive lines of the log."""
     alarms, step = [], int(lines[-1]["step"] or 0)
     entropy = window_mean(lines, "batch_class_entropy")
@@ -90,7 +90,7 @@ def window_alarms(baseline: Baseline, lines: Sequence[Record]) -> list[Alarm]:
 
 def final_alarms(
     baseline: Baseline,
-    vectors: Float[np.ndarray, "C D"],
+    class_weights: Float[np.ndarray, "C D"],
     predictions: Int[np.ndarray, " N"],
 ) -> list[Alarm]:
     """Return the alarms of the adapted model on all training images."""
@@ -113,8 +113,8 @@ def final_alarms(
         order: list[int] = np.argsort(-change, kind="stable")[:5].tolist()
         changed = tuple(names[c] for c in order if change[c] > 0)
         alarms.append(_pseudo_label_drift(agreement, "of the training set", changed))
-    if (separation := class_distance(vectors) / baseline.class_distance) < MIN_SEPARATION:
-        similarity, other = nearest_classes(vectors)
+    if (separation := class_distance(class_weights) / baseline.class_distance) < MIN_SEPARATION:
+        similarity, other = nearest_classes(class_weights)
         closest = np.argsort(-similarity, kind="stable")[:6].tolist()
         pairs = sorted({tuple(sorted((c, int(other[c])))) for c in closest})
         merged = tuple(f"{names[a]} and {names[b]}" for a, b in pairs)
@@ -172,7 +172,7 @@ def _prototype_collapse(separation: float, classes: tuple[str, ...], when: str) 
     return Alarm(
         "prototype collapse", "separation of the classes, relative to the start", separation,
         MIN_SEPARATION, classes,
-        f"The class vectors moved close to each other {when}: the distance between classes is "
+        f"The class weights moved close to each other {when}: the distance between classes is "
         f"{separation:.0%} of that at the start.",
         "Lower --config.train.learning_rate, or raise --config.method.momentum and "
         "--config.method.alpha, which stabilize the prototypes.",

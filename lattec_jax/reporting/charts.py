@@ -35,7 +35,6 @@ def line_chart(title: str, lines: Mapping[str, Points], note: str = "") -> str:
     """Return a figure with one line per name; the legend gives its first and last value as text.
 
     Args:
-        title: of the figure.
         lines: name -> points (step, finite value); at least one point in total.
         note: one sentence below the legend.
     """
@@ -100,7 +99,6 @@ def heat_map(
     """Return a square figure with one cell per pair of classes, labeled if there are few classes.
 
     Args:
-        title: of the figure.
         cells: (row, column) -> opacity from 0 to 1 and text of the cell; other cells stay empty.
         names: of the classes.
         axes: names of the rows and of the columns.

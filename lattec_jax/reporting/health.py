@@ -15,31 +15,24 @@ from lattec_jax.reporting.alarms import Alarm, final_alarms, window_alarms
 from lattec_jax.reporting.health_metrics import (
     WINDOW,
     Baseline,
-    Record,
+    LogLine,
     final_metrics,
-    prototype_metrics,
 )
 
 
 def health_report(
     baseline: Baseline,
-    vectors: Float[np.ndarray, "C D"],
+    class_weights: Float[np.ndarray, "C D"],
     predictions: Int[np.ndarray, " N"],
-    log: Sequence[Record],
+    log: Sequence[LogLine],
 ) -> dict[str, Any]:
-    """Return the entry "health" of `results.json`.
-
-    Args:
-        baseline: the zero-shot model.
-        vectors: class vectors of the adapted model.
-        predictions: of the adapted model for the training images.
-        log: all lines of `metrics.jsonl`.
-    """
-    alarms = {alarm.name: alarm for alarm in final_alarms(baseline, vectors, predictions)}
+    """Return the entry "health" of `results.json`, from the adapted model, its predictions for
+    the training images, and all lines of `metrics.jsonl`."""
+    alarms = {alarm.name: alarm for alarm in final_alarms(baseline, class_weights, predictions)}
     lines = _training_lines(log)
     for alarm in _logged_alarms(baseline, lines):
         alarms.setdefault(alarm.name, alarm)
-    metrics = final_metrics(baseline, vectors, predictions, lines)
+    metrics = final_metrics(baseline, class_weights, predictions, lines)
     adapted = class_fractions(predictions, len(baseline.class_names))
     return {
         "verdict": verdict(metrics, list(alarms)),
@@ -49,12 +42,12 @@ def health_report(
     }
 
 
-def _logged_alarms(baseline: Baseline, lines: Sequence[Record]) -> Iterator[Alarm]:
+def _logged_alarms(baseline: Baseline, lines: Sequence[LogLine]) -> Iterator[Alarm]:
     for end in range(WINDOW, len(lines) + 1):
         yield from window_alarms(baseline, lines[end - WINDOW : end])
 
 
-def _training_lines(log: Sequence[Record]) -> list[Record]:
+def _training_lines(log: Sequence[LogLine]) -> list[LogLine]:
     """Return the lines with metrics of a training step, without those of an evaluation only."""
     return [line for line in log if line.get("loss") is not None]
 
@@ -75,15 +68,10 @@ def verdict(metrics: Mapping[str, float], alarms: Sequence[str]) -> str:
 
 
 class HealthMonitor:
-    """Prints each alarm when the log triggers it for the first time.
+    """Prints each alarm when the log triggers it for the first time, on the main process only.
+    Alarms of the lines that an interrupted run wrote (`log`) are not printed again."""
 
-    Args:
-        baseline: the zero-shot model.
-        log: lines that an interrupted run wrote; their alarms are not printed again.
-        print_alarms: False on processes other than the main one.
-    """
-
-    def __init__(self, baseline: Baseline, log: Sequence[Record] = (), print_alarms: bool = True):
+    def __init__(self, baseline: Baseline, log: Sequence[LogLine] = (), print_alarms: bool = True):
         self._baseline = baseline
         self._print_alarms = print_alarms
         lines = _training_lines(log)
@@ -95,13 +83,9 @@ class HealthMonitor:
         """The last step that was logged with a finite loss, or 0."""
         return int(self._lines[-1]["step"] or 0) if self._lines else 0
 
-    def prototype_metrics(self, vectors: Float[np.ndarray, "C D"] | None) -> dict[str, float]:
-        """Return the metrics to log for the prototypes of a method; none without prototypes."""
-        return {} if vectors is None else prototype_metrics(self._baseline, np.asarray(vectors))
-
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Check a line that was just written to the log. Values may be NumPy scalars."""
-        line: Record = {**{name: float(v) for name, v in metrics.items()}, "step": step}
+        line: LogLine = {**{name: float(v) for name, v in metrics.items()}, "step": step}
         self._lines = [*self._lines, *_training_lines([line])][-WINDOW:]
         if len(self._lines) < WINDOW or not self._print_alarms:
             return

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from lattec_jax.data.evaluation_metrics import class_fractions, drift, entropy
 
 WINDOW = 3  # lines of the log that a metric is averaged over
-Record = Mapping[str, float | None]  # a line of metrics.jsonl
+LogLine = Mapping[str, float | None]  # a line of metrics.jsonl
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -23,7 +23,7 @@ class Baseline:
     """The zero-shot model on the training images. N training images, C classes."""
 
     class_names: Sequence[str]
-    class_vectors: Float[np.ndarray, "C D"]  # unit vectors of the pre-trained model
+    class_weights: Float[np.ndarray, "C D"]  # unit vectors of the pre-trained model
     labels: Int[np.ndarray, " N"]  # zero-shot pseudo-labels
     batch_size: int
     coverage: Mapping[str, float]  # kind of description -> fraction of images that have one
@@ -46,43 +46,45 @@ class Baseline:
     @cached_property
     def class_distance(self) -> float:
         """See `class_distance`."""
-        return class_distance(self.class_vectors)
+        return class_distance(self.class_weights)
 
 
 def nearest_classes(
-    vectors: Float[np.ndarray, "C D"],
+    class_weights: Float[np.ndarray, "C D"],
 ) -> tuple[Float[np.ndarray, " C"], Int[np.ndarray, " C"]]:
     """Return each class's largest cosine to another class, and the index of that class."""
-    cosines = vectors @ vectors.T
+    cosines = class_weights @ class_weights.T
     np.fill_diagonal(cosines, -np.inf)
     return cosines.max(axis=1), cosines.argmax(axis=1)
 
 
-def class_distance(vectors: Float[np.ndarray, "C D"]) -> float:
+def class_distance(class_weights: Float[np.ndarray, "C D"]) -> float:
     """Return the mean over classes of 1 − cosine to the nearest other class."""
-    return max(float(np.mean(1 - nearest_classes(vectors)[0])), 1e-6)
+    return max(float(np.mean(1 - nearest_classes(class_weights)[0])), 1e-6)
 
 
-def prototype_metrics(baseline: Baseline, vectors: Float[np.ndarray, "C D"]) -> dict[str, float]:
-    """Return how far the class vectors moved and how close they are to each other.
+def prototype_metrics(
+    baseline: Baseline, class_weights: Float[np.ndarray, "C D"]
+) -> dict[str, float]:
+    """Return how far the class weights moved and how close they are to each other.
 
     `drift_*` is 1 − cosine to the start, `nearest_similarity` the largest cosine between two
     classes, and `separation` the `class_distance` relative to the start.
     """
-    distances = drift(baseline.class_vectors, vectors)
+    distances = drift(baseline.class_weights, class_weights)
     return {
         "drift_mean": float(np.mean(distances)),
         "drift_largest": max(distances),
-        "nearest_similarity": float(nearest_classes(vectors)[0].max()),
-        "separation": class_distance(vectors) / baseline.class_distance,
+        "nearest_similarity": float(nearest_classes(class_weights)[0].max()),
+        "separation": class_distance(class_weights) / baseline.class_distance,
     }
 
 
 def final_metrics(
     baseline: Baseline,
-    vectors: Float[np.ndarray, "C D"],
+    class_weights: Float[np.ndarray, "C D"],
     predictions: Int[np.ndarray, " N"],
-    log: Sequence[Record],
+    log: Sequence[LogLine],
 ) -> dict[str, float]:
     """Return the metrics of the adapted model on all training images and the last ones logged."""
     fractions = class_fractions(predictions, len(baseline.class_names))
@@ -90,7 +92,7 @@ def final_metrics(
         "agreement_with_frozen": float(np.mean(predictions == baseline.labels)),
         "class_entropy": entropy(fractions),
         "class_entropy_zero_shot": entropy(baseline.class_fractions),
-        **prototype_metrics(baseline, vectors),
+        **prototype_metrics(baseline, class_weights),
         **{f"coverage_{kind}": fraction for kind, fraction in baseline.coverage.items()},
     }
     weights = [name for line in log for name in line if name.startswith("weight_")]
@@ -100,7 +102,7 @@ def final_metrics(
     return metrics
 
 
-def window_mean(lines: Sequence[Record], name: str) -> float | None:
+def window_mean(lines: Sequence[LogLine], name: str) -> float | None:
     """Return the mean of a logged metric, or None unless `WINDOW` lines contain it."""
     values = [value for line in lines if (value := line.get(name)) is not None]
     return float(np.mean(values)) if len(values) == WINDOW else None

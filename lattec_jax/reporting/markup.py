@@ -22,9 +22,7 @@ def table(
     """Return a table that scrolls horizontally on narrow screens. Cells are escaped here.
 
     Args:
-        caption: of the table.
         header: names of the columns; the cells of the first column are row headers.
-        rows: cells as text.
         text_columns: columns with left-aligned text, in addition to the first.
     """
     kinds = [' class="text"' if i in text_columns else "" for i in range(len(header))]

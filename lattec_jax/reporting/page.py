@@ -8,7 +8,7 @@ from typing import Any
 
 from lattec_jax.reporting import sections
 from lattec_jax.reporting.markup import escape
-from lattec_jax.reporting.sections import Run
+from lattec_jax.reporting.sections import RunFiles
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import CONFIG, METRICS, REPORT, REPORT_DATA, RESULTS
@@ -17,18 +17,14 @@ TEMPLATE = Path(__file__).with_name("page.html")
 
 
 def write(workdir: Path) -> Path:
-    """Write `report.html` into the work directory of a finished run and return its path.
-
-    Raises:
-        ConfigError: the run has not finished.
-        DataError: a file of the run is damaged.
-    """
+    """Write `report.html` into the work directory of a finished run and return its path; see
+    `read` for the errors."""
     path = workdir / REPORT
     write_atomic(path, render(read(workdir)))
     return path
 
 
-def read(workdir: Path) -> Run:
+def read(workdir: Path) -> RunFiles:
     """Read the files of a finished run. Without `report_data.json`, the page has no images.
 
     Raises:
@@ -48,7 +44,7 @@ def read(workdir: Path) -> Run:
     if path.exists():
         data = schemas.read(path, report_schema.ReportData, DataError, _ADVICE)
         report_schema.check_classes(data, len(results["class_names"]), str(path), _ADVICE)
-    return Run(
+    return RunFiles(
         config=schemas.read(workdir / CONFIG, dict[str, Any], DataError, "restore it"),
         results=results,
         log=[line for _, line in schemas.log_lines(workdir / METRICS)],
@@ -62,7 +58,7 @@ _ADVICE = (
 )
 
 
-def render(run: Run) -> str:
+def render(run: RunFiles) -> str:
     """Return the report as HTML."""
     results = run.results
     title = escape(f"{results['dataset']}: CLIP adapted with {results['method']}")

@@ -41,29 +41,26 @@ def collect(
     method: Method,
     state: TrainState,
     template: str,
-    vectors: tuple[Float[np.ndarray, "C D"], Float[np.ndarray, "C D"]],
+    class_weights: tuple[Float[np.ndarray, "C D"], Float[np.ndarray, "C D"]],
     evaluated: tuple[Mapping[str, Any], Mapping[str, Any]],
     predictions: Int[np.ndarray, " N"],
 ) -> dict[str, Any]:
     """Return the content of `report_data.json`. All processes call it to encode the examples.
 
     Args:
-        inputs: of the run.
-        method: of the run.
-        state: of the adapted model.
         template: of the class-descriptions in training.
-        vectors: class vectors of the zero-shot and of the adapted model.
-        evaluated: `results.evaluate_test_scores` of both models.
+        class_weights: of the zero-shot and of the adapted model.
+        evaluated: `results.evaluate_scores` of both models.
         predictions: of the adapted model for the training images.
     """
     before, after = (found["predictions"] for found in evaluated)
     return {
-        "prototypes": _prototypes(*vectors),
+        "prototypes": _prototypes(*class_weights),
         "confusion": _confusion(inputs, before, after),
         "changed": _changed(inputs, before, after),
         "examples": _examples(inputs, method, state, template, predictions),
         "evaluated": {
-            "images": list((inputs.test or inputs.images).ids),
+            "images": list(inputs.evaluated.ids),
             "before": before.tolist(),
             "after": after.tolist(),
         },
@@ -71,11 +68,7 @@ def collect(
 
 
 def save(directory: Path, data: Mapping[str, Any]) -> None:
-    """Write `report_data.json`, with null for numbers that are not finite.
-
-    Call it before `results.json`, which marks a run as finished, is written: a run that is killed
-    in between then writes both again.
-    """
+    """Write `report_data.json`, with null for numbers that are not finite."""
     content = json.dumps(schemas.json_safe(data), allow_nan=False)
     write_atomic(directory / REPORT_DATA, content + "\n")
 
@@ -110,10 +103,9 @@ def _confusion(
     inputs: Inputs, before: Int[np.ndarray, " T"], after: Int[np.ndarray, " T"]
 ) -> dict[str, list] | None:
     """Return the nonzero entries of both confusion matrices; None without labels."""
-    labels = inputs.test.labels if inputs.test else None
+    labels, found = inputs.test_labels, {}
     if labels is None:
         return None
-    found = {}
     for when, predictions in (("before", before), ("after", after)):
         counts = Counter(zip(labels.tolist(), predictions.tolist(), strict=True))
         found[when] = [[true, predicted, n] for (true, predicted), n in sorted(counts.items())]
@@ -124,8 +116,7 @@ def _changed(
     inputs: Inputs, before: Int[np.ndarray, " T"], after: Int[np.ndarray, " T"]
 ) -> dict[str, Any]:
     """Return the number of evaluated images whose prediction changed, and a sample of them."""
-    images, names = inputs.test or inputs.images, inputs.dataset.class_names
-    labels = inputs.test.labels if inputs.test else None
+    images, names, labels = inputs.evaluated, inputs.dataset.class_names, inputs.test_labels
     changed = np.flatnonzero(before != after)
     shown = [
         {

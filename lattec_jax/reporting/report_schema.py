@@ -16,22 +16,16 @@ from lattec_jax.runtime.schemas import Count, Fraction, Positive, Record
 
 
 class Accuracy(Record):
-    """Accuracies on the test images."""
-
     top1: Fraction
     top5: Fraction | None
 
 
 class PerClass(Record):
-    """Accuracy of each class; None for a class without images."""
-
-    zero_shot: list[Fraction | None] | None
+    zero_shot: list[Fraction | None] | None  # of each class; None for a class without images
     adapted: list[Fraction | None] | None
 
 
 class Alarm(Record):
-    """See `lattec_jax.reporting.alarms.Alarm`."""
-
     name: str
     metric: str
     value: float | None
@@ -42,15 +36,11 @@ class Alarm(Record):
 
 
 class ClassFractions(Record):
-    """Fraction of the training images that are predicted as each class."""
-
     zero_shot: list[Fraction]
     adapted: list[Fraction]
 
 
 class Health(Record):
-    """See `lattec_jax.reporting.health.health_report`."""
-
     verdict: str
     alarms: list[Alarm]
     metrics: dict[str, float | None]
@@ -58,14 +48,10 @@ class Health(Record):
 
 
 class LabelFree(Record):
-    """Metrics without labels; `prototype_drift` is that of each class."""
-
-    prototype_drift: list[float | None]
+    prototype_drift: list[float | None]  # of each class
 
 
 class DescriptionCounts(Record):
-    """Numbers of images with and without a description of one kind."""
-
     found: Count
     missing: Count
 
@@ -127,8 +113,6 @@ class Confusion(Record):
 
 
 class ChangedImage(Record):
-    """An image whose predicted class changed."""
-
     image: str
     thumbnail: Thumbnail
     before: str
@@ -137,8 +121,6 @@ class ChangedImage(Record):
 
 
 class Changed(Record):
-    """Numbers of images whose predicted class changed, and some of these images."""
-
     count: Count
     of: Count
     right: Count | None
@@ -153,16 +135,12 @@ class Changed(Record):
 
 
 class ExampleText(Record):
-    """A text of a training image and its mixer weight."""
-
     kind: str
     text: str | None
-    weight: float | None
+    weight: float | None  # of the mixer
 
 
 class Example(Record):
-    """A training image with its texts."""
-
     image: str
     thumbnail: Thumbnail
     zero_shot: str
@@ -180,25 +158,13 @@ class ReportData(Record):
 
 
 def check_classes(data: dict[str, Any], classes: int, where: str, advice: str) -> None:
-    """Check that the class indices of report data fit the number of classes.
-
-    Args:
-        data: content that matches `ReportData`.
-        classes: the number of classes in `results.json`.
-        where, advice: see `lattec_jax.runtime.validation.validate`.
-
-    Raises:
-        DataError: an index or matrix does not fit.
-    """
+    """Raise DataError unless the class indices and matrices of report data, which match
+    `ReportData`, fit the number of classes in `results.json`."""
     prototypes, confusion = data["prototypes"], data["confusion"] or {}
-    indices = {
-        "prototypes.nearest": {c for row in prototypes["nearest"] for c in row[:2]},
-        **{
-            f"confusion.{when}": {c for row in confusion.get(when, ()) for c in row[:2]}
-            for when in ("before", "after")
-        },
-    }
-    for name, found in indices.items():
+    tables = {"prototypes.nearest": prototypes["nearest"]}
+    tables |= {f"confusion.{when}": rows for when, rows in confusion.items()}
+    for name, rows in tables.items():
+        found = {index for row in rows for index in row[:2]}
         if found and max(found) >= classes:
             raise DataError(
                 f"{where}: {name}: expected classes from 0 to {classes - 1}, found {max(found)}; "

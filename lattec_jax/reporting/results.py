@@ -18,7 +18,7 @@ from lattec_jax.data import evaluation_metrics
 from lattec_jax.methods.base import EpochMethod, Method
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params
-from lattec_jax.models.run_artifacts import ClassWeights
+from lattec_jax.models.run_artifacts import ZeroShotHeads
 from lattec_jax.reporting.health_metrics import Baseline
 from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL
@@ -27,46 +27,37 @@ from lattec_jax.training.prepare import Inputs
 from lattec_jax.training.state import TrainState
 
 
-def class_weights(inputs: Inputs, method: Method, state: TrainState) -> ClassWeights:
-    """Return the class vectors of the method in this state."""
+def zero_shot_heads(inputs: Inputs, method: Method, state: TrainState) -> ZeroShotHeads:
+    """Return the class weights of the method in this state."""
     extractor, prompts = inputs.extractor, inputs.prompts
     adapted = method.class_weights(
         state.method, lambda: jnp.asarray(extractor.classes(state.params, prompts))
     )
-    frozen = None
+    pretrained = None
     if isinstance(method, EpochMethod):
-        frozen = method.frozen_class_weights(
+        pretrained = method.pretrained_class_weights(
             state.method, lambda: jnp.asarray(extractor.texts(state.params, prompts.first))
         )
-    return ClassWeights(np.asarray(adapted), None if frozen is None else np.asarray(frozen))
+    return ZeroShotHeads(
+        np.asarray(adapted), None if pretrained is None else np.asarray(pretrained)
+    )
 
 
 def encode_test_images(inputs: Inputs, params: Params) -> Float[np.ndarray, "T D"]:
     """Return features of the test images, or of the training images if there are no others."""
-    pixels = (inputs.test or inputs.images).evaluation.pixels
-    return inputs.extractor.images(params, pixels, "evaluation")
+    return inputs.extractor.images(params, inputs.evaluated.evaluation.pixels, "evaluation")
 
 
 def evaluate(
     inputs: Inputs,
     params: Params,
-    vectors: ClassWeights,
-    frozen: Float[np.ndarray, "T D"],
+    heads: ZeroShotHeads,
+    pretrained_features: Float[np.ndarray, "T D"],
 ) -> dict[str, Any]:
-    """Evaluate a model on the test images, see `evaluate_scores`.
-
-    Args:
-        inputs: of the run.
-        params: of the model.
-        vectors: class vectors of the model.
-        frozen: `encode_test_images` of the pre-trained model.
-    """
-    return evaluate_test_scores(inputs, vectors.cosines(encode_test_images(inputs, params), frozen))
-
-
-def evaluate_test_scores(inputs: Inputs, scores: Float[np.ndarray, "T C"]) -> dict[str, Any]:
-    """Evaluate scores of the test images. Labels of training images are never used."""
-    return evaluate_scores(scores, inputs.test.labels if inputs.test else None)
+    """Evaluate a model on the test images, see `evaluate_scores`; `pretrained_features` are
+    `encode_test_images` of the pre-trained model."""
+    scores = heads.cosines(encode_test_images(inputs, params), pretrained_features)
+    return evaluate_scores(scores, inputs.test_labels)
 
 
 def evaluate_scores(
@@ -174,13 +165,9 @@ def input_fingerprints(inputs: Inputs, batch_size: int) -> dict[str, Any]:
 
 
 def compare_accuracies(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
-    """Return the entries of `results.json` with accuracies (None without labels) and their table.
-
-    Args:
-        inputs: of the run.
-        before, after: `evaluate_scores` of the zero-shot and of the adapted model.
-    """
-    evaluated = inputs.test or inputs.images
+    """Return the entries of `results.json` with accuracies (None without labels) and their table,
+    from `evaluate_scores` of the zero-shot and of the adapted model."""
+    names, images = inputs.dataset.class_names, len(inputs.evaluated.ids)
     unreadable = {
         "train": inputs.images.unreadable,
         "test": inputs.test.unreadable if inputs.test else [],
@@ -193,69 +180,35 @@ def compare_accuracies(inputs: Inputs, before: Mapping, after: Mapping) -> dict[
         "zero_shot": before["accuracy"],
         "adapted": after["accuracy"],
         "per_class": {"zero_shot": before["per_class"], "adapted": after["per_class"]},
-        "table": comparison_table(inputs.dataset.class_names, before, after, len(evaluated.ids)),
+        "table": comparison_table(names, before, after, images),
     }
 
 
 def predict_training_images(
     inputs: Inputs,
     params: Params,
-    vectors: ClassWeights,
-    frozen: Float[np.ndarray, "N D"] | None,
+    heads: ZeroShotHeads,
+    pretrained_features: Float[np.ndarray, "N D"] | None,
 ) -> Int[np.ndarray, " N"]:
-    """Return the predicted classes of the training images.
-
-    Args:
-        inputs: of the run.
-        params: of the model.
-        vectors: class vectors of the model.
-        frozen: image features of the pre-trained model, if `vectors` has vectors for them.
-    """
+    """Return the predicted classes of the training images."""
     pixels = inputs.images.evaluation.pixels
     features = inputs.extractor.images(params, pixels, "training images")
-    return vectors.cosines(features, frozen).argmax(axis=1)
-
-
-def zero_shot_baseline(
-    inputs: Inputs, class_vectors: Float[np.ndarray, "C D"], batch_size: int
-) -> Baseline:
-    """Return the baseline for `lattec_jax.reporting.health`.
-
-    Args:
-        inputs: of the run.
-        class_vectors: of the pre-trained model.
-        batch_size: in training.
-    """
-    counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.images.ids)
-    return Baseline(
-        inputs.dataset.class_names,
-        class_vectors,
-        inputs.zero_shot.labels,
-        batch_size,
-        {kind: counted["found"] / images for kind, counted in counts.items()},
-    )
+    return heads.cosines(features, pretrained_features).argmax(axis=1)
 
 
 def label_free_metrics(
-    inputs: Inputs,
+    baseline: Baseline,
     predictions: Int[np.ndarray, " N"],
-    before: Float[np.ndarray, "C D"],
-    after: ClassWeights,
+    class_weights: Float[np.ndarray, "C D"],
 ) -> dict[str, Any]:
-    """Return the entry "label_free" of `results.json`.
-
-    Args:
-        inputs: of the run.
-        predictions: of the adapted model for the training images.
-        before: class vectors of the pre-trained model.
-        after: class vectors of the adapted model.
-    """
-    fractions = evaluation_metrics.class_fractions(predictions, len(after.adapted))
+    """Return the entry "label_free" of `results.json`: of the adapted model on the training
+    images, compared with the zero-shot model."""
+    fractions = evaluation_metrics.class_fractions(predictions, len(class_weights))
     return {
-        "label_agreement": float(np.mean(predictions == inputs.zero_shot.labels)),
+        "label_agreement": float(np.mean(predictions == baseline.labels)),
         "class_fractions": fractions,
         "class_entropy": evaluation_metrics.entropy(fractions),
-        "prototype_drift": evaluation_metrics.drift(before, after.adapted),
+        "prototype_drift": evaluation_metrics.drift(baseline.class_weights, class_weights),
     }
 
 
@@ -264,9 +217,9 @@ def save_adapted_model(
     inputs: Inputs,
     method: Method,
     params: Mapping[str, np.ndarray],
-    vectors: ClassWeights,
+    heads: ZeroShotHeads,
 ) -> None:
-    """Write the adapted CLIP, as a checkpoint directory, and its class vectors."""
+    """Write the adapted CLIP, as a checkpoint directory, and its class weights."""
     weights = inputs.weights
     source = {
         **weights.source,
@@ -277,7 +230,7 @@ def save_adapted_model(
     Checkpoint(weights.config, params, weights.tokenizer, weights.preprocess, source).save(
         workdir / MODEL
     )
-    arrays = {"classifier": vectors.adapted, "frozen_class_weights": vectors.frozen}
+    arrays = {"classifier": heads.adapted, "frozen_class_weights": heads.pretrained}
     arrays = {
         name: np.ascontiguousarray(array, np.float32)
         for name, array in arrays.items()

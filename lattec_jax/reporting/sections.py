@@ -61,7 +61,7 @@ CONFIG_VALUES = (
 )
 
 
-class Run(NamedTuple):
+class RunFiles(NamedTuple):
     """The files of a work directory."""
 
     config: dict[str, Any]  # config.json
@@ -70,7 +70,7 @@ class Run(NamedTuple):
     data: dict[str, Any] | None  # report_data.json, if it exists
 
 
-def health(run: Run) -> str:
+def health(run: RunFiles) -> str:
     """Return the verdict, the alarms, and the health metrics."""
     found = run.results["health"]
     kind = "verdict warning" if found["alarms"] else "verdict"
@@ -94,7 +94,7 @@ def health(run: Run) -> str:
     return "\n".join(parts)
 
 
-def accuracy(run: Run) -> str:
+def accuracy(run: RunFiles) -> str:
     """Return top-1 and top-5 accuracy, or a note that there are no labels."""
     results = run.results
     before, after = results["zero_shot"], results["adapted"]
@@ -115,7 +115,7 @@ def accuracy(run: Run) -> str:
     )
 
 
-def classes(run: Run) -> str:
+def classes(run: RunFiles) -> str:
     """Return the accuracy per class, or the fraction of predictions per class without labels."""
     results = run.results
     names, fractions = results["class_names"], results["health"]["class_fractions"]
@@ -146,7 +146,7 @@ def _change(before: float, after: float) -> tuple[str, str, str]:
     return f"{before:.1%}", f"{after:.1%}", f"{arrow} {change:+.1f}"
 
 
-def confusion(run: Run) -> str:
+def confusion(run: RunFiles) -> str:
     """Return the confusion matrices, for few classes, and the most confused pairs of classes."""
     if run.data is None or run.data["confusion"] is None:
         return ""
@@ -167,13 +167,11 @@ def confusion(run: Run) -> str:
     def images(pair: tuple[int, int]) -> tuple[int, int]:
         return counts["before"].get(pair, 0), counts["after"].get(pair, 0)
 
-    largest = sorted(wrong, key=lambda pair: (-max(images(pair)), pair))[:MAX_PAIRS]
     rows = []
-    for true, predicted in largest:
-        before, after = images((true, predicted))
-        rows.append(
-            (names[true], names[predicted], str(before), str(after), f"{after - before:+d}")
-        )
+    for pair in sorted(wrong, key=lambda pair: (-max(images(pair)), pair))[:MAX_PAIRS]:
+        (true, predicted), (before, after) = pair, images(pair)
+        change = f"{after - before:+d}"
+        rows.append((names[true], names[predicted], str(before), str(after), change))
     if rows:
         header = ("true class", "predicted class", "zero-shot", "adapted", "change")
         parts.append(table("The most confused pairs (number of test images)", header, rows, (1,)))
@@ -190,7 +188,7 @@ def _row_fractions(
     return {pair: (n / totals[pair[0]], str(n)) for pair, n in counts.items()}
 
 
-def training_curves(run: Run) -> str:
+def training_curves(run: RunFiles) -> str:
     """Return the metrics of the log as line charts."""
     kinds = {n: n.removeprefix("weight_") for line in run.log for n in line if n[:7] == "weight_"}
     about = "Mean mixer weight of each kind of text (Eq. 1): how well it distinguishes the classes."
@@ -205,8 +203,8 @@ def training_curves(run: Run) -> str:
     return f'<div class="charts">{"".join(charts)}</div>' if charts else ""
 
 
-def prototypes(run: Run) -> str:
-    """Return the cosines between the class vectors, for few classes, and the nearest classes."""
+def prototypes(run: RunFiles) -> str:
+    """Return the cosines between the class weights, for few classes, and the nearest classes."""
     if run.data is None:
         return ""
     names, found = run.results["class_names"], run.data["prototypes"]
@@ -216,13 +214,7 @@ def prototypes(run: Run) -> str:
         for c, nearest, before, after in found["nearest"]
     ]
     rows.sort(key=lambda row: 0 if row[3] == UNKNOWN else -float(row[3]))
-    header = (
-        "class",
-        "nearest class",
-        "cosine before",
-        "cosine after",
-        "drift (1 − cosine)",
-    )
+    header = ("class", "nearest class", "cosine before", "cosine after", "drift (1 − cosine)")
     caption = "Nearest other class of each class"
     if len(rows) > MAX_MATRIX_CLASSES:
         rows, caption = rows[:MAX_PAIRS], f"{caption}: the {MAX_PAIRS} nearest pairs"
@@ -234,12 +226,8 @@ def prototypes(run: Run) -> str:
             for j, value in enumerate(row)
             if is_finite(value)
         }
-        drawn = heat_map(
-            "Cosines between the adapted class vectors",
-            cells,
-            names,
-            ("class", "class"),
-        )
+        title = "Cosines between the adapted class weights"
+        drawn = heat_map(title, cells, names, ("class", "class"))
         parts.insert(0, f'<div class="maps">{drawn}</div>')
     return "\n".join(parts)
 
@@ -258,7 +246,7 @@ def _card(entry: Mapping[str, Any], alt: str, lines: Sequence[str]) -> str:
     )
 
 
-def examples(run: Run) -> str:
+def examples(run: RunFiles) -> str:
     """Return training images with their texts, mixer weights, and pseudo-labels."""
     if run.data is None or not run.data["examples"]:
         return ""
@@ -278,7 +266,7 @@ def examples(run: Run) -> str:
     return f'<p class="soft">{note}</p><ul class="examples">{"".join(cards)}</ul>'
 
 
-def changed_images(run: Run) -> str:
+def changed_images(run: RunFiles) -> str:
     """Return evaluated images whose predicted class changed."""
     if run.data is None or not run.data["changed"]["shown"]:
         return ""
@@ -297,11 +285,10 @@ def changed_images(run: Run) -> str:
     return f'<p>{note}</p><ul class="examples few">{"".join(cards)}</ul>'
 
 
-def settings(run: Run) -> str:
+def settings(run: RunFiles) -> str:
     """Return what identifies the run, and the main values of its configuration."""
-    results, values = run.results, {}
-    for key in RESULTS_VALUES:
-        values[key.replace("_", " ")] = results.get(key)
+    results = run.results
+    values = {key.replace("_", " "): results.get(key) for key in RESULTS_VALUES}
     for dotted, label in CONFIG_VALUES:
         value: Any = run.config
         for key in dotted.split("."):

@@ -32,18 +32,9 @@ class Augmentation(NamedTuple):
 
     @classmethod
     def from_config(cls, settings: ConfigDict) -> Augmentation:
-        """Of the section `config.augment`."""
-        smallest, largest = map(float, settings.scale)
-        narrowest, widest = map(float, settings.ratio)
-        brightness, contrast, saturation, hue = map(float, settings.color_jitter)
-        return cls(
-            scale=(smallest, largest),
-            ratio=(narrowest, widest),
-            color_jitter=(brightness, contrast, saturation, hue),
-            color_jitter_probability=settings.color_jitter_probability,
-            grayscale_probability=settings.grayscale_probability,
-            flip_probability=settings.flip_probability,
-        )
+        """Read the section `config.augment`, which has the same keys."""
+        lists = {key: settings[key] for key in ("scale", "ratio", "color_jitter")}
+        return cls(**{**settings, **{key: tuple(map(float, x)) for key, x in lists.items()}})
 
 
 class JitterDraws(NamedTuple):
@@ -63,27 +54,12 @@ class Draws(NamedTuple):
     gray: Bool[Array, " B"] | None
 
 
-def augment(
-    key: Key[Array, ""],
-    images: UInt8[Array, "B H W 3"],
-    sizes: Int[Array, "B 2"],
-    size: tuple[int, int],
-    settings: Augmentation,
-) -> Float[Array, "B S T 3"]:
-    """Random crops in [0, 1] of the model's size, before mean and deviation are applied.
+def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) -> Draws:
+    """Draw the random numbers of a batch, so that its images can be cropped piece by piece.
 
     Args:
-        key: of this step.
-        images: padded at the bottom and on the right.
-        sizes: height and width of each image without its padding, in pixels.
-        size: height and width of the crops.
-        settings: see `Augmentation`.
+        sizes: height and width of each image in pixels, without its padding.
     """
-    return apply_draws(images, draw(key, sizes, settings), size)
-
-
-def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) -> Draws:
-    """The random numbers of a batch, so that its images can be cropped piece by piece."""
     crop_key, jitter_key, gray_key = jax.random.split(key, 3)
     batch = sizes.shape[0]
     boxes = random_boxes(crop_key, sizes, settings.scale, settings.ratio)
@@ -104,7 +80,12 @@ def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) 
 def apply_draws(
     images: UInt8[Array, "B H W 3"], draws: Draws, size: tuple[int, int]
 ) -> Float[Array, "B S T 3"]:
-    """Crops in [0, 1] of the model's size; each image by itself."""
+    """Return crops in [0, 1] of this size, before mean and deviation are applied; each image by
+    itself.
+
+    Args:
+        images: padded at the bottom and on the right.
+    """
     images = crop_and_resize(images, draws.boxes, size)
     if draws.flip is not None:
         images = jnp.where(draws.flip[:, None, None, None], images[:, :, ::-1], images)
@@ -240,7 +221,7 @@ def adjust_saturation(image: Float[Array, "S T 3"], factor: jax.Array) -> Float[
     return _blend(jnp.broadcast_to(luminance(image), image.shape), image, factor)
 
 
-def _bytes(fraction: jax.Array) -> jax.Array:
+def _to_byte(fraction: jax.Array) -> jax.Array:
     """Return 255 times a fraction, rounded down as if the product were exact."""
     nearest = jnp.round(fraction * 255)
     too_large = fraction * 256 - nearest < fraction
@@ -266,8 +247,8 @@ def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "
         ),
     )
     six = jnp.where(colored, 6.0, 1.0)  # no constant, or XLA multiplies by a rounded 1/6
-    hue = jnp.where(colored, _bytes(hue / six + (hue < 0).astype(hue.dtype)), 0.0)
-    saturation = _bytes(range_ / jnp.maximum(value, 1.0))
+    hue = jnp.where(colored, _to_byte(hue / six + (hue < 0).astype(hue.dtype)), 0.0)
+    saturation = _to_byte(range_ / jnp.maximum(value, 1.0))
     # torchvision adds the shift as an unsigned byte, which wraps around.
     hue = jnp.mod(hue + jnp.trunc(shift * 255), 256)
     sector = hue * 6 / 255
@@ -276,19 +257,10 @@ def adjust_hue(image: Float[Array, "S T 3"], shift: jax.Array) -> Float[Array, "
     p = jnp.round(value * (1 - saturation))
     q = jnp.round(value * (1 - saturation * fraction))
     t = jnp.round(value * (1 - saturation * (1 - fraction)))
-    candidates = jnp.stack(
-        [
-            jnp.stack(c, axis=-1)
-            for c in [
-                (value, t, p),
-                (q, value, p),
-                (p, value, t),
-                (p, q, value),
-                (t, p, value),
-                (value, p, q),
-            ]
-        ]
-    )  # [6, S, T, 3]
+    by_sector = [
+        (value, t, p), (q, value, p), (p, value, t), (p, q, value), (t, p, value), (value, p, q),
+    ]  # fmt: skip
+    candidates = jnp.stack([jnp.stack(channels, axis=-1) for channels in by_sector])  # [6, S, T, 3]
     index = jnp.mod(index, 6).astype(jnp.int32)[None, ..., None]
     return jnp.take_along_axis(candidates, index, axis=0)[0]
 

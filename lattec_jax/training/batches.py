@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from lattec_jax.data.text.bucketing import BucketPlan, bucket_bounds, make_bucket_plan
+from lattec_jax.methods.base import required
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,23 +22,20 @@ class HostBatch:
     """One batch as the step needs it.
 
     Attributes:
-        images: `[B]` indices into the training images.
         text_indices: for each bucket, the indices of its texts in the `[N · K, L]` description
             tokens.
         text_positions: `[B · K]` position of the text of each image and kind in the concatenated
             buckets.
         text_images: `[B, K]` index of the image whose description is used: the image itself unless
             the kind is redrawn.
-        text_lengths: number of tokens of each bucket.
-        ends_epoch: whether this is the last step of an epoch.
     """
 
-    images: np.ndarray
+    images: np.ndarray  # [B] indices into the training images
     text_indices: tuple[np.ndarray, ...]
     text_positions: np.ndarray
     text_images: np.ndarray
-    text_lengths: tuple[int, ...]
-    ends_epoch: bool
+    text_lengths: tuple[int, ...]  # number of tokens of each bucket
+    ends_epoch: bool  # whether this is the last step of an epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,29 +43,22 @@ class Batches:
     """The batches of a run.
 
     Attributes:
-        count: N, the number of training images.
-        batch_size: B, at most N.
-        lengths: `[N, K]` number of tokens that each description needs.
-        context_length: the maximum number of tokens.
-        multiple: bucket sizes are multiples of this (the number of devices).
         redraw: kinds whose text is drawn at every step from all images with the same zero-shot
             label (group-descriptions of the released code).
-        groups: `[N]` these labels; only used with `redraw`.
-        epoch_batch_multiple: see `steps_per_epoch`.
         plan: how the texts of every batch of the run are bucketed by length. To make it, all
             batches of the run are counted, which takes some microseconds a step.
     """
 
-    count: int
-    batch_size: int
+    count: int  # N, the number of training images
+    batch_size: int  # B, at most N
     seed: int
     steps: int
-    lengths: np.ndarray
+    lengths: np.ndarray  # [N, K] number of tokens that each description needs
     context_length: int
-    multiple: int = 1
+    multiple: int = 1  # bucket sizes are multiples of this (the number of devices)
     redraw: tuple[int, ...] = ()
-    groups: np.ndarray | None = None
-    epoch_batch_multiple: int = 0
+    labels: np.ndarray | None = None  # [N] zero-shot labels; only used with `redraw`
+    epoch_batch_multiple: int = 0  # see `steps_per_epoch`
     plan: BucketPlan = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,8 +100,11 @@ class Batches:
         text_images = np.repeat(images[:, None], kinds, axis=1)
         if self.redraw:
             random = np.random.default_rng([self.seed, 1, step])
+            order, starts, sizes = self._images_by_label
+            labels = required(self.labels, "labels")[images]
             for kind in self.redraw:
-                text_images[:, kind] = self._same_label(images, random)
+                # One of all images with the label of each image, drawn uniformly.
+                text_images[:, kind] = order[starts[labels] + random.integers(0, sizes[labels])]
         return text_images, self.lengths[text_images, np.arange(kinds)].reshape(-1)
 
     def _make_plan(self) -> BucketPlan:
@@ -124,34 +118,20 @@ class Batches:
         texts = self.batch_size * self.lengths.shape[1]
         return make_bucket_plan(self.lengths, max_counts, texts, self.context_length, self.multiple)
 
-    def _same_label(self, images: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """For each of the `[B]` images, draw one uniformly from all images of its group."""
-        order, starts, sizes = self._by_group
-        groups = self._groups[images]
-        return order[starts[groups] + random.integers(0, sizes[groups])]
-
-    @property
-    def _groups(self) -> np.ndarray:
-        if self.groups is None:
-            raise ValueError("`groups` is needed to redraw texts")
-        return self.groups
-
     @cached_property
-    def _by_group(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Images sorted by group, the start of each group, and its size."""
-        sizes = np.bincount(self._groups)
-        order = np.argsort(self._groups, kind="stable").astype(np.int32)
+    def _images_by_label(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Images sorted by label, and the start and the number of those of each label."""
+        labels = required(self.labels, "labels")
+        sizes = np.bincount(labels)
+        order = np.argsort(labels, kind="stable").astype(np.int32)
         return order, np.cumsum(sizes) - sizes, sizes
 
 
 def steps_per_epoch(images: int, batch_size: int, multiple: int) -> int:
-    """Return the number of batches in an epoch.
+    """Return the number of batches in an epoch of so many images.
 
-    Args:
-        images: number of training images.
-        batch_size: at most `images`.
-        multiple: `config.train.epoch_batch_multiple`. 0: the incomplete last batch is dropped.
-            Otherwise enough batches for all images, rounded up to this multiple.
+    With a multiple of 0 (`config.train.epoch_batch_multiple`), the incomplete last batch is
+    dropped. Otherwise there are enough batches for all images, rounded up to this multiple.
     """
     if multiple == 0:
         return images // batch_size

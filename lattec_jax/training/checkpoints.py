@@ -52,10 +52,6 @@ class Checkpoints:
     """The checkpoints in one directory. Use as a context manager: checkpoints are saved in the
     background, and leaving the context waits for them.
 
-    Args:
-        directory: created if it does not exist.
-        max_to_keep: at least 1.
-
     Raises:
         ConfigError: `directory` is a file.
     """
@@ -105,7 +101,6 @@ class Checkpoints:
         """Start saving `state`, whose buffers may be donated as soon as this returns.
 
         Args:
-            state: after `step` steps.
             extra: JSON values, which `restore` returns.
             before: called in another thread before the checkpoint is complete, on the main process
                 only.
@@ -117,7 +112,7 @@ class Checkpoints:
         self._saving, self._before = step, before
         self._check_space(state)
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(_as_tree(state)), extra=ocp.args.JsonSave(dict(extra))
+            state=ocp.args.StandardSave(dict(vars(state))), extra=ocp.args.JsonSave(dict(extra))
         )
         try:
             self._manager.save(step, args=items)
@@ -134,11 +129,7 @@ class Checkpoints:
             raise self._write_error(OSError(found))
 
     def wait(self) -> None:
-        """Wait until the last checkpoint is on disk.
-
-        Raises:
-            TrainingError: it cannot be written.
-        """
+        """Wait until the last checkpoint is on disk, or raise TrainingError."""
         try:
             self._manager.wait_until_finished()
         except (OSError, ValueError) as error:  # TensorStore's errors are ValueErrors
@@ -147,11 +138,8 @@ class Checkpoints:
     def restore(self, like: TrainState, mesh: Mesh) -> tuple[TrainState, dict[str, Any]]:
         """Return the newest usable state and its extra values; `like` itself if there is none.
 
-        A checkpoint that cannot be used is renamed within the directory, with a warning.
-
-        Args:
-            like: gives structure, shapes and seed.
-            mesh: the devices of the restored state.
+        A checkpoint that cannot be used, or whose structure, shapes or seed are not those of
+        `like`, is renamed within the directory, with a warning.
         """
         refused = 0
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -163,7 +151,10 @@ class Checkpoints:
                     return found
                 except _RESTORE_ERRORS as error:  # another tree, other shapes or another run
                     reason = f"it is not of this run: {_first_line(error)}"
-            self._set_aside(step, reason)
+            with distributed.main_process_first():
+                if distributed.is_main_process():
+                    self._rename(step, reason)
+            self._manager.reload()
             refused += 1
         if refused:
             log.warning("no usable checkpoint is left in %s: starting at step 0", self._directory)
@@ -179,7 +170,7 @@ class Checkpoints:
             state_shardings(shapes, mesh),
         )
         items = ocp.args.Composite(
-            state=ocp.args.StandardRestore(_as_tree(target)), extra=ocp.args.JsonRestore()
+            state=ocp.args.StandardRestore(dict(vars(target))), extra=ocp.args.JsonRestore()
         )
         found = self._manager.restore(step, args=items)
         state = TrainState(**found["state"])
@@ -201,12 +192,6 @@ class Checkpoints:
         for checkpoint in sorted(steps):
             if reason := metadata_damage(checkpoint):
                 self._rename(int(checkpoint.name), reason)
-
-    def _set_aside(self, step: int, reason: str) -> None:
-        with distributed.main_process_first():
-            if distributed.is_main_process():
-                self._rename(step, reason)
-        self._manager.reload()
 
     def _rename(self, step: int, reason: str) -> None:
         path = self._directory / str(step)
@@ -236,11 +221,8 @@ class Checkpoints:
 def read(directory: Path, step: int) -> dict[str, Any]:
     """Read one checkpoint as NumPy arrays, whatever its run and its devices, in this process alone.
 
-    Returns:
-        The tree of `_as_tree`; the method's state as a dictionary of its fields.
-
-    Raises:
-        WeightsError: it cannot be read.
+    Returns the fields of `TrainState`, the method's state as a dictionary of its fields. Raises
+    WeightsError if it cannot be read.
     """
     try:
         return _read_alone(directory, step)
@@ -273,13 +255,3 @@ def _read_alone(directory: Path, step: int) -> dict[str, Any]:
 def _first_line(error: Exception) -> str:
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def _as_tree(state: TrainState) -> dict:
-    return {
-        "step": state.step,
-        "seed": state.seed,
-        "params": state.params,
-        "optimizer": state.optimizer,
-        "method": state.method,
-    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -14,11 +14,10 @@ from lattec_jax.data.images.image_cache import ImageCache
 from lattec_jax.data.prefetch import prefetch
 from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.methods.base import Method, Targets
-from lattec_jax.models.clip import Params
 from lattec_jax.runtime import distributed, sharding
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.training.batches import Batches, HostBatch
-from lattec_jax.training.prepare import Inputs, SplitImages
+from lattec_jax.training.prepare import Inputs
 from lattec_jax.training.step import Batch, DeviceData
 
 DEVICE_MEMORY_FRACTION = 0.4  # maximum size of an image cache that is kept on the device
@@ -26,12 +25,7 @@ PREFETCHED_BATCHES = 2
 
 
 def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
-    """Return the configured batch size, or a smaller one if there are fewer images.
-
-    Raises:
-        ConfigError: the batch is not a multiple of the number of devices.
-        DataError: there are too few images for any batch.
-    """
+    """Return the configured batch size, or a smaller one if there are fewer images."""
     wanted = config.train.batch_size
     if images >= wanted:
         sharding.check_batch(wanted, mesh)
@@ -50,10 +44,6 @@ def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> 
 
     A batch that is smaller than configured, because there are few images, need not be divisible:
     its last microbatch is padded.
-
-    Raises:
-        ConfigError: the microbatch size does not divide the configured batch size, or is not a
-            multiple of the number of devices.
     """
     size, configured = config.train.microbatch_size, config.train.batch_size
     if size == 0:
@@ -71,12 +61,8 @@ def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> 
 def make_batches(
     config: ConfigDict, inputs: Inputs, method: Method, batch_size: int, steps: int, mesh: Mesh
 ) -> tuple[Batches, np.ndarray, np.ndarray]:
-    """Return the batches of a run, and the texts that they index.
-
-    Returns:
-        The batches; `[N · K, L]` tokens, entry n · K + k being the k-th text of image n; `[N, K]`
-        False where that text is missing.
-    """
+    """Return the batches of a run, and the texts that they index: `[N · K, L]` tokens, entry
+    n · K + k being the k-th text of image n, and `[N, K]` False where that text is missing."""
     text_config = inputs.weights.config.text
     count = len(inputs.images.ids)
     texts = inputs.texts.texts if inputs.texts else {}
@@ -93,7 +79,7 @@ def make_batches(
         context_length=text_config.context_length,
         multiple=mesh.size,
         redraw=tuple(i for i, kind in enumerate(kinds) if kind in method.redrawn_kinds),
-        groups=inputs.zero_shot.labels,
+        labels=inputs.zero_shot.labels,
         epoch_batch_multiple=config.train.epoch_batch_multiple,
     )
     present = np.array([text is not None for text in ordered], bool).reshape(count, len(kinds))
@@ -106,19 +92,17 @@ def make_device_data(
     method: Method,
     description_tokens: np.ndarray,
     present: np.ndarray,
-    frozen: np.ndarray | None,
+    pretrained_features: np.ndarray | None,
     mesh: Mesh,
 ) -> DeviceData:
     """Place on every device what stays there for the whole run."""
-    images = inputs.images
-    cache = training_cache(images)
+    cache = inputs.images.trained_on
     on_device = method.trains and cache_on_device(config, cache)
     # True labels are on the device only for a method that declares that it needs them.
-    true = images.labels if "labels" in method.requires else None
-    replicated = sharding.replicated(mesh)
+    true = inputs.images.labels if "labels" in method.requires else None
 
     def place(array: np.ndarray) -> jax.Array:
-        return sharding.place(np.asarray(array), replicated)
+        return sharding.place(np.asarray(array), sharding.replicated(mesh))
 
     def place_optional(array: np.ndarray | None) -> jax.Array | None:
         return None if array is None else place(array)
@@ -130,22 +114,8 @@ def make_device_data(
         targets=Targets(place(inputs.zero_shot.labels), place_optional(true)),
         pixels=place(cache.pixels) if on_device else None,
         sizes=place_optional(cache.sizes) if on_device else None,
-        frozen=place_optional(frozen),
+        pretrained_features=place_optional(pretrained_features),
     )
-
-
-def frozen_features(inputs: Inputs, method: Method, params: Params) -> np.ndarray | None:
-    """Return the `[N, D]` features of the training images by the pre-trained model, for a method
-    that requires them."""
-    if "frozen_features" not in method.requires:
-        return None
-    pixels = inputs.images.evaluation.pixels
-    return inputs.extractor.images(params, pixels, "features of the frozen model")
-
-
-def training_cache(images: SplitImages) -> ImageCache:
-    """Return the image cache that is trained on: uncropped images if they are augmented."""
-    return images.training or images.evaluation
 
 
 def cache_on_device(config: ConfigDict, cache: ImageCache) -> bool:
@@ -168,10 +138,11 @@ def device_batches(
     start: int,
     stop: int,
     mesh: Mesh,
+    is_logged: Callable[[int], bool] = lambda step: True,
 ) -> Iterator[tuple[HostBatch, Batch]]:
     """Iterate over the batches of the steps from `start` to `stop` (not included), prefetched to
     the devices. If the image cache is streamed they have pixels, of which each process reads those
-    of its own devices."""
+    of its own devices. `is_logged` takes the number of a step, from 1."""
     split, replicated = sharding.over_batch(mesh), sharding.replicated(mesh)
     count = batches.batch_size
     local = sharding.process_local_indices(mesh, count)
@@ -192,6 +163,7 @@ def device_batches(
             ends_epoch=sharding.place(np.asarray(host.ends_epoch), replicated),
             pixels=pixels,
             sizes=sizes,
+            is_logged=sharding.place(np.asarray(is_logged(step + 1)), replicated),
         )
         return host, batch
 

@@ -25,10 +25,10 @@ from lattec_jax.training.trackers import open_trackers
 class RunLog:
     """The log of one run in its work directory. Use as a context manager.
 
+    What an interrupted run logged after the step `start`, from which it continues, is dropped, so
+    that no step is logged twice.
+
     Args:
-        start: the step that the run continues from; what an interrupted run logged after it is
-            dropped, so that no step is logged twice.
-        steps: total number of steps of the run.
         trackers: names of those that get the same metrics (`lattec_jax.training.trackers`).
         config: of the run, as JSON values, for trackers that show it.
     """
@@ -93,34 +93,22 @@ class RunLog:
 
 
 class NoLog:
-    """Replaces `RunLog` on processes that write no log."""
+    """Replaces `RunLog` on processes that write no log: its methods do nothing."""
 
     def __enter__(self) -> NoLog:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        pass
-
-    def advance(self) -> None:
-        """Do nothing."""
-
-    def flush(self) -> None:
-        """Do nothing."""
-
-    def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Do nothing."""
+    def __exit__(self, *exc: object) -> None: ...
+    def advance(self) -> None: ...
+    def flush(self) -> None: ...
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def lines(self) -> list[dict[str, float | None]]:
-        """Return an empty list."""
         return []
 
 
 def read_log(workdir: Path) -> list[dict[str, float | None]]:
-    """Return the lines of a log; an empty list if there is none.
-
-    Raises:
-        DataError: a line is damaged.
-    """
+    """Return the lines of a log, or an empty list; raise DataError if one is damaged."""
     path = workdir / METRICS
     return [line for _, line in log_lines(path)] if path.exists() else []
 

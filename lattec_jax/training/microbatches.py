@@ -31,19 +31,13 @@ Examples = Any  # a pytree of arrays with the same first dimension
 
 @dataclasses.dataclass(frozen=True)
 class StepEncoder:
-    """The model that is being trained, inside of a jitted step.
+    """The model that is being trained, inside of a jitted step. Features are differentiable with
+    respect to `params`."""
 
-    Attributes:
-        definition: of the model (`lattec_jax.models.clip.define`).
-        params: its parameters; features are differentiable with respect to them.
-        mesh: over whose devices each microbatch is sharded.
-        num_microbatches: into which a batch is split; 1: the full batch at once.
-    """
-
-    definition: nnx.GraphDef
+    definition: nnx.GraphDef  # of the model (`lattec_jax.models.clip.define`)
     params: dict[str, Any]
-    mesh: Mesh
-    num_microbatches: int = 1
+    mesh: Mesh  # over whose devices each microbatch is sharded
+    num_microbatches: int = 1  # into which a batch is split; 1: the full batch at once
 
     @property
     def logit_scale(self) -> Float[Array, ""]:
@@ -61,28 +55,28 @@ class StepEncoder:
                 once.
         """
         (features,) = self._encode(
-            lambda model, groups: [model.encode_image(load(groups[0]))],
+            lambda model, buckets: [model.encode_image(load(buckets[0]))],
             [examples],
             self.num_microbatches,
         )
         return features
 
-    def texts(self, groups: Sequence[Int[Array, "_n _L"]]) -> list[Float[Array, "_n D"]]:
+    def texts(self, buckets: Sequence[Int[Array, "_n _L"]]) -> list[Float[Array, "_n D"]]:
         """Return unit features of token matrices of several lengths."""
-        # A small group is encoded at once: split, it would have less than a text for each device.
+        # A small bucket is encoded at once: split, it would have less than a text for each device.
         small = self.num_microbatches * self.mesh.size
-        splits = [1 if len(tokens) < small else self.num_microbatches for tokens in groups]
+        splits = [1 if len(tokens) < small else self.num_microbatches for tokens in buckets]
         features = {}
         for split in sorted(set(splits)):
             chosen = [index for index, own in enumerate(splits) if own == split]
-            encoded = self._encode(CLIP.encode_texts, [groups[i] for i in chosen], split)
+            encoded = self._encode(CLIP.encode_texts, [buckets[i] for i in chosen], split)
             features |= dict(zip(chosen, encoded, strict=True))
-        return [features[i] for i in range(len(groups))]
+        return [features[i] for i in range(len(buckets))]
 
     def _encode(
         self,
         encode: Callable[[CLIP, list[Examples]], list[Float[Array, "_m D"]]],
-        groups: list[Examples],
+        buckets: list[Examples],
         num_microbatches: int,
     ) -> list[Float[Array, "_n D"]]:
         def encode_microbatch(microbatch: list[Examples]) -> list[jax.Array]:
@@ -92,19 +86,19 @@ class StepEncoder:
             )
             return encode(bind(self.definition, self.params), microbatch)
 
-        counts = [jax.tree.leaves(group)[0].shape[0] for group in groups]
-        groups = [
-            _pad(group, count, num_microbatches * self.mesh.size)
-            for group, count in zip(groups, counts, strict=True)
+        counts = [jax.tree.leaves(bucket)[0].shape[0] for bucket in buckets]
+        buckets = [
+            _pad(bucket, count, num_microbatches * self.mesh.size)
+            for bucket, count in zip(buckets, counts, strict=True)
         ]
         if num_microbatches == 1:
-            features = encode_microbatch(groups)
+            features = encode_microbatch(buckets)
         else:
             # [n, ...] -> [n / M, M, ...] -> [M, n / M, ...] for M microbatches. Each takes every
             # M-th example, not a contiguous block: the batch is sharded in contiguous blocks, so
             # every device has its part of every microbatch already.
             stacked = jax.tree.map(
-                lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), groups
+                lambda x: x.reshape(-1, num_microbatches, *x.shape[1:]).swapaxes(0, 1), buckets
             )
             # No common subexpressions to protect from merging: the forward and the backward scan
             # are separate loops.

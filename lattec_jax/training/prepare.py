@@ -57,6 +57,11 @@ class SplitImages:
     training: ImageCache | None  # None where nothing is augmented
 
     @property
+    def trained_on(self) -> ImageCache:
+        """The images that are trained on: uncropped ones if they are augmented."""
+        return self.training or self.evaluation
+
+    @property
     def ids(self) -> tuple[str, ...]:
         """Ids of the images, in the order of every array."""
         return self.evaluation.ids
@@ -86,6 +91,16 @@ class Inputs:
     prompts: ClassPrompts
     warm_start: WarmStart | None  # None: training starts from `weights`
 
+    @property
+    def evaluated(self) -> SplitImages:
+        """The test images, or the training images if there are no others."""
+        return self.test or self.images
+
+    @property
+    def test_labels(self) -> np.ndarray | None:
+        """`[T]`; None without. Labels of training images are never evaluated."""
+        return self.test.labels if self.test else None
+
 
 def prepare_inputs(
     config: ConfigDict,
@@ -99,10 +114,8 @@ def prepare_inputs(
     main process writes files, and all compute.
 
     Args:
-        config: a checked configuration.
-        dataset: described by it; images that are not on disk yet are written.
+        dataset: its images that are not on disk yet are written.
         arguments: the `--config...` arguments of the command line, for commands in messages.
-        mesh: the devices that compute pseudo-labels.
         describe: called for an engine of `CHEAP_ENGINES`.
 
     Raises:
@@ -123,7 +136,7 @@ def prepare_inputs(
     images = open_images(config, dataset, "train", weights, method.trains and method.augments)
     test = open_images(config, dataset, "test", weights) if dataset.test else None
     prompts = make_prompts(config, dataset, weights)
-    zero_shot = make_pseudo_labels(config, dataset, weights, images, extractor, mesh)
+    zero_shot = prepare_pseudo_labels(config, dataset, weights, images, extractor, mesh)
     texts = None
     if "descriptions" in method.requires:
         with distributed.main_process_first():
@@ -134,12 +147,7 @@ def prepare_inputs(
 
 
 def load_weights(config: ConfigDict) -> Checkpoint:
-    """Load the CLIP that `config.weights` names (see `lattec_jax/runtime/weights.py`).
-
-    Raises:
-        ConfigError: no weights are named.
-        WeightsError: they are not a usable checkpoint.
-    """
+    """Load the CLIP that `config.weights` names (see `lattec_jax/runtime/weights.py`)."""
     with distributed.main_process_first():  # it may have to be converted
         return Checkpoint.load(locate(config.weights))
 
@@ -152,12 +160,8 @@ def make_prompts(config: ConfigDict, dataset: Dataset, weights: Checkpoint) -> C
 def open_images(
     config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint, training: bool = False
 ) -> SplitImages:
-    """Open the image caches of a split, writing those that are missing.
-
-    Args:
-        part: "train" or "test".
-        training: also the cache of uncropped images, for augmented crops.
-    """
+    """Open the image caches of a split ("train" or "test"), writing those that are missing;
+    `training`: also that of uncropped images, for augmented crops."""
     split: Split = getattr(dataset, part)
     max_side = config.image_cache.max_side
     if max_side is None:
@@ -177,7 +181,7 @@ def open_images(
     return SplitImages(labels, caches.evaluation, caches.training)
 
 
-def make_pseudo_labels(
+def prepare_pseudo_labels(
     config: ConfigDict,
     dataset: Dataset,
     weights: Checkpoint,
@@ -199,8 +203,7 @@ def make_pseudo_labels(
             found = pseudo_label_files.read(path, images.ids, source)
         except DataError as error:  # images were added, or the file is damaged
             log.warning("making the pseudo-labels again: %s", error)
-    if distributed.all_agree(found is not None):
-        assert found is not None
+    if distributed.all_agree(found is not None) and found is not None:
         return found
     params = sharding.put(mesh, weights.params)
     features = extractor.images(params, images.evaluation.pixels, progress="pseudo-labels")
@@ -209,14 +212,8 @@ def make_pseudo_labels(
     best = np.sort(probabilities, axis=1)[:, -2:]
     with distributed.main_process_first():
         if distributed.is_main_process():
-            pseudo_label_files.write(
-                path,
-                images.ids,
-                probabilities.argmax(axis=1),
-                best[:, 1],
-                best[:, 1] - best[:, 0],
-                source,
-            )
+            labels, margins = probabilities.argmax(axis=1), best[:, 1] - best[:, 0]
+            pseudo_label_files.write(path, images.ids, labels, best[:, 1], margins, source)
         return pseudo_label_files.read(path, images.ids, source)
 
 
@@ -232,12 +229,10 @@ def load_descriptions(
     """Read the generated texts of the training images.
 
     Args:
-        config: a checked configuration.
-        arguments: the `--config...` arguments of the command line, for the command in messages.
+        arguments, describe: see `prepare_inputs`.
         images: for training.
         zero_shot: their pseudo-labels, which some prompts contain.
         kinds: of text that the method mixes, besides the class-description.
-        describe: see `prepare_inputs`.
 
     Raises:
         DataError: a kind is missing and its engine is not cheap, or too many texts are missing.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -38,12 +37,7 @@ class TrainState:
 
 def learning_rate_schedule(config: ConfigDict, steps: int) -> optax.Schedule:
     """Return linear warm-up, then half a cosine to zero (open_clip_train's `cosine_lr`) or a
-    constant.
-
-    Args:
-        config: the section `config.train`.
-        steps: of the full run; a longer warm-up is cut to it.
-    """
+    constant, by the section `config.train`. A warm-up longer than the run is cut to it."""
     warmup = min(config.warmup_steps, steps)
 
     def schedule(step: ArrayLike) -> jax.Array:
@@ -65,11 +59,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     """Make AdamW as OpenCLIP has it, or stochastic gradient descent as PyTorch has it.
 
     AdamW decays matrices only, apart from the gradient. `torch.optim.SGD` adds the decay of every
-    trained parameter to its gradient, before the momentum.
-
-    Args:
-        config: the section `config.train`.
-        schedule: the learning rate by step.
+    trained parameter to its gradient, before the momentum. `config` is `config.train`.
     """
     if config.optimizer == "sgd":
         return optax.chain(
@@ -118,13 +108,9 @@ def init_state(
     return jax.jit(build, out_shardings=shardings)(*arguments)
 
 
-def replace_method(state: TrainState, method_state: Any, mesh: Mesh) -> TrainState:
-    """Return the train state with another method state, whose arrays may be NumPy's."""
-    return dataclasses.replace(state, method=replicate(method_state, mesh))
-
-
 def replicate(method_state: Any, mesh: Mesh) -> Any:
-    """Copy a method's state to all devices; of several processes the main one's is taken."""
+    """Copy a method's state, whose arrays may be NumPy's, to all devices; of several processes the
+    main one's is taken."""
     state = _copies(distributed.broadcast(method_state))
     return sharding.place_tree(state, jax.tree.map(lambda _: sharding.replicated(mesh), state))
 

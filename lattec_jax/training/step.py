@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -43,7 +43,7 @@ class DeviceData(NamedTuple):
     targets: Targets  # of all N images
     pixels: UInt8[Array, "N H W 3"] | None  # None where the image cache is streamed
     sizes: Int[Array, "N 2"] | None  # None where nothing is augmented, too
-    frozen: Float[Array, "N D"] | None = None  # image features of the pre-trained model
+    pretrained_features: Float[Array, "N D"] | None = None  # of the images
 
 
 class Batch(NamedTuple):
@@ -56,6 +56,7 @@ class Batch(NamedTuple):
     ends_epoch: Bool[Array, ""]
     pixels: UInt8[Array, "B H W 3"] | None = None  # only where the image cache is streamed
     sizes: Int[Array, "B 2"] | None = None
+    is_logged: Bool[Array, ""] | None = None  # whether the step's metrics are logged; None: yes
 
 
 class StepSettings(NamedTuple):
@@ -98,10 +99,9 @@ def encode_images(
     """
     resident, draws = batch.pixels is None, None
     if settings.augmentation is not None:
-        sizes = batch.sizes
-        if resident:
-            sizes = required(device_data.sizes, "sizes")[batch.images]
-        draws = draw(key, required(sizes, "sizes"), settings.augmentation)
+        sizes = device_data.sizes if resident else batch.sizes
+        sizes = required(sizes, "sizes")
+        draws = draw(key, sizes[batch.images] if resident else sizes, settings.augmentation)
     mean, std = (jnp.asarray(x).reshape(1, 1, 1, 3) for x in (settings.mean, settings.std))
 
     def load(microbatch: tuple[jax.Array, Draws | None]) -> Float[Array, "m H W 3"]:
@@ -120,18 +120,18 @@ def encode_images(
 
 
 def encode_texts(
-    encoder: StepEncoder, groups: list[Int[Array, "_n _L"]]
+    encoder: StepEncoder, buckets: list[Int[Array, "_n _L"]]
 ) -> list[Float[Array, "_n D"]]:
     """Encode token matrices; those of the same length are concatenated and encoded as one."""
     by_length: dict[int, list[int]] = {}
-    for index, tokens in enumerate(groups):
+    for index, tokens in enumerate(buckets):
         by_length.setdefault(tokens.shape[1], []).append(index)
-    concatenated = [jnp.concatenate([groups[i] for i in same]) for same in by_length.values()]
+    concatenated = [jnp.concatenate([buckets[i] for i in same]) for same in by_length.values()]
     encoded: dict[int, jax.Array] = {}
     for same, features in zip(by_length.values(), encoder.texts(concatenated), strict=True):
-        ends = np.cumsum([groups[i].shape[0] for i in same])
+        ends = np.cumsum([buckets[i].shape[0] for i in same])
         encoded |= dict(zip(same, jnp.split(features, ends[:-1]), strict=True))
-    return [encoded[i] for i in range(len(groups))]
+    return [encoded[i] for i in range(len(buckets))]
 
 
 def gather_features(
@@ -159,18 +159,21 @@ def gather_features(
         classes, positions = jnp.arange(num_classes), labels
     else:
         classes, positions = unique_classes(labels, num_classes)
-    groups = [device_data.class_tokens[classes]]
+    buckets = [device_data.class_tokens[classes]]
     for indices, length in zip(batch.text_indices, text_lengths, strict=True):
-        groups.append(device_data.description_tokens[indices, :length])
-    class_features, *texts = encode_texts(encoder, groups)
+        buckets.append(device_data.description_tokens[indices, :length])
+    class_features, *texts = encode_texts(encoder, buckets)
     batch_size, kinds = batch.text_images.shape
     dimension = image_features.shape[1]
     if texts:
-        # [B · K, D] in the order of the groups -> [B, K, D]
+        # [B · K, D] in the order of the buckets -> [B, K, D]
         descriptions = jnp.concatenate(texts)[batch.text_positions]
         descriptions = descriptions.reshape(batch_size, kinds, dimension)
     else:
         descriptions = jnp.zeros((batch_size, 0, dimension), image_features.dtype)
+    pretrained_features = device_data.pretrained_features
+    if pretrained_features is not None:
+        pretrained_features = pretrained_features[batch.images]
     features = Features(
         images=image_features,
         class_texts=class_features[positions],  # [U, D] -> [J, B, D]
@@ -178,16 +181,16 @@ def gather_features(
         present=device_data.present[batch.text_images, jnp.arange(kinds)],
         logit_scale=encoder.logit_scale,
         classes=class_features if method.encodes_all_classes else None,
-        frozen=None if device_data.frozen is None else device_data.frozen[batch.images],
+        pretrained_features=pretrained_features,
     )
     return features, labels
 
 
 def prediction_metrics(
-    predictions: Int[Array, " B"], frozen: Int[Array, " B"], num_classes: int
+    predictions: Int[Array, " B"], zero_shot: Int[Array, " B"], num_classes: int
 ) -> Metrics:
     """Return how a batch's predictions are distributed over the classes, and how often they are
-    those of the frozen model (`lattec_jax.reporting.health` watches them).
+    the zero-shot labels (`lattec_jax.reporting.health` watches them).
 
     `batch_class_entropy` is divided by the entropy of a uniform distribution.
     """
@@ -196,8 +199,15 @@ def prediction_metrics(
         "batch_class_entropy": jax.scipy.special.entr(fractions).sum() / math.log(num_classes),
         "batch_largest_fraction": fractions.max(),
         "batch_largest_class": fractions.argmax().astype(jnp.float32),
-        "agreement_with_frozen": jnp.mean(predictions == frozen),
+        "agreement_with_frozen": jnp.mean(predictions == zero_shot),
     }
+
+
+# Reads all parameters, so it is no part of the step: the loop calls it for the steps that it logs.
+# The norm of the update, which exists only inside of the step, is a branch there (`is_logged`).
+# That of the gradient is in every step: any may be the last, and a run must not save parameters
+# of a gradient that is not finite.
+parameter_norm = jax.jit(optax.tree.norm)
 
 
 def apply_gradient(
@@ -206,8 +216,10 @@ def apply_gradient(
     state: TrainState,
     gradient: Params,
     labels: Int[Array, "J B"],
+    is_logged: Bool[Array, ""] | None,
 ) -> tuple[Params, optax.OptState, Float[Array, ""]]:
-    """Return the next parameters and optimizer state, and the norm of the update.
+    """Return the next parameters and optimizer state, and the norm of the update, or 0 where it is
+    not logged.
 
     An `EpochMethod` may reject the batch: then both stay as they are.
     """
@@ -216,7 +228,10 @@ def apply_gradient(
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
     # optax returns the tree that it was given; its type does not say so.
     updated = cast(Params, optax.apply_updates(trained, updates))
-    norm = optax.tree.norm(updates)
+    if is_logged is None:
+        norm = optax.tree.norm(updates)
+    else:
+        norm = jax.lax.cond(is_logged, optax.tree.norm, lambda _: jnp.float32(0), updates)
     if isinstance(method, EpochMethod):
         accepted = method.should_update(labels)
         updated, optimizer_state, norm = jax.tree.map(
@@ -235,25 +250,16 @@ def make_train_step(
     settings: StepSettings,
     mesh: Mesh,
 ) -> Callable[[TrainState, DeviceData, Batch, tuple[int, ...]], tuple[TrainState, Metrics]]:
-    """Return the jitted step of one run.
+    """Return the jitted step of one run: a function of the state (which it donates), the device
+    data, the batch, and the static lengths of its text buckets.
 
     Args:
-        definition: of the model.
-        method: of the run.
         optimizer: one that counts its steps (`count` in its state), as those with a schedule do.
         schedule: the optimizer's, for the log.
-        settings: of the step.
-        mesh: over which the state is sharded.
-
-    Returns:
-        A function of the state (which it donates), the device data, the batch and the static
-        lengths of its text groups.
     """
 
-    def loss_fn(
-        trained: Params, state: TrainState, device_data: DeviceData, batch: Batch,
-        text_lengths: tuple[int, ...],
-    ) -> tuple[jax.Array, tuple]:  # fmt: skip
+    def loss_fn(trained: Params, state: TrainState, *inputs: Any) -> tuple[jax.Array, tuple]:
+        device_data, batch, text_lengths = inputs
         params = {**state.params, **trained}
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
@@ -274,23 +280,21 @@ def make_train_step(
                 trained, state, device_data, batch, text_lengths
             )
         params, optimizer_state, update_norm = apply_gradient(
-            method, optimizer, state, gradient, labels
+            method, optimizer, state, gradient, labels, batch.is_logged
         )
         method_state, metrics = method.update(state.method, labels, aux, batch.ends_epoch)
         count = optax.tree.get_all_with_path(state.optimizer, "count")[0][1]
         metrics |= {
             "loss": loss,
-            "parameter_norm": optax.tree.norm(params),
             "gradient_norm": optax.tree.norm(gradient),
             "update_norm": update_norm,
             "logit_scale": jnp.exp(params["logit_scale"]),
             "learning_rate": jnp.asarray(schedule(count)),
         }
         if method.predicted_label is not None:
-            predictions = labels[method.predicted_label]
-            frozen = required(device_data.targets.zero_shot, "zero_shot")[batch.images]
+            zero_shot = required(device_data.targets.zero_shot, "zero_shot")[batch.images]
             num_classes = device_data.class_tokens.shape[0]
-            metrics |= prediction_metrics(predictions, frozen, num_classes)
+            metrics |= prediction_metrics(labels[method.predicted_label], zero_shot, num_classes)
         new = TrainState(state.step + 1, state.seed, params, optimizer_state, method_state)
         # The output keeps the sharding of the input: otherwise the compiler may choose another one
         # for an array, and the next call compiles again.

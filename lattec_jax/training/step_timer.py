@@ -14,20 +14,15 @@ class StepTimer:
     end or interruption.
 
     Steps that were lost do not count, nor does what completes a checkpoint after the last step.
-
-    Args:
-        batch_size: images per step.
-        seconds: of training until the step that this session starts from, as the other arguments.
-        rated_seconds: without the first step of each session, which compiles.
-        rated_images: trained on in those.
     """
 
     def __init__(
         self,
         batch_size: int,
+        # Of training until the step that this session starts from, as an earlier `record` says.
         seconds: float = 0.0,
-        rated_seconds: float = 0.0,
-        rated_images: int = 0,
+        rated_seconds: float = 0.0,  # without the first step of each session, which compiles
+        rated_images: int = 0,  # trained on in those
     ) -> None:
         self._batch_size = batch_size
         self._start = time.perf_counter() - seconds

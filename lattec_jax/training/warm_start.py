@@ -2,14 +2,14 @@
 
 `config.weights` is always the frozen reference: it gives the pseudo-labels, the zero-shot metrics
 and the tokenizer. The warm start gives the initial parameters, and the initial prototypes where it
-has class vectors for the same classes; otherwise the prototypes start as the class-descriptions,
+has class weights for the same classes; otherwise the prototypes start as the class-descriptions,
 encoded with the initial parameters.
 
 `config.init` is one of
 
     runs/mine-latteclip-s0                     the work directory of a finished run
     runs/mine-latteclip-s0/checkpoints/400     a step that a run saved, finished or not
-    any form of config.weights                 lattec_jax/runtime/weights.py; no class vectors
+    any form of config.weights                 lattec_jax/runtime/weights.py; no class weights
 """
 
 from __future__ import annotations
@@ -50,11 +50,6 @@ class WarmStart(NamedTuple):
 def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) -> WarmStart | None:
     """Read `config.init`; return None where it is empty and training starts at `config.weights`.
 
-    Args:
-        config: a checked configuration.
-        weights: of `config.weights`.
-        class_names: of the data set.
-
     Raises:
         ConfigError: `config.init` names nothing that exists.
         WeightsError: it cannot be read, or differs from `config.weights` in architecture,
@@ -69,8 +64,14 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
         checkpoint, prototypes = _read_step(path)
         names = checkpoint.source["class_names"]
     elif any((path / name).exists() for name in (run_directory.INPUTS, run_directory.CLASSIFIER)):
-        checkpoint, class_weights = _read_run(path)
-        prototypes, names = class_weights.adapted, checkpoint.source["class_names"]
+        try:
+            checkpoint, heads = run_artifacts.load(path)
+        except WeightsError as error:
+            raise WeightsError(
+                f"config.init: {error}. To start from a step that it saved, name "
+                f"{path / run_directory.CHECKPOINTS}/STEP"
+            ) from error
+        prototypes, names = heads.adapted, checkpoint.source["class_names"]
     else:
         checkpoint = _read_weights(config.init)
     _refuse_other_model(config, checkpoint, weights)
@@ -84,16 +85,6 @@ def load(config: ConfigDict, weights: Checkpoint, class_names: Sequence[str]) ->
     if prototypes is not None:
         digest.update(np.ascontiguousarray(prototypes, np.float32).tobytes())
     return WarmStart(checkpoint.params, prototypes, digest.hexdigest())
-
-
-def _read_run(directory: Path) -> tuple[Checkpoint, run_artifacts.ClassWeights]:
-    try:
-        return run_artifacts.load(directory)
-    except WeightsError as error:
-        raise WeightsError(
-            f"config.init: {error}. To start from a step that it saved, name "
-            f"{directory / run_directory.CHECKPOINTS}/STEP"
-        ) from error
 
 
 def _read_weights(init: str) -> Checkpoint:

@@ -19,9 +19,7 @@ def average(
     is left: nothing is trained after this.
 
     Args:
-        method: of the run.
-        params: where training started.
-        method_state: the method's state where training started.
+        params, method_state: where training started.
         state: after the last step.
         fraction: a, of the adapted parameters.
     """

@@ -60,6 +60,7 @@ def test_there_and_back_and_there_without_flags(hub_folder, tmp_path):
     assert (again.config, again.preprocess) == (checkpoint.config, checkpoint.preprocess)
 
 
+@pytest.mark.full
 def test_open_clip_reads_what_was_exported(hub_folder, tmp_path):
     torch = pytest.importorskip("torch")
     define_missing_torchvision_operators()
@@ -127,6 +128,7 @@ def test_user_errors_have_no_traceback(command, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.full
 def test_half_precision_becomes_float32_and_says_so(hub_folder, tmp_path, dtype, capsys):
     weights = hub_folder / "open_clip_model.safetensors"
     tensors = safetensors.numpy.load_file(weights)
@@ -142,6 +144,7 @@ def test_half_precision_becomes_float32_and_says_so(hub_folder, tmp_path, dtype,
     np.testing.assert_array_equal(projection, half["visual.proj"].astype(np.float32))
 
 
+@pytest.mark.full
 def test_exports_overwrite_nothing(hub_folder, tmp_path):
     weights = hub_folder / "open_clip_model.safetensors"
     to_flax(f"--pretrained={weights}", f"--out={tmp_path / 'flax'}")

@@ -23,7 +23,7 @@ from lattec_jax.inference.classifier import BATCH_SIZE
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import bind, define
-from lattec_jax.models.run_artifacts import ClassWeights
+from lattec_jax.models.run_artifacts import ZeroShotHeads
 from lattec_jax.runtime.errors import ConfigError, DataError, WeightsError
 from tests.dummy import dummy_checkpoint
 from tests.no_room import no_room
@@ -227,15 +227,15 @@ def test_a_stream_is_lazy_and_compiles_once(finished):
 def test_two_models_classify_together(finished):
     checkpoint, vectors = run_artifacts.load(finished / "run")
     frozen = dummy_checkpoint(seed=1)
-    both = ClassWeights(vectors.adapted, np.roll(vectors.adapted, 1, axis=0))
+    both = ZeroShotHeads(vectors.adapted, np.roll(vectors.adapted, 1, axis=0))
     paths = paths_of(finished)[:5]
     found = Classifier(checkpoint, both, pretrained=frozen).predict(paths, top_k=4, embeddings=True)
     first = np.stack([p.embedding for p in found])
-    second = Classifier(with_classes(frozen), ClassWeights(vectors.adapted)).predict(
+    second = Classifier(with_classes(frozen), ZeroShotHeads(vectors.adapted)).predict(
         paths, embeddings=True
     )
     second = np.stack([p.embedding for p in second])
-    cosines = 0.5 * (first @ both.adapted.T + second @ both.frozen.T)
+    cosines = 0.5 * (first @ both.adapted.T + second @ both.pretrained.T)
     odds = np.exp(np.exp(float(checkpoint.params["logit_scale"])) * cosines)
     scores = odds / odds.sum(axis=1, keepdims=True)
     np.testing.assert_allclose([p.scores for p in found], -np.sort(-scores, axis=1), atol=1e-5)
@@ -264,7 +264,7 @@ def test_what_is_missing_in_a_work_directory(finished, tmp_path):
     safetensors.numpy.save_file(
         {"classifier": np.zeros((3, 16), np.float32)}, copy / "classifier.safetensors"
     )
-    with pytest.raises(WeightsError, match=r"expected class vectors of the shape \(4, 16\)"):
+    with pytest.raises(WeightsError, match=r"expected class weights of the shape \(4, 16\)"):
         Classifier.load(copy)
     for wrong in (np.full((4, 16), np.nan, np.float32), np.zeros((4, 16), np.int32)):
         safetensors.numpy.save_file({"classifier": wrong}, copy / "classifier.safetensors")

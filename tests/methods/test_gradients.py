@@ -66,7 +66,7 @@ class Setting:
             targets=Targets(jnp.asarray(self.zero_shot), jnp.asarray(self.zero_shot)),
             pixels=None,
             sizes=None,
-            frozen=None if frozen is None else jnp.asarray(frozen),
+            pretrained_features=None if frozen is None else jnp.asarray(frozen),
         )
         images = jnp.arange(B)
         batch = Batch(

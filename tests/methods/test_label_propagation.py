@@ -78,9 +78,9 @@ def test_the_search_is_exact(count, block, monkeypatch):
 
 def test_a_graph_smaller_than_the_neighbors_is_complete():
     texts, images, _ = clusters(5, 3, 8, 0.2)
-    directions = label_propagation.class_directions(texts, 768)
-    labels = label_propagation.propagate(texts, images, directions, 20, 0.99, 20, 1e-6)
+    labels = label_propagation.propagate(texts, images, 768, 20, 0.99, 20, 1e-6)
     assert labels.shape == (8,)
+    directions = label_propagation.class_directions(texts, 768)
     nodes = label_propagation.project(np.concatenate([texts, images]), directions)
     assert label_propagation.affinity_graph(nodes, 20).nnz == 8 * 7
 
@@ -110,9 +110,7 @@ def test_conjugate_gradients_are_scipy_s_column_by_column(tolerance):
 def test_labels_are_those_of_the_direct_solution():
     """N = 2,000: the dense graph and a direct solver in float64."""
     texts, images, true = clusters(2000, 10, 64, 0.35)
-    labels = label_propagation.propagate(
-        texts, images, label_propagation.class_directions(texts, 768), 20, 0.99, 20, 1e-6
-    )
+    labels = label_propagation.propagate(texts, images, 768, 20, 0.99, 20, 1e-6)
     nodes = np.concatenate([texts, images])
     matrix = np.eye(len(nodes)) - 0.99 * dense_graph(nodes, texts, 768, 20)
     solved = scipy.linalg.solve(matrix, np.eye(len(nodes), 10), assume_a="pos")
@@ -144,8 +142,7 @@ unit = lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)
 texts = unit(rng.standard_normal((101, 512), dtype=np.float32))
 images = unit(rng.standard_normal((70_700, 512), dtype=np.float32))
 start = time.perf_counter()
-directions = propagation.class_directions(texts, 768)
-labels = propagation.propagate(texts, images, directions, 20, 0.99, 20, 1e-6)
+labels = propagation.propagate(texts, images, 768, 20, 0.99, 20, 1e-6)
 seconds = time.perf_counter() - start
 assert labels.shape == (70_801,)
 print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)

@@ -49,12 +49,14 @@ def steps(labels: np.ndarray, count: int):
     """States before and after `count` steps of 16 images with these labels of T and V, and the
     learning rates that are logged."""
     world, method, mesh, optimizer, step = compiled()
-    first = method.init(jnp.asarray(world.class_vectors), N)._replace(labels=jnp.asarray(labels))
+    first = method.init(jnp.asarray(world.class_weights), N)._replace(labels=jnp.asarray(labels))
     params = sharding.put(mesh, world.checkpoint.params)
     state = init_state(params, optimizer, first, mesh, method.trainable)
     frozen = unit(np.random.default_rng(0).normal(size=(N, 16))).astype(np.float32)
     device_data = world.device_data(0, 16)._replace(
-        pixels=jnp.asarray(world.pixels[:, :16, :16]), sizes=None, frozen=jnp.asarray(frozen)
+        pixels=jnp.asarray(world.pixels[:, :16, :16]),
+        sizes=None,
+        pretrained_features=jnp.asarray(frozen),
     )
     states, rates = [jax.device_get(state)], []
     for host in map(world.batches(16, 0, count, multiple=mesh.size).at, range(count)):
@@ -105,7 +107,7 @@ def test_an_epoch_begins_with_both_graphs_and_new_centroids():
     method = ReCLIP(neighbors=9, diffusion=0.9, iterations=50)
     state = Copies(jnp.asarray(texts), jnp.asarray(texts[::-1]), jnp.zeros((2, 600), jnp.int32))
     features = TrainingSetFeatures(
-        images=lambda: current, classes=lambda: current_texts, frozen=frozen
+        images=lambda: current, classes=lambda: current_texts, pretrained_features=frozen
     )
     found = method.begin_epoch(state, features)
     for copy, (seeds, images) in enumerate([(current_texts, frozen), (texts, current)]):

@@ -93,7 +93,7 @@ def setting(one_thread) -> Setting:
         lengths=text_lengths(description_tokens, ours.text).reshape(N, KINDS),
         context_length=77,
         redraw=(1,),
-        groups=zero_shot,
+        labels=zero_shot,
         epoch_batch_multiple=config.train.epoch_batch_multiple,
     )
     hosts = [batches.at(step) for step in range(STEPS)]

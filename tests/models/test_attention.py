@@ -49,7 +49,7 @@ def test_flash_attention_where_cudnn_has_it(found, width, expected):
     assert not has_flash_attention(None, width)
 
 
-@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("causal", [True, pytest.param(False, marks=pytest.mark.full)])
 def test_odd_lengths_are_padded_for_flash_attention(monkeypatch, causal):
     """XLA's attention stands in for cuDNN's, which needs a GPU."""
     attend, lengths = jax.nn.dot_product_attention, []

@@ -43,9 +43,11 @@ def test_other_types_are_named(kind, tmp_path):
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16])
 def test_finiteness_of_every_16_bit_number_is_that_of_numpy(kind):
     numbers = np.arange(2**16, dtype=np.uint16).view(kind)
-    found = [tensor_files._is_finite(number) for number in np.split(numbers, 2**16)]
     with np.errstate(invalid="ignore"):
-        np.testing.assert_array_equal(found, np.isfinite(numbers))
+        finite = np.isfinite(numbers)
+    assert tensor_files._is_finite(numbers[finite])
+    for number in numbers[~finite]:
+        assert not tensor_files._is_finite(np.array([number]))
 
 
 @pytest.mark.parametrize("kind", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])

@@ -85,6 +85,7 @@ def until(condition: Callable[[], object], seconds: float = 300) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.full
 def test_two_workers_never_run_the_same_job(place):
     workers = [start_worker(place) for _ in range(2)]
     printed = [worker.communicate(timeout=300)[0] for worker in workers]

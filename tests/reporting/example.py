@@ -10,12 +10,12 @@ import numpy as np
 from lattec_jax.reporting.health import health_report
 from lattec_jax.reporting.health_metrics import Baseline
 from lattec_jax.reporting.report_data import thumbnail
-from lattec_jax.reporting.sections import Run
+from lattec_jax.reporting.sections import RunFiles
 
 NASTY = "</script><script>window.hit=1</script><img src=x onerror=hit=1> \"'&"
 
 
-def example(classes: int = 10, labeled: bool = True, images: int = 1000) -> Run:
+def example(classes: int = 10, labeled: bool = True, images: int = 1000) -> RunFiles:
     """A run whose texts contain everything that could break a page."""
     rng = np.random.default_rng(0)
     names = [f"class {n}" for n in range(classes - 1)] + [NASTY]
@@ -62,7 +62,7 @@ def example(classes: int = 10, labeled: bool = True, images: int = 1000) -> Run:
     if not labeled:
         data["confusion"] = None
         data["changed"] |= {"right": None, "wrong": None, "shown": [{**shown, "label": None}] * 36}
-    return Run({"train": {"batch_size": 64}}, results, log, data)
+    return RunFiles({"train": {"batch_size": 64}}, results, log, data)
 
 
 LONG, RTL = "W" * 5000, "\u202eעברית العربية"
@@ -80,7 +80,7 @@ HOSTILE = (
 )
 
 
-def hostile() -> Run:
+def hostile() -> RunFiles:
     """A run whose names, texts and file names break pages, terminals and layouts; with NaN."""
     run = example(len(HOSTILE) + 1)
     results, data = json.loads(json.dumps([run.results, run.data]))
@@ -103,10 +103,10 @@ def hostile() -> Run:
     log = [{**line, f"weight_{LONG}": 0.5, "loss": float("nan")} for line in run.log]
     log[0] |= {f"weight_{text}": 1e300 for text in HOSTILE}
     log[3]["gradient_norm"] = float("inf")
-    return Run(run.config, results, log, data)
+    return RunFiles(run.config, results, log, data)
 
 
-def write_files(run: Run, workdir: Path) -> None:
+def write_files(run: RunFiles, workdir: Path) -> None:
     """Write the files of a finished run."""
     workdir.mkdir()
     (workdir / "config.json").write_text(json.dumps(run.config))

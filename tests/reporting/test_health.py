@@ -53,7 +53,7 @@ def names_of(alarms: list[Alarm]) -> set[str]:
 
 
 def test_a_healthy_run_has_no_alarms():
-    found = health_report(start(), start().class_vectors, start().labels, records())
+    found = health_report(start(), start().class_weights, start().labels, records())
     assert found["alarms"] == [] and found["verdict"].startswith("Healthy: no alarms")
     metrics = found["metrics"]
     assert metrics["agreement_with_frozen"] == 1 and metrics["class_entropy"] == pytest.approx(1)
@@ -82,7 +82,7 @@ def test_alarms_of_the_log(name, changed, capsys):
             int(line["step"]), {n: np.asarray(v) for n, v in line.items()}
         )  # as in training
     assert capsys.readouterr().err.count(f"warning: {name}: ") == 1
-    found = health_report(start(), start().class_vectors, start().labels, records(**changed))
+    found = health_report(start(), start().class_weights, start().labels, records(**changed))
     assert [a["name"] for a in found["alarms"]] == [name]
     assert found["verdict"].startswith("Check this model before you use it: 1 alarm.")
     assert name in found["verdict"]
@@ -109,7 +109,7 @@ def test_one_line_or_a_line_of_an_evaluation_is_no_alarm(capsys):
 def test_vanished_and_dominant_classes():
     labels = start().labels
     predictions = np.where(np.isin(labels, (2, 3, 4)), 7, labels)
-    vanished, dominant = final_alarms(start(), start().class_vectors, predictions)
+    vanished, dominant = final_alarms(start(), start().class_weights, predictions)
     assert (vanished.name, vanished.classes) == ("vanished classes", ("two", "three", "four"))
     assert vanished.value == pytest.approx(0.3)
     assert (dominant.name, dominant.classes) == ("dominant classes", ("seven",))
@@ -118,13 +118,13 @@ def test_vanished_and_dominant_classes():
     counted = np.where(np.arange(COUNT) < 93, 1, labels).astype(np.int32)
     few = dataclasses.replace(start(), labels=counted)
     predictions = np.where(few.labels == 0, 1, few.labels)
-    assert names_of(final_alarms(few, few.class_vectors, predictions)) == set()
+    assert names_of(final_alarms(few, few.class_weights, predictions)) == set()
 
 
 def test_one_vanished_class_of_many_is_no_alarm():
     labels = np.repeat(np.arange(40), 25).astype(np.int32)
     many = Baseline([f"c{n}" for n in range(40)], np.eye(40), labels, 128, {})
-    assert final_alarms(many, many.class_vectors, np.where(labels == 3, 4, labels)) == []
+    assert final_alarms(many, many.class_weights, np.where(labels == 3, 4, labels)) == []
 
 
 def test_pseudo_label_drift_at_the_end_names_the_classes_that_changed_most():
@@ -132,13 +132,13 @@ def test_pseudo_label_drift_at_the_end_names_the_classes_that_changed_most():
     predictions = (
         labels + (np.arange(COUNT) % 10 < 6)
     ) % 10  # every class loses 60% to the next one
-    (alarm,) = final_alarms(start(), start().class_vectors, predictions)
+    (alarm,) = final_alarms(start(), start().class_weights, predictions)
     assert alarm.name == "pseudo-label drift" and alarm.value == pytest.approx(0.4)
     assert alarm.classes == ()  # all class fractions are unchanged
     predictions = np.where(labels < 6, labels // 3 * 3, labels)
     predictions[:100] = 9
     predictions = np.where((labels == 6) | (labels == 7), 8, predictions)
-    alarms = {a.name: a for a in final_alarms(start(), start().class_vectors, predictions)}
+    alarms = {a.name: a for a in final_alarms(start(), start().class_weights, predictions)}
     assert alarms["pseudo-label drift"].value == pytest.approx(0.3)
     assert set(alarms["pseudo-label drift"].classes) <= set(NAMES)
 
@@ -159,7 +159,7 @@ def test_prototype_collapse_names_the_pairs():
 
 
 def test_missing_descriptions():
-    (alarm,) = final_alarms(start(0.8), start().class_vectors, start().labels)
+    (alarm,) = final_alarms(start(0.8), start().class_weights, start().labels)
     assert alarm.name == "missing image descriptions" and alarm.value == 0.8
     assert "20%" in alarm.message and "captioning.describe" in alarm.advice
 

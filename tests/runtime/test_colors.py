@@ -98,6 +98,7 @@ def test_luminance_is_pil_s():
     np.testing.assert_array_equal(found[..., 0], np.asarray(Image.fromarray(image).convert("L")))
 
 
+@pytest.mark.full
 def test_color_jitter_touches_the_share_that_it_is_told_to():
     images = jnp.asarray(np.broadcast_to(colors()[:4, :8], (400, 4, 8, 3)), jnp.float32)
     apply = jax.jit(augmentation.color_jitter)

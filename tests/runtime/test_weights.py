@@ -185,6 +185,7 @@ def test_the_hub_is_read_without_torch_jax_and_open_clip(tmp_path):
     assert Checkpoint.load(tmp_path / "out").source["hub"] == LAION
 
 
+@pytest.mark.full
 def test_the_older_file_of_the_hub_needs_torch(tmp_path, conversion):
     torch = pytest.importorskip("torch")
     snapshot = write_hub_cache(tmp_path / "hf", "org/old")
@@ -303,6 +304,7 @@ def test_a_file_without_its_configuration(tmp_path):
     assert f"openclip_to_flax --pretrained={path} --out=DIR" in str(caught.value)
 
 
+@pytest.mark.full
 def test_all_mismatched_tensors_are_listed(tmp_path):
     path = write_model(tmp_path / "model")
     tensors = safetensors.numpy.load_file(path)
@@ -321,6 +323,7 @@ def test_a_conversion_that_dies_is_reported(tmp_path, monkeypatch, cache):
     assert list(cache.iterdir()) == []
 
 
+@pytest.mark.full
 def test_the_first_of_two_conversions_is_kept(tmp_path, monkeypatch, cache):
     path = write_model(tmp_path / "model")
 
@@ -346,6 +349,7 @@ def test_imports_neither_jax_nor_torch():
 
 
 @pytest.mark.parametrize("kind", hub_tokenizers.KINDS)
+@pytest.mark.full
 def test_models_with_a_tokenizer_of_the_hub(kind, tmp_path, conversion):
     """Hub cache -> checkpoint -> OpenCLIP's files -> checkpoint, tokenizer and weights the same."""
     from convert import flax_to_openclip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -103,10 +104,11 @@ def boxes_of(size: tuple[int, int], scale, ratio, draws: int, seed: int = 0) -> 
 @pytest.mark.parametrize(
     ("size", "scale", "ratio"),
     [
-        ((240, 300), (0.08, 1.0), RATIO),  # mostly the first draw
+        # Mostly the first draw.
+        pytest.param((240, 300), (0.08, 1.0), RATIO, marks=pytest.mark.full),
         ((180, 320), (0.6, 1.0), RATIO),  # many draws do not fit, some images fall back
         ((224, 224), (0.9, 1.0), RATIO),  # LatteCLIP's
-        ((150, 100), (0.2, 0.5), (0.4, 3.0)),
+        pytest.param((150, 100), (0.2, 0.5), (0.4, 3.0), marks=pytest.mark.full),
     ],
 )
 def test_boxes_are_distributed_like_torchvision_s(torchvision, size, scale, ratio):
@@ -181,7 +183,11 @@ def test_boxes_always_lie_inside():
 PLAIN = augmentation.Augmentation((1.0, 1.0), (1.0, 1.0), (0.0,) * 4, 0.0, 0.0, 0.0)
 # Everything that is random, and of everything enough.
 ALL = augmentation.Augmentation((0.3, 1.0), RATIO, (0.5, 0.5, 0.5, 0.1), 0.8, 0.2, 0.5)
-apply = jax.jit(augmentation.augment, static_argnums=(3, 4))
+
+
+@partial(jax.jit, static_argnums=(3, 4))
+def apply(key, images, sizes, size, settings):
+    return augmentation.apply_draws(images, augmentation.draw(key, sizes, settings), size)
 
 
 def squares() -> tuple[np.ndarray, np.ndarray]:
@@ -212,6 +218,7 @@ def test_flips_all_or_none():
     assert (flipped != plain).any()
 
 
+@pytest.mark.full
 def test_flips_have_their_share_and_leave_the_other_draws_alone():
     sizes = jnp.full((4000, 2), 40, jnp.int32)
     settings = ALL._replace(flip_probability=0.3)

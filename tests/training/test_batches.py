@@ -18,7 +18,7 @@ N, B, K = 53, 8, 2
 def batches() -> Batches:
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 40, (N, K)).astype(np.int32)
-    return Batches(N, B, 7, 40, lengths, 40, groups=rng.integers(0, 4, N).astype(np.int32))
+    return Batches(N, B, 7, 40, lengths, 40, labels=rng.integers(0, 4, N).astype(np.int32))
 
 
 def test_an_epoch_is_a_permutation_without_its_incomplete_last_batch(batches):
@@ -78,7 +78,7 @@ def test_redrawn_groups_share_the_label_and_change_with_the_step(batches):
     for host in map(redrawn.at, range(12)):
         np.testing.assert_array_equal(host.text_images[:, 0], host.images)
         np.testing.assert_array_equal(
-            redrawn.groups[host.text_images[:, 1]], redrawn.groups[host.images]
+            redrawn.labels[host.text_images[:, 1]], redrawn.labels[host.images]
         )
         rows = np.concatenate(host.text_indices)[host.text_positions].reshape(B, K)
         np.testing.assert_array_equal(rows, host.text_images * K + np.arange(K))
@@ -88,6 +88,6 @@ def test_redrawn_groups_share_the_label_and_change_with_the_step(batches):
     assert drawn[0] != drawn[6]
     assert redrawn.at(6).text_images.tolist() == redrawn.at(6).text_images.tolist()
     # With a single label the draw depends on nothing but seed and step.
-    single = dataclasses.replace(redrawn, groups=np.zeros(N, np.int32))
+    single = dataclasses.replace(redrawn, labels=np.zeros(N, np.int32))
     drawn = [single.at(step).text_images[:, 1].tolist() for step in range(4)]
     assert all(one != other for one, other in itertools.combinations(drawn, 2))

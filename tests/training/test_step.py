@@ -8,6 +8,7 @@ from functools import cache
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from jax.sharding import Mesh
@@ -56,7 +57,7 @@ class World:
         self.sizes = np.stack([rng.integers(10, 21, N), rng.integers(10, 25, N)], 1)
         self.zero_shot = rng.integers(0, classes, N).astype(np.int32)
         self.present = rng.random((N, K)) > 0.1
-        self.class_vectors = unit(rng, classes)
+        self.class_weights = unit(rng, classes)
 
     def device_data(self, kinds: int, whole: bool = True) -> DeviceData:
         """With class tokens as short as they may be and images of all sizes, or neither."""
@@ -126,7 +127,7 @@ def train(
     definition = define(world.checkpoint.config, mesh=mesh)
     step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
     params = sharding.put(mesh, world.checkpoint.params)
-    first = method.init(jnp.asarray(world.class_vectors), N)
+    first = method.init(jnp.asarray(world.class_weights), N)
     state = init_state(params, optimizer, first, mesh, seed=3)
     before = jax.device_get(state)
     kinds = len(method.description_kinds)
@@ -178,7 +179,7 @@ def test_cropping_and_deduplication_change_nothing(classes):
     world, batch_size = World(classes), 16
     mesh = sharding.make_mesh()
     method = LatteCLIP(0.7, 0.9)
-    state = method.init(jnp.asarray(world.class_vectors), N)
+    state = method.init(jnp.asarray(world.class_weights), N)
     definition = define(world.checkpoint.config)
     images = unit(np.random.default_rng(1), batch_size)
     host = world.batches(batch_size, K, 3).at(2)
@@ -196,7 +197,7 @@ def test_cropping_and_deduplication_change_nothing(classes):
     )(world.checkpoint.params)
 
     np.testing.assert_array_equal(labels[0], world.zero_shot[host.images])
-    np.testing.assert_array_equal(labels[1], np.argmax(images @ world.class_vectors.T, axis=1))
+    np.testing.assert_array_equal(labels[1], np.argmax(images @ world.class_weights.T, axis=1))
     texts = world.texts.reshape(N, K, -1)[host.images].reshape(batch_size * K, -1)
     tokens = np.concatenate([*world.class_tokens[np.asarray(labels)], texts])
     expected = np.asarray(encoder_of(definition)(world.checkpoint.params, tokens))
@@ -246,3 +247,38 @@ def test_streamed_images_give_the_same_step():
         for t, batch in ((device_data, on_device(host)), (empty, streamed))
     ]
     np.testing.assert_array_equal(*found)
+
+
+def test_the_norm_of_the_update_is_computed_for_logged_steps_only():
+    """And whether it is changes no parameter."""
+    world, method = World(3), FLYP()
+    mesh = sharding.make_mesh()
+    optimizer = optax.adamw(lambda count: 1e-3 * jnp.ones_like(count, jnp.float32))
+    preprocess = world.checkpoint.preprocess
+    settings = StepSettings(preprocess.size, preprocess.mean, preprocess.std, None)
+    step = make_train_step(
+        define(world.checkpoint.config, mesh=mesh),
+        method,
+        optimizer,
+        lambda _: 1e-3,
+        settings,
+        mesh,
+    )
+    device_data = jax.device_put(world.device_data(0, False), sharding.replicated(mesh))
+    host = world.batches(16, 0, 1, mesh.size).at(0)
+    found = []
+    for is_logged in (None, jnp.array(True), jnp.array(False)):
+        params = sharding.put(mesh, world.checkpoint.params)
+        state = init_state(params, optimizer, (), mesh)
+        batch = on_device(host)._replace(is_logged=is_logged)
+        batch = jax.device_put(batch, sharding.replicated(mesh))
+        found.append(jax.device_get(step(state, device_data, batch, host.text_lengths)))
+    (always, metrics), (logged, logged_metrics), (other, other_metrics) = found
+    change = {k: after - world.checkpoint.params[k] for k, after in always.params.items()}
+    size = np.sqrt(sum(np.square(x.astype(np.float64)).sum() for x in change.values()))
+    assert metrics["update_norm"] == pytest.approx(size, rel=1e-3)
+    assert logged_metrics["update_norm"] == pytest.approx(metrics["update_norm"], rel=1e-6)
+    assert other_metrics["update_norm"] == 0
+    for name, value in always.params.items():
+        np.testing.assert_array_equal(logged.params[name], value)
+        np.testing.assert_array_equal(other.params[name], value)

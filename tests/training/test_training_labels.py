@@ -79,15 +79,17 @@ def trained_on(prepared: Prepared, mesh, *overrides: str) -> list[np.ndarray]:
     inputs, method = prepared.inputs, make_method(config.method)
     batches, texts, present = input_pipeline.make_batches(config, inputs, method, 16, 4, mesh)
     params = sharding.put(mesh, inputs.weights.params)
-    frozen = input_pipeline.frozen_features(inputs, method, params)
+    pixels = inputs.images.evaluation.pixels  # of which an epoch may ask features
+    features = None
+    if "pretrained_features" in method.requires:
+        features = inputs.extractor.images(params, pixels)
     device_data = input_pipeline.make_device_data(
-        config, inputs, method, texts, present, frozen, mesh
+        config, inputs, method, texts, present, features, mesh
     )
     stream = input_pipeline.device_batches(
-        batches, input_pipeline.training_cache(inputs.images), device_data, 0, 4, mesh
+        batches, inputs.images.trained_on, device_data, 0, 4, mesh
     )
     classes = inputs.extractor.classes(params, inputs.prompts)
-    pixels = inputs.images.evaluation.pixels  # of which an epoch may ask features
     leaves = jax.tree.leaves((device_data, [batch for _, batch in stream], classes, pixels))
     return [np.asarray(leaf) for leaf in leaves]
 

@@ -23,7 +23,7 @@ NONE = "--config.train.max_steps=0"
 
 
 def bytes_of(directory: Path) -> tuple[bytes, bytes]:
-    """The model and the class vectors that a run left."""
+    """The model and the class weights that a run left."""
     files = ("model/model.safetensors", "classifier.safetensors")
     return tuple((directory / file).read_bytes() for file in files)
 
@@ -57,6 +57,7 @@ def test_a_run_goes_on_from_a_run_or_from_its_saved_step(trained):
     assert lines[0]["loss"] != lines[1]["loss"]
 
 
+@pytest.mark.full
 def test_weights_have_no_prototypes_and_those_of_weights_change_nothing(trained):
     found = run("labeled", "--workdir=towers", "--config.init=first/model", NONE)
     assert not found["init_prototypes"]
