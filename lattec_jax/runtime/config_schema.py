@@ -214,14 +214,10 @@ def allowed(key: str) -> Allowed | None:
 
 
 def check(values: Mapping[str, Any], where: str = "") -> None:
-    """Refuse values outside their range.
+    """Raise ConfigError for values, by dotted keys, that are outside their range.
 
     Args:
-        values: by dotted keys.
         where: the file that they come from, for messages.
-
-    Raises:
-        ConfigError: naming key, expected and found.
     """
     start = f"{where}: " if where else ""
     check_renamed(values, where)
@@ -242,11 +238,7 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
 
 
 def check_renamed(keys: Iterable[str], where: str = "") -> None:
-    """Refuse keys of earlier versions.
-
-    Raises:
-        ConfigError: naming the new key.
-    """
+    """Raise ConfigError for keys of earlier versions, naming the new key."""
     for key in keys:
         if message := renamed(key):
             raise ConfigError(f"{where}: {message}" if where else message)
@@ -269,11 +261,7 @@ def renamed(key: str) -> str:
 
 
 def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    """Refuse a value where a section is expected, and a section where a value is.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Raise ConfigError for a value where a section is expected, or a section where a value is."""
     for name, value in content.items():
         key = f"{prefix}{name}"
         expected = allowed(key)
@@ -287,8 +275,3 @@ def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> 
             raise ConfigError(
                 f"{where}: config.{key}: expected a section of values, found {short_repr(value)}"
             )
-
-
-def missing(values: Mapping[str, Any]) -> list[str]:
-    """Return the declared keys that a configuration lacks."""
-    return [key for key in SCHEMA if not key.endswith(".*") and key not in values]
