@@ -37,15 +37,13 @@ def terminating() -> Iterator[None]:
 
 
 class PeerSignals(Protocol):
-    """Agreement of all processes of a run on whether any of them received a signal."""
+    """Agreement of all processes of a run on whether any of them received a signal.
 
-    def soon(self, mine: bool) -> bool:
-        """Return whether a signal came some steps ago; called by all processes after each step."""
-        ...
+    `lattec_jax.runtime.distributed.SignalAgreement` implements it.
+    """
 
-    def now(self, mine: bool) -> bool:
-        """Return whether a signal has come by now."""
-        ...
+    def soon(self, mine: bool) -> bool: ...
+    def now(self, mine: bool) -> bool: ...
 
 
 class PreemptionHandler:

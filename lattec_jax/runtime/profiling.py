@@ -23,15 +23,12 @@ class Profile:
     """Context manager that traces the third to seventh step of this process.
 
     A step in the trace lasts from the end of the step before to its own end, so that it includes
-    logging and waiting for the batch.
+    logging and waiting for the batch. Raises ConfigError if the directory cannot be created.
 
     Args:
         directory: "" disables tracing.
         start: number of steps that are done already, in a continued run.
         steps: total number of steps of the run.
-
-    Raises:
-        ConfigError: the directory cannot be created.
     """
 
     def __init__(self, directory: str, start: int, steps: int) -> None:
@@ -40,13 +37,13 @@ class Profile:
         self._before, self._last = start + SKIPPED, min(start + SKIPPED + TRACED, steps)
         self._wanted = bool(directory) and self._before < self._last
         self._step: jax.profiler.StepTraceAnnotation | None = None
-        if self._wanted:
-            _make_directory(directory)
         if directory and not self._wanted:
-            left = steps - start
             print_escaped(
-                f"no trace in {directory}: it begins after {SKIPPED} steps, {left} are left"
+                f"no trace in {directory}: it begins after {SKIPPED} steps, {steps - start} are "
+                "left"
             )
+        elif directory:
+            _make_directory(directory)
 
     def __enter__(self) -> Profile:
         return self

@@ -46,9 +46,7 @@ _EXPECTED = (
 def locate(weights: str | os.PathLike[str]) -> Path:
     """Return the checkpoint directory of `config.weights`; convert the weights at first use.
 
-    Raises:
-        ConfigError: `weights` is empty.
-        WeightsError: the weights do not exist, or cannot be downloaded or converted.
+    Raise WeightsError if they do not exist, or cannot be downloaded or converted.
     """
     weights = os.fspath(weights)
     if not weights:
@@ -79,11 +77,6 @@ def cache_root() -> Path:
     return Path(root).expanduser()
 
 
-def cache_directory() -> Path:
-    """Return the directory of converted weights."""
-    return cache_root() / "weights"
-
-
 def _identity(path: Path) -> list[str]:
     """Return what identifies a weights file and the side files that the conversion reads."""
     if not path.is_file():
@@ -98,7 +91,7 @@ def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> 
     """Return the directory of a conversion; convert if it is missing."""
     digest = hashlib.sha256(json.dumps([FORMAT, *identity]).encode()).hexdigest()[:12]
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    directory = cache_directory() / f"{safe}-{digest}"
+    directory = cache_root() / "weights" / f"{safe}-{digest}"
     remove_abandoned(directory.parent, directory.name)
     if (directory / CONFIG_FILE).is_file():
         return directory
@@ -137,12 +130,11 @@ except KeyboardInterrupt:
 def _convert(flags: list[str], out: Path) -> None:
     """Convert in a separate process.
 
+    Raise WeightsError with the message of the conversion, or with its exit status.
+
     Args:
         flags: of `convert.openclip_to_flax`, without `--out`.
         out: the directory to create. A file beside it receives the message of an error.
-
-    Raises:
-        WeightsError: with the message of the conversion, or with its exit status.
     """
     error = out.with_name("error.txt")
     arguments = [str(error), *flags, f"--out={out}"]
