@@ -29,7 +29,7 @@ import numpy as np
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.images.image_cache_writer import (
     FORMAT,
-    evaluation_layout,
+    Layout,
     training_layout,
     write_image_caches,
 )
@@ -69,12 +69,9 @@ class ImageCache:
         """The directory of the cache; its name tells apart different files and settings."""
         return Path(str(self.pixels.filename)).parent
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Return `pixels[indices]` in memory, faster than the memory map in random order."""
-        return self._reader(indices)
-
     @functools.cached_property
-    def _reader(self) -> ParallelReader:
+    def read(self) -> ParallelReader:
+        """`read(indices)` is `pixels[indices]`, faster than the memory map in random order."""
         return ParallelReader(self.pixels)
 
 
@@ -110,16 +107,17 @@ def open_image_caches(
     settings: dict[str, dict[str, Any]] = {"evaluation": {"preprocess": preprocess.to_dict()}}
     if max_side is not None:
         settings["training"] = {"max_side": max_side}
-    files = _files_digest(split)
-    paths = {kind: _cache_path(directory, kind, settings[kind], files) for kind in settings}
+    files, paths = _files_digest(split), {}
+    for kind in settings:
+        text = json.dumps([FORMAT, kind, settings[kind], files], sort_keys=True)
+        paths[kind] = directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    make_layout = {
+        "evaluation": lambda values: Layout(values, preprocess.size, preprocess.pixels, False),
+        "training": lambda values: training_layout(values, split),
+    }
 
     def write(kinds: Iterable[str]) -> None:
-        layouts = {}
-        for kind in kinds:
-            if kind == "evaluation":
-                layouts[paths[kind]] = evaluation_layout(settings[kind], preprocess)
-            else:
-                layouts[paths[kind]] = training_layout(settings[kind], split)
+        layouts = {paths[kind]: make_layout[kind](settings[kind]) for kind in kinds}
         write_image_caches(split, directory, layouts, max_unreadable_fraction)
 
     remove_abandoned(directory)
@@ -136,11 +134,7 @@ def open_image_caches(
 def open_image_cache(directory: str | os.PathLike[str], split: Split | None = None) -> ImageCache:
     """Open one image cache without reading its pixels.
 
-    Args:
-        split: the images that it must hold; None: whatever it holds.
-
-    Raises:
-        DataError: it does not exist, is damaged, or is not of this split.
+    Raise DataError if it does not exist, is damaged, or is not of this split (None: of any).
     """
     directory = Path(directory)
     index = _read_index(directory)
@@ -205,27 +199,16 @@ def _read_index(directory: Path) -> dict[str, Any]:
             f"expected an image cache of format {FORMAT} in {directory}, "
             f"found {short_repr(found)}; {_REMAKE}"
         )
-    if not _is_index(index):
-        raise DataError(
-            f"{directory / 'index.json'}: expected settings, a list of ids and a list of unreadable"
-            f" images with reasons, found {short_repr(index)}; {_REMAKE}"
-        )
-    return index
-
-
-def _is_index(index: Mapping[str, Any]) -> bool:
-    ids, failed = index.get("ids"), index.get("failed")
-    return (
-        isinstance(index.get("settings"), dict)
-        and isinstance(ids, list)
-        and isinstance(failed, list)
-        and all(isinstance(image, str) for image in ids)
-        and all(
-            isinstance(entry, dict)
-            and entry.keys() == {"image", "reason"}
-            and all(isinstance(value, str) for value in entry.values())
-            for entry in failed
-        )
+    match index:
+        case {"settings": dict(), "ids": list(ids), "failed": list(failed)}:
+            types = [isinstance(e, dict) and {key: type(e[key]) for key in e} for e in failed]
+            if all(isinstance(image, str) for image in ids) and all(
+                found == {"image": str, "reason": str} for found in types
+            ):
+                return index
+    raise DataError(
+        f"{directory / 'index.json'}: expected settings, a list of ids and a list of unreadable"
+        f" images with reasons, found {short_repr(index)}; {_REMAKE}"
     )
 
 
@@ -240,8 +223,3 @@ def _files_digest(split: Split) -> str:
             state = "missing"
         digest.update(f"{image}\0{state}\n".encode())
     return digest.hexdigest()
-
-
-def _cache_path(directory: Path, kind: str, settings: dict[str, Any], files: str) -> Path:
-    text = json.dumps([FORMAT, kind, settings, files], sort_keys=True)
-    return directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.datasets.error_messages import list_lines
 from lattec_jax.data.images.preprocess import (
-    Preprocess,
     UnreadableImage,
     image_errors,
     image_size,
@@ -54,11 +53,6 @@ class Layout:
         return self.shape[0] * self.shape[1] * 3
 
 
-def evaluation_layout(settings: dict[str, Any], preprocess: Preprocess) -> Layout:
-    """The layout of an evaluation image cache: the preprocessed image."""
-    return Layout(settings, preprocess.size, preprocess.pixels, stores_sizes=False)
-
-
 def training_layout(settings: dict[str, Any], split: Split) -> Layout:
     """The layout of a training image cache: the uncropped image, its long side at most
     `settings["max_side"]` pixels (0: no bound). Reads the header of every file."""
@@ -70,7 +64,9 @@ def training_layout(settings: dict[str, Any], split: Split) -> Layout:
         factor = min(1.0, max_side / max(size)) if max_side else 1.0
         return max(1, round(height * factor)), max(1, round(width * factor))
 
-    sizes = np.array([(1, 1), *(bounded(size) for size in _header_sizes(split.paths))])
+    with closing(prefetch(_header_size, split.paths)) as results:
+        bar = tqdm(results, total=len(split.ids), desc="reading headers", unit="image", leave=False)
+        sizes = np.array([(1, 1), *(bounded(size) for size in bar if size is not None)])
     shape = int(sizes[:, 0].max()), int(sizes[:, 1].max())
 
     def convert(image: Image.Image) -> np.ndarray:
@@ -94,13 +90,12 @@ def write_image_caches(
 ) -> None:
     """Decode the images of a split once and write them to image caches, replacing existing ones.
 
+    Too many unreadable images, none that is readable, or too little disk space raise DataError.
+
     Args:
         directory: parent directory of the caches, created if necessary.
         layouts: cache directory -> its layout.
         max_unreadable_fraction: with more unreadable images than this, nothing is written.
-
-    Raises:
-        DataError: too many unreadable images, none that is readable, or too little disk space.
     """
     directory.mkdir(parents=True, exist_ok=True)
     _check_space(directory, layouts.values(), len(split.ids))
@@ -180,14 +175,8 @@ def _padded(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     return padded
 
 
-def _header_sizes(paths: Sequence[Path]) -> Iterable[tuple[int, int]]:
-    """(width, height) as the headers state them, without files that decoding will refuse too."""
-    with closing(prefetch(_header_size, paths)) as results:
-        bar = tqdm(results, total=len(paths), desc="reading headers", unit="image", leave=False)
-        yield from (size for size in bar if size is not None)
-
-
 def _header_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) as the header states it, None for a file that decoding will refuse too."""
     try:
         size = image_size(path)
     except UnreadableImage:
@@ -213,11 +202,10 @@ def _check_failed(
     if not failed:
         return
     if len(failed) <= max_unreadable_fraction * total and len(failed) < total:
-        first = failed[0]
         log.warning(
             "%d of %d images cannot be read and are left out; the first: %s (%s). "
             "index.json in the image cache lists them all",
-            *(len(failed), total, first["image"], first["reason"]),
+            *(len(failed), total, failed[0]["image"], failed[0]["reason"]),
         )
         return
     listed = list_lines([f"{entry['image']}: {entry['reason']}" for entry in failed], "  ")

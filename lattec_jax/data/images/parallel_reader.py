@@ -34,11 +34,7 @@ class ParallelReader:
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="parallel_reader")
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
-        """Copy the entries at these indices, `[B, ...]`.
-
-        Raises:
-            DataError: the file was truncated after it was opened.
-        """
+        """Copy the entries at these indices, `[B, ...]`."""
         out = np.empty((len(indices), *self._array.shape[1:]), self._array.dtype)
         parts = np.array_split(np.arange(len(indices)), min(THREADS, len(indices)))
         for _ in self._pool.map(lambda positions: self._read(out, indices, positions), parts):

@@ -79,8 +79,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Open and decode an image as open_clip does with `PIL.Image.open`: in its original mode, only
     the first frame, without applying the EXIF orientation (except to TIFF, where Pillow does it).
 
-    Raises:
-        UnreadableImage: the file is missing, damaged, not an image, or too large.
+    A file that is missing, damaged, not an image, or too large raises UnreadableImage.
     """
     with image_errors(path), _opened(path) as image:
         if 0 in image.size:
@@ -90,11 +89,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return (width, height) from the header of an image file.
-
-    Raises:
-        UnreadableImage: see `open_image`.
-    """
+    """Return (width, height) from the header of an image file; errors are those of `open_image`."""
     with image_errors(path), _opened(path, header_only=True) as image:
         return image.size
 
@@ -155,11 +150,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "the preprocessing configuration") -> Preprocess:
-        """Create from the result of `to_dict`.
-
-        Raises:
-            WeightsError: keys are missing or unknown, or values are out of range.
-        """
+        """Create from the result of `to_dict`. Raise WeightsError for any other content."""
         advice = "convert the weights again with python -m convert.openclip_to_flax"
         return validate(cls, values, where, WeightsError, advice)
 
@@ -172,13 +163,12 @@ class Preprocess:
     ) -> Preprocess:
         """Create from open_clip's `preprocess_cfg`; missing keys get open_clip's defaults.
 
+        Raise WeightsError for a value that is not implemented.
+
         Args:
             preprocess_cfg: from a pretrained tag or from `open_clip_config.json`.
             image_size: of the image tower; it overrides `size`, as in open_clip.
             where: name of the configuration, for messages.
-
-        Raises:
-            WeightsError: a value is not implemented.
         """
         given = {key: value for key, value in preprocess_cfg.items() if value is not None}
         advice = "choose weights of one of open_clip's models, or correct the configuration"
