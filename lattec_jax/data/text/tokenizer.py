@@ -78,7 +78,7 @@ class Tokenizer:
             empty = backend.encode("").ids
             self._set_special_tokens(empty)
             backend.encode(_SAMPLE)  # rules that cannot be applied fail here, not in a run
-        self._vocab_size = max(largest, pad_id, *empty) + 1
+        self.vocab_size = max(largest, pad_id, *empty) + 1  # the largest token id plus 1
 
     def _set_special_tokens(self, empty: list[int]) -> None:
         """Set start and end token from the encoding of the empty text."""
@@ -97,11 +97,6 @@ class Tokenizer:
         names = {self._backend.id_to_token(i): i for i in empty}
         self._special = {name: i for name, i in names.items() if name}
 
-    @property
-    def vocab_size(self) -> int:
-        """The largest token id plus 1."""
-        return self._vocab_size
-
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Encode N texts as `[N, context_length]` int32."""
         texts = [texts] if isinstance(texts, str) else texts
@@ -114,10 +109,8 @@ class Tokenizer:
     def _fill(self, tokens: np.ndarray, texts: list[str]) -> None:
         """Write the tokens of cleaned texts into `[N, context_length]` of padding."""
         with rust_errors("a text, by the tokenizer's rules,", hold_stderr=False):
-            ids = [
-                encoding.ids
-                for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
-            ]
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            ids = [encoding.ids for encoding in encodings]
             for row, text in enumerate(texts):
                 if any(token in text for token in self._special):
                     ids[row] = self._encode_with_special_tokens(text)
@@ -155,13 +148,11 @@ class Tokenizer:
     def load(cls, directory: Path, settings: Mapping[str, Any], where: str = "") -> Tokenizer:
         """Read the tokenizer that `save` wrote.
 
+        Raise WeightsError if the file is missing or damaged, or the settings are invalid.
+
         Args:
-            directory: contains `tokenizer.json`.
             settings: the return value of `save`.
             where: origin of the settings, for messages.
-
-        Raises:
-            WeightsError: the file is missing or damaged, or the settings are invalid.
         """
         path = directory / FILE_NAME
         kind = HubTokenizer if "hf_name" in settings else Tokenizer
@@ -263,8 +254,7 @@ class HubTokenizer(Tokenizer):
 def read_backend(path: Path) -> tokenizers.Tokenizer:
     """Read a file of the `tokenizers` library.
 
-    Raises:
-        WeightsError: it is missing, too large or damaged, or has unsupported rules.
+    Raise WeightsError if it is missing, too large or damaged, or has unsupported rules.
     """
     try:
         text = read_text(path, MAX_FILE_BYTES)
@@ -281,11 +271,7 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def largest_token_id(backend: tokenizers.Tokenizer) -> int:
-    """Return the largest id in the vocabulary.
-
-    Raises:
-        WeightsError: it is too large; the library loops over all numbers up to it.
-    """
+    """Return the largest id in the vocabulary; refuse a huge one: the library loops up to it."""
     largest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
     if largest >= MAX_TOKEN_IDS:
         raise WeightsError(
