@@ -7,6 +7,7 @@ the folders around are searched to suggest a remedy. A file found there is never
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,8 +24,7 @@ DATA_DIR = "LATTECLIP_DATA_DIR"
 def data_root(setting: str) -> Path:
     """Return `config.dataset.root`, below `$LATTECLIP_DATA_DIR` unless it is absolute.
 
-    Raises:
-        DataError: the variable is not set or names no folder, or permission is missing.
+    Raise DataError if the variable is not set or names no folder, or permission is missing.
     """
     root = Path(os.path.expanduser(setting))
     if not root.is_absolute():
@@ -55,48 +55,34 @@ def _data_dir(setting: str) -> Path:
 
 
 class FileLocator:
-    """Finds the files of one data set, collects problems and raises them together.
-
-    Raises:
-        DataError: there is no data directory, or permission is missing.
-    """
+    """Finds the files of one data set, collects problems and raises them together."""
 
     def __init__(self, settings: ConfigDict) -> None:
         self._settings = settings
         self.root = data_root(settings.root)
         self.images = self.root / settings.images
         self.problems: list[str] = []
-        self._index: FolderIndex | None = None
         self._misplaced_files: list[Path] = []
         self._misplaced_images: Path | None = None  # the folder of all images, if elsewhere
 
-    @property
-    def index(self) -> FolderIndex:
-        """The root and the data directory, searched when first needed."""
-        if self._index is None:
-            self._index = FolderIndex(self.root, self.data_dir)
-        return self._index
+        absolute = os.path.isabs(os.path.expanduser(settings.root))
+        self._data_dir = self.root.parent if absolute else _data_dir(settings.root)
 
-    @property
-    def data_dir(self) -> Path:
-        """The folder that contains the root."""
-        absolute = os.path.isabs(os.path.expanduser(self._settings.root))
-        return self.root.parent if absolute else _data_dir(self._settings.root)
+    @functools.cached_property
+    def _index(self) -> FolderIndex:
+        """The root and the data directory, searched when first needed."""
+        return FolderIndex(self.root, self._data_dir)
 
     def find_file(self, name: str, what: str) -> Path | None:
-        """Return the path of a list file.
+        """Return the path of the list file `name`, which messages call `what`.
 
         If it is missing, add a problem and return a copy found elsewhere, whose content can be
         checked as well.
-
-        Args:
-            name: relative to the root.
-            what: description for the message, such as "split file".
         """
         path = self.root / name
         if os.path.isfile(path):
             return path
-        copies = self.index.list_files(Path(name).name)
+        copies = self._index.list_files(Path(name).name)
         is_folder = os.path.isdir(path)
         problem = f"{path} is a folder, expected the {what}" if is_folder else f"no {what} {path}"
         if copies:
@@ -139,7 +125,7 @@ class FileLocator:
             problem += f"; {copy} contains {contents}: {self._image_remedy(copy)}"
             listed_images = missing_in_copy
         elif exists:
-            folder, rest = self.index.best_match(missing)
+            folder, rest = self._index.best_match(missing)
             found = folder is not None and not rest
             problem += f"; {folder} contains them: move them" if found else "; get the full set"
             listed_images = missing
@@ -153,8 +139,8 @@ class FileLocator:
             expected = self._settings.expected
             known = expected.train and expected.test
             count = expected.train + expected.test
-            return self.index.with_image_count(count) if known else None, []
-        folder, missing = self.index.best_match(ids)
+            return self._index.with_image_count(count) if known else None, []
+        folder, missing = self._index.best_match(ids)
         if folder is not None and not missing:
             self._misplaced_images = folder
         return folder, missing
@@ -166,16 +152,11 @@ class FileLocator:
         return f"{remedy}, or move it to {self.images}" if self._settings.images else remedy
 
     def raise_problems(self, files: Sequence[str]) -> None:
-        """Raise DataError with all problems, if there are any.
-
-        Args:
-            files: the list files expected in the root, for the message.
-        """
+        """Raise DataError with all problems, if there are any, and the expected list files."""
         if not self.problems:
             return
         problems = self.problems
-        renamed = self._renamed_root(files)
-        if renamed is not None:
+        if renamed := self._renamed_root(files):
             remedy = self._root_remedy(renamed)
             problems = [f"no folder {self.root}; {renamed} contains its files: {remedy}"]
         images = self._settings.images
@@ -199,10 +180,10 @@ class FileLocator:
         return folder if complete else None
 
     def _root_remedy(self, folder: Path) -> str:
-        if folder == self.data_dir and folder.name == self._settings.root:
+        if folder == self._data_dir and folder.name == self._settings.root:
             return f"set {DATA_DIR}={folder.parent}"
-        inside = self.data_dir in folder.parents
-        setting = folder.relative_to(self.data_dir).as_posix() if inside else folder
+        inside = self._data_dir in folder.parents
+        setting = folder.relative_to(self._data_dir).as_posix() if inside else folder
         return f"move it to {self.root}, or set --config.dataset.root={setting}"
 
 

@@ -33,25 +33,18 @@ class FolderIndex:
             if (status.st_dev, status.st_ino) in seen:
                 continue
             seen.add((status.st_dev, status.st_ino))
-            subfolders = self._add(folder, entries)
-            if depth < _MAX_DEPTH:
-                queue += [(subfolder, depth + 1) for subfolder in subfolders]
-
-    def _add(self, folder: Path, entries: Sequence[os.DirEntry]) -> list[Path]:
-        """Add the files of a folder to the index; return its subfolders."""
-        self._image_counts[folder] = 0
-        subfolders = []
-        for entry in entries:
-            name = entry.name.lower()
-            if name.startswith("."):
-                continue
-            if _is_folder(entry):
-                subfolders.append(folder / entry.name)
-            elif name.endswith(SUFFIXES):
-                self._image_counts[folder] += 1
-            elif name.endswith(_LIST_SUFFIXES) and os.path.isfile(folder / entry.name):
-                self._list_files.setdefault(name, []).append(folder / entry.name)
-        return subfolders
+            self._image_counts[folder] = 0
+            for entry in entries:
+                name = entry.name.lower()
+                if name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    if depth < _MAX_DEPTH:
+                        queue.append((folder / entry.name, depth + 1))
+                elif name.endswith(SUFFIXES):
+                    self._image_counts[folder] += 1
+                elif name.endswith(_LIST_SUFFIXES) and os.path.isfile(folder / entry.name):
+                    self._list_files.setdefault(name, []).append(folder / entry.name)
 
     def list_files(self, name: str) -> list[Path]:
         """Return the .json and .txt files of that name, ignoring case."""
@@ -60,11 +53,7 @@ class FolderIndex:
     def best_match(self, ids: Sequence[str]) -> tuple[Path | None, list[str]]:
         """Return the folder with the most of these images, and those that it lacks.
 
-        Args:
-            ids: paths relative to the folder.
-
-        Returns:
-            None and all ids if no folder has half of the images.
+        None and all ids if no folder has half of the images.
         """
         probes = ids[:: max(1, len(ids) // _PROBES)]
         missing = {
