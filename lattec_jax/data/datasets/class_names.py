@@ -23,8 +23,7 @@ def key(name: str) -> str:
 def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
     """Parse the lines of a file of class names, ignoring empty lines at its end.
 
-    Raises:
-        DataError: a name is empty or has control characters.
+    Raise DataError for a name that is empty or has control characters.
     """
     lines = list(lines)
     while lines and not lines[-1]:

@@ -34,20 +34,17 @@ _TRAINING_PER_CLASS = 100
 
 
 def read_digits(config: ConfigDict) -> Dataset:
-    """Return the demo's data set; writes its images to `dataset_dir(config) / "images"` once.
-
-    Raises:
-        DataError: scikit-learn is not installed.
-    """
+    """Return the demo's data set, whose images are written to `dataset_dir(config) / "images"`."""
     images, labels = _sklearn_digits()
     folder = dataset_dir(config) / "images"
     train, test = split_indices(labels)
     parts: dict[str, np.ndarray] = {"train": train, "test": test}
-    splits = {}
-    for part, indices in parts.items():
-        ids = tuple(f"{part}/{index:04d}.png" for index in indices)
-        paths = tuple(folder / name for name in ids)
-        splits[part] = Split(ids=ids, paths=paths, labels=labels[indices])
+    splits = {
+        part: Split.from_entries(
+            [(f"{part}/{index:04d}.png", labels[index], None) for index in indices], folder
+        )
+        for part, indices in parts.items()
+    }
     return Dataset(
         name=config.dataset.name,
         class_names=CLASS_NAMES,
@@ -61,12 +58,10 @@ def read_digits(config: ConfigDict) -> Dataset:
 def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the sorted indices of the training and of the test images, from `[N]` labels."""
     rng = np.random.default_rng(_SPLIT_SEED)
-    train: list[int] = []
+    chosen = np.zeros(len(labels), bool)
     for label in np.unique(labels):
         members = rng.permutation(np.flatnonzero(labels == label))
-        train.extend(members[:_TRAINING_PER_CLASS])
-    chosen = np.zeros(len(labels), bool)
-    chosen[train] = True
+        chosen[members[:_TRAINING_PER_CLASS]] = True
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 

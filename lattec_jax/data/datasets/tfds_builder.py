@@ -11,11 +11,7 @@ from lattec_jax.runtime.errors import ConfigError, DataError
 
 
 def import_tfds() -> Any:
-    """Import TensorFlow Datasets.
-
-    Raises:
-        DataError: it or the reader of its files is not installed.
-    """
+    """Import TensorFlow Datasets. Raise DataError if it or the reader of its files is missing."""
     try:
         import array_record  # noqa: F401  tensorflow_datasets imports it late
         import tensorflow_datasets as tfds
@@ -30,9 +26,7 @@ def import_tfds() -> Any:
 def open_builder(settings: ConfigDict) -> Any:
     """Return the builder of `config.dataset.tfds`, whose data is prepared as array_record.
 
-    Raises:
-        ConfigError: there is no such builder, or it has no image or label.
-        DataError: TensorFlow Datasets is not installed, or the builder is not prepared.
+    Raise ConfigError if there is none with image and label, DataError if it is not prepared.
     """
     if not settings.builder:
         raise ConfigError(
@@ -89,11 +83,7 @@ def open_split(builder: Any, split: str) -> Any:
 
 
 def encoded_image(example: dict[str, Any], builder: Any) -> bytes:
-    """Return the bytes of the image file of an example.
-
-    Raises:
-        DataError: the builder stores no image files.
-    """
+    """Return the bytes of the image file of an example; refuse a builder that stores no files."""
     image = example["image"]
     if not isinstance(image, bytes):
         raise DataError(

@@ -49,9 +49,7 @@ def index_source(builder: Any, pattern: str) -> list:
 def read_examples(builder: Any, pattern: str) -> Iterator[Example]:
     """Read every example of every split.
 
-    Raises:
-        ConfigError: `pattern` names a feature that the builder does not have.
-        DataError: the builder stores no image files.
+    Raise ConfigError if `pattern` names a feature that the builder does not have.
     """
     unknown = set(re.findall(r"{(.*?)}", pattern)) - {"split", *builder.info.features}
     if unknown:
@@ -77,10 +75,8 @@ def _text(value: Any) -> str:
 
 
 def read_index(folder: Path, source: list, builder: Any) -> list[Example] | None:
-    """Return the examples in the index of an earlier run.
-
-    None if there is no index, or it is of other data, damaged or incomplete.
-    """
+    """Return the examples in the index of an earlier run, None if it is missing, of other data,
+    damaged or incomplete."""
     try:
         content = read_json(folder / INDEX, MAX_FILE_BYTES)
     except (OSError, ValueError):
