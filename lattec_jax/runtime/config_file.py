@@ -34,8 +34,9 @@ MAX_CONFIG_BYTES = 2**20
 DEFAULTS = {"preset": "paper", "method": "latteclip"}
 _METHODS = Path(__file__).resolve().parents[1] / "methods"
 # A project that uses this package may have a `configs` of its own, so the packaged folder is
-# imported under this name.
-_PACKAGE = "lattec_jax_configs"
+# imported under another name.
+_PACKAGE = sys.modules.setdefault("lattec_jax_configs", ModuleType("lattec_jax_configs"))
+_PACKAGE.__path__ = [str(PACKAGED_CONFIGS)]
 
 
 class Choice(config_dict.FieldReference):
@@ -126,15 +127,7 @@ def _declared_methods(folder: Path) -> tuple[str, ...] | None:
 
 def packaged_module(name: str) -> ModuleType:
     """Import a module of the packaged `configs`, such as "common" or "presets"."""
-    _import_package()
-    return importlib.import_module(f"{_PACKAGE}.{name}")
-
-
-def _import_package() -> None:
-    if _PACKAGE not in sys.modules:
-        package = ModuleType(_PACKAGE)
-        package.__path__ = [str(PACKAGED_CONFIGS)]
-        sys.modules[_PACKAGE] = package
+    return importlib.import_module(f"{_PACKAGE.__name__}.{name}")
 
 
 class ConfigFile(NamedTuple):
@@ -257,8 +250,7 @@ def _execute(path: Path) -> ModuleType:
         raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
     name = f"_config_{path.stem}"
     if path.resolve().parent == PACKAGED_CONFIGS:  # `common.py` imports relatively
-        _import_package()
-        name = f"{_PACKAGE}.{name}"
+        name = f"{_PACKAGE.__name__}.{name}"
     spec = importlib.util.spec_from_file_location(name, path, loader=loader)
     module = importlib.util.module_from_spec(cast("ModuleSpec", spec))
     sys.modules[name] = module  # dataclasses look up their module

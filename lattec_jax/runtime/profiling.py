@@ -43,7 +43,13 @@ class Profile:
                 "left"
             )
         elif directory:
-            _make_directory(directory)
+            try:  # now: the profiler would fail only at the end of the trace
+                Path(directory).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"config.profile: expected a directory for the trace, or a path where one can "
+                    f"be created, found {directory!r}: {error}"
+                ) from error
 
     def __enter__(self) -> Profile:
         return self
@@ -77,14 +83,3 @@ class Profile:
         if self._step is not None:  # the run ends before the trace does
             self._step.__exit__(None, None, None)
             jax.profiler.stop_trace()
-
-
-def _make_directory(directory: str) -> None:
-    """Create the directory now: the profiler would fail only at the end of the trace."""
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"config.profile: expected a directory for the trace, or a path where one can be "
-            f"created, found {directory!r}: {error}"
-        ) from error

@@ -78,15 +78,6 @@ def read_text(
     return read_bytes(path, max_bytes).decode(encoding)
 
 
-def read_lines(path: str | os.PathLike[str], max_chars: int = MAX_LINE_BYTES) -> list[str]:
-    """Return the lines of a UTF-8 file without line feeds and without a byte order mark."""
-    lines = read_text(path, encoding="utf-8-sig").split("\n")
-    for number, line in enumerate(lines, 1):
-        if len(line) > max_chars:
-            raise ValueError(f"line {number} has more than {max_chars:,} characters")
-    return lines
-
-
 def read_json(
     path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES, encoding: str = "utf-8"
 ) -> Any:

@@ -64,7 +64,13 @@ def locate(weights: str | os.PathLike[str]) -> Path:
         repository = weights.partition(":")[2]
         return _converted(repository.rpartition("/")[2], ["hf", repository], f"hf:{repository}")
     if is_file or weights.endswith(FILE_SUFFIXES):
-        return _converted(path.stem, _identity(path), str(path))
+        if not is_file:
+            raise WeightsError(f"config.weights: no file {path}. Expected {_EXPECTED}")
+        # Converted again when the file or one that the conversion also reads has changed.
+        files = [path, *(path.parent / name for name in _SIDE_FILES)]
+        stats = [(file.name, file.stat()) for file in files if file.is_file()]
+        states = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+        return _converted(path.stem, ["file", str(path.resolve()), *states], str(path))
     model, colon, tag = weights.partition(":")
     if not (colon and model and tag) or os.sep in weights:
         raise WeightsError(f"config.weights: expected {_EXPECTED}, found {short_repr(weights)}")
@@ -75,16 +81,6 @@ def cache_root() -> Path:
     """Return the directory for caches: $LATTECLIP_CACHE or ~/.cache/lattec_jax."""
     root = os.environ.get("LATTECLIP_CACHE") or Path.home() / ".cache" / "lattec_jax"
     return Path(root).expanduser()
-
-
-def _identity(path: Path) -> list[str]:
-    """Return what identifies a weights file and the side files that the conversion reads."""
-    if not path.is_file():
-        raise WeightsError(f"config.weights: no file {path}. Expected {_EXPECTED}")
-    files = [path, *(path.parent / name for name in _SIDE_FILES)]
-    stats = [(file.name, file.stat()) for file in files if file.is_file()]
-    states = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
-    return ["file", str(path.resolve()), *states]
 
 
 def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> Path:

@@ -6,7 +6,7 @@ import csv
 from pathlib import Path
 
 from lattec_jax.runtime.errors import DataError
-from lattec_jax.runtime.safe_read import read_lines
+from lattec_jax.runtime.safe_read import MAX_LINE_BYTES, read_text
 
 
 def text_lines(path: Path) -> list[str]:
@@ -15,13 +15,18 @@ def text_lines(path: Path) -> list[str]:
     Raise DataError if the file cannot be read, is not UTF-8, or is too large.
     """
     try:
-        lines = read_lines(path)
+        lines = read_text(path, encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"expected UTF-8 in {path}: {error}; save it as UTF-8") from error
     except ValueError as error:
         raise DataError(f"cannot read {path}: {error}") from error
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        if len(line) > MAX_LINE_BYTES:
+            raise DataError(
+                f"cannot read {path}: line {number} has more than {MAX_LINE_BYTES:,} characters"
+            )
     return [line.strip() for line in lines]
 
 
