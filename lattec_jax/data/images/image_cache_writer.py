@@ -141,7 +141,9 @@ def _write(split: Split, layouts: Mapping[Path, Layout]) -> list[dict[str, str]]
             for file, pixels, layout in zip(files, result, layouts.values(), strict=True):
                 if layout.stores_sizes:
                     sizes[len(ids)] = pixels.shape[:2]
-                file.write(_padded(pixels, layout.shape).data)
+                # [h, w, 3] -> [H, W, 3], with zeros at the bottom and on the right
+                rows, columns = np.subtract(layout.shape, pixels.shape[:2])
+                file.write(np.pad(pixels, ((0, rows), (0, columns), (0, 0))).data)
             ids.append(image)
         for file, layout in zip(files, layouts.values(), strict=True):
             # The header counts all images: zeros at the end stand for the unreadable ones.
@@ -163,16 +165,6 @@ def _create_pixels(directory: Path, layout: Layout, total: int) -> BinaryIO:
     header = {"descr": "|u1", "fortran_order": False, "shape": (total, *layout.shape, 3)}
     np.lib.format.write_array_header_1_0(file, header)
     return file
-
-
-def _padded(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """`[*shape, 3]`, contiguous, with zeros at the bottom and on the right."""
-    height, width = pixels.shape[:2]
-    if (height, width) == shape:
-        return np.ascontiguousarray(pixels)
-    padded = np.zeros((*shape, 3), np.uint8)
-    padded[:height, :width] = pixels
-    return padded
 
 
 def _header_size(path: Path) -> tuple[int, int] | None:
