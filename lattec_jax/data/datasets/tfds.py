@@ -25,10 +25,12 @@ from lattec_jax.data.datasets.class_names import for_template
 from lattec_jax.data.datasets.dataset import Dataset, Entry, Split
 from lattec_jax.data.datasets.error_messages import collect_errors, list_lines
 from lattec_jax.data.datasets.file_locator import data_root
-from lattec_jax.data.datasets.tfds_builder import import_tfds, label_names, open_builder
-from lattec_jax.data.datasets.tfds_examples import (
+from lattec_jax.data.datasets.tfds_builder import (
     Example,
+    import_tfds,
     index_source,
+    label_names,
+    open_builder,
     read_examples,
     read_index,
     write_images,
