@@ -102,8 +102,21 @@ def read(
     Raise DataError if the file does not exist, has another provenance or a malformed line, or lacks
     an image.
     """
+    from lattec_jax.runtime import schemas
+
     path = Path(path)
-    _check_provenance(path, source)
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists():
+        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}")
+    advice = f"make the pseudo-labels again with {COMMAND}"
+    written = schemas.read(sidecar, schemas.Provenance, DataError, advice)
+    for key, expected in source.items():
+        if written.get(key) != expected:
+            raise DataError(
+                f"the pseudo-labels at {path} are of other {key}: expected "
+                f"{short_repr(expected, 100)}, found {short_repr(written.get(key), 100)}; make "
+                f"them again with {COMMAND}"
+            )
     names = source["class_names"]
     found: dict[str, tuple[int, float, float]] = {}
     try:
@@ -118,8 +131,7 @@ def read(
             f"{path} cannot be read: {error}; make them again with {COMMAND}"
         ) from error
     ids = tuple(found if image_ids is None else image_ids)
-    missing = [image for image in ids if image not in found]
-    if missing:
+    if missing := [image for image in ids if image not in found]:
         raise DataError(
             f"{path} has no pseudo-label for {len(missing)} of {len(ids)} images, the first: "
             f"{missing[0]!r}; make them again with {COMMAND}"
@@ -130,23 +142,6 @@ def read(
         scores=np.array([found[image][1] for image in ids], np.float32),
         margins=np.array([found[image][2] for image in ids], np.float32),
     )
-
-
-def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
-    from lattec_jax.runtime import schemas
-
-    sidecar = path.with_suffix(".json")
-    if not sidecar.exists():
-        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}")
-    advice = f"make the pseudo-labels again with {COMMAND}"
-    found = schemas.read(sidecar, schemas.Provenance, DataError, advice)
-    for key, expected in source.items():
-        if found.get(key) != expected:
-            raise DataError(
-                f"the pseudo-labels at {path} are of other {key}: expected "
-                f"{short_repr(expected, 100)}, found {short_repr(found.get(key), 100)}; make them "
-                f"again with {COMMAND}"
-            )
 
 
 def _parse(

@@ -35,7 +35,17 @@ _TRAINING_PER_CLASS = 100
 
 def read_digits(config: ConfigDict) -> Dataset:
     """Return the demo's data set, whose images are written to `dataset_dir(config) / "images"`."""
-    images, labels = _sklearn_digits()
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError(
+            "expected scikit-learn, which contains the demo's handwritten digits, found none; "
+            "pip install scikit-learn"
+        ) from error
+    digits: Any = load_digits()  # declared as a tuple, which it is with return_X_y only
+    # [N, 8, 8]: 17 gray levels, 0 to 16, scaled to 0 to 255.
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int32)
     folder = dataset_dir(config) / "images"
     train, test = split_indices(labels)
     parts: dict[str, np.ndarray] = {"train": train, "test": test}
@@ -63,20 +73,6 @@ def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         members = rng.permutation(np.flatnonzero(labels == label))
         chosen[members[:_TRAINING_PER_CLASS]] = True
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)
-
-
-def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return `[N, 8, 8]` uint8 images and `[N]` int32 labels."""
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError(
-            "expected scikit-learn, which contains the demo's handwritten digits, found none; "
-            "pip install scikit-learn"
-        ) from error
-    digits: Any = load_digits()  # declared as a tuple, which it is with return_X_y only
-    # 17 gray levels, 0 to 16, scaled to 0 to 255.
-    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int32)
 
 
 def _write(folder: Path, images: np.ndarray, parts: dict[str, np.ndarray]) -> None:

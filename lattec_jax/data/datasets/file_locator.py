@@ -114,15 +114,16 @@ class FileLocator:
             return
         problem = f"no image folder {self.images}"
         if exists:
-            problem = (
-                f"{len(missing):,} of {len(ids):,} images of {source} are missing below "
-                f"{self.images}"
-            )
+            counts = f"{len(missing):,} of {len(ids):,}"
+            problem = f"{counts} images of {source} are missing below {self.images}"
         listed_images: Sequence[str] = []
         copy, missing_in_copy = self._find_copy(ids)
         if copy is not None and len(missing_in_copy) < max(1, len(missing)):
             contents = _describe_copy(ids, missing_in_copy, source)
-            problem += f"; {copy} contains {contents}: {self._image_remedy(copy)}"
+            remedy = f"set --config.dataset.images={_below(self.root, copy)}"
+            if self._settings.images:
+                remedy += f", or move it to {self.images}"
+            problem += f"; {copy} contains {contents}: {remedy}"
             listed_images = missing_in_copy
         elif exists:
             folder, rest = self._index.best_match(missing)
@@ -145,19 +146,16 @@ class FileLocator:
             self._misplaced_images = folder
         return folder, missing
 
-    def _image_remedy(self, folder: Path) -> str:
-        inside = self.root in folder.parents
-        setting = folder.relative_to(self.root).as_posix() if inside else folder
-        remedy = f"set --config.dataset.images={setting}"
-        return f"{remedy}, or move it to {self.images}" if self._settings.images else remedy
-
     def raise_problems(self, files: Sequence[str]) -> None:
         """Raise DataError with all problems, if there are any, and the expected list files."""
         if not self.problems:
             return
         problems = self.problems
         if renamed := self._renamed_root(files):
-            remedy = self._root_remedy(renamed)
+            setting = _below(self._data_dir, renamed)
+            remedy = f"move it to {self.root}, or set --config.dataset.root={setting}"
+            if renamed == self._data_dir and renamed.name == self._settings.root:
+                remedy = f"set {DATA_DIR}={renamed.parent}"
             problems = [f"no folder {self.root}; {renamed} contains its files: {remedy}"]
         images = self._settings.images
         expected = [f"{images}/"] if images else []
@@ -179,12 +177,10 @@ class FileLocator:
         complete = not folders and self._misplaced_images == folder / self._settings.images
         return folder if complete else None
 
-    def _root_remedy(self, folder: Path) -> str:
-        if folder == self._data_dir and folder.name == self._settings.root:
-            return f"set {DATA_DIR}={folder.parent}"
-        inside = self._data_dir in folder.parents
-        setting = folder.relative_to(self._data_dir).as_posix() if inside else folder
-        return f"move it to {self.root}, or set --config.dataset.root={setting}"
+
+def _below(root: Path, folder: Path) -> str:
+    """Return a folder as a setting: relative to `root` if it is below."""
+    return folder.relative_to(root).as_posix() if root in folder.parents else str(folder)
 
 
 def _describe_copy(ids: Sequence[str], missing: Sequence[str], source: str) -> str:
