@@ -142,9 +142,7 @@ def records(path: Path, digest: Any = None) -> Iterator[Record]:
     except OSError as error:
         raise DataError(f"cannot read the descriptions {path}: {error.strerror}") from error
     with file:
-        for _, record in lines(file, path, digest):
-            if record is not None:
-                yield record
+        yield from (record for _, record in lines(file, path, digest) if record is not None)
 
 
 class Sources(NamedTuple):
@@ -174,10 +172,6 @@ def read(
     Args:
         kinds: records of other kinds are skipped.
         expected: detects outdated records with a key; None: records are not checked.
-
-    Raises:
-        DataError: a file is missing or malformed, a kind has no text for any of the images, or its
-            texts come from different engines, models or decoding.
     """
     index_of = {image: index for index, image in enumerate(image_ids)}
     latest: dict[str, list[Record | None]] = {kind: [None] * len(index_of) for kind in kinds}

@@ -76,16 +76,14 @@ def read(
 ) -> tuple[flags.FlagValues, list[str]]:
     """Return the flags and the positional arguments of a command that takes no configuration.
 
+    Raise ConfigError for an unknown, missing or wrong flag, or an unexpected positional argument.
+
     Args:
         argv: the full command line, program name first.
         doc: the command's docstring, for `--help`, which is answered here.
         define: defines the flags.
         required: required flags, each with an example of its value.
         arguments: name of the positional arguments; "": the command takes none.
-
-    Raises:
-        ConfigError: an unknown or missing flag, a value of the wrong type, or an unexpected
-            positional argument.
     """
     required = required or {}
     values = flags.FlagValues()

@@ -49,12 +49,7 @@ def parse(argv: Sequence[str], define: Define | None = None) -> tuple[ConfigDict
 def parse_command_line(argv: Sequence[str], define: Define | None = None) -> Parsed:
     """Read `--config=FILE:OPTIONS`, its `--config.key=value` overrides and a command's own flags.
 
-    Args:
-        argv: the full command line, program name first.
-        define: adds the command's own flags.
-
-    Raises:
-        ConfigError: no such file, an unknown option, key or flag, or a value of the wrong type.
+    Raise ConfigError if there is no such file, option, key or flag, or for a value of another type.
     """
     files, arguments = _split(argv[1:])
     if not files:

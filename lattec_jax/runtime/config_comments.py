@@ -17,13 +17,10 @@ _FOR_TOOLS = ("fmt:", "noqa", "type:", "ruff:")
 
 
 def comments(path: Path) -> dict[str, tuple[str, ...]]:
-    """Map each key, without "config.", to its comments, in the order of the assignments.
+    """Map each key of an executed file, without "config.", to its comments, as they are assigned.
 
     Comments of the files in `configs` that this file imports come first. Sections, such as
     "dataset.tfds", are keys too.
-
-    Args:
-        path: a configuration file that has been executed, so that its imports are known.
     """
     found: dict[str, list[str]] = {}
     for file in _with_imported(path, []):

@@ -60,10 +60,8 @@ def join(requested: bool) -> None:
     The processes are described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     Without the last two, JAX uses the environment of Slurm, Open MPI, Kubernetes or a TPU slice.
 
-    Raise ConfigError if the environment does not describe the processes.
-
-    Args:
-        requested: the flag `--distributed`; if False, this process runs alone.
+    Raise ConfigError if the environment does not describe the processes. If they are not
+    `requested` by `--distributed`, this process runs alone.
     """
     if not requested:
         for name in _COUNTS:
@@ -178,13 +176,10 @@ def fetch(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def raise_on_all() -> Iterator[None]:
-    """Make the block raise on all processes if it raises on one.
+    """Make the block raise on all processes if it raises on one: TrainingError on the others, or
+    Terminated if that one was interrupted.
 
     The block must not wait for other processes, as a computation on the full mesh does.
-
-    Raises:
-        TrainingError: the block failed on another process.
-        Terminated: another process was interrupted in the block.
     """
     if count() == 1:
         yield
@@ -231,12 +226,7 @@ def write_then_read(write: Callable[[], T], read: Callable[[], T]) -> T:
 
 
 def check_same_on_all(configuration: str, folder: Path) -> None:
-    """Raise ConfigError unless all processes have the same configuration and file system.
-
-    Args:
-        configuration: of this process, as text.
-        folder: must be shared by all processes.
-    """
+    """Raise ConfigError unless all processes have the same configuration and share `folder`."""
     if count() == 1:
         return
     if len(set(allgather(zlib.crc32(configuration.encode())))) > 1:

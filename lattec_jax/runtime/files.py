@@ -179,12 +179,9 @@ def _exchange(one: Path, other: Path) -> bool:
 def remove_abandoned(directory: Path, name: str | None = None) -> list[Path]:
     """Delete what killed processes left in a directory, and return the paths.
 
-    Deletes temporary names of this module that no process has locked, and those of earlier versions
-    that were not written to for a day. What cannot be deleted stays; it does no harm.
-
-    Args:
-        directory: need not exist.
-        name: delete only temporary names of this file or directory; None: all.
+    Deletes temporary names of this module (with `name`: only those of this file or directory) that
+    no process has locked, and those of earlier versions that were not written to for a day. What
+    cannot be deleted stays; it does no harm.
     """
     stem = r"\..+" if name is None else re.escape(f".{_prefix(name)}")
     pattern = re.compile(rf"{stem}\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")

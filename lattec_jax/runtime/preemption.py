@@ -50,8 +50,7 @@ class PreemptionHandler:
     """Context manager that records a signal, for the training loop to ask for after each step, and
     raises it when the context is left. A second Ctrl-C raises immediately.
 
-    Args:
-        peers: makes all processes end after the same step; None for a single process.
+    `peers` makes all processes end after the same step; None for a single process.
     """
 
     def __init__(self, peers: PeerSignals | None = None) -> None:

@@ -124,13 +124,9 @@ except KeyboardInterrupt:
 
 
 def _convert(flags: list[str], out: Path) -> None:
-    """Convert in a separate process.
+    """Convert to the directory `out` in a separate process, with these other flags.
 
     Raise WeightsError with the message of the conversion, or with its exit status.
-
-    Args:
-        flags: of `convert.openclip_to_flax`, without `--out`.
-        out: the directory to create. A file beside it receives the message of an error.
     """
     error = out.with_name("error.txt")
     arguments = [str(error), *flags, f"--out={out}"]

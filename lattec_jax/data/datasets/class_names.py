@@ -73,9 +73,6 @@ def labels_by_key(names_by_class: NamesByClass) -> dict[str, int]:
 
 
 def for_template(name: str, name_spaces: str) -> str:
-    """Return a class name of a public set as it is put into a template: lower case, with spaces.
-
-    Args:
-        name_spaces: characters that stand for a space (`config.dataset.name_spaces`).
-    """
+    """Return a class name of a public set as it is put into a template: lower case, with spaces,
+    also for the characters `config.dataset.name_spaces`."""
     return " ".join("".join(" " if c in name_spaces else c for c in name.lower()).split())

@@ -40,8 +40,7 @@ def read_coop(config: ConfigDict) -> Dataset:
     files = FileLocator(settings)
     parts: dict[str, list[Entry]] = {}
     names: tuple[str, ...] = ()
-    path = files.find_file(settings.split, "split file")
-    if path is not None:
+    if path := files.find_file(settings.split, "split file"):
         with collect_errors(files.problems):
             parts = read_split(path)
             names = split_class_names(parts, path, settings.name_spaces)

@@ -34,14 +34,12 @@ def read_fgvc(config: ConfigDict) -> Dataset:
     settings = config.dataset
     files = FileLocator(settings)
     variants: list[str] = []
-    path = files.find_file(VARIANTS, "list of classes")
-    if path is not None:
+    if path := files.find_file(VARIANTS, "list of classes"):
         with collect_errors(files.problems):
             variants = [line for line in text_lines(path) if line]
     parts: dict[str, list[Entry]] = {}
     for part, name in LISTS.items():
-        path = files.find_file(name, "list of images")
-        if path is not None:
+        if path := files.find_file(name, "list of images"):
             with collect_errors(files.problems):
                 parts[part] = _read_list(path, variants)
     images = [image for entries in parts.values() for image, _, _ in entries]

@@ -93,11 +93,9 @@ class FileLocator:
         return copies[0] if copies else None
 
     def check_images(self, ids: Sequence[str], source: str) -> None:
-        """Add a problem if images are missing.
+        """Add a problem if images of `source` ("the split file") are missing.
 
-        Args:
-            ids: paths relative to the image folder; empty if the files that list them are missing.
-            source: of the ids, for the message: "the split file".
+        The ids are relative to the image folder; there are none if the lists are missing.
         """
         missing = [image for image in ids if not os.path.isfile(self.images / image)]
         exists = os.path.isdir(self.images)

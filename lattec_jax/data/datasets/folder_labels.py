@@ -94,16 +94,12 @@ def read_labels(
     if setting not in ("auto", "folders"):
         return _labels_from_csv(root, setting, parts, names)
     labels_by_key = class_names.labels_by_key(names)
-    bases = {part: source if source.is_dir() else root for part, source in sources.items()}
-    return {
-        part: _labels_from_folders(
-            part,
-            {image: _label_of(path, bases[part], labels_by_key) for image, path in images.items()},
-            names,
-            required=setting == "folders",
-        )
-        for part, images in parts.items()
-    }
+    found: dict[str, np.ndarray | None] = {}
+    for part, images in parts.items():
+        base = sources[part] if sources[part].is_dir() else root
+        labels = {image: _label_of(path, base, labels_by_key) for image, path in images.items()}
+        found[part] = _labels_from_folders(part, labels, names, required=setting == "folders")
+    return found
 
 
 def _label_of(path: Path, base: Path, labels_by_key: Mapping[str, int]) -> int | None:

@@ -24,7 +24,6 @@ def images_of(root: Path, source: Path, part: str) -> Images:
     Args:
         root: ids are POSIX paths relative to it.
         source: a folder, or a .txt list.
-        part: the name of the split, for messages.
     """
     paths = find_images(source) if source.is_dir() else _read_list(root, source)
     found: Images = {}

@@ -130,17 +130,15 @@ def open_image_caches(
 ) -> ImageCaches:
     """Open the image caches of a split. Those that are missing are written first.
 
-    Unreadable images are left out of both and listed with the reason in `index.json`.
+    Unreadable images are left out of both and listed with the reason in `index.json`. Raise
+    DataError if none is readable, the disk too small, or a cache damaged.
 
     Args:
         directory: parent directory of the image caches.
         max_side: upper bound on the long side of training images in pixels (they are never
             enlarged); 0 for no bound; None for a split that needs no training cache.
-        max_unreadable_fraction: with more unreadable images than this, nothing is written.
-
-    Raises:
-        DataError: more unreadable images than allowed (the message lists the first ten), no
-            readable image, too little disk space, or a damaged image cache.
+        max_unreadable_fraction: with more unreadable images than this, nothing is written, and
+            DataError lists the first ten.
     """
     directory = Path(directory)
     settings: dict[str, dict[str, Any]] = {"evaluation": {"preprocess": preprocess.to_dict()}}

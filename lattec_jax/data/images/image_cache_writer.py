@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -88,17 +88,17 @@ def write_image_caches(
     layouts: Mapping[Path, Layout],
     max_unreadable_fraction: float,
 ) -> None:
-    """Decode the images of a split once and write them to image caches, replacing existing ones.
-
-    Too many unreadable images, none that is readable, or too little disk space raise DataError.
-
-    Args:
-        directory: parent directory of the caches, created if necessary.
-        layouts: cache directory -> its layout.
-        max_unreadable_fraction: with more unreadable images than this, nothing is written.
-    """
+    """Decode the images of a split once and write them to the caches of `layouts` in `directory`,
+    replacing existing ones. Raises as `open_image_caches` does."""
     directory.mkdir(parents=True, exist_ok=True)
-    _check_space(directory, layouts.values(), len(split.ids))
+    needed = len(split.ids) * sum(layout.entry_bytes for layout in layouts.values())
+    free = shutil.disk_usage(directory).free
+    if needed > free:  # now, not when the disk is full
+        raise DataError(
+            f"the image caches of {len(split.ids)} images need {needed / 1e9:.1f} GB, found "
+            f"{free / 1e9:.1f} GB free in {directory}; make room, set "
+            "--config.artifacts to another disk, or lower --config.image_cache.max_side"
+        )
     with partial_directory(next(iter(layouts))) as partial:
         written = {partial / "made" / path.name: layout for path, layout in layouts.items()}
         try:
@@ -174,18 +174,6 @@ def _header_size(path: Path) -> tuple[int, int] | None:
     except UnreadableImage:
         return None
     return size if min(size) > 0 else None
-
-
-def _check_space(directory: Path, layouts: Iterable[Layout], count: int) -> None:
-    """Raise DataError now where the disk would fill up while images are decoded."""
-    needed = sum(count * layout.entry_bytes for layout in layouts)
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise DataError(
-            f"the image caches of {count} images need {needed / 1e9:.1f} GB, found "
-            f"{free / 1e9:.1f} GB free in {directory}; make room, set "
-            "--config.artifacts to another disk, or lower --config.image_cache.max_side"
-        )
 
 
 def _check_failed(

@@ -34,12 +34,8 @@ _Growth = float | Callable[[_Step], float]
 
 
 def check_rules(text: str, where: str) -> None:
-    """Raise WeightsError if a `tokenizer.json` has unknown rules or a text may grow too much.
-
-    Args:
-        text: its content, JSON of bounded depth.
-        where: its origin, for messages.
-    """
+    """Raise WeightsError if a `tokenizer.json`, of JSON of bounded depth, has unknown rules or a
+    text may grow too much."""
     try:
         _check(json.loads(text, object_pairs_hook=_unique_keys))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
