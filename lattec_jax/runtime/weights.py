@@ -135,14 +135,14 @@ def _convert(flags: list[str], out: Path) -> None:
     ).returncode
     if status == 0:
         return
-    by_hand = (
-        f"To convert by hand, perhaps on another machine or with further flags: python -m "
-        f"convert.openclip_to_flax {' '.join(flags)} --out=DIR, and pass --config.weights=DIR"
+    message = (
+        f"the conversion ended with status {status} (its messages are above; a negative status is "
+        "a signal, and -9 often means too little memory)"
     )
     if error.is_file():
         message = error.read_text(encoding="utf-8").rstrip(".")
-        raise WeightsError(f"config.weights: {message}. {by_hand}")
     raise WeightsError(
-        f"config.weights: the conversion ended with status {status} (its messages are above; a "
-        f"negative status is a signal, and -9 often means too little memory). {by_hand}"
+        f"config.weights: {message}. To convert by hand, perhaps on another machine or with "
+        f"further flags: python -m convert.openclip_to_flax {' '.join(flags)} --out=DIR, and pass "
+        "--config.weights=DIR"
     )

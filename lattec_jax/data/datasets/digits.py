@@ -61,7 +61,8 @@ def read_digits(config: ConfigDict) -> Dataset:
         protocol=PROTOCOL,
         locations=(("images, written at first use", folder),),
         write_images=functools.partial(_write, folder, images, parts),
-        **splits,
+        train=splits["train"],
+        test=splits["test"],
     )
 
 

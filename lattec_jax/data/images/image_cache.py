@@ -44,17 +44,9 @@ THREADS = 16  # concurrent reads
 _REMAKE = "delete the directory and run the command again"
 # What damaged headers and settings raise (found by damaging files at random).
 _DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-    tokenize.TokenError,
-)
+    OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError,
+    MemoryError, tokenize.TokenError,
+)  # fmt: skip
 
 
 class ParallelReader:

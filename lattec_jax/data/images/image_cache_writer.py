@@ -74,10 +74,8 @@ def training_layout(settings: dict[str, Any], split: Split) -> Layout:
         if height > shape[0] or width > shape[1]:  # larger than its header stated
             factor = min(shape[0] / height, shape[1] / width)
             height, width = max(1, int(height * factor)), max(1, int(width * factor))
-        image = image.convert("RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)  # with antialiasing
-        return np.asarray(image)
+        # With antialiasing.
+        return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
     return Layout(settings, shape, convert, stores_sizes=True)
 

@@ -40,17 +40,10 @@ _Triple = tuple[float, float, float]
 # DecompressionBombError, and errors that its decoders do not convert (found by damaging files at
 # random).
 _DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    MemoryError,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, MemoryError,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,  # raised only if warnings are errors
-)
+)  # fmt: skip
 
 
 class UnreadableImage(DataError):
@@ -130,17 +123,16 @@ class Preprocess:
         height, width = self.size
         filter_ = INTERPOLATIONS[self.interpolation]
         if self.resize_mode == "squash":
-            image = _resize(image, height, width, filter_)
+            image = image.resize((width, height), filter_)
         elif self.resize_mode == "longest":
-            image = _resize(image, *_same_ratio(image, self.size, max), filter_)
+            image = image.resize(_same_ratio(image, self.size, max), filter_)
             image = _center(image, height, width, self.fill_color)
         elif height == width:
-            image = _resize(image, *_shortest_side(image, height), filter_)
+            image = image.resize(_shortest_side(image, height), filter_)
             image = _center(image, height, width, 0)
         else:
             # open_clip ignores the interpolation here and always uses bicubic.
-            fitted = _same_ratio(image, self.size, min)
-            image = _resize(image, *fitted, Image.Resampling.BICUBIC)
+            image = image.resize(_same_ratio(image, self.size, min), Image.Resampling.BICUBIC)
             image = _center(image, height, width, 0)
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
@@ -199,25 +191,21 @@ class _OpenClipPreprocess:
     fill_color: Annotated[int, Interval(ge=0, le=255)] = 0
 
 
-def _resize(image: Image.Image, height: int, width: int, filter_: int) -> Image.Image:
-    """Resize with antialiasing, unless the image has this size already."""
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), filter_)
+# The sizes are Pillow's: (width, height).
 
 
 def _shortest_side(image: Image.Image, side: int) -> tuple[int, int]:
-    """(height, width) with the shortest side equal to `side`; the other side is rounded down."""
+    """Return the size with the shortest side equal to `side`; the other side is rounded down."""
     width, height = image.size
     if width <= height:
-        return int(side * height / width), side
-    return side, int(side * width / height)
+        return side, int(side * height / width)
+    return int(side * width / height), side
 
 
 def _same_ratio(image: Image.Image, size: tuple[int, int], choose: Any) -> tuple[int, int]:
-    """(height, width) that fits into (`choose=max`) or covers (`min`) `size`."""
+    """Return the size that fits into (`choose=max`) or covers (`min`) (height, width) = `size`."""
     ratio = choose(image.height / size[0], image.width / size[1])
-    return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
+    return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
 
 
 def _center(image: Image.Image, height: int, width: int, fill: int) -> Image.Image:
