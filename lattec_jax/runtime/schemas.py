@@ -32,9 +32,6 @@ class Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
-# --------------------------------------------------------------------------------- results.json
-
-
 class UnreadableCounts(Record):
     """Numbers of unreadable images that a run skipped."""
 
@@ -60,9 +57,6 @@ class SweepResults(Record):
     class_names: list[str]
     n_left_out: UnreadableCounts | None = None
     weights_source: dict[str, Any] | None = None
-
-
-# -------------------------------------------------------------------------------- metrics.jsonl
 
 
 class MetricsLine(Record):
@@ -100,9 +94,6 @@ def log_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float | None]]]:
 _REPAIR = "repair or remove the line"
 
 
-# ------------------------------------------------------------------ inputs.json and sidecar files
-
-
 class Inputs(Record):
     """`inputs.json`: hashes of the inputs of a run."""
 
@@ -124,9 +115,6 @@ class PredictionSettings(Record):
 
     format: Literal["jsonl", "csv"]
     top: Positive
-
-
-# -------------------------------------------------------------------------------------- reading
 
 
 def read(path: Path, schema: Any, error: type[UserError], advice: str) -> dict[str, Any]:

@@ -148,7 +148,8 @@ class Tokenizer:
     def load(cls, directory: Path, settings: Mapping[str, Any], where: str = "") -> Tokenizer:
         """Read the tokenizer that `save` wrote.
 
-        Raise WeightsError if the file is missing or damaged, or the settings are invalid.
+        Raise WeightsError if the file is missing, too large or damaged, or has unsupported rules,
+        or if the settings are invalid.
 
         Args:
             settings: the return value of `save`.
@@ -159,7 +160,18 @@ class Tokenizer:
         advice = "convert the weights again"
         where = where or f"the tokenizer settings of {directory}"
         read = validate(kind._settings, dict(settings), where, WeightsError, advice)
-        backend = read_backend(path)
+        try:
+            text = read_text(path, MAX_FILE_BYTES)
+            parse_json(text)  # refuses deep nesting, on which the library would overflow its stack
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise WeightsError(f"expected the tokenizer in {path}, found no such file") from error
+        except OSError as error:
+            raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
+        check_rules(text, f"the tokenizer in {path}")
+        with rust_errors(f"the tokenizer in {path}"):
+            backend = tokenizers.Tokenizer.from_str(text)
         # Without them a text is not split into words, or gets no start and end token.
         if backend.post_processor is None or (kind is Tokenizer and backend.pre_tokenizer is None):
             raise WeightsError(
@@ -249,25 +261,6 @@ class HubTokenizer(Tokenizer):
             settings["sep_token"] = self._backend.id_to_token(self.zeroed_id)
         config = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
         return {FILE_NAME: self._backend.to_str(), "tokenizer_config.json": config}
-
-
-def read_backend(path: Path) -> tokenizers.Tokenizer:
-    """Read a file of the `tokenizers` library.
-
-    Raise WeightsError if it is missing, too large or damaged, or has unsupported rules.
-    """
-    try:
-        text = read_text(path, MAX_FILE_BYTES)
-        parse_json(text)  # refuses deep nesting, on which the library would overflow its stack
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise WeightsError(f"expected the tokenizer in {path}, found no such file") from error
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
-    check_rules(text, f"the tokenizer in {path}")
-    with rust_errors(f"the tokenizer in {path}"):
-        return tokenizers.Tokenizer.from_str(text)
 
 
 def largest_token_id(backend: tokenizers.Tokenizer) -> int:
