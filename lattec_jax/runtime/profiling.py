@@ -25,10 +25,7 @@ class Profile:
     A step in the trace lasts from the end of the step before to its own end, so that it includes
     logging and waiting for the batch. Raises ConfigError if the directory cannot be created.
 
-    Args:
-        directory: "" disables tracing.
-        start: number of steps that are done already, in a continued run.
-        steps: total number of steps of the run.
+    A continued run has done `start` of its `steps` already. The directory "" disables tracing.
     """
 
     def __init__(self, directory: str, start: int, steps: int) -> None:

@@ -80,14 +80,10 @@ def read_labels(
     sources: Mapping[str, Path],
     names: NamesByClass,
 ) -> dict[str, np.ndarray | None]:
-    """Return the labels of each split, or None if they are unknown.
+    """Return the labels of each split by `config.dataset.labels`, or None if they are unknown.
 
-    Raise DataError if labels that were asked for are missing or contradict each other.
-
-    Args:
-        setting: `config.dataset.labels`: "none", "auto", "folders" or a CSV file.
-        parts: the images of each split.
-        sources: the folder or list of each split.
+    Raise DataError if labels that were asked for are missing or contradict each other. `sources`
+    are the folder or list of each split.
     """
     if setting == "none":
         return dict.fromkeys(parts)

@@ -217,13 +217,9 @@ class HubTokenizer(Tokenizer):
         hf_name: str,
         zeroed_id: int | None,
     ) -> None:
-        """Wrap the backend of a tokenizer of transformers.
+        """Wrap the backend of a tokenizer of transformers, whose name on the hub exports need.
 
-        Args:
-            clean: "whitespace" is open_clip's default.
-            hf_name: the name on the hub, for exports.
-            zeroed_id: the separator that open_clip's `strip_sep_token` replaces by 0; None: it is
-                not replaced.
+        `zeroed_id` is the separator that open_clip's `strip_sep_token` replaces by 0, or None.
         """
         self.hf_name, self.zeroed_id = hf_name, zeroed_id
         super().__init__(backend, context_length, pad_id, clean)
