@@ -20,23 +20,11 @@ from lattec_jax.runtime.errors import DataError
 
 # The TrueType fonts of matplotlib that have lining digits.
 TRAINING_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-BoldItalic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralBolIta",
-    "cmb10",
-    "cmr10",
-)
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique", "DejaVuSansMono-Oblique",
+    "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic",
+    "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta", "cmb10", "cmr10",
+)  # fmt: skip
 HELD_OUT_FONTS = ("DejaVuSerif-Italic", "STIXGeneralItalic", "cmss10", "cmti10", "cmtt10")
 
 _CANVAS = 64  # side in pixels of the image in which a digit is drawn and warped
