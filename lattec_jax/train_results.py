@@ -100,7 +100,8 @@ def write_results(
 def show_finished(directory: Path) -> dict[str, Any]:
     """Return the `results.json` of a finished run, and print its table.
 
-    A run that was killed before its report page was written gets it now.
+    A run that was killed before its report page was written gets it now. Raises DataError if the
+    results are damaged.
     """
     path = directory / run_directory.RESULTS
     try:

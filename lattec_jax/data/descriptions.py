@@ -106,12 +106,8 @@ def descriptions_path(config: ConfigDict, kind: str) -> Path:
 def description_key(
     kind: str, prompt: str, engine: str, model: str, decoding: str, contents: Sequence[str]
 ) -> str:
-    """Return the cache key of a description: 32 hexadecimal digits.
-
-    Args:
-        prompt: as the model sees it.
-        contents: SHA-256 of each image file, in order.
-    """
+    """Return the cache key of a description, 32 hexadecimal digits, from the prompt as the model
+    sees it, and the SHA-256 of each image file in order."""
     text = json.dumps([kind, prompt, engine, model, decoding, *contents])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -124,25 +120,18 @@ def key_of(record: Record, contents: Sequence[str]) -> str:
 
 def to_line(record: Record) -> bytes:
     """Return a record as a line of the file."""
-    values = {name: value for name, value in record._asdict().items() if value}
-    values |= {"text": record.text}
-    order = {name: values[name] for name in Record._fields if name in values}
-    # File names that are not UTF-8 are written as escapes.
-    text = json.dumps(order, ensure_ascii=False)
+    values = {key: value for key, value in record._asdict().items() if value or key == "text"}
     try:
-        return (text + "\n").encode()
-    except UnicodeEncodeError:
-        return (json.dumps(order) + "\n").encode()
+        return (json.dumps(values, ensure_ascii=False) + "\n").encode()
+    except UnicodeEncodeError:  # a file name that is not UTF-8 is written as escapes
+        return (json.dumps(values) + "\n").encode()
 
 
 def records(path: Path, digest: Any = None) -> Iterator[Record]:
-    """Iterate over the records of a file.
+    """Iterate over the records of a file. Raise DataError if it cannot be read, or for a bad line.
 
     Args:
         digest: a `hashlib` object that is updated with the content.
-
-    Raises:
-        DataError: the file cannot be read, or a line is malformed.
     """
     try:
         file = safe_read.open_regular(path)
@@ -153,9 +142,7 @@ def records(path: Path, digest: Any = None) -> Iterator[Record]:
     except OSError as error:
         raise DataError(f"cannot read the descriptions {path}: {error.strerror}") from error
     with file:
-        for _, record in lines(file, path, digest):
-            if record is not None:
-                yield record
+        yield from (record for _, record in lines(file, path, digest) if record is not None)
 
 
 class Sources(NamedTuple):
@@ -185,10 +172,6 @@ def read(
     Args:
         kinds: records of other kinds are skipped.
         expected: detects outdated records with a key; None: records are not checked.
-
-    Raises:
-        DataError: a file is missing or malformed, a kind has no text for any of the images, or its
-            texts come from different engines, models or decoding.
     """
     index_of = {image: index for index, image in enumerate(image_ids)}
     latest: dict[str, list[Record | None]] = {kind: [None] * len(index_of) for kind in kinds}
@@ -214,9 +197,7 @@ def read(
         counts[kind]["found"] = len(found)
         counts[kind]["missing"] = len(index_of) - len(found)
         _check_kind(kind, paths, counts[kind], found)
-    notes = {
-        r.note: None for of_kind in latest.values() for r in of_kind if r is not None and r.note
-    }
+    notes = dict.fromkeys(r.note for of_kind in latest.values() for r in of_kind if r and r.note)
     return Descriptions(tuple(kinds), texts, counts, digest.hexdigest(), tuple(notes))
 
 
@@ -228,26 +209,27 @@ def _usable_texts(
     counts: dict[str, int],
 ) -> list[str | None]:
     """Return the text of each image, None if it is missing or outdated, which is counted."""
-    texts: list[str | None] = []
+    texts: list[str | None] = [None] * len(latest)
     unknown_members = []
     for index, record in enumerate(latest):
-        text = record.text.strip() if record else None
-        if record is not None:
-            members = record.members or (record.image,)
-            other = next((member for member in members if member not in index_of), None)
-            if other is not None:
-                unknown_members.append((record.image, other))
-            elif not text:
-                counts["empty"] += 1
-            elif expected and record.key:
-                contents = [expected.contents[index_of[member]] for member in members]
-                if record.prompt != expected.prompts[kind][index]:
-                    counts["other_prompt"] += 1
-                    text = None
-                elif key_of(record, contents) != record.key:
-                    counts["changed"] += 1
-                    text = None
-        texts.append(text or None)
+        if record is None:
+            continue
+        members = record.members or (record.image,)
+        other = next((member for member in members if member not in index_of), None)
+        if other is not None:
+            unknown_members.append((record.image, other))
+        elif not record.text.strip():
+            counts["empty"] += 1
+        elif expected and record.key and record.prompt != expected.prompts[kind][index]:
+            counts["other_prompt"] += 1
+        elif (
+            expected
+            and record.key
+            and record.key != key_of(record, [expected.contents[index_of[m]] for m in members])
+        ):
+            counts["changed"] += 1
+        else:
+            texts[index] = record.text.strip()
     if unknown_members:
         image, other = unknown_members[0]
         raise DataError(
@@ -330,9 +312,7 @@ def _parse(line: bytes) -> Record:
     if not isinstance(members, list) or not all(isinstance(m, str) for m in members):
         raise ValueError("members is not a list of ids")
     strings: dict[str, str] = {}
-    for name in Record._fields:
-        if name == "members":
-            continue
+    for name in [field for field in Record._fields if field != "members"]:
         value = values.get(name, None if name in ("image", "kind", "text") else "")
         if not isinstance(value, str):
             raise ValueError(f"{name} is missing or not a string")

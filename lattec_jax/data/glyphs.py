@@ -128,13 +128,9 @@ def _loops(glyph: np.ndarray) -> Attributes:
         return {"loops": "no loop"}
     top, bottom = (found[0].start - 1) / height, (found[0].stop - 1) / height
     size = "a large loop" if bottom - top > 0.5 else "a small loop"
-    return {"loops": size, "loop position": _third((top + bottom) / 2, "loop {}")}
-
-
-def _third(position: float, phrase: str) -> str:
-    """Insert the third of the height that contains `position` (0 top, 1 bottom)."""
-    names = ("at the top", "in the middle", "at the bottom")
-    return phrase.format(names[0 if position < 0.42 else 1 if position < 0.58 else 2])
+    center = (top + bottom) / 2  # 0 top, 1 bottom
+    third = "at the top" if center < 0.42 else "in the middle" if center < 0.58 else "at the bottom"
+    return {"loops": size, "loop position": f"loop {third}"}
 
 
 def _openings(glyph: np.ndarray) -> Attributes:

@@ -52,7 +52,9 @@ def prefetch(
             result = function(item)
             durations.append(time.perf_counter() - start)
             yield result
-        threads = min(MAX_THREADS, os.cpu_count() or 1, _useful_threads(durations))
+        median = sorted(durations)[len(durations) // 2] if durations else 0
+        useful = max(MIN_THREADS, math.ceil(median / _LOCKED_S))
+        threads = min(MAX_THREADS, os.cpu_count() or 1, useful)
     ahead = 4 * threads if ahead is None else ahead
     queue: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
@@ -65,10 +67,3 @@ def prefetch(
             yield queue.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _useful_threads(durations: list[float]) -> int:
-    """Return the number of threads that items of such durations keep busy."""
-    if not durations:
-        return 1
-    return max(MIN_THREADS, math.ceil(sorted(durations)[len(durations) // 2] / _LOCKED_S))

@@ -24,7 +24,7 @@ from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.errors import DataError, WeightsError, short_repr
 from lattec_jax.runtime.files import write_atomic, write_json
-from lattec_jax.runtime.weights import locate
+from lattec_jax.runtime.weights import WEIGHTS_FILE, locate
 
 COMMAND = "python -m lattec_jax.pseudo_label --config=..."
 
@@ -40,12 +40,8 @@ class PseudoLabels:
 
 
 def weights_sha256(weights: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of the parameters that `config.weights` names, in any of its forms.
-
-    Raises:
-        WeightsError: there is no checkpoint.
-    """
-    path = locate(weights) / "model.safetensors"
+    """Return the SHA-256 of the parameters that `config.weights` names, in any of its forms."""
+    path = locate(weights) / WEIGHTS_FILE
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -59,13 +55,8 @@ def weights_sha256(weights: str | os.PathLike[str]) -> str:
 def provenance(
     weights: str, names: Sequence[Sequence[str]], templates: Sequence[str]
 ) -> dict[str, Any]:
-    """Return what pseudo-labels depend on.
-
-    Args:
-        weights: SHA-256 of the parameters.
-        names: all names of each class, the display name first.
-        templates: of the class-descriptions.
-    """
+    """Return what pseudo-labels depend on: the SHA-256 of the parameters, all names of each class,
+    the display name first, and the templates of the class-descriptions."""
     return {
         "weights_sha256": weights,
         "class_names": [of_class[0] for of_class in names],
@@ -94,33 +85,38 @@ def write(
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     names = source["class_names"]
-    records = zip(ids, labels.tolist(), scores.tolist(), margins.tolist(), strict=True)
-    lines = [
-        json.dumps(
-            {"image": i, "label": n, "class": names[n], "score": s, "margin": m},
-            ensure_ascii=False,
-        )
-        for i, n, s, m in records
-    ]
+    lines = []
+    for i, n, s, m in zip(ids, labels.tolist(), scores.tolist(), margins.tolist(), strict=True):
+        values = {"image": i, "label": n, "class": names[n], "score": s, "margin": m}
+        lines.append(json.dumps(values, ensure_ascii=False) + "\n")
     # The provenance is written first, so that existing labels always have one.
     write_json(path.with_suffix(".json"), dict(source))
-    write_atomic(path, "".join(line + "\n" for line in lines))
+    write_atomic(path, "".join(lines))
 
 
 def read(
     path: str | os.PathLike[str], image_ids: Sequence[str] | None, source: Mapping[str, Any]
 ) -> PseudoLabels:
-    """Read the labels of the given images, in their order.
+    """Read the labels of the given images (None: all in the file), in their order.
 
-    Args:
-        image_ids: None: all images in the file.
-
-    Raises:
-        DataError: the file does not exist, has another provenance or a malformed line, or lacks an
-            image.
+    Raise DataError if the file does not exist, has another provenance or a malformed line, or lacks
+    an image.
     """
+    from lattec_jax.runtime import schemas
+
     path = Path(path)
-    _check_provenance(path, source)
+    sidecar = path.with_suffix(".json")
+    if not sidecar.exists():
+        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}")
+    advice = f"make the pseudo-labels again with {COMMAND}"
+    written = schemas.read(sidecar, schemas.Provenance, DataError, advice)
+    for key, expected in source.items():
+        if written.get(key) != expected:
+            raise DataError(
+                f"the pseudo-labels at {path} are of other {key}: expected "
+                f"{short_repr(expected, 100)}, found {short_repr(written.get(key), 100)}; make "
+                f"them again with {COMMAND}"
+            )
     names = source["class_names"]
     found: dict[str, tuple[int, float, float]] = {}
     try:
@@ -135,8 +131,7 @@ def read(
             f"{path} cannot be read: {error}; make them again with {COMMAND}"
         ) from error
     ids = tuple(found if image_ids is None else image_ids)
-    missing = [image for image in ids if image not in found]
-    if missing:
+    if missing := [image for image in ids if image not in found]:
         raise DataError(
             f"{path} has no pseudo-label for {len(missing)} of {len(ids)} images, the first: "
             f"{missing[0]!r}; make them again with {COMMAND}"
@@ -147,23 +142,6 @@ def read(
         scores=np.array([found[image][1] for image in ids], np.float32),
         margins=np.array([found[image][2] for image in ids], np.float32),
     )
-
-
-def _check_provenance(path: Path, source: Mapping[str, Any]) -> None:
-    from lattec_jax.runtime import schemas
-
-    sidecar = path.with_suffix(".json")
-    if not sidecar.exists():
-        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}")
-    advice = f"make the pseudo-labels again with {COMMAND}"
-    found = schemas.read(sidecar, schemas.Provenance, DataError, advice)
-    for key, expected in source.items():
-        if found.get(key) != expected:
-            raise DataError(
-                f"the pseudo-labels at {path} are of other {key}: expected "
-                f"{short_repr(expected, 100)}, found {short_repr(found.get(key), 100)}; make them "
-                f"again with {COMMAND}"
-            )
 
 
 def _parse(

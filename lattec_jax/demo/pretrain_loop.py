@@ -62,13 +62,6 @@ def render(fonts: tuple[str, ...], count: int, seed: int, drop: float) -> Render
     return Rendered(images, labels, captions)
 
 
-def make_tokenizer(rendered: Rendered) -> Tokenizer:
-    """Make a word-level tokenizer for the captions and class names."""
-    text = " ".join([*CLASS_NAMES, *(caption for texts in rendered.captions for caption in texts)])
-    words = text.lower().replace(",", " ").replace(".", " ").split()
-    return word_tokenizer(sorted(set(words)), CONTEXT_LENGTH)
-
-
 def model_config(vocab_size: int) -> CLIPConfig:
     """Return the tiny CLIP's architecture."""
     return CLIPConfig(
@@ -190,7 +183,9 @@ def make(out: Path, seed: int, steps: int) -> None:
     start = time.perf_counter()
     rendered = render(TRAINING_FONTS, IMAGES, seed, DROP)
     held_out = render(HELD_OUT_FONTS, HELD_OUT_IMAGES, seed + 1, 0.0)
-    tokenizer = make_tokenizer(rendered)
+    text = " ".join([*CLASS_NAMES, *(caption for texts in rendered.captions for caption in texts)])
+    words = text.lower().replace(",", " ").replace(".", " ").split()
+    tokenizer = word_tokenizer(sorted(set(words)), CONTEXT_LENGTH)
     config = model_config(tokenizer.vocab_size)
     params, losses = pretrain(rendered, tokenizer, config, steps, BATCH_SIZE, seed)
     accuracy = evaluate(define(config), params, tokenizer, held_out)

@@ -20,74 +20,53 @@ from lattec_jax.runtime.errors import DataError
 
 # The TrueType fonts of matplotlib that have lining digits.
 TRAINING_FONTS = (
-    "DejaVuSans",
-    "DejaVuSans-Bold",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSans-Oblique",
-    "DejaVuSansMono",
-    "DejaVuSansMono-Bold",
-    "DejaVuSansMono-BoldOblique",
-    "DejaVuSansMono-Oblique",
-    "DejaVuSerif",
-    "DejaVuSerif-Bold",
-    "DejaVuSerif-BoldItalic",
-    "STIXGeneral",
-    "STIXGeneralBol",
-    "STIXGeneralBolIta",
-    "cmb10",
-    "cmr10",
-)
+    "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-BoldOblique", "DejaVuSans-Oblique",
+    "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSansMono-BoldOblique", "DejaVuSansMono-Oblique",
+    "DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-BoldItalic",
+    "STIXGeneral", "STIXGeneralBol", "STIXGeneralBolIta", "cmb10", "cmr10",
+)  # fmt: skip
 HELD_OUT_FONTS = ("DejaVuSerif-Italic", "STIXGeneralItalic", "cmss10", "cmti10", "cmtt10")
 
 _CANVAS = 64  # side in pixels of the image in which a digit is drawn and warped
 
 
 class Renderer:
-    """Draws random images of digits.
-
-    Args:
-        fonts: names of matplotlib's font files, without `.ttf`.
-        size: side of the images in pixels.
-
-    Raises:
-        DataError: matplotlib is not installed, or lacks one of the fonts.
-    """
+    """Draws random images of digits with matplotlib's font files of these names."""
 
     def __init__(self, fonts: tuple[str, ...] = TRAINING_FONTS, size: int = 32) -> None:
-        folder = _font_folder()
+        try:
+            import matplotlib
+        except ImportError as error:
+            raise DataError(
+                "expected matplotlib, whose fonts are used to draw the demo's digits, found none; "
+                "pip install -e '.[demo]'"
+            ) from error
+        folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
         missing = [name for name in fonts if not (folder / f"{name}.ttf").is_file()]
         if missing:
             raise DataError(
                 f"expected matplotlib's fonts in {folder}, found no {', '.join(missing)}; "
                 "install a matplotlib that has them: pip install -e '.[demo]'"
             )
-        self.size = size
-        self._paths = [str(folder / f"{name}.ttf") for name in fonts]
-        self._cache: dict[tuple[int, int], ImageFont.FreeTypeFont] = {}
+        self.size = size  # side of the images in pixels
+        self._fonts = [ImageFont.truetype(str(folder / f"{name}.ttf"), 46) for name in fonts]
 
     def images(self, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Draw N = `count` images, light on dark, with equal numbers of the ten digits.
-
-        Returns:
-            `[N, S, S]` uint8 images and `[N]` int32 digits.
-        """
+        """Draw `[N, S, S]` uint8 images, light on dark; return them and the `[N]` int32 digits, of
+        which each of the ten is drawn equally often."""
         images = np.empty((count, self.size, self.size), np.uint8)
         labels = np.random.default_rng(seed).permutation(np.arange(count) % 10).astype(np.int32)
         for index, label in enumerate(labels):
             # One generator per image: its strokes do not depend on `count`.
             rng = np.random.default_rng((seed, index))
-            images[index] = self._image(rng, int(label))
+            glyph = self._glyph(rng, int(label))
+            warped = _warp(glyph, _random_matrix(rng), rng.uniform(0.0, 2.5), rng)
+            images[index] = _degrade(_crop(warped, rng), self.size, rng)
         return images, labels
-
-    def _image(self, rng: np.random.Generator, digit: int) -> np.ndarray:
-        """Draw one image, `[S, S]` uint8."""
-        glyph = self._glyph(rng, digit)
-        warped = _warp(glyph, _random_matrix(rng), rng.uniform(0.0, 2.5), rng)
-        return _degrade(_crop(warped, rng), self.size, rng)
 
     def _glyph(self, rng: np.random.Generator, digit: int) -> np.ndarray:
         """Draw a digit in a random font and stroke width, centered in `[64, 64]`, 0 to 1."""
-        font = self._font(int(rng.integers(len(self._paths))), 46)
+        font = self._fonts[int(rng.integers(len(self._fonts)))]
         image = Image.new("L", (_CANVAS, _CANVAS))
         draw = ImageDraw.Draw(image)
         stroke = int(rng.integers(0, 3))
@@ -95,22 +74,6 @@ class Renderer:
         position = ((_CANVAS - left - right) / 2, (_CANVAS - top - bottom) / 2)
         draw.text(position, str(digit), 255, font, stroke_width=stroke)
         return np.asarray(image, np.float32) / 255.0
-
-    def _font(self, index: int, points: int) -> ImageFont.FreeTypeFont:
-        if (index, points) not in self._cache:
-            self._cache[index, points] = ImageFont.truetype(self._paths[index], points)
-        return self._cache[index, points]
-
-
-def _font_folder() -> Path:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise DataError(
-            "expected matplotlib, whose fonts are used to draw the demo's digits, found none; "
-            "pip install -e '.[demo]'"
-        ) from error
-    return Path(matplotlib.get_data_path()) / "fonts" / "ttf"
 
 
 def _random_matrix(rng: np.random.Generator) -> np.ndarray:

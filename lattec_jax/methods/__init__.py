@@ -15,7 +15,8 @@ Maker = Callable[[ConfigDict], Method]
 
 
 def collect(path: Iterable[str], prefix: str) -> dict[str, Maker]:
-    """The `METHODS` of all modules in the folders `path`, whose names begin with `prefix`."""
+    """The `METHODS` of all modules in the folders `path`, whose names begin with `prefix`. Raises
+    ImportError if two modules define a method of one name."""
     found: dict[str, Maker] = {}
     for module in pkgutil.iter_modules(path, prefix):
         own = getattr(import_module(module.name), "METHODS", {})
@@ -32,6 +33,7 @@ METHODS = collect(__path__, f"{__name__}.")
 
 
 def make_method(config: ConfigDict) -> Method:
-    """The method that `config` (the section `config.method`) describes."""
+    """The method that `config` (the section `config.method`) describes. Raises ConfigError for an
+    unknown one."""
     check_choice("method.name", config.name, tuple(METHODS))
     return METHODS[config.name](config)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import logging
 import os
 import re
@@ -34,7 +35,6 @@ _NOT_USABLE = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
     errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EPERM, errno.EBUSY, errno.EIO, errno.ESTALE,
 )  # fmt: skip
-_HELP = ("-h", "-help", "--help")
 SCRIPT = "lattec-jax"  # the console script, see pyproject.toml
 _FORMS = {
     "string": "TEXT",
@@ -75,22 +75,16 @@ def read(
     required: Mapping[str, str] | None = None,
     arguments: str = "",
 ) -> tuple[flags.FlagValues, list[str]]:
-    """Parse the flags of a command that takes no configuration.
+    """Return the flags and the positional arguments of a command that takes no configuration.
+
+    Raise ConfigError for an unknown, missing or wrong flag, or an unexpected positional argument.
 
     Args:
         argv: the full command line, program name first.
-        doc: the command's docstring, for `--help`.
+        doc: the command's docstring, for `--help`, which is answered here.
         define: defines the flags.
         required: required flags, each with an example of its value.
         arguments: name of the positional arguments; "": the command takes none.
-
-    Returns:
-        The flags and the positional arguments.
-
-    Raises:
-        ConfigError: an unknown or missing flag, a value of the wrong type, or an unexpected
-            positional argument.
-        SystemExit: after `--help` was printed.
     """
     required = required or {}
     values = flags.FlagValues()
@@ -110,17 +104,10 @@ def read_config(
     define: Define = define_nothing,
     required: Mapping[str, str] | None = None,
 ) -> tuple[ConfigDict, flags.FlagValues]:
-    """Parse `--config=FILE:OPTIONS`, its `--config.key=value` overrides and a command's own flags.
+    """Return the checked configuration of a command line, and the command's own flags.
 
-    Args:
-        argv, doc, define, required: see `read`.
-
-    Returns:
-        The checked configuration and the flags.
-
-    Raises:
-        ConfigError: see `read` and `lattec_jax.runtime.config.parse`.
-        SystemExit: after `--help` or `--print_config` was answered.
+    `--help` and `--print_config` are answered here. Arguments and errors are those of `read` and
+    `lattec_jax.runtime.config.parse_command_line`.
     """
     required = required or {}
 
@@ -150,10 +137,8 @@ def read_config(
 
 def asks_for_help(argv: Sequence[str]) -> bool:
     """Whether a command line has `--help` or `-h`, before a "--"."""
-    arguments = list(argv[1:])
-    if "--" in arguments:
-        arguments = arguments[: arguments.index("--")]
-    return any(argument in _HELP for argument in arguments)
+    arguments = itertools.takewhile(lambda argument: argument != "--", argv[1:])
+    return any(argument in ("-h", "-help", "--help") for argument in arguments)
 
 
 def _check_required(values: flags.FlagValues, required: Mapping[str, str]) -> None:
@@ -225,23 +210,15 @@ def _flag_lines(
         note = f"default: {_default(flag)}"
         if name in required:
             note = f"required; for example {required[name]}"
-        choices = "|".join(_choices(flag))
-        yield from help_entry(_form(flag), note, flag.help.removeprefix(f"<{choices}>: "))
+        choices = "|".join(getattr(flag.parser, "enum_values", ()))
+        kind = flag.flag_type()
+        form = f"--{flag.name}={choices or _FORMS.get(kind, kind)}"
+        if kind == "bool":
+            form = f"--[no]{flag.name}"
+        yield from help_entry(form, note, flag.help.removeprefix(f"<{choices}>: "))
     yield from help_entry("--help, -h", "", "Print this help and exit.")
     if arguments:
         yield from ("", "Arguments:", *help_entry(arguments, ""))
-
-
-def _form(flag: flags.Flag) -> str:
-    """Return how a flag is written on the command line."""
-    kind = flag.flag_type()
-    if kind == "bool":
-        return f"--[no]{flag.name}"
-    return f"--{flag.name}={'|'.join(_choices(flag)) or _FORMS.get(kind, kind)}"
-
-
-def _choices(flag: flags.Flag) -> Sequence[str]:
-    return getattr(flag.parser, "enum_values", ())
 
 
 def _default(flag: flags.Flag) -> str:
@@ -260,26 +237,9 @@ def shown(message: object) -> str:
     return escape_unprintable(truncate(str(message)))
 
 
-class ShownFormatter(logging.Formatter):
-    """Formats log records for a terminal."""
-
+class _ShownFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        """Format a record as `shown` does."""
         return shown(super().format(record))
-
-
-def _configure_logging() -> None:
-    """Print the warnings and errors of all loggers as `shown`.
-
-    With a handler at the root logger, `logging.warning` of other packages adds none of its own.
-    """
-    root = logging.getLogger()
-    if not root.handlers:
-        handler = logging.StreamHandler()
-        handler.setLevel(logging.WARNING)
-        root.addHandler(handler)
-    for handler in root.handlers:
-        handler.setFormatter(ShownFormatter())
 
 
 def command(main: Callable[[Sequence[str]], None]) -> None:
@@ -287,7 +247,14 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
 
     The status is 75 after a termination signal (`lattec_jax.runtime.preemption`), 130 after Ctrl-C.
     """
-    _configure_logging()
+    # With a handler at the root logger, `logging.warning` of other packages adds none of its own.
+    root = logging.getLogger()
+    if not root.handlers:
+        handler = logging.StreamHandler()
+        handler.setLevel(logging.WARNING)
+        root.addHandler(handler)
+    for handler in root.handlers:
+        handler.setFormatter(_ShownFormatter())
     if isinstance(sys.stdout, io.TextIOWrapper):  # paths may not be valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:

@@ -41,24 +41,16 @@ class Parsed(NamedTuple):
 
 
 def parse(argv: Sequence[str], define: Define | None = None) -> tuple[ConfigDict, flags.FlagValues]:
-    """Read `--config=FILE:OPTIONS`, its `--config.key=value` overrides and a command's own flags.
-
-    Args:
-        argv: the full command line, program name first.
-        define: adds the command's own flags.
-
-    Returns:
-        The checked and locked configuration, and the parsed flags.
-
-    Raises:
-        ConfigError: no such file, an unknown option, key or flag, or a value of the wrong type.
-    """
+    """Return the checked and locked configuration of a command line, and the other flags."""
     parsed = parse_command_line(argv, define)
     return parsed.config, parsed.flags
 
 
 def parse_command_line(argv: Sequence[str], define: Define | None = None) -> Parsed:
-    """Parse as `parse` does, and return the file and the overrides too."""
+    """Read `--config=FILE:OPTIONS`, its `--config.key=value` overrides and a command's own flags.
+
+    Raise ConfigError if there is no such file, option, key or flag, or for a value of another type.
+    """
     files, arguments = _split(argv[1:])
     if not files:
         raise ConfigError(
@@ -128,8 +120,7 @@ def _check_keys(arguments: Sequence[str], config: ConfigDict, file: str) -> None
 def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
     """Parse `argv` into `values` and return what is not a flag, program name first.
 
-    Raises:
-        ConfigError: an unknown flag or key, or a value of the wrong type.
+    Raise ConfigError for an unknown flag or key, or a value of the wrong type.
     """
     try:
         return values(argv)
@@ -143,30 +134,25 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 def validate(config: ConfigDict) -> ConfigDict:
     """Check a configuration and return a locked copy.
 
-    Raises:
-        ConfigError: a key of `configs/common.py` is missing, has a former name, or a value is
-            outside its range.
+    Raise ConfigError if a key of `configs/common.py` is missing or has a former name, or a value is
+    outside its range.
     """
     config = ConfigDict(config.to_dict())
-    config_schema.check_renamed(key for key, _ in flatten(config))
-    if absent := config_schema.missing(dict(flatten(config))):
+    found = dict(flatten(config))
+    config_schema.check_renamed(found)
+    if absent := [k for k in config_schema.SCHEMA if not k.endswith(".*") and k not in found]:
         raise ConfigError(
             f"the configuration lacks config.{', config.'.join(absent[:3])}"
             f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}; expected all keys of "
             "configs/common.py: let get_config begin with config = common.get_config(options)"
         )
-    _convert_numpy_numbers(config)
     _split_trackers(config)
-    config_schema.check(dict(flatten(config)))
-    return config.lock()
-
-
-def _convert_numpy_numbers(config: ConfigDict) -> None:
-    """Turn NumPy's numbers, which a configuration file may compute, into Python's."""
-    with config.ignore_type():
-        for path, value in list(flatten(config)):
+    with config.ignore_type():  # a file may compute NumPy's numbers: turn them into Python's
+        for path, value in found.items():
             if isinstance(value, numbers.Number) and (item := getattr(value, "item", None)):
                 config.update_from_flattened_dict({path: item()})
+    config_schema.check(dict(flatten(config)))
+    return config.lock()
 
 
 def _split_trackers(config: ConfigDict) -> None:
@@ -193,9 +179,8 @@ def to_json(config: ConfigDict) -> str:
 def from_json(path: Path) -> ConfigDict:
     """Read the `config.json` of a run, as it is.
 
-    Raises:
-        ConfigError: the file is missing, is not JSON, or contains a former key or a value outside
-            its range.
+    Raise ConfigError if the file is missing, is not JSON, or contains a former key or a value
+    outside its range.
     """
     try:
         content = safe_read.read_json(path)
@@ -225,13 +210,13 @@ def from_json(path: Path) -> ConfigDict:
 def load_run_config(path: Path) -> ConfigDict:
     """Read the `config.json` of a run; keys that were added after the run get their defaults.
 
-    Raises:
-        ConfigError: see `from_json`; or a key that no default can replace is missing.
+    Raise ConfigError as `from_json` does, or if a key that no default can replace is missing.
     """
     config = from_json(path)
     found = dict(flatten(config))
-    if absent := [key for key in _RECORDED if key not in found]:
-        raise ConfigError(f"{path}: config.{absent[0]} is missing; {_RESTORE}")
+    for key in _RECORDED:
+        if key not in found:
+            raise ConfigError(f"{path}: config.{key} is missing; {_RESTORE}")
     options = f"method={config.method.name}"
     if config.preset in packaged_module("presets").PRESETS:
         options += f",preset={config.preset}"
@@ -249,14 +234,8 @@ def default_config(options: str = "") -> ConfigDict:
 _RESTORE = "restore the run's own file"
 # Keys that every version records, and no default can replace.
 _RECORDED = (
-    "preset",
-    "seed",
-    "weights",
-    "templates",
-    "dataset.kind",
-    "dataset.name",
-    "method.name",
-)
+    "preset", "seed", "weights", "templates", "dataset.kind", "dataset.name", "method.name",
+)  # fmt: skip
 
 
 def default_workdir(config: ConfigDict) -> Path:
@@ -276,6 +255,5 @@ def artifacts_dir(config: ConfigDict) -> Path:
     depend on the fraction, and on the seed that drew it.
     """
     fraction, seed = config.dataset.train_fraction, config.dataset.split_seed
-    if fraction == 1:
-        return dataset_dir(config)
-    return dataset_dir(config) / (f"fraction-{fraction}" + (f"-split-seed-{seed}" if seed else ""))
+    name = f"fraction-{fraction}" + (f"-split-seed-{seed}" if seed else "")
+    return dataset_dir(config) / ("" if fraction == 1 else name)

@@ -17,13 +17,10 @@ _FOR_TOOLS = ("fmt:", "noqa", "type:", "ruff:")
 
 
 def comments(path: Path) -> dict[str, tuple[str, ...]]:
-    """Map each key, without "config.", to its comments, in the order of the assignments.
+    """Map each key of an executed file, without "config.", to its comments, as they are assigned.
 
     Comments of the files in `configs` that this file imports come first. Sections, such as
     "dataset.tfds", are keys too.
-
-    Args:
-        path: a configuration file that has been executed, so that its imports are known.
     """
     found: dict[str, list[str]] = {}
     for file in _with_imported(path, []):
@@ -55,24 +52,19 @@ def in_order(keys: Iterable[str], found: Mapping[str, object]) -> list[str]:
 
 def _with_imported(path: Path, seen: list[Path]) -> list[Path]:
     """Return a file and the files of `configs` that it imports, imported files first."""
-    for name in _imported(ast.parse(path.read_text(encoding="utf-8"))):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        if file is not None and Path(file) not in seen:
-            _with_imported(Path(file), seen)
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            file = getattr(sys.modules.get(name), "__file__", None)
+            if name.startswith("configs.") and file is not None and Path(file) not in seen:
+                _with_imported(Path(file), seen)
     if path not in seen:
         seen.append(path)
     return seen
-
-
-def _imported(tree: ast.Module) -> Iterator[str]:
-    """Yield full names of the modules of `configs` that a file may import at its top level."""
-    for node in tree.body:
-        if isinstance(node, ast.ImportFrom) and node.module == "configs":
-            yield from (f"configs.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("configs."):
-            yield node.module or ""
-        elif isinstance(node, ast.Import):
-            yield from (a.name for a in node.names if a.name.startswith("configs."))
 
 
 def _of_file(text: str) -> Iterator[tuple[str, str]]:
@@ -81,8 +73,13 @@ def _of_file(text: str) -> Iterator[tuple[str, str]]:
     for function in ast.walk(ast.parse(text)):
         if not isinstance(function, ast.FunctionDef):
             continue
-        names = {name: "" for name in ("config", *_returned(function))}
-        for node in _assignments(function):
+        nodes = list(ast.walk(function))
+        names = {"config": ""}
+        if function.name == "get_config":
+            returned = [node.value for node in nodes if isinstance(node, ast.Return)]
+            names |= {value.id: "" for value in returned if isinstance(value, ast.Name)}
+        assignments = [node for node in nodes if isinstance(node, ast.Assign)]
+        for node in sorted(assignments, key=lambda node: node.lineno):
             targets = [t for target in node.targets for t in getattr(target, "elts", [target])]
             comment = _comment(node, trailing, own_line)
             for key in (_key(target, names) for target in targets):
@@ -93,28 +90,12 @@ def _of_file(text: str) -> Iterator[tuple[str, str]]:
                 yield section, comment
 
 
-def _returned(function: ast.FunctionDef) -> list[str]:
-    """Return the names of the variables that `get_config` returns."""
-    if function.name != "get_config":
-        return []
-    values = [node.value for node in ast.walk(function) if isinstance(node, ast.Return)]
-    return [value.id for value in values if isinstance(value, ast.Name)]
-
-
-def _assignments(function: ast.FunctionDef) -> list[ast.Assign]:
-    found = [node for node in ast.walk(function) if isinstance(node, ast.Assign)]
-    return sorted(found, key=lambda node: node.lineno)
-
-
 def _key(node: ast.expr, names: Mapping[str, str]) -> str:
     """Return the dotted key of an expression such as `config.train.epochs`, "" of any other."""
-    parts: list[str] = []
-    while isinstance(node, ast.Attribute):
-        parts.insert(0, node.attr)
-        node = node.value
-    if not isinstance(node, ast.Name) or node.id not in names or not parts:
+    name, _, attributes = ast.unparse(node).partition(".")
+    if name not in names or not attributes.replace(".", "").isidentifier():
         return ""
-    return ".".join([names[node.id], *parts]).lstrip(".")
+    return f"{names[name]}.{attributes}".lstrip(".")
 
 
 def _lines(text: str) -> tuple[dict[int, str], dict[int, str]]:

@@ -16,7 +16,6 @@ from lattec_jax.runtime.config_comments import comment_of, comments, in_order
 from lattec_jax.runtime.config_file import ConfigFile, packaged_module
 from lattec_jax.runtime.config_schema import allowed
 
-SHARED = "shared default"
 COMMAND_LINE = "command line"
 WIDTH = 100  # columns of the help
 
@@ -64,13 +63,12 @@ def origins(parsed: Parsed) -> dict[str, str]:
     config, file = parsed.config, parsed.file
     preset, method = config.preset, config.method.name
     presets = packaged_module("presets")
-    found = {key: SHARED for key, _ in flatten(config)}
+    found = {key: "shared default" for key, _ in flatten(config)}
     found |= dict.fromkeys(presets.PRESETS.get(preset, {}), f"preset {preset}")
     found |= dict.fromkeys(presets.METHODS.get(method, {}), f"method {method}")
-    before = _values(default_config(f"preset={preset},method={method}"))
-    after = _values(file.build(file.options))
+    before = dict(flatten(default_config(f"preset={preset},method={method}")))
     by_preset = preset_values(file, config)
-    for key, value in after.items():
+    for key, value in flatten(file.build(file.options)):
         if key not in before or before[key] != value:
             only = f" (preset {preset})" if differing(key, by_preset) else ""
             found[key] = f"data set {file.path.name}{only}"
@@ -84,10 +82,11 @@ def origins(parsed: Parsed) -> dict[str, str]:
 def preset_values(file: ConfigFile, config: ConfigDict) -> dict[str, dict[str, Any]]:
     """Return the values of a file by preset; only those of `config` if it takes no options."""
     if not file.takes_options:
-        return {config.preset: _values(config)}
+        return {config.preset: dict(flatten(config))}
     names = packaged_module("presets").PRESETS
     return {
-        name: _values(file.build(f"preset={name},method={config.method.name}")) for name in names
+        name: dict(flatten(file.build(f"preset={name},method={config.method.name}")))
+        for name in names
     }
 
 
@@ -97,7 +96,3 @@ def differing(key: str, by_name: Mapping[str, Mapping[str, Any]]) -> dict[str, A
     if key == "preset" or len(set(map(repr, values.values()))) < 2:
         return {}
     return values
-
-
-def _values(config: ConfigDict) -> dict[str, Any]:
-    return dict(flatten(config))

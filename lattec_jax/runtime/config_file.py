@@ -17,9 +17,10 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import CodeType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from ml_collections import ConfigDict, config_dict
 
@@ -33,8 +34,9 @@ MAX_CONFIG_BYTES = 2**20
 DEFAULTS = {"preset": "paper", "method": "latteclip"}
 _METHODS = Path(__file__).resolve().parents[1] / "methods"
 # A project that uses this package may have a `configs` of its own, so the packaged folder is
-# imported under this name.
-_PACKAGE = "lattec_jax_configs"
+# imported under another name.
+_PACKAGE = sys.modules.setdefault("lattec_jax_configs", ModuleType("lattec_jax_configs"))
+_PACKAGE.__path__ = [str(PACKAGED_CONFIGS)]
 
 
 class Choice(config_dict.FieldReference):
@@ -65,11 +67,10 @@ def use_option(option: str, value: object) -> str:
 
 
 def parse_options(options: str, presets: Collection[str]) -> dict[str, str]:
-    """Parse "preset=NAME,method=NAME", each part optional.
+    """Parse "preset=NAME,method=NAME", each part optional. Refuse an unknown option or preset.
 
-    Raises:
-        ConfigError: an unknown option or preset. Whether the method exists is not checked: the
-            configuration of a finished run may name one that no longer does.
+    Whether the method exists is not checked: the configuration of a finished run may name one that
+    no longer does.
     """
     chosen = dict(DEFAULTS)
     for part in filter(None, options.split(",")):
@@ -126,13 +127,7 @@ def _declared_methods(folder: Path) -> tuple[str, ...] | None:
 
 def packaged_module(name: str) -> ModuleType:
     """Import a module of the packaged `configs`, such as "common" or "presets"."""
-    _import_package()
-    return importlib.import_module(f"{_PACKAGE}.{name}")
-
-
-def _import_package() -> None:
-    if _PACKAGE not in sys.modules:  # its `__init__.py` has nothing to execute
-        sys.modules[_PACKAGE] = _new_module(_PACKAGE, PACKAGED_CONFIGS / "__init__.py")
+    return importlib.import_module(f"{_PACKAGE.__name__}.{name}")
 
 
 class ConfigFile(NamedTuple):
@@ -144,14 +139,10 @@ class ConfigFile(NamedTuple):
 
     @classmethod
     def load(cls, argument: str) -> ConfigFile:
-        """Execute a file.
+        """Execute the file of PATH or PATH:OPTIONS.
 
-        Args:
-            argument: PATH or PATH:OPTIONS. A path such as configs/demo.py that does not exist here
-                is the packaged file of that name.
-
-        Raises:
-            ConfigError: there is no such file, it cannot be executed, or lacks `get_config`.
+        A path such as configs/demo.py that does not exist here is the packaged file of that name.
+        Raise ConfigError if there is none, it cannot be executed, or lacks `get_config`.
         """
         name, colon, options = argument.partition(":")
         path = _find(name)
@@ -171,28 +162,24 @@ class ConfigFile(NamedTuple):
     def build(self, options: str | None) -> ConfigDict:
         """Call `get_config`.
 
-        Raises:
-            ConfigError: it takes no options, fails, or returns something else than a configuration.
+        Raise ConfigError if it takes no options, fails, or returns anything but a configuration.
         """
-        if options and not self.takes_options:
+        parameters = list(inspect.signature(self.get_config).parameters.values())
+        if options and not parameters:
             raise ConfigError(
                 f"get_config of {self.path} takes no options, found {options!r}; write\n"
                 '    def get_config(options: str = "") -> ConfigDict:\n'
                 "        config = common.get_config(options)"
             )
-        config = self._call(*self._arguments(options))
+        if options is None and parameters and parameters[0].default is inspect.Parameter.empty:
+            options = ""
+        config = self._call(*([options] if parameters and options is not None else []))
         if not isinstance(config, ConfigDict):
             raise ConfigError(
                 f"get_config of {self.path} returned {type(config).__name__}; expected the "
                 "ConfigDict of configs/common.py, changed"
             )
         return config
-
-    def _arguments(self, options: str | None) -> list[str]:
-        parameters = list(inspect.signature(self.get_config).parameters.values())
-        if options is None and parameters and parameters[0].default is inspect.Parameter.empty:
-            options = ""
-        return [options] if parameters and options is not None else []
 
     def _call(self, *arguments: str) -> Any:
         """Call `get_config`; what goes wrong in it keeps its traceback, it is the user's program.
@@ -230,26 +217,23 @@ def _former_key(error: AttributeError) -> str:
 
 def _find(name: str) -> Path:
     path = Path(name)
+    packaged = PACKAGED_CONFIGS / path.name
     if path.exists():
         return path
-    packaged = PACKAGED_CONFIGS / path.name
-    if path.parent != Path("configs") or not packaged.exists():
-        raise ConfigError(
-            f"no configuration file {name} (looked in {Path.cwd()} and {PACKAGED_CONFIGS}). "
-            f"{available_configs(path.name)}"
-        )
-    return packaged
+    if path.parent == Path("configs") and packaged.exists():
+        return packaged
+    raise ConfigError(
+        f"no configuration file {name} (looked in {Path.cwd()} and {PACKAGED_CONFIGS}). "
+        f"{available_configs(path.name)}"
+    )
 
 
-class _Loader(importlib.abc.ExecutionLoader):
+class _Loader(importlib.abc.InspectLoader):
     """Loads a module from source text that has been read already."""
 
-    def __init__(self, path: Path, source: str) -> None:
-        self._path, self._source = str(path), source
-        self._code = self.source_to_code(source, self._path)
-
-    def get_filename(self, fullname: str) -> str:
-        return self._path
+    def __init__(self, path: Path) -> None:
+        self._source = safe_read.read_text(path, MAX_CONFIG_BYTES)
+        self._code = self.source_to_code(self._source, str(path))
 
     def get_source(self, fullname: str) -> str:
         return self._source
@@ -261,14 +245,14 @@ class _Loader(importlib.abc.ExecutionLoader):
 def _execute(path: Path) -> ModuleType:
     """Execute a file as a module."""
     try:
-        loader = _Loader(path, safe_read.read_text(path, MAX_CONFIG_BYTES))
+        loader = _Loader(path)
     except (MemoryError, OSError, RecursionError, SyntaxError, ValueError) as error:
         raise ConfigError(f"the configuration file {path} cannot be read: {error}") from error
     name = f"_config_{path.stem}"
     if path.resolve().parent == PACKAGED_CONFIGS:  # `common.py` imports relatively
-        _import_package()
-        name = f"{_PACKAGE}.{name}"
-    module = _new_module(name, path, loader)
+        name = f"{_PACKAGE.__name__}.{name}"
+    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
+    module = importlib.util.module_from_spec(cast("ModuleSpec", spec))
     sys.modules[name] = module  # dataclasses look up their module
     try:
         loader.exec_module(module)
@@ -277,19 +261,6 @@ def _execute(path: Path) -> ModuleType:
     finally:
         del sys.modules[name]
     return module
-
-
-def _new_module(name: str, path: Path, loader: importlib.abc.Loader | None = None) -> ModuleType:
-    """Create a module of a file, or a package of an `__init__.py`, without executing it."""
-    is_package = path.name == "__init__.py"
-    spec = importlib.util.spec_from_file_location(
-        name,
-        path,
-        loader=loader,
-        submodule_search_locations=[str(path.parent)] if is_package else None,
-    )
-    assert spec is not None
-    return importlib.util.module_from_spec(spec)
 
 
 def packaged_configs() -> list[Path]:

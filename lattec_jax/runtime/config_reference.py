@@ -16,7 +16,7 @@ from lattec_jax.runtime.config import default_config, flatten
 from lattec_jax.runtime.config_comments import comment_of, comments, in_order
 from lattec_jax.runtime.config_display import differing
 from lattec_jax.runtime.config_file import PACKAGED_CONFIGS, packaged_module
-from lattec_jax.runtime.config_schema import SCHEMA, Allowed, allowed
+from lattec_jax.runtime.config_schema import SCHEMA
 
 _HEAD = """\
 # Configuration
@@ -39,22 +39,20 @@ def reference() -> str:
     """Return the reference as Markdown: one table of all keys."""
     found = comments(PACKAGED_CONFIGS / "common.py")
     presets = packaged_module("presets")
-    defaults = {name: _values(f"preset={name}") for name in presets.PRESETS}
+    defaults = {
+        name: _named(dict(flatten(default_config(f"preset={name}")))) for name in presets.PRESETS
+    }
     methods = {f"method {name}": _named(values) for name, values in presets.METHODS.items()}
     keys = in_order(next(iter(defaults.values())), found)
     return _HEAD + "".join(
         _row(
             f"`{key}`",
             _default(key, defaults, methods),
-            _allowed(key).description,
+            SCHEMA[key].description,
             " ".join(comment_of(key.removesuffix(".*"), found)),
         )
         for key in keys
     )
-
-
-def _values(options: str) -> dict[str, Any]:
-    return _named(dict(flatten(default_config(options))))
 
 
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,16 +60,10 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key if key in SCHEMA else f"{key.rpartition('.')[0]}.*": v for key, v in values.items()}
 
 
-def _allowed(key: str) -> Allowed:
-    declared = allowed(key)
-    assert declared is not None
-    return declared
-
-
 def _default(
     key: str, defaults: Mapping[str, dict[str, Any]], methods: Mapping[str, dict[str, Any]]
 ) -> str:
-    """The default of a key, by preset where these differ, and the values of methods."""
+    """Return the default of a key, by preset where these differ, and the values of methods."""
     values = differing(key, defaults) or {"": next(iter(defaults.values()))[key]}
     values |= {name: own[key] for name, own in methods.items() if key in own}
     shown = [f"{name}: `{_shown(v)}`" if name else f"`{_shown(v)}`" for name, v in values.items()]

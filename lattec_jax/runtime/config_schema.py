@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from lattec_jax.runtime.config_values import (
+    FLAG,
+    STRING,
+    WEB_ADDRESS,
     Allowed,
     are_numbers,
     choice,
-    flag,
     folder_name,
     integer,
     is_sequence,
@@ -26,9 +28,7 @@ from lattec_jax.runtime.config_values import (
     number_below,
     optional,
     ordered_pair,
-    string,
     text,
-    web_address,
     zero_or,
 )
 from lattec_jax.runtime.errors import ConfigError, did_you_mean, short_repr
@@ -40,10 +40,6 @@ MAX_TEMPLATES, MAX_KINDS = 1000, 32
 MIN_FLOAT = 1e-30  # above 0 in float32 too
 
 
-def _are_strengths(values: Any) -> bool:
-    return are_numbers(values, 4) and all(0 <= v <= 100 for v in values) and values[3] <= 0.5
-
-
 def _are_templates(values: Any) -> bool:
     return is_sequence(values, lambda v: _TEXT.accepts(v) and "{}" in v, MAX_TEMPLATES)
 
@@ -52,7 +48,7 @@ def _are_distinct(values: Any, accepts: Callable[[Any], bool]) -> bool:
     return is_sequence(values, accepts, MAX_KINDS) and len(set(values)) == len(values)
 
 
-_TEXT, _STRING = text(), string()
+_TEXT = text()
 _SEED = integer(0, MAX_SEED)
 _PROBABILITY = number(0, 1)
 _COUNT = integer(0, MAX_COUNT)
@@ -63,9 +59,9 @@ _NAME = folder_name(r"\w[\w.+-]*", "letters, digits, '-', '_', '.' and '+'")
 SCHEMA: dict[str, Allowed] = {
     "preset": _NAME,
     "seed": _SEED,
-    "artifacts": _STRING,
-    "weights": _STRING,
-    "init": _STRING,
+    "artifacts": STRING,
+    "weights": STRING,
+    "init": STRING,
     "templates": Allowed(
         f"1 to {MAX_TEMPLATES} strings with {{}} for the class name, such as "
         "--config.templates='(\"a photo of a {}.\",)'",
@@ -75,26 +71,26 @@ SCHEMA: dict[str, Allowed] = {
     "dataset.name": folder_name(
         r"([\w.+-]*\w[\w.+-]*)?", "letters, digits, '-', '_', '.' and '+'", "; it names folders"
     ),
-    "dataset.root": _STRING,
-    "dataset.train": _STRING,
-    "dataset.test": _STRING,
+    "dataset.root": STRING,
+    "dataset.train": STRING,
+    "dataset.test": STRING,
     "dataset.held_out_fraction": number_below(0, 1),
     "dataset.train_fraction": number_above(0, 1),
     "dataset.split_seed": _SEED,
-    "dataset.class_names": _STRING,
-    "dataset.labels": _STRING,
-    "dataset.images": _STRING,
-    "dataset.split": _STRING,
+    "dataset.class_names": STRING,
+    "dataset.labels": STRING,
+    "dataset.images": STRING,
+    "dataset.split": STRING,
     "dataset.name_spaces": text(100),
     "dataset.source": _TEXT,
     "dataset.expected.classes": _COUNT,
     "dataset.expected.train": _COUNT,
     "dataset.expected.test": _COUNT,
-    "dataset.tfds.builder": _STRING,
-    "dataset.tfds.file_name": _STRING,
-    "dataset.tfds.data_dir": _STRING,
-    "dataset.tfds.train": _STRING,
-    "dataset.tfds.test": _STRING,
+    "dataset.tfds.builder": STRING,
+    "dataset.tfds.file_name": STRING,
+    "dataset.tfds.data_dir": STRING,
+    "dataset.tfds.train": STRING,
+    "dataset.tfds.test": STRING,
     "image_cache.max_side": optional(zero_or("no bound", 16, 100_000)),
     "image_cache.max_unreadable_fraction": _PROBABILITY,
     "image_cache.placement": choice("auto", "device", "host"),
@@ -107,18 +103,18 @@ SCHEMA: dict[str, Allowed] = {
     "descriptions.max_new_tokens": integer(1, 65_536),
     "descriptions.seed": _SEED,
     "descriptions.max_missing_fraction": _PROBABILITY,
-    "descriptions.shuffle": flag(),
-    "descriptions.llava.model": _STRING,
-    "descriptions.llava.revision": _STRING,
+    "descriptions.shuffle": FLAG,
+    "descriptions.llava.model": STRING,
+    "descriptions.llava.revision": STRING,
     "descriptions.llava.precision": choice("nf4", "int8", "bfloat16", "float32"),
     "descriptions.llava.device": choice("auto", "cuda", "cpu"),
     "descriptions.llava.batch_size": integer(0, 4096),
-    "descriptions.openai.base_url": web_address(),
-    "descriptions.openai.model": _STRING,
+    "descriptions.openai.base_url": WEB_ADDRESS,
+    "descriptions.openai.model": STRING,
     "descriptions.openai.concurrency": integer(1, 1024),
     "descriptions.openai.timeout": number_above(0, 86_400),
     "descriptions.openai.retries": integer(0, 100),
-    "descriptions.openai.allow_redirects": flag(),
+    "descriptions.openai.allow_redirects": FLAG,
     "descriptions.openai.key_variable": Allowed(
         "the name of an environment variable: letters, digits and '_'",
         lambda value: isinstance(value, str) and bool(re.fullmatch(r"[A-Za-z_]\w{0,99}", value)),
@@ -134,7 +130,7 @@ SCHEMA: dict[str, Allowed] = {
         "one or both of 'zero_shot' and 'current', such as ('zero_shot',)",
         lambda values: _are_distinct(values, choice("zero_shot", "current").accepts),
     ),
-    "method.mixer": flag(),
+    "method.mixer": FLAG,
     "method.prototype_update": choice("sequential", "joint"),
     "method.mixer_prototypes": choice("current", "epoch_start"),
     "method.group_text": choice("own", "redrawn"),
@@ -165,12 +161,13 @@ SCHEMA: dict[str, Allowed] = {
     "augment.ratio": ordered_pair(100),
     "augment.flip_probability": _PROBABILITY,
     "augment.color_jitter": Allowed(
-        "four numbers from 0 to 100, the last (hue) at most 0.5", _are_strengths
+        "four numbers from 0 to 100, the last (hue) at most 0.5",
+        lambda v: are_numbers(v, 4) and all(0 <= x <= 100 for x in v) and v[3] <= 0.5,
     ),
     "augment.color_jitter_probability": _PROBABILITY,
     "augment.grayscale_probability": _PROBABILITY,
     "compute.dtype": choice("float32", "bfloat16"),
-    "compute.remat": flag(),
+    "compute.remat": FLAG,
     "compute.fsdp": integer(1, 65_536),
     "compute.eval_batch_size": integer(1, MAX_BATCH),
     "log_every": integer(1, MAX_COUNT),
@@ -182,7 +179,7 @@ SCHEMA: dict[str, Allowed] = {
         "tensorboard,wandb",
         lambda values: not values or _are_distinct(values, _TRACKER.accepts),
     ),
-    "profile": _STRING,
+    "profile": STRING,
 }
 # A key that is not declared, such as one of a method of your own.
 _UNDECLARED = Allowed("finite numbers", lambda value: not _contains_nonfinite(value))
@@ -220,14 +217,10 @@ def allowed(key: str) -> Allowed | None:
 
 
 def check(values: Mapping[str, Any], where: str = "") -> None:
-    """Refuse values outside their range.
+    """Raise ConfigError for values, by dotted keys, that are outside their range.
 
     Args:
-        values: by dotted keys.
         where: the file that they come from, for messages.
-
-    Raises:
-        ConfigError: naming key, expected and found.
     """
     start = f"{where}: " if where else ""
     check_renamed(values, where)
@@ -248,11 +241,7 @@ def check(values: Mapping[str, Any], where: str = "") -> None:
 
 
 def check_renamed(keys: Iterable[str], where: str = "") -> None:
-    """Refuse keys of earlier versions.
-
-    Raises:
-        ConfigError: naming the new key.
-    """
+    """Raise ConfigError for keys of earlier versions, naming the new key."""
     for key in keys:
         if message := renamed(key):
             raise ConfigError(f"{where}: {message}" if where else message)
@@ -275,11 +264,7 @@ def renamed(key: str) -> str:
 
 
 def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> None:
-    """Refuse a value where a section is expected, and a section where a value is.
-
-    Raises:
-        ConfigError: naming the key.
-    """
+    """Raise ConfigError for a value where a section is expected, or a section where a value is."""
     for name, value in content.items():
         key = f"{prefix}{name}"
         expected = allowed(key)
@@ -293,8 +278,3 @@ def check_sections(content: Mapping[str, Any], where: str, prefix: str = "") -> 
             raise ConfigError(
                 f"{where}: config.{key}: expected a section of values, found {short_repr(value)}"
             )
-
-
-def missing(values: Mapping[str, Any]) -> list[str]:
-    """Return the declared keys that a configuration lacks."""
-    return [key for key in SCHEMA if not key.endswith(".*") and key not in values]

@@ -65,11 +65,6 @@ def number_above(low: float, high: float) -> Allowed:
     )
 
 
-def flag() -> Allowed:
-    """True or False."""
-    return Allowed("True or False", lambda value: isinstance(value, bool))
-
-
 def choice(*values: str) -> Allowed:
     """One of several strings."""
     return Allowed(
@@ -88,14 +83,6 @@ def text(max_chars: int = MAX_TEXT_CHARS) -> Allowed:
             and len(value) <= max_chars
             and not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]", value)
         ),
-    )
-
-
-def string() -> Allowed:
-    """A path, an address or another name for a program, possibly empty."""
-    return Allowed(
-        f"a string of at most {MAX_PATH_BYTES} bytes, without NUL",
-        lambda value: _fits(value, MAX_PATH_BYTES),
     )
 
 
@@ -121,16 +108,6 @@ def ordered_pair(high: float) -> Allowed:
     return Allowed(
         f"two numbers above 0 and at most {high:g}, the smaller one first",
         lambda values: are_numbers(values, 2) and 0 < values[0] <= values[1] <= high,
-    )
-
-
-def web_address() -> Allowed:
-    """An HTTP address without user name, password and query."""
-    return Allowed(
-        "an address such as http://localhost:8000/v1, in ASCII, without user name, password and "
-        "query (the key is taken from the environment)",
-        _is_web_address,
-        secret=True,
     )
 
 
@@ -176,3 +153,17 @@ def _is_web_address(value: Any) -> bool:
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except ValueError:  # of the port
         return False
+
+
+FLAG = Allowed("True or False", lambda value: isinstance(value, bool))
+# A path, an address or another name for a program, possibly empty.
+STRING = Allowed(
+    f"a string of at most {MAX_PATH_BYTES} bytes, without NUL",
+    lambda value: _fits(value, MAX_PATH_BYTES),
+)
+WEB_ADDRESS = Allowed(
+    "an address such as http://localhost:8000/v1, in ASCII, without user name, password and query "
+    "(the key is taken from the environment)",
+    _is_web_address,
+    secret=True,
+)

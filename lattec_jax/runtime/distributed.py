@@ -60,14 +60,18 @@ def join(requested: bool) -> None:
     The processes are described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
     Without the last two, JAX uses the environment of Slurm, Open MPI, Kubernetes or a TPU slice.
 
-    Args:
-        requested: the flag `--distributed`; if False, this process runs alone.
-
-    Raises:
-        ConfigError: the environment does not describe the processes.
+    Raise ConfigError if the environment does not describe the processes. If they are not
+    `requested` by `--distributed`, this process runs alone.
     """
     if not requested:
-        _warn_if_alone(os.environ)
+        for name in _COUNTS:
+            if os.environ.get(name, "1") not in ("", "1"):
+                print(
+                    f"note: {name} is {os.environ[name]}, but each of these processes works alone; "
+                    "--distributed joins them",
+                    file=sys.stderr,
+                )
+                break
         return
     arguments = from_environment(os.environ)
     print(f"joining the other processes, for at most {INIT_TIMEOUT_S} seconds", file=sys.stderr)
@@ -96,11 +100,7 @@ def join(requested: bool) -> None:
 
 def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     """Return the arguments of `jax.distributed.initialize` that JAX does not read from the
-    environment by itself.
-
-    Raises:
-        ConfigError: the variables are incomplete or are not numbers.
-    """
+    environment by itself. Raise ConfigError if they are incomplete or not numbers."""
     given = {name: environment[name] for name in _VARIABLES if environment.get(name)}
     if not given.keys() & set(_VARIABLES[1:]):
         return {}
@@ -117,17 +117,6 @@ def from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
             f"--distributed: expected {_VARIABLES[0]}=HOST:PORT, {_VARIABLES[1]}=2 (for two) and "
             f"{_VARIABLES[2]}=0 or 1, found {given or 'none of them'}"
         ) from error
-
-
-def _warn_if_alone(environment: Mapping[str, str]) -> None:
-    for name in _COUNTS:
-        if environment.get(name, "1") not in ("", "1"):
-            print(
-                f"note: {name} is {environment[name]}, but each of these processes works alone; "
-                "--distributed joins them",
-                file=sys.stderr,
-            )
-            return
 
 
 def count() -> int:
@@ -187,13 +176,10 @@ def fetch(tree: Any) -> Any:
 
 @contextlib.contextmanager
 def raise_on_all() -> Iterator[None]:
-    """Make the block raise on all processes if it raises on one.
+    """Make the block raise on all processes if it raises on one: TrainingError on the others, or
+    Terminated if that one was interrupted.
 
     The block must not wait for other processes, as a computation on the full mesh does.
-
-    Raises:
-        TrainingError: the block failed on another process.
-        Terminated: another process was interrupted in the block.
     """
     if count() == 1:
         yield
@@ -240,16 +226,7 @@ def write_then_read(write: Callable[[], T], read: Callable[[], T]) -> T:
 
 
 def check_same_on_all(configuration: str, folder: Path) -> None:
-    """Check that all processes have the same configuration and file system.
-
-    Args:
-        configuration: of this process, as text.
-        folder: must be shared by all processes.
-
-    Raises:
-        ConfigError: the configurations differ, or this process does not see a file that the main
-            process wrote.
-    """
+    """Raise ConfigError unless all processes have the same configuration and share `folder`."""
     if count() == 1:
         return
     if len(set(allgather(zlib.crc32(configuration.encode())))) > 1:

@@ -66,7 +66,7 @@ def _create(path: Path, directory: bool) -> tuple[Path, int]:
             descriptor = os.open(partial, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
             try:
                 # Blocks while `remove_abandoned` holds the lock, to inspect or delete it.
-                _lock(descriptor, fcntl.LOCK_EX)
+                lock(descriptor, fcntl.LOCK_EX)
             except (OSError, KeyboardInterrupt):
                 os.close(descriptor)
                 _delete(partial)
@@ -78,15 +78,15 @@ def _create(path: Path, directory: bool) -> tuple[Path, int]:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path.parent))
 
 
-def _lock(descriptor: int, operation: int) -> bool:
-    """Lock an open file; return False if its file system does not support locks."""
+def lock(descriptor: int, operation: int) -> OSError | None:
+    """Lock an open file; return the error if its file system does not support locks."""
     try:
         fcntl.flock(descriptor, operation)
     except OSError as error:
         if error.errno not in _LOCKS_UNSUPPORTED:
             raise
-        return False
-    return True
+        return error
+    return None
 
 
 @contextmanager
@@ -125,10 +125,7 @@ def replace_directory(new: Path, target: Path) -> None:
 
     On Linux and most file systems, the two are exchanged in one step, so `target` always exists.
     Elsewhere the existing directory is renamed to `.NAME.TOKEN.old` first; if the process is killed
-    at that moment, it stays there.
-
-    Raises:
-        OSError: it cannot be renamed; `target` is unchanged.
+    at that moment, it stays there. An OSError leaves `target` unchanged.
     """
     while True:
         try:
@@ -182,12 +179,9 @@ def _exchange(one: Path, other: Path) -> bool:
 def remove_abandoned(directory: Path, name: str | None = None) -> list[Path]:
     """Delete what killed processes left in a directory, and return the paths.
 
-    Deletes temporary names of this module that no process has locked, and those of earlier versions
-    that were not written to for a day. What cannot be deleted stays; it does no harm.
-
-    Args:
-        directory: need not exist.
-        name: delete only temporary names of this file or directory; None: all.
+    Deletes temporary names of this module (with `name`: only those of this file or directory) that
+    no process has locked, and those of earlier versions that were not written to for a day. What
+    cannot be deleted stays; it does no harm.
     """
     stem = r"\..+" if name is None else re.escape(f".{_prefix(name)}")
     pattern = re.compile(rf"{stem}\.[0-9a-f]{{16}}{re.escape(PARTIAL)}")
@@ -227,7 +221,7 @@ def _remove_unlocked(partial: Path) -> bool:
     """Delete a temporary path unless its writer is alive; return whether it was deleted."""
     descriptor = os.open(partial, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if not _lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        if lock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB):  # unsupported
             return _remove_old(partial)
         _delete(partial)  # under the lock: a writer waits for it and starts again
         return True

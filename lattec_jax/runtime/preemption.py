@@ -37,23 +37,20 @@ def terminating() -> Iterator[None]:
 
 
 class PeerSignals(Protocol):
-    """Agreement of all processes of a run on whether any of them received a signal."""
+    """Agreement of all processes of a run on whether any of them received a signal.
 
-    def soon(self, mine: bool) -> bool:
-        """Return whether a signal came some steps ago; called by all processes after each step."""
-        ...
+    `lattec_jax.runtime.distributed.SignalAgreement` implements it.
+    """
 
-    def now(self, mine: bool) -> bool:
-        """Return whether a signal has come by now."""
-        ...
+    def soon(self, mine: bool) -> bool: ...
+    def now(self, mine: bool) -> bool: ...
 
 
 class PreemptionHandler:
     """Context manager that records a signal, for the training loop to ask for after each step, and
     raises it when the context is left. A second Ctrl-C raises immediately.
 
-    Args:
-        peers: makes all processes end after the same step; None for a single process.
+    `peers` makes all processes end after the same step; None for a single process.
     """
 
     def __init__(self, peers: PeerSignals | None = None) -> None:

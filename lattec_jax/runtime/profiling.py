@@ -23,15 +23,9 @@ class Profile:
     """Context manager that traces the third to seventh step of this process.
 
     A step in the trace lasts from the end of the step before to its own end, so that it includes
-    logging and waiting for the batch.
+    logging and waiting for the batch. Raises ConfigError if the directory cannot be created.
 
-    Args:
-        directory: "" disables tracing.
-        start: number of steps that are done already, in a continued run.
-        steps: total number of steps of the run.
-
-    Raises:
-        ConfigError: the directory cannot be created.
+    A continued run has done `start` of its `steps` already. The directory "" disables tracing.
     """
 
     def __init__(self, directory: str, start: int, steps: int) -> None:
@@ -40,13 +34,19 @@ class Profile:
         self._before, self._last = start + SKIPPED, min(start + SKIPPED + TRACED, steps)
         self._wanted = bool(directory) and self._before < self._last
         self._step: jax.profiler.StepTraceAnnotation | None = None
-        if self._wanted:
-            _make_directory(directory)
         if directory and not self._wanted:
-            left = steps - start
             print_escaped(
-                f"no trace in {directory}: it begins after {SKIPPED} steps, {left} are left"
+                f"no trace in {directory}: it begins after {SKIPPED} steps, {steps - start} are "
+                "left"
             )
+        elif directory:
+            try:  # now: the profiler would fail only at the end of the trace
+                Path(directory).mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"config.profile: expected a directory for the trace, or a path where one can "
+                    f"be created, found {directory!r}: {error}"
+                ) from error
 
     def __enter__(self) -> Profile:
         return self
@@ -80,14 +80,3 @@ class Profile:
         if self._step is not None:  # the run ends before the trace does
             self._step.__exit__(None, None, None)
             jax.profiler.stop_trace()
-
-
-def _make_directory(directory: str) -> None:
-    """Create the directory now: the profiler would fail only at the end of the trace."""
-    try:
-        Path(directory).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"config.profile: expected a directory for the trace, or a path where one can be "
-            f"created, found {directory!r}: {error}"
-        ) from error

@@ -7,7 +7,6 @@ Imports no JAX.
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import logging
@@ -22,6 +21,7 @@ from lattec_jax.runtime.config import flatten, from_json, to_json
 from lattec_jax.runtime.errors import ConfigError, differences
 from lattec_jax.runtime.files import (
     PARTIAL,
+    lock,
     remove_abandoned,
     wait_until_visible,
     write_atomic,
@@ -53,7 +53,6 @@ MAY_CHANGE_ON_RESUME = frozenset(
     }
 )
 
-_LOCKS_UNSUPPORTED = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 log = logging.getLogger(__name__)
 _held: dict[Path, int] = {}  # work directory locked by this process -> descriptor of the lock
 
@@ -61,9 +60,8 @@ _held: dict[Path, int] = {}  # work directory locked by this process -> descript
 def check_available(workdir: Path, config: ConfigDict) -> None:
     """Check that a run with this configuration may use a work directory. Writes nothing.
 
-    Raises:
-        ConfigError: the directory belongs to a run with another configuration (the message lists
-            the keys that differ), contains unrelated files, or is in use by another process.
+    Raise ConfigError if the directory belongs to a run with another configuration (the message
+    lists the keys that differ), contains unrelated files, or is in use by another process.
     """
     path = workdir / CONFIG
     if path.exists():
@@ -85,11 +83,7 @@ def check_available(workdir: Path, config: ConfigDict) -> None:
 
 
 def check_same_inputs(workdir: Path, inputs: Mapping[str, Any]) -> None:
-    """Check that a run is resumed with the data, weights and texts that it started with.
-
-    Raises:
-        ConfigError: the message lists what differs.
-    """
+    """Raise ConfigError unless a run is resumed with the data, weights and texts of its start."""
     if not (workdir / INPUTS).exists():
         return
     if listed := differences(read_inputs(workdir), _as_json(inputs)):
@@ -100,11 +94,7 @@ def check_same_inputs(workdir: Path, inputs: Mapping[str, Any]) -> None:
 
 
 def read_inputs(workdir: Path) -> dict[str, Any]:
-    """Read `inputs.json`.
-
-    Raises:
-        ConfigError: the file is missing or damaged.
-    """
+    """Read `inputs.json`. Raise ConfigError if it is missing or damaged."""
     from lattec_jax.runtime import schemas
 
     advice = "restore the run's own file"
@@ -114,9 +104,7 @@ def read_inputs(workdir: Path) -> dict[str, Any]:
 def acquire(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> None:
     """Lock a work directory for a run, new or resumed, and write its configuration and inputs.
 
-    Raises:
-        ConfigError: see `check_available` and `check_same_inputs`; or the directory cannot be
-            written.
+    Raise ConfigError as the two checks above do, or if the directory cannot be written.
     """
     check_available(workdir, config)
     check_same_inputs(workdir, inputs)
@@ -135,11 +123,7 @@ def acquire(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> Non
 
 
 def check_acquired(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> None:
-    """Check that the main process acquired the work directory for the same run as this process.
-
-    Raises:
-        ConfigError: it has another configuration or other inputs.
-    """
+    """Raise ConfigError unless the main process acquired the directory for this process's run."""
     wait_until_visible(workdir / CONFIG)
     listed = _config_differences(from_json(workdir / CONFIG), config)
     if listed := listed + differences(read_inputs(workdir), _as_json(inputs)):
@@ -157,21 +141,19 @@ def _lock(workdir: Path, mode: int, kind: int) -> int:
     """
     descriptor = os.open(workdir / LOCK, mode | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+        unsupported = lock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
         os.close(descriptor)
+        if not isinstance(error, BlockingIOError):
+            raise
         raise ConfigError(
             f"another process works in {workdir}; wait until it ends, or choose another --workdir"
         ) from error
-    except OSError as error:
-        if error.errno not in _LOCKS_UNSUPPORTED:
-            os.close(descriptor)
-            raise
-        if kind == fcntl.LOCK_EX:
-            log.warning(
-                "the file system of %s has no locks (%s); make sure that no other process uses "
-                "this directory", workdir, error.strerror,
-            )  # fmt: skip
+    if unsupported and kind == fcntl.LOCK_EX:
+        log.warning(
+            "the file system of %s has no locks (%s); make sure that no other process uses this "
+            "directory", workdir, unsupported.strerror,
+        )  # fmt: skip
     return descriptor
 
 
@@ -183,10 +165,9 @@ def _config_differences(before: ConfigDict, now: ConfigDict) -> str:
 
 def _fixed_values(config: ConfigDict) -> dict[str, Any]:
     """Return dotted keys and values, of the keys that may not change on resume."""
-    values = {key: value for key, value in flatten(config) if key not in MAY_CHANGE_ON_RESUME}
-    return {key: json.loads(json.dumps(value, default=list)) for key, value in values.items()}
+    return _as_json({k: v for k, v in flatten(config) if k not in MAY_CHANGE_ON_RESUME})
 
 
-def _as_json(inputs: Mapping[str, Any]) -> dict[str, Any]:
+def _as_json(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a copy as it reads back from a file, with lists instead of tuples."""
-    return json.loads(json.dumps(inputs))
+    return json.loads(json.dumps(values, default=list))

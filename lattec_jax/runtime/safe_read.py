@@ -1,11 +1,14 @@
 """Read untrusted files: regular files only, of bounded size, line length and nesting.
 
 Reading a FIFO could block forever and a device may be endless, so files are opened without blocking
-and their type is checked on the open descriptor. Imports no JAX.
+and their type is checked on the open descriptor. What does not exist or cannot be read raises
+OSError; content that is too large, in another encoding or malformed raises ValueError. Imports no
+JAX.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import stat
@@ -27,12 +30,7 @@ class NotRegularFile(OSError):
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
-    """Open a file for reading in binary.
-
-    Raises:
-        NotRegularFile: `path` is not a regular file, or a link to something else.
-        OSError: it does not exist or cannot be read.
-    """
+    """Open a file for reading in binary. Raise NotRegularFile for what is none, or a link to it."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):
@@ -56,12 +54,7 @@ def _file_type(mode: int) -> str:
 
 
 def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) -> bytes:
-    """Return the content of a file.
-
-    Raises:
-        ValueError: the file has more than `max_bytes`.
-        OSError: see `open_regular`.
-    """
+    """Return the content of a file of at most `max_bytes`."""
     content = bytearray()
     with open_regular(path) as file:
         # `read` allocates as much as it is asked for, so ask for the size of the file, not for the
@@ -81,47 +74,19 @@ def read_bytes(path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES) ->
 def read_text(
     path: str | os.PathLike[str], max_bytes: int = MAX_FILE_BYTES, encoding: str = "utf-8"
 ) -> str:
-    """Return the content of a text file.
-
-    Raises:
-        ValueError: the file has more than `max_bytes`, or has another encoding.
-        OSError: see `open_regular`.
-    """
+    """Return the content of a text file of at most `max_bytes`."""
     return read_bytes(path, max_bytes).decode(encoding)
-
-
-def read_lines(path: str | os.PathLike[str], max_chars: int = MAX_LINE_BYTES) -> list[str]:
-    """Return the lines of a UTF-8 file without line feeds and without a byte order mark.
-
-    Raises:
-        ValueError: the file is too large or not UTF-8, or a line has more than `max_chars`.
-        OSError: see `open_regular`.
-    """
-    lines = read_text(path, encoding="utf-8-sig").split("\n")
-    for number, line in enumerate(lines, 1):
-        if len(line) > max_chars:
-            raise ValueError(f"line {number} has more than {max_chars:,} characters")
-    return lines
 
 
 def read_json(
     path: str | os.PathLike[str], max_bytes: int = MAX_JSON_BYTES, encoding: str = "utf-8"
 ) -> Any:
-    """Return the content of a JSON file.
-
-    Raises:
-        ValueError: the file is too large, not UTF-8 or not JSON, or nested too deeply.
-        OSError: see `open_regular`.
-    """
+    """Return the content of a JSON file of at most `max_bytes`, as `parse_json` does."""
     return parse_json(read_text(path, max_bytes, encoding))
 
 
 def parse_json(text: str | bytes) -> Any:
-    """Return the content of JSON text, as `json.loads` does.
-
-    Raises:
-        ValueError: it is not JSON, or arrays and objects are nested more than `MAX_DEPTH` deep.
-    """
+    """Like `json.loads`, for arrays and objects that are nested at most `MAX_DEPTH` deep."""
     if isinstance(text, bytes):
         text = text.decode("utf-8-sig")
     try:
@@ -143,23 +108,14 @@ def _check_depth(content: Any) -> None:
         containers = [item for item in level if isinstance(item, (dict, list))]
         if not containers:
             return
-        level = [
-            child
-            for item in containers
-            for child in (item.values() if isinstance(item, dict) else item)
-        ]
+        children = (item.values() if isinstance(item, dict) else item for item in containers)
+        level = list(itertools.chain.from_iterable(children))
     raise ValueError(_TOO_DEEP)
 
 
 def bounded_lines(file: BinaryIO, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
-    """Yield the lines of a binary file, including line breaks.
-
-    Raises:
-        ValueError: a line has more than `max_bytes`.
-    """
-    number = 0
-    while line := file.readline(max_bytes + 1):
-        number += 1
+    """Yield the lines of a binary file, each of at most `max_bytes`, including line breaks."""
+    for number, line in enumerate(iter(lambda: file.readline(max_bytes + 1), b""), 1):
         if len(line) > max_bytes:
             raise ValueError(f"line {number} has more than {max_bytes:,} bytes")
         yield line

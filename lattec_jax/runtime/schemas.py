@@ -32,9 +32,6 @@ class Record(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
 
 
-# --------------------------------------------------------------------------------- results.json
-
-
 class UnreadableCounts(Record):
     """Numbers of unreadable images that a run skipped."""
 
@@ -62,9 +59,6 @@ class SweepResults(Record):
     weights_source: dict[str, Any] | None = None
 
 
-# -------------------------------------------------------------------------------- metrics.jsonl
-
-
 class MetricsLine(Record):
     """A line of `metrics.jsonl`: the step and its metrics; None stands for a non-finite value."""
 
@@ -75,12 +69,9 @@ class MetricsLine(Record):
 
 
 def log_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float | None]]]:
-    """Yield each line of `metrics.jsonl`, as bytes and parsed.
+    """Yield each line of `metrics.jsonl`, as bytes and parsed. Raise DataError for an invalid one.
 
     An incomplete last line, which a killed process left, is dropped.
-
-    Raises:
-        DataError: the file cannot be read, or a line is invalid.
     """
     try:
         with safe_read.open_regular(path) as file:
@@ -101,9 +92,6 @@ def log_lines(path: Path) -> Iterator[tuple[bytes, dict[str, float | None]]]:
 
 
 _REPAIR = "repair or remove the line"
-
-
-# ------------------------------------------------------------------ inputs.json and sidecar files
 
 
 class Inputs(Record):
@@ -129,17 +117,11 @@ class PredictionSettings(Record):
     top: Positive
 
 
-# -------------------------------------------------------------------------------------- reading
-
-
 def read(path: Path, schema: Any, error: type[UserError], advice: str) -> dict[str, Any]:
-    """Return the content of a JSON file that `schema` accepts, with all its keys.
+    """Return the content of a JSON file that `schema` accepts, with all its keys (`json_safe`).
 
-    See `json_safe` for numbers that are not finite.
-
-    Raises:
-        UserError: of the class `error`: the file cannot be read, is not JSON or does not match the
-            schema; the message ends with `advice`.
+    A file that cannot be read, is not JSON or does not match the schema raises an `error`, whose
+    message ends with `advice`.
     """
     try:
         content = json_safe(safe_read.read_json(path))

@@ -34,11 +34,7 @@ def make_mesh(
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]
 ) -> Mesh:
     """Return a mesh of the given devices (default: all). Each group of `fsdp` devices shares one
-    copy of the parameters.
-
-    Raises:
-        ConfigError: `fsdp` does not divide the number of devices.
-    """
+    copy of the parameters. Raise ConfigError if `fsdp` does not divide their number."""
     devices = available_devices() if devices is None else devices
     if fsdp < 1 or len(devices) % fsdp:
         raise ConfigError(
@@ -113,11 +109,7 @@ def place_tree(tree: Any, shardings: Any) -> Any:
 
 
 def process_local_indices(mesh: Mesh, count: int) -> Int[np.ndarray, " n"]:
-    """Return which entries of a batch are on devices of this process.
-
-    Args:
-        count: batch size, a multiple of the number of devices.
-    """
+    """Return which of `count` entries of a batch are on devices of this process."""
     slices = over_batch(mesh).addressable_devices_indices_map((count,)).values()
     return np.sort(np.concatenate([np.arange(count)[index] for index in slices]))
 

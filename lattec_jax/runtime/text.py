@@ -43,11 +43,10 @@ def escape_unprintable(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in _UNESCAPED else _escape(c) for c in text)
-
-
-def _escape(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return "".join(
+        c if c.isprintable() or c in _UNESCAPED else c.encode("unicode_escape").decode()
+        for c in text
+    )
 
 
 def truncate(text: str, max_chars: int = MAX_MESSAGE_CHARS) -> str:

@@ -36,26 +36,22 @@ def validate(
         schema: a dataclass, a pydantic model, or any type that pydantic knows.
         content: JSON content. Arrays become tuples where the schema declares tuples.
         where: the file, for messages.
-        error: the class to raise.
+        error: the class to raise. The message lists the first problems, each with its location,
+            what was expected and what was found.
         advice: what the user can do, without a final period.
-
-    Raises:
-        UserError: of the given class; lists the first problems, each with its location, what was
-            expected and what was found.
     """
     from pydantic import ValidationError
 
     try:
         return _adapter(schema).validate_json(json.dumps(content, ensure_ascii=False).encode())
     except UnicodeEncodeError:
-        message = f"{where}: expected Unicode text, found half of a surrogate pair"
-        raise error(f"{message}; {advice}" if advice else message) from None
+        problems = ["expected Unicode text, found half of a surrogate pair"]
     except ValidationError as failed:
         details = failed.errors(include_url=False, include_context=False)
-    lines = [_line(detail) for detail in details[:MAX_PROBLEMS]]
-    if len(details) > MAX_PROBLEMS:
-        lines.append(f"and {len(details) - MAX_PROBLEMS} more")
-    message = f"{where}: {'; '.join(lines)}"
+        problems = [_line(detail) for detail in details[:MAX_PROBLEMS]]
+        if len(details) > MAX_PROBLEMS:
+            problems.append(f"and {len(details) - MAX_PROBLEMS} more")
+    message = f"{where}: {'; '.join(problems)}"
     raise error(f"{message}; {advice}" if advice else message)
 
 

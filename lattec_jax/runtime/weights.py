@@ -46,9 +46,7 @@ _EXPECTED = (
 def locate(weights: str | os.PathLike[str]) -> Path:
     """Return the checkpoint directory of `config.weights`; convert the weights at first use.
 
-    Raises:
-        ConfigError: `weights` is empty.
-        WeightsError: the weights do not exist, or cannot be downloaded or converted.
+    Raise WeightsError if they do not exist, or cannot be downloaded or converted.
     """
     weights = os.fspath(weights)
     if not weights:
@@ -66,7 +64,13 @@ def locate(weights: str | os.PathLike[str]) -> Path:
         repository = weights.partition(":")[2]
         return _converted(repository.rpartition("/")[2], ["hf", repository], f"hf:{repository}")
     if is_file or weights.endswith(FILE_SUFFIXES):
-        return _converted(path.stem, _identity(path), str(path))
+        if not is_file:
+            raise WeightsError(f"config.weights: no file {path}. Expected {_EXPECTED}")
+        # Converted again when the file or one that the conversion also reads has changed.
+        files = [path, *(path.parent / name for name in _SIDE_FILES)]
+        stats = [(file.name, file.stat()) for file in files if file.is_file()]
+        states = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
+        return _converted(path.stem, ["file", str(path.resolve()), *states], str(path))
     model, colon, tag = weights.partition(":")
     if not (colon and model and tag) or os.sep in weights:
         raise WeightsError(f"config.weights: expected {_EXPECTED}, found {short_repr(weights)}")
@@ -79,26 +83,11 @@ def cache_root() -> Path:
     return Path(root).expanduser()
 
 
-def cache_directory() -> Path:
-    """Return the directory of converted weights."""
-    return cache_root() / "weights"
-
-
-def _identity(path: Path) -> list[str]:
-    """Return what identifies a weights file and the side files that the conversion reads."""
-    if not path.is_file():
-        raise WeightsError(f"config.weights: no file {path}. Expected {_EXPECTED}")
-    files = [path, *(path.parent / name for name in _SIDE_FILES)]
-    stats = [(file.name, file.stat()) for file in files if file.is_file()]
-    states = [f"{name} {stat.st_size} {stat.st_mtime_ns}" for name, stat in stats]
-    return ["file", str(path.resolve()), *states]
-
-
 def _converted(name: str, identity: list[str], pretrained: str, *flags: str) -> Path:
     """Return the directory of a conversion; convert if it is missing."""
     digest = hashlib.sha256(json.dumps([FORMAT, *identity]).encode()).hexdigest()[:12]
     safe = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    directory = cache_directory() / f"{safe}-{digest}"
+    directory = cache_root() / "weights" / f"{safe}-{digest}"
     remove_abandoned(directory.parent, directory.name)
     if (directory / CONFIG_FILE).is_file():
         return directory
@@ -135,14 +124,9 @@ except KeyboardInterrupt:
 
 
 def _convert(flags: list[str], out: Path) -> None:
-    """Convert in a separate process.
+    """Convert to the directory `out` in a separate process, with these other flags.
 
-    Args:
-        flags: of `convert.openclip_to_flax`, without `--out`.
-        out: the directory to create. A file beside it receives the message of an error.
-
-    Raises:
-        WeightsError: with the message of the conversion, or with its exit status.
+    Raise WeightsError with the message of the conversion, or with its exit status.
     """
     error = out.with_name("error.txt")
     arguments = [str(error), *flags, f"--out={out}"]
@@ -151,14 +135,14 @@ def _convert(flags: list[str], out: Path) -> None:
     ).returncode
     if status == 0:
         return
-    by_hand = (
-        f"To convert by hand, perhaps on another machine or with further flags: python -m "
-        f"convert.openclip_to_flax {' '.join(flags)} --out=DIR, and pass --config.weights=DIR"
+    message = (
+        f"the conversion ended with status {status} (its messages are above; a negative status is "
+        "a signal, and -9 often means too little memory)"
     )
     if error.is_file():
         message = error.read_text(encoding="utf-8").rstrip(".")
-        raise WeightsError(f"config.weights: {message}. {by_hand}")
     raise WeightsError(
-        f"config.weights: the conversion ended with status {status} (its messages are above; a "
-        f"negative status is a signal, and -9 often means too little memory). {by_hand}"
+        f"config.weights: {message}. To convert by hand, perhaps on another machine or with "
+        f"further flags: python -m convert.openclip_to_flax {' '.join(flags)} --out=DIR, and pass "
+        "--config.weights=DIR"
     )

@@ -25,7 +25,11 @@ PREFETCHED_BATCHES = 2
 
 
 def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
-    """Return the configured batch size, or a smaller one if there are fewer images."""
+    """Return the configured batch size, or a smaller one if there are fewer images.
+
+    Raises ConfigError if it is not a multiple of the number of devices, DataError if there are too
+    few images for any batch.
+    """
     wanted = config.train.batch_size
     if images >= wanted:
         sharding.check_batch(wanted, mesh)
@@ -43,7 +47,8 @@ def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> 
     """Return how many microbatches a batch is encoded in (`lattec_jax.training.microbatches`).
 
     A batch that is smaller than configured, because there are few images, need not be divisible:
-    its last microbatch is padded.
+    its last microbatch is padded. Raises ConfigError if the microbatch size does not divide the
+    configured batch size, or is not a multiple of the number of devices.
     """
     size, configured = config.train.microbatch_size, config.train.batch_size
     if size == 0:

@@ -147,7 +147,8 @@ def prepare_inputs(
 
 
 def load_weights(config: ConfigDict) -> Checkpoint:
-    """Load the CLIP that `config.weights` names (see `lattec_jax/runtime/weights.py`)."""
+    """Load the CLIP that `config.weights` names (see `lattec_jax/runtime/weights.py`, also for the
+    errors)."""
     with distributed.main_process_first():  # it may have to be converted
         return Checkpoint.load(locate(config.weights))
 

@@ -20,7 +20,7 @@ from PIL import Image
 
 from captioning.shards import Shard, ShardWriter, read_records, shard_path
 from lattec_jax.data import datasets, descriptions
-from lattec_jax.data.datasets import coop, tfds_examples
+from lattec_jax.data.datasets import coop, tfds_builder
 from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.images import image_cache
 from lattec_jax.data.images.content_hashes import content_hashes
@@ -132,7 +132,7 @@ def _in_place_of(place: Path, path: Path):
 def _tfds_index(folder: Path) -> tuple[bytes, Callable[[Path], None]]:
     folder.mkdir()
     source = ["x/1.0.0", [["train", 2, 10]], "{split}"]
-    examples = [tfds_examples.Example("train", n, f"{n}.jpg", n, ".jpg", 5) for n in range(2)]
+    examples = [tfds_builder.Example("train", n, f"{n}.jpg", n, ".jpg", 5) for n in range(2)]
     rows = [list(dataclasses.astuple(example)) for example in examples]
     info = SimpleNamespace(
         features={"label": SimpleNamespace(names=list(CLASSES))},
@@ -140,10 +140,10 @@ def _tfds_index(folder: Path) -> tuple[bytes, Callable[[Path], None]]:
     )
 
     def read_index(path: Path) -> None:
-        shutil.copyfile(path, folder / tfds_examples.INDEX)
-        found = tfds_examples.read_index(folder, source, SimpleNamespace(info=info))
+        shutil.copyfile(path, folder / tfds_builder.INDEX)
+        found = tfds_builder.read_index(folder, source, SimpleNamespace(info=info))
         assert found is None or all(
-            isinstance(e, tfds_examples.Example) and 0 <= e.label < 2 for e in found
+            isinstance(e, tfds_builder.Example) and 0 <= e.label < 2 for e in found
         )
 
     return json.dumps({"source": source, "examples": rows}).encode(), read_index

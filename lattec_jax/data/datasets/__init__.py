@@ -46,9 +46,7 @@ def remove_leftovers(config: ConfigDict) -> None:
 def read(config: ConfigDict) -> Dataset:
     """Read and check the data set that `config.dataset` describes. Writes nothing.
 
-    Raises:
-        ConfigError: a setting is missing.
-        DataError: files are missing or contradict each other.
+    Raise ConfigError if a setting is missing, DataError if files are, or contradict each other.
     """
     if not config.dataset.name:
         raise ConfigError(

@@ -23,8 +23,7 @@ def key(name: str) -> str:
 def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
     """Parse the lines of a file of class names, ignoring empty lines at its end.
 
-    Raises:
-        DataError: a name is empty or has control characters.
+    Raise DataError for a name that is empty or has control characters.
     """
     lines = list(lines)
     while lines and not lines[-1]:
@@ -74,9 +73,6 @@ def labels_by_key(names_by_class: NamesByClass) -> dict[str, int]:
 
 
 def for_template(name: str, name_spaces: str) -> str:
-    """Return a class name of a public set as it is put into a template: lower case, with spaces.
-
-    Args:
-        name_spaces: characters that stand for a space (`config.dataset.name_spaces`).
-    """
+    """Return a class name of a public set as it is put into a template: lower case, with spaces,
+    also for the characters `config.dataset.name_spaces`."""
     return " ".join("".join(" " if c in name_spaces else c for c in name.lower()).split())

@@ -29,10 +29,7 @@ PROTOCOL = "coop, inductive, last step"
 def read_coop(config: ConfigDict) -> Dataset:
     """Read the data set that `config.dataset` describes.
 
-    Raises:
-        ConfigError: `config.dataset.split` is empty.
-        DataError: the folder, the split file or images are missing, or the split file is malformed;
-            all problems in one message.
+    Raise DataError with all problems in one message: what is missing, and a malformed split file.
     """
     settings = config.dataset
     if not settings.split:
@@ -43,8 +40,7 @@ def read_coop(config: ConfigDict) -> Dataset:
     files = FileLocator(settings)
     parts: dict[str, list[Entry]] = {}
     names: tuple[str, ...] = ()
-    path = files.find_file(settings.split, "split file")
-    if path is not None:
+    if path := files.find_file(settings.split, "split file"):
         with collect_errors(files.problems):
             parts = read_split(path)
             names = split_class_names(parts, path, settings.name_spaces)
@@ -64,11 +60,7 @@ def read_coop(config: ConfigDict) -> Dataset:
 
 
 def read_split(path: Path) -> dict[str, list[Entry]]:
-    """Return the entries (path, label, class name) of "train", "val" and "test".
-
-    Raises:
-        DataError: the split file cannot be read or is malformed.
-    """
+    """Return the entries (path, label, class name) of "train", "val" and "test"."""
     try:
         content = read_json(path, MAX_FILE_BYTES, encoding="utf-8-sig")
     except (OSError, ValueError) as error:
@@ -110,8 +102,7 @@ def split_class_names(
 ) -> tuple[str, ...]:
     """Return the class names of a split file in the form for templates, in the order of labels.
 
-    Raises:
-        DataError: a label has two names, or none.
+    Raise DataError if a label has two names, or none.
     """
     names: dict[int, str] = {}
     for image, label, name in (entry for entries in parts.values() for entry in entries):

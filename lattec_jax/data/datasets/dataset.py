@@ -28,7 +28,7 @@ class Split:
     source: str = ""  # the file or setting that lists the images, for messages
 
     @classmethod
-    def from_entries(cls, entries: Sequence[Entry], folder: Path, source: str) -> Split:
+    def from_entries(cls, entries: Sequence[Entry], folder: Path, source: str = "") -> Split:
         """Make a split of labeled images below `folder`."""
         return cls(
             ids=tuple(image for image, _, _ in entries),
@@ -151,13 +151,9 @@ def _check_split(where: str, part: str, split: Split, classes: int) -> None:
 
 def _check_disjoint(train: Split, test: Split) -> None:
     # The protocol is inductive: training never sees a test image, not even through a link.
-    train_files = {os.path.realpath(path) for path in train.paths}
-    both = [
-        image
-        for image, path in zip(test.ids, test.paths, strict=True)
-        if os.path.realpath(path) in train_files
-    ]
-    if both:
+    train_files = set(map(os.path.realpath, train.paths))
+    pairs = zip(test.ids, map(os.path.realpath, test.paths), strict=True)
+    if both := [image for image, path in pairs if path in train_files]:
         sources = [split.source or "the reader of config.dataset.kind" for split in (train, test)]
         raise DataError(
             f"{len(both)} of {len(test.ids)} test images are training images as well, the "

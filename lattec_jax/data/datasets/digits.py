@@ -34,44 +34,7 @@ _TRAINING_PER_CLASS = 100
 
 
 def read_digits(config: ConfigDict) -> Dataset:
-    """Return the demo's data set; writes its images to `dataset_dir(config) / "images"` once.
-
-    Raises:
-        DataError: scikit-learn is not installed.
-    """
-    images, labels = _sklearn_digits()
-    folder = dataset_dir(config) / "images"
-    train, test = split_indices(labels)
-    parts: dict[str, np.ndarray] = {"train": train, "test": test}
-    splits = {}
-    for part, indices in parts.items():
-        ids = tuple(f"{part}/{index:04d}.png" for index in indices)
-        paths = tuple(folder / name for name in ids)
-        splits[part] = Split(ids=ids, paths=paths, labels=labels[indices])
-    return Dataset(
-        name=config.dataset.name,
-        class_names=CLASS_NAMES,
-        protocol=PROTOCOL,
-        locations=(("images, written at first use", folder),),
-        write_images=functools.partial(_write, folder, images, parts),
-        **splits,
-    )
-
-
-def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the sorted indices of the training and of the test images, from `[N]` labels."""
-    rng = np.random.default_rng(_SPLIT_SEED)
-    train: list[int] = []
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
-        train.extend(members[:_TRAINING_PER_CLASS])
-    chosen = np.zeros(len(labels), bool)
-    chosen[train] = True
-    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
-
-
-def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
-    """Return `[N, 8, 8]` uint8 images and `[N]` int32 labels."""
+    """Return the demo's data set, whose images are written to `dataset_dir(config) / "images"`."""
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
@@ -80,8 +43,37 @@ def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
             "pip install scikit-learn"
         ) from error
     digits: Any = load_digits()  # declared as a tuple, which it is with return_X_y only
-    # 17 gray levels, 0 to 16, scaled to 0 to 255.
-    return np.rint(digits.images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int32)
+    # [N, 8, 8]: 17 gray levels, 0 to 16, scaled to 0 to 255.
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    labels = digits.target.astype(np.int32)
+    folder = dataset_dir(config) / "images"
+    train, test = split_indices(labels)
+    parts: dict[str, np.ndarray] = {"train": train, "test": test}
+    splits = {
+        part: Split.from_entries(
+            [(f"{part}/{index:04d}.png", labels[index], None) for index in indices], folder
+        )
+        for part, indices in parts.items()
+    }
+    return Dataset(
+        name=config.dataset.name,
+        class_names=CLASS_NAMES,
+        protocol=PROTOCOL,
+        locations=(("images, written at first use", folder),),
+        write_images=functools.partial(_write, folder, images, parts),
+        train=splits["train"],
+        test=splits["test"],
+    )
+
+
+def split_indices(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the sorted indices of the training and of the test images, from `[N]` labels."""
+    rng = np.random.default_rng(_SPLIT_SEED)
+    chosen = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = rng.permutation(np.flatnonzero(labels == label))
+        chosen[members[:_TRAINING_PER_CLASS]] = True
+    return np.flatnonzero(chosen), np.flatnonzero(~chosen)
 
 
 def _write(folder: Path, images: np.ndarray, parts: dict[str, np.ndarray]) -> None:

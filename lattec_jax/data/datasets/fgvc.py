@@ -19,8 +19,8 @@ from lattec_jax.data.datasets.coop import PROTOCOL
 from lattec_jax.data.datasets.dataset import Dataset, Entry, Split
 from lattec_jax.data.datasets.error_messages import collect_errors
 from lattec_jax.data.datasets.file_locator import FileLocator
+from lattec_jax.data.datasets.text_files import text_lines
 from lattec_jax.runtime.errors import DataError, short_repr
-from lattec_jax.runtime.safe_read import read_text
 
 VARIANTS = "variants.txt"
 LISTS = {part: f"images_variant_{part}.txt" for part in ("train", "val", "test")}
@@ -29,21 +29,17 @@ LISTS = {part: f"images_variant_{part}.txt" for part in ("train", "val", "test")
 def read_fgvc(config: ConfigDict) -> Dataset:
     """Read the data set that `config.dataset` describes.
 
-    Raises:
-        DataError: the folder, lists or images are missing, or a list is malformed; all problems in
-            one message.
+    Raise DataError with all problems in one message: what is missing, and malformed lists.
     """
     settings = config.dataset
     files = FileLocator(settings)
     variants: list[str] = []
-    path = files.find_file(VARIANTS, "list of classes")
-    if path is not None:
+    if path := files.find_file(VARIANTS, "list of classes"):
         with collect_errors(files.problems):
-            variants = [line.strip() for line in _read(path).splitlines() if line.strip()]
+            variants = [line for line in text_lines(path) if line]
     parts: dict[str, list[Entry]] = {}
     for part, name in LISTS.items():
-        path = files.find_file(name, "list of images")
-        if path is not None:
+        if path := files.find_file(name, "list of images"):
             with collect_errors(files.problems):
                 parts[part] = _read_list(path, variants)
     images = [image for entries in parts.values() for image, _, _ in entries]
@@ -65,21 +61,14 @@ def read_fgvc(config: ConfigDict) -> Dataset:
     )
 
 
-def _read(path: Path) -> str:
-    try:
-        return read_text(path, encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as text: {error}") from error
-
-
 def _read_list(path: Path, variants: list[str]) -> list[Entry]:
     """Return the entries of a list. Labels are 0 if the class names could not be read."""
     labels = {name: label for label, name in enumerate(variants)}
     entries = []
-    for number, line in enumerate(_read(path).splitlines(), 1):
-        if not line.strip():
+    for number, line in enumerate(text_lines(path), 1):
+        if not line:
             continue
-        image, _, name = line.strip().partition(" ")
+        image, _, name = line.partition(" ")
         if not name or "/" in image or (labels and name not in labels):
             raise DataError(
                 f"{path}, line {number}: expected an image and one of the {len(variants)} class "

@@ -7,6 +7,7 @@ the folders around are searched to suggest a remedy. A file found there is never
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,17 +15,20 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lattec_jax.data.datasets.error_messages import MAX_LISTED, inaccessible_folder, list_lines
-from lattec_jax.data.datasets.folder_index import FolderIndex
+from lattec_jax.data.datasets.image_files import SUFFIXES
 from lattec_jax.runtime.errors import DataError
 
 DATA_DIR = "LATTECLIP_DATA_DIR"
+_MAX_FOLDERS = 5000  # so that a huge disk does not delay an error message
+_MAX_DEPTH = 6  # SUN397/c/church/outdoor has three levels below the image folder
+_LIST_SUFFIXES = (".json", ".txt")
+_PROBES = 8  # images that are looked for in a folder before all are
 
 
 def data_root(setting: str) -> Path:
     """Return `config.dataset.root`, below `$LATTECLIP_DATA_DIR` unless it is absolute.
 
-    Raises:
-        DataError: the variable is not set or names no folder, or permission is missing.
+    Raise DataError if the variable is not set or names no folder, or permission is missing.
     """
     root = Path(os.path.expanduser(setting))
     if not root.is_absolute():
@@ -55,48 +59,34 @@ def _data_dir(setting: str) -> Path:
 
 
 class FileLocator:
-    """Finds the files of one data set, collects problems and raises them together.
-
-    Raises:
-        DataError: there is no data directory, or permission is missing.
-    """
+    """Finds the files of one data set, collects problems and raises them together."""
 
     def __init__(self, settings: ConfigDict) -> None:
         self._settings = settings
         self.root = data_root(settings.root)
         self.images = self.root / settings.images
         self.problems: list[str] = []
-        self._index: FolderIndex | None = None
         self._misplaced_files: list[Path] = []
         self._misplaced_images: Path | None = None  # the folder of all images, if elsewhere
 
-    @property
-    def index(self) -> FolderIndex:
-        """The root and the data directory, searched when first needed."""
-        if self._index is None:
-            self._index = FolderIndex(self.root, self.data_dir)
-        return self._index
+        absolute = os.path.isabs(os.path.expanduser(settings.root))
+        self._data_dir = self.root.parent if absolute else _data_dir(settings.root)
 
-    @property
-    def data_dir(self) -> Path:
-        """The folder that contains the root."""
-        absolute = os.path.isabs(os.path.expanduser(self._settings.root))
-        return self.root.parent if absolute else _data_dir(self._settings.root)
+    @functools.cached_property
+    def _index(self) -> FolderIndex:
+        """The root and the data directory, searched when first needed."""
+        return FolderIndex(self.root, self._data_dir)
 
     def find_file(self, name: str, what: str) -> Path | None:
-        """Return the path of a list file.
+        """Return the path of the list file `name`, which messages call `what`.
 
         If it is missing, add a problem and return a copy found elsewhere, whose content can be
         checked as well.
-
-        Args:
-            name: relative to the root.
-            what: description for the message, such as "split file".
         """
         path = self.root / name
         if os.path.isfile(path):
             return path
-        copies = self.index.list_files(Path(name).name)
+        copies = self._index.list_files(Path(name).name)
         is_folder = os.path.isdir(path)
         problem = f"{path} is a folder, expected the {what}" if is_folder else f"no {what} {path}"
         if copies:
@@ -107,11 +97,9 @@ class FileLocator:
         return copies[0] if copies else None
 
     def check_images(self, ids: Sequence[str], source: str) -> None:
-        """Add a problem if images are missing.
+        """Add a problem if images of `source` ("the split file") are missing.
 
-        Args:
-            ids: paths relative to the image folder; empty if the files that list them are missing.
-            source: of the ids, for the message: "the split file".
+        The ids are relative to the image folder; there are none if the lists are missing.
         """
         missing = [image for image in ids if not os.path.isfile(self.images / image)]
         exists = os.path.isdir(self.images)
@@ -128,18 +116,19 @@ class FileLocator:
             return
         problem = f"no image folder {self.images}"
         if exists:
-            problem = (
-                f"{len(missing):,} of {len(ids):,} images of {source} are missing below "
-                f"{self.images}"
-            )
+            counts = f"{len(missing):,} of {len(ids):,}"
+            problem = f"{counts} images of {source} are missing below {self.images}"
         listed_images: Sequence[str] = []
         copy, missing_in_copy = self._find_copy(ids)
         if copy is not None and len(missing_in_copy) < max(1, len(missing)):
             contents = _describe_copy(ids, missing_in_copy, source)
-            problem += f"; {copy} contains {contents}: {self._image_remedy(copy)}"
+            remedy = f"set --config.dataset.images={_below(self.root, copy)}"
+            if self._settings.images:
+                remedy += f", or move it to {self.images}"
+            problem += f"; {copy} contains {contents}: {remedy}"
             listed_images = missing_in_copy
         elif exists:
-            folder, rest = self.index.best_match(missing)
+            folder, rest = self._index.best_match(missing)
             found = folder is not None and not rest
             problem += f"; {folder} contains them: move them" if found else "; get the full set"
             listed_images = missing
@@ -153,30 +142,22 @@ class FileLocator:
             expected = self._settings.expected
             known = expected.train and expected.test
             count = expected.train + expected.test
-            return self.index.with_image_count(count) if known else None, []
-        folder, missing = self.index.best_match(ids)
+            return self._index.with_image_count(count) if known else None, []
+        folder, missing = self._index.best_match(ids)
         if folder is not None and not missing:
             self._misplaced_images = folder
         return folder, missing
 
-    def _image_remedy(self, folder: Path) -> str:
-        inside = self.root in folder.parents
-        setting = folder.relative_to(self.root).as_posix() if inside else folder
-        remedy = f"set --config.dataset.images={setting}"
-        return f"{remedy}, or move it to {self.images}" if self._settings.images else remedy
-
     def raise_problems(self, files: Sequence[str]) -> None:
-        """Raise DataError with all problems, if there are any.
-
-        Args:
-            files: the list files expected in the root, for the message.
-        """
+        """Raise DataError with all problems, if there are any, and the expected list files."""
         if not self.problems:
             return
         problems = self.problems
-        renamed = self._renamed_root(files)
-        if renamed is not None:
-            remedy = self._root_remedy(renamed)
+        if renamed := self._renamed_root(files):
+            setting = _below(self._data_dir, renamed)
+            remedy = f"move it to {self.root}, or set --config.dataset.root={setting}"
+            if renamed == self._data_dir and renamed.name == self._settings.root:
+                remedy = f"set {DATA_DIR}={renamed.parent}"
             problems = [f"no folder {self.root}; {renamed} contains its files: {remedy}"]
         images = self._settings.images
         expected = [f"{images}/"] if images else []
@@ -198,12 +179,10 @@ class FileLocator:
         complete = not folders and self._misplaced_images == folder / self._settings.images
         return folder if complete else None
 
-    def _root_remedy(self, folder: Path) -> str:
-        if folder == self.data_dir and folder.name == self._settings.root:
-            return f"set {DATA_DIR}={folder.parent}"
-        inside = self.data_dir in folder.parents
-        setting = folder.relative_to(self.data_dir).as_posix() if inside else folder
-        return f"move it to {self.root}, or set --config.dataset.root={setting}"
+
+def _below(root: Path, folder: Path) -> str:
+    """Return a folder as a setting: relative to `root` if it is below."""
+    return folder.relative_to(root).as_posix() if root in folder.parents else str(folder)
 
 
 def _describe_copy(ids: Sequence[str], missing: Sequence[str], source: str) -> str:
@@ -212,3 +191,76 @@ def _describe_copy(ids: Sequence[str], missing: Sequence[str], source: str) -> s
     if not missing:
         return f"all {len(ids):,} images of {source}"
     return f"{len(ids) - len(missing):,} of the {len(ids):,} images of {source}"
+
+
+class FolderIndex:
+    """List files and image counts of all folders below some folders, in breadth-first order.
+
+    The search is bounded. It serves to suggest where misplaced files of a data set are.
+    """
+
+    def __init__(self, *roots: Path) -> None:
+        self._list_files: dict[str, list[Path]] = {}  # lower-case name -> paths
+        self._image_counts: dict[Path, int] = {}  # folder -> images directly in it
+        queue = [(root, 0) for root in roots if os.path.isdir(root)]
+        seen: set[tuple[int, int]] = set()
+        for folder, depth in queue:
+            if len(self._image_counts) >= _MAX_FOLDERS:
+                break
+            try:
+                status = folder.stat()
+                entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            except OSError:  # no permission
+                continue
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            self._image_counts[folder] = 0
+            for entry in entries:
+                name = entry.name.lower()
+                if name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    if depth < _MAX_DEPTH:
+                        queue.append((folder / entry.name, depth + 1))
+                elif name.endswith(SUFFIXES):
+                    self._image_counts[folder] += 1
+                elif name.endswith(_LIST_SUFFIXES) and os.path.isfile(folder / entry.name):
+                    self._list_files.setdefault(name, []).append(folder / entry.name)
+
+    def list_files(self, name: str) -> list[Path]:
+        """Return the .json and .txt files of that name, ignoring case."""
+        return self._list_files.get(name.lower(), [])
+
+    def best_match(self, ids: Sequence[str]) -> tuple[Path | None, list[str]]:
+        """Return the folder with the most of these images, and those that it lacks.
+
+        None and all ids if no folder has half of the images.
+        """
+        probes = ids[:: max(1, len(ids) // _PROBES)]
+        missing = {
+            folder: [image for image in ids if not os.path.isfile(folder / image)]
+            for folder in self._image_counts
+            if any(os.path.isfile(folder / image) for image in probes)
+        }
+        best = min(missing, key=lambda folder: len(missing[folder]), default=None)
+        if best is None or 2 * len(missing[best]) > len(ids):
+            return None, list(ids)
+        return best, missing[best]
+
+    def with_image_count(self, count: int) -> Path | None:
+        """Return the innermost folder that has so many images in its tree."""
+        totals = dict.fromkeys(self._image_counts, 0)
+        for folder, images in self._image_counts.items():
+            for parent in (folder, *folder.parents):
+                if parent in totals:
+                    totals[parent] += images
+        matching = [folder for folder, total in totals.items() if total == count]
+        return max(matching, key=lambda folder: len(folder.parts), default=None)
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # such as a link to itself
+        return False

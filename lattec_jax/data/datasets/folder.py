@@ -33,9 +33,7 @@ from lattec_jax.runtime.errors import ConfigError, DataError
 def read_folder(config: ConfigDict) -> Dataset:
     """Read the folder data set that `config.dataset` describes.
 
-    Raises:
-        ConfigError: a setting is missing or out of range.
-        DataError: folders, lists, class names or labels are missing or contradict each other.
+    Raise DataError if folders, lists, class names or labels are missing or contradict each other.
     """
     settings = config.dataset
     root = _root(settings.root)
@@ -100,22 +98,22 @@ def _source(root: Path, setting: str, default: str) -> Path | None:
     """
     if not setting:
         return None
+    found = find_path(root, setting)
     if setting == default:  # never a folder of that name in the working directory
-        found = root / setting if os.path.exists(root / setting) else None
-    else:
-        found = find_path(root, setting)
-    if found is not None:
-        if not found.is_dir() and found.suffix.lower() != ".txt":
-            raise DataError(
-                f"config.dataset.{default}: expected a folder or a .txt list, found {found}"
-            )
-        return found
-    if setting == default:
-        return None
-    raise DataError(
-        f"config.dataset.{default}: expected a folder or a .txt list, but there is no {setting} in "
-        f"{root.absolute()}; the root contains {list_inline(sorted(os.listdir(root)))}"
-    )
+        found = root / setting
+        if not os.path.exists(found):
+            return None
+    if found is None:
+        raise DataError(
+            f"config.dataset.{default}: expected a folder or a .txt list, but there is no "
+            f"{setting} in {root.absolute()}; the root contains "
+            f"{list_inline(sorted(os.listdir(root)))}"
+        )
+    if not found.is_dir() and found.suffix.lower() != ".txt":
+        raise DataError(
+            f"config.dataset.{default}: expected a folder or a .txt list, found {found}"
+        )
+    return found
 
 
 def _refuse_class_as_split(

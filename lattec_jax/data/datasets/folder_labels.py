@@ -14,7 +14,7 @@ from lattec_jax.data.datasets import class_names
 from lattec_jax.data.datasets.class_names import NamesByClass, key
 from lattec_jax.data.datasets.error_messages import list_inline
 from lattec_jax.data.datasets.image_files import Images
-from lattec_jax.data.datasets.text_files import CsvRows, text_lines
+from lattec_jax.data.datasets.text_files import csv_rows, text_lines
 from lattec_jax.runtime.errors import DataError, short_repr
 from lattec_jax.runtime.text import truncate
 
@@ -31,15 +31,12 @@ def find_path(root: Path, setting: str) -> Path | None:
 
 
 def names_by_class(root: Path, setting: str, source: Path, images: Images) -> list[tuple[str, ...]]:
-    """Return the names of each class.
+    """Return the names of each class. Raise DataError for fewer than two, or a malformed file.
 
     Args:
         setting: `config.dataset.class_names`, a file; empty: the sub-folders of `source`, which
             are displayed with spaces for "_".
         source: the folder or list of the training images.
-
-    Raises:
-        DataError: the file is missing or malformed, or there are fewer than two classes.
     """
     if setting:
         names, where = read_class_names(root, setting), setting
@@ -58,11 +55,7 @@ def names_by_class(root: Path, setting: str, source: Path, images: Images) -> li
 
 
 def read_class_names(root: Path, setting: str) -> list[tuple[str, ...]]:
-    """Read the file `config.dataset.class_names`.
-
-    Raises:
-        DataError: it is missing or malformed.
-    """
+    """Read the file `config.dataset.class_names`. Raise DataError if it is missing or malformed."""
     path = find_path(root, setting)
     if path is None:
         raise DataError(
@@ -73,10 +66,7 @@ def read_class_names(root: Path, setting: str) -> list[tuple[str, ...]]:
 
 
 def _class_folder(source: Path, path: Path) -> str:
-    """Return the sub-folder of `source` with an image, or the image's folder if `source` is a list.
-
-    An empty string if there is none.
-    """
+    """Return the sub-folder of `source` with an image ("": none); the image's folder for a list."""
     if not source.is_dir():
         return path.parent.name
     parts = Path(os.path.relpath(path, source)).parts
@@ -90,31 +80,22 @@ def read_labels(
     sources: Mapping[str, Path],
     names: NamesByClass,
 ) -> dict[str, np.ndarray | None]:
-    """Return the labels of each split, or None if they are unknown.
+    """Return the labels of each split by `config.dataset.labels`, or None if they are unknown.
 
-    Args:
-        setting: `config.dataset.labels`: "none", "auto", "folders" or a CSV file.
-        parts: the images of each split.
-        sources: the folder or list of each split.
-
-    Raises:
-        DataError: labels that were asked for are missing or contradict each other.
+    Raise DataError if labels that were asked for are missing or contradict each other. `sources`
+    are the folder or list of each split.
     """
     if setting == "none":
         return dict.fromkeys(parts)
     if setting not in ("auto", "folders"):
         return _labels_from_csv(root, setting, parts, names)
     labels_by_key = class_names.labels_by_key(names)
-    bases = {part: source if source.is_dir() else root for part, source in sources.items()}
-    return {
-        part: _labels_from_folders(
-            part,
-            {image: _label_of(path, bases[part], labels_by_key) for image, path in images.items()},
-            names,
-            required=setting == "folders",
-        )
-        for part, images in parts.items()
-    }
+    found: dict[str, np.ndarray | None] = {}
+    for part, images in parts.items():
+        base = sources[part] if sources[part].is_dir() else root
+        labels = {image: _label_of(path, base, labels_by_key) for image, path in images.items()}
+        found[part] = _labels_from_folders(part, labels, names, required=setting == "folders")
+    return found
 
 
 def _label_of(path: Path, base: Path, labels_by_key: Mapping[str, int]) -> int | None:
@@ -183,8 +164,7 @@ def _read_csv(
     """Return image id -> label."""
     known = set().union(*parts.values())
     labels_by_key = class_names.labels_by_key(names)
-    rows = CsvRows(file)
-    header = rows.header
+    header, rows = csv_rows(file)
     if "image" not in header or "label" not in header:
         raise DataError(
             f"{file}, line 1: expected a header with the columns image,label, found "

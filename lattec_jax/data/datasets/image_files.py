@@ -17,15 +17,13 @@ Images = dict[str, Path]  # id -> path, sorted by id
 
 
 def images_of(root: Path, source: Path, part: str) -> Images:
-    """Return the images of a split.
+    """Return the images of a split, at least one.
+
+    Raise DataError if one is listed twice, or a name is not valid UTF-8.
 
     Args:
         root: ids are POSIX paths relative to it.
         source: a folder, or a .txt list.
-        part: the name of the split, for messages.
-
-    Raises:
-        DataError: there are none, one is listed twice, or a name is not valid UTF-8.
     """
     paths = find_images(source) if source.is_dir() else _read_list(root, source)
     found: Images = {}

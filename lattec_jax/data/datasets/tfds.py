@@ -25,10 +25,12 @@ from lattec_jax.data.datasets.class_names import for_template
 from lattec_jax.data.datasets.dataset import Dataset, Entry, Split
 from lattec_jax.data.datasets.error_messages import collect_errors, list_lines
 from lattec_jax.data.datasets.file_locator import data_root
-from lattec_jax.data.datasets.tfds_builder import import_tfds, label_names, open_builder
-from lattec_jax.data.datasets.tfds_examples import (
+from lattec_jax.data.datasets.tfds_builder import (
     Example,
+    import_tfds,
     index_source,
+    label_names,
+    open_builder,
     read_examples,
     read_index,
     write_images,
@@ -55,13 +57,19 @@ _USE_BUILDER_SPLITS = '--config.dataset.split="" uses the builder\'s own splits'
 def read_tfds(config: ConfigDict) -> Dataset:
     """Read the data set that `config.dataset` describes.
 
-    Raises:
-        ConfigError: there is no such builder, feature or split.
-        DataError: TensorFlow Datasets is not installed, the builder is not prepared, the split file
-            is missing, or an entry of it has no example.
+    Raise ConfigError if there is no such builder, feature or split; DataError if TensorFlow
+    Datasets is not installed, the builder not prepared, the split file missing, or an entry of it
+    has no example.
     """
     settings = config.dataset
-    split_file, builder = _split_file_and_builder(settings)
+    problems: list[str] = []  # one message reports all that is missing
+    split_file = builder = None
+    with collect_errors(problems):
+        split_file = _split_file(settings)
+    with collect_errors(problems):
+        builder = open_builder(settings.tfds)
+    if builder is None or problems:
+        raise DataError("\n".join(problems))
     source = index_source(builder, settings.tfds.file_name)
     digest = hashlib.sha256(json.dumps(source).encode()).hexdigest()[:8]
     folder = dataset_dir(config) / f"tfds-{digest}"
@@ -73,7 +81,9 @@ def read_tfds(config: ConfigDict) -> Dataset:
     test: list[Entry]
     if split_file is not None:
         names, train, test = _coop_split(settings, split_file, builder, examples)
-        protocol = _coop_protocol(builder)
+        protocol = f"coop split, images of {builder.info.full_name}, inductive, last step"
+        if builder.info.full_name in UNALTERED:
+            protocol = coop.PROTOCOL
         locations.insert(0, ("split file", split_file))
         train_source = test_source = str(split_file)
     else:
@@ -102,19 +112,6 @@ def read_tfds(config: ConfigDict) -> Dataset:
         locations=tuple(locations),
         write_images=write,
     )
-
-
-def _split_file_and_builder(settings: ConfigDict) -> tuple[Path | None, Any]:
-    """Look for both, so that one message reports all that is missing."""
-    problems: list[str] = []
-    split_file = builder = None
-    with collect_errors(problems):
-        split_file = _split_file(settings)
-    with collect_errors(problems):
-        builder = open_builder(settings.tfds)
-    if problems:
-        raise DataError("\n".join(problems))
-    return split_file, builder
 
 
 def _split_file(settings: ConfigDict) -> Path | None:
@@ -162,13 +159,6 @@ def _select(
         for r in ranges
         for example in [e for e in examples if e.split == r.splitname][r.from_ : r.to]
     ]
-
-
-def _coop_protocol(builder: Any) -> str:
-    """The paper's protocol only if the images are the public files."""
-    if builder.info.full_name in UNALTERED:
-        return coop.PROTOCOL
-    return f"coop split, images of {builder.info.full_name}, inductive, last step"
 
 
 def _coop_split(

@@ -11,7 +11,6 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -69,8 +68,8 @@ def _read(cache: Path) -> dict[str, Entry]:
         return {}
     if not isinstance(known, dict):
         return {}
-    return {name: entry for name, entry in known.items() if _is_entry(entry)}
-
-
-def _is_entry(entry: Any) -> bool:
-    return isinstance(entry, list) and [type(value) for value in entry] == [int, int, str]
+    return {
+        name: entry
+        for name, entry in known.items()
+        if isinstance(entry, list) and [type(value) for value in entry] == [int, int, str]
+    }

@@ -20,7 +20,9 @@ import hashlib
 import json
 import os
 import tokenize
+import weakref
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -29,30 +31,59 @@ import numpy as np
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.images.image_cache_writer import (
     FORMAT,
-    evaluation_layout,
+    Layout,
     training_layout,
     write_image_caches,
 )
-from lattec_jax.data.images.parallel_reader import ParallelReader
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.errors import DataError, short_repr
 from lattec_jax.runtime.files import remove_abandoned
 
+THREADS = 16  # concurrent reads
 _REMAKE = "delete the directory and run the command again"
 # What damaged headers and settings raise (found by damaging files at random).
 _DAMAGED = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    TypeError,
-    SyntaxError,
-    OverflowError,
-    RecursionError,
-    MemoryError,
-    tokenize.TokenError,
-)
+    OSError, ValueError, EOFError, KeyError, TypeError, SyntaxError, OverflowError, RecursionError,
+    MemoryError, tokenize.TokenError,
+)  # fmt: skip
+
+
+class ParallelReader:
+    """`array[indices]` of a memory map. Like the map, it keeps the file open as long as it lives.
+
+    A memory map that is not in memory yet is read page by page, and each page fault waits for the
+    one before. Reading entries as a whole, many at a time, keeps the disk busy
+    (`python -m benchmarks.streaming` measures both).
+
+    Args:
+        array: `[N, ...]`, C-contiguous, mapped from the start of its file or of the array in it.
+    """
+
+    def __init__(self, array: np.memmap) -> None:
+        self._array = array
+        self._path = str(array.filename)
+        self._file = os.open(self._path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        # Kept between calls, unlike the threads of `prefetch`: there is a call for every batch.
+        self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="parallel_reader")
+
+    def __call__(self, indices: np.ndarray) -> np.ndarray:
+        """Copy the entries at these indices, `[B, ...]`."""
+        out = np.empty((len(indices), *self._array.shape[1:]), self._array.dtype)
+        parts = np.array_split(np.arange(len(indices)), min(THREADS, len(indices)))
+        for _ in self._pool.map(lambda positions: self._read(out, indices, positions), parts):
+            pass
+        return out
+
+    def _read(self, out: np.ndarray, indices: np.ndarray, positions: np.ndarray) -> None:
+        start, size = self._array.offset, out[0].nbytes
+        for position, index in zip(positions.tolist(), indices[positions].tolist(), strict=True):
+            if os.preadv(self._file, [out[position].data], start + index * size) != size:
+                raise DataError(
+                    f"{self._path} ends before entry {index}; delete its directory and run the "
+                    "command again"
+                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +100,9 @@ class ImageCache:
         """The directory of the cache; its name tells apart different files and settings."""
         return Path(str(self.pixels.filename)).parent
 
-    def read(self, indices: np.ndarray) -> np.ndarray:
-        """Return `pixels[indices]` in memory, faster than the memory map in random order."""
-        return self._reader(indices)
-
     @functools.cached_property
-    def _reader(self) -> ParallelReader:
+    def read(self) -> ParallelReader:
+        """`read(indices)` is `pixels[indices]`, faster than the memory map in random order."""
         return ParallelReader(self.pixels)
 
 
@@ -94,32 +122,31 @@ def open_image_caches(
 ) -> ImageCaches:
     """Open the image caches of a split. Those that are missing are written first.
 
-    Unreadable images are left out of both and listed with the reason in `index.json`.
+    Unreadable images are left out of both and listed with the reason in `index.json`. Raise
+    DataError if none is readable, the disk too small, or a cache damaged.
 
     Args:
         directory: parent directory of the image caches.
         max_side: upper bound on the long side of training images in pixels (they are never
             enlarged); 0 for no bound; None for a split that needs no training cache.
-        max_unreadable_fraction: with more unreadable images than this, nothing is written.
-
-    Raises:
-        DataError: more unreadable images than allowed (the message lists the first ten), no
-            readable image, too little disk space, or a damaged image cache.
+        max_unreadable_fraction: with more unreadable images than this, nothing is written, and
+            DataError lists the first ten.
     """
     directory = Path(directory)
     settings: dict[str, dict[str, Any]] = {"evaluation": {"preprocess": preprocess.to_dict()}}
     if max_side is not None:
         settings["training"] = {"max_side": max_side}
-    files = _files_digest(split)
-    paths = {kind: _cache_path(directory, kind, settings[kind], files) for kind in settings}
+    files, paths = _files_digest(split), {}
+    for kind in settings:
+        text = json.dumps([FORMAT, kind, settings[kind], files], sort_keys=True)
+        paths[kind] = directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    make_layout = {
+        "evaluation": lambda values: Layout(values, preprocess.size, preprocess.pixels, False),
+        "training": lambda values: training_layout(values, split),
+    }
 
     def write(kinds: Iterable[str]) -> None:
-        layouts = {}
-        for kind in kinds:
-            if kind == "evaluation":
-                layouts[paths[kind]] = evaluation_layout(settings[kind], preprocess)
-            else:
-                layouts[paths[kind]] = training_layout(settings[kind], split)
+        layouts = {paths[kind]: make_layout[kind](settings[kind]) for kind in kinds}
         write_image_caches(split, directory, layouts, max_unreadable_fraction)
 
     remove_abandoned(directory)
@@ -136,11 +163,7 @@ def open_image_caches(
 def open_image_cache(directory: str | os.PathLike[str], split: Split | None = None) -> ImageCache:
     """Open one image cache without reading its pixels.
 
-    Args:
-        split: the images that it must hold; None: whatever it holds.
-
-    Raises:
-        DataError: it does not exist, is damaged, or is not of this split.
+    Raise DataError if it does not exist, is damaged, or is not of this split (None: of any).
     """
     directory = Path(directory)
     index = _read_index(directory)
@@ -205,27 +228,16 @@ def _read_index(directory: Path) -> dict[str, Any]:
             f"expected an image cache of format {FORMAT} in {directory}, "
             f"found {short_repr(found)}; {_REMAKE}"
         )
-    if not _is_index(index):
-        raise DataError(
-            f"{directory / 'index.json'}: expected settings, a list of ids and a list of unreadable"
-            f" images with reasons, found {short_repr(index)}; {_REMAKE}"
-        )
-    return index
-
-
-def _is_index(index: Mapping[str, Any]) -> bool:
-    ids, failed = index.get("ids"), index.get("failed")
-    return (
-        isinstance(index.get("settings"), dict)
-        and isinstance(ids, list)
-        and isinstance(failed, list)
-        and all(isinstance(image, str) for image in ids)
-        and all(
-            isinstance(entry, dict)
-            and entry.keys() == {"image", "reason"}
-            and all(isinstance(value, str) for value in entry.values())
-            for entry in failed
-        )
+    match index:
+        case {"settings": dict(), "ids": list(ids), "failed": list(failed)}:
+            types = [isinstance(e, dict) and {key: type(e[key]) for key in e} for e in failed]
+            if all(isinstance(image, str) for image in ids) and all(
+                found == {"image": str, "reason": str} for found in types
+            ):
+                return index
+    raise DataError(
+        f"{directory / 'index.json'}: expected settings, a list of ids and a list of unreadable"
+        f" images with reasons, found {short_repr(index)}; {_REMAKE}"
     )
 
 
@@ -240,8 +252,3 @@ def _files_digest(split: Split) -> str:
             state = "missing"
         digest.update(f"{image}\0{state}\n".encode())
     return digest.hexdigest()
-
-
-def _cache_path(directory: Path, kind: str, settings: dict[str, Any], files: str) -> Path:
-    text = json.dumps([FORMAT, kind, settings, files], sort_keys=True)
-    return directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

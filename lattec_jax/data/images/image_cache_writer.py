@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,7 +23,6 @@ from PIL import Image
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.datasets.error_messages import list_lines
 from lattec_jax.data.images.preprocess import (
-    Preprocess,
     UnreadableImage,
     image_errors,
     image_size,
@@ -54,11 +53,6 @@ class Layout:
         return self.shape[0] * self.shape[1] * 3
 
 
-def evaluation_layout(settings: dict[str, Any], preprocess: Preprocess) -> Layout:
-    """The layout of an evaluation image cache: the preprocessed image."""
-    return Layout(settings, preprocess.size, preprocess.pixels, stores_sizes=False)
-
-
 def training_layout(settings: dict[str, Any], split: Split) -> Layout:
     """The layout of a training image cache: the uncropped image, its long side at most
     `settings["max_side"]` pixels (0: no bound). Reads the header of every file."""
@@ -70,7 +64,11 @@ def training_layout(settings: dict[str, Any], split: Split) -> Layout:
         factor = min(1.0, max_side / max(size)) if max_side else 1.0
         return max(1, round(height * factor)), max(1, round(width * factor))
 
-    sizes = np.array([(1, 1), *(bounded(size) for size in _header_sizes(split.paths))])
+    with closing(prefetch(_header_size, split.paths)) as results:
+        bar = progress_bar(
+            results, total=len(split.ids), desc="reading headers", unit="image", leave=False
+        )
+        sizes = np.array([(1, 1), *(bounded(size) for size in bar if size is not None)])
     shape = int(sizes[:, 0].max()), int(sizes[:, 1].max())
 
     def convert(image: Image.Image) -> np.ndarray:
@@ -78,10 +76,8 @@ def training_layout(settings: dict[str, Any], split: Split) -> Layout:
         if height > shape[0] or width > shape[1]:  # larger than its header stated
             factor = min(shape[0] / height, shape[1] / width)
             height, width = max(1, int(height * factor)), max(1, int(width * factor))
-        image = image.convert("RGB")
-        if image.size != (width, height):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)  # with antialiasing
-        return np.asarray(image)
+        # With antialiasing.
+        return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
 
     return Layout(settings, shape, convert, stores_sizes=True)
 
@@ -92,18 +88,17 @@ def write_image_caches(
     layouts: Mapping[Path, Layout],
     max_unreadable_fraction: float,
 ) -> None:
-    """Decode the images of a split once and write them to image caches, replacing existing ones.
-
-    Args:
-        directory: parent directory of the caches, created if necessary.
-        layouts: cache directory -> its layout.
-        max_unreadable_fraction: with more unreadable images than this, nothing is written.
-
-    Raises:
-        DataError: too many unreadable images, none that is readable, or too little disk space.
-    """
+    """Decode the images of a split once and write them to the caches of `layouts` in `directory`,
+    replacing existing ones. Raises as `open_image_caches` does."""
     directory.mkdir(parents=True, exist_ok=True)
-    _check_space(directory, layouts.values(), len(split.ids))
+    needed = len(split.ids) * sum(layout.entry_bytes for layout in layouts.values())
+    free = shutil.disk_usage(directory).free
+    if needed > free:  # now, not when the disk is full
+        raise DataError(
+            f"the image caches of {len(split.ids)} images need {needed / 1e9:.1f} GB, found "
+            f"{free / 1e9:.1f} GB free in {directory}; make room, set "
+            "--config.artifacts to another disk, or lower --config.image_cache.max_side"
+        )
     with partial_directory(next(iter(layouts))) as partial:
         written = {partial / "made" / path.name: layout for path, layout in layouts.items()}
         try:
@@ -146,7 +141,9 @@ def _write(split: Split, layouts: Mapping[Path, Layout]) -> list[dict[str, str]]
             for file, pixels, layout in zip(files, result, layouts.values(), strict=True):
                 if layout.stores_sizes:
                     sizes[len(ids)] = pixels.shape[:2]
-                file.write(_padded(pixels, layout.shape).data)
+                # [h, w, 3] -> [H, W, 3], with zeros at the bottom and on the right
+                rows, columns = np.subtract(layout.shape, pixels.shape[:2])
+                file.write(np.pad(pixels, ((0, rows), (0, columns), (0, 0))).data)
             ids.append(image)
         for file, layout in zip(files, layouts.values(), strict=True):
             # The header counts all images: zeros at the end stand for the unreadable ones.
@@ -170,43 +167,13 @@ def _create_pixels(directory: Path, layout: Layout, total: int) -> BinaryIO:
     return file
 
 
-def _padded(pixels: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """`[*shape, 3]`, contiguous, with zeros at the bottom and on the right."""
-    height, width = pixels.shape[:2]
-    if (height, width) == shape:
-        return np.ascontiguousarray(pixels)
-    padded = np.zeros((*shape, 3), np.uint8)
-    padded[:height, :width] = pixels
-    return padded
-
-
-def _header_sizes(paths: Sequence[Path]) -> Iterable[tuple[int, int]]:
-    """(width, height) as the headers state them, without files that decoding will refuse too."""
-    with closing(prefetch(_header_size, paths)) as results:
-        bar = progress_bar(
-            results, total=len(paths), desc="reading headers", unit="image", leave=False
-        )
-        yield from (size for size in bar if size is not None)
-
-
 def _header_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) as the header states it, None for a file that decoding will refuse too."""
     try:
         size = image_size(path)
     except UnreadableImage:
         return None
     return size if min(size) > 0 else None
-
-
-def _check_space(directory: Path, layouts: Iterable[Layout], count: int) -> None:
-    """Raise DataError now where the disk would fill up while images are decoded."""
-    needed = sum(count * layout.entry_bytes for layout in layouts)
-    free = shutil.disk_usage(directory).free
-    if needed > free:
-        raise DataError(
-            f"the image caches of {count} images need {needed / 1e9:.1f} GB, found "
-            f"{free / 1e9:.1f} GB free in {directory}; make room, set "
-            "--config.artifacts to another disk, or lower --config.image_cache.max_side"
-        )
 
 
 def _check_failed(
@@ -215,11 +182,10 @@ def _check_failed(
     if not failed:
         return
     if len(failed) <= max_unreadable_fraction * total and len(failed) < total:
-        first = failed[0]
         log.warning(
             "%d of %d images cannot be read and are left out; the first: %s (%s). "
             "index.json in the image cache lists them all",
-            *(len(failed), total, first["image"], first["reason"]),
+            *(len(failed), total, failed[0]["image"], failed[0]["reason"]),
         )
         return
     listed = list_lines([f"{entry['image']}: {entry['reason']}" for entry in failed], "  ")

@@ -40,17 +40,10 @@ _Triple = tuple[float, float, float]
 # DecompressionBombError, and errors that its decoders do not convert (found by damaging files at
 # random).
 _DAMAGED = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    struct.error,
-    zlib.error,
-    MemoryError,
+    OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error, MemoryError,
     Image.DecompressionBombError,
     Image.DecompressionBombWarning,  # raised only if warnings are errors
-)
+)  # fmt: skip
 
 
 class UnreadableImage(DataError):
@@ -79,8 +72,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
     """Open and decode an image as open_clip does with `PIL.Image.open`: in its original mode, only
     the first frame, without applying the EXIF orientation (except to TIFF, where Pillow does it).
 
-    Raises:
-        UnreadableImage: the file is missing, damaged, not an image, or too large.
+    A file that is missing, damaged, not an image, or too large raises UnreadableImage.
     """
     with image_errors(path), _opened(path) as image:
         if 0 in image.size:
@@ -90,11 +82,7 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Return (width, height) from the header of an image file.
-
-    Raises:
-        UnreadableImage: see `open_image`.
-    """
+    """Return (width, height) from the header of an image file; errors are those of `open_image`."""
     with image_errors(path), _opened(path, header_only=True) as image:
         return image.size
 
@@ -135,17 +123,16 @@ class Preprocess:
         height, width = self.size
         filter_ = INTERPOLATIONS[self.interpolation]
         if self.resize_mode == "squash":
-            image = _resize(image, height, width, filter_)
+            image = image.resize((width, height), filter_)
         elif self.resize_mode == "longest":
-            image = _resize(image, *_same_ratio(image, self.size, max), filter_)
+            image = image.resize(_same_ratio(image, self.size, max), filter_)
             image = _center(image, height, width, self.fill_color)
         elif height == width:
-            image = _resize(image, *_shortest_side(image, height), filter_)
+            image = image.resize(_shortest_side(image, height), filter_)
             image = _center(image, height, width, 0)
         else:
             # open_clip ignores the interpolation here and always uses bicubic.
-            fitted = _same_ratio(image, self.size, min)
-            image = _resize(image, *fitted, Image.Resampling.BICUBIC)
+            image = image.resize(_same_ratio(image, self.size, min), Image.Resampling.BICUBIC)
             image = _center(image, height, width, 0)
         return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
@@ -155,11 +142,7 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, values: Any, where: str = "the preprocessing configuration") -> Preprocess:
-        """Create from the result of `to_dict`.
-
-        Raises:
-            WeightsError: keys are missing or unknown, or values are out of range.
-        """
+        """Create from the result of `to_dict`. Raise WeightsError for any other content."""
         advice = "convert the weights again with python -m convert.openclip_to_flax"
         return validate(cls, values, where, WeightsError, advice)
 
@@ -172,13 +155,12 @@ class Preprocess:
     ) -> Preprocess:
         """Create from open_clip's `preprocess_cfg`; missing keys get open_clip's defaults.
 
+        Raise WeightsError for a value that is not implemented.
+
         Args:
             preprocess_cfg: from a pretrained tag or from `open_clip_config.json`.
             image_size: of the image tower; it overrides `size`, as in open_clip.
             where: name of the configuration, for messages.
-
-        Raises:
-            WeightsError: a value is not implemented.
         """
         given = {key: value for key, value in preprocess_cfg.items() if value is not None}
         advice = "choose weights of one of open_clip's models, or correct the configuration"
@@ -209,25 +191,21 @@ class _OpenClipPreprocess:
     fill_color: Annotated[int, Interval(ge=0, le=255)] = 0
 
 
-def _resize(image: Image.Image, height: int, width: int, filter_: int) -> Image.Image:
-    """Resize with antialiasing, unless the image has this size already."""
-    if image.size == (width, height):
-        return image
-    return image.resize((width, height), filter_)
+# The sizes are Pillow's: (width, height).
 
 
 def _shortest_side(image: Image.Image, side: int) -> tuple[int, int]:
-    """(height, width) with the shortest side equal to `side`; the other side is rounded down."""
+    """Return the size with the shortest side equal to `side`; the other side is rounded down."""
     width, height = image.size
     if width <= height:
-        return int(side * height / width), side
-    return side, int(side * width / height)
+        return side, int(side * height / width)
+    return int(side * width / height), side
 
 
 def _same_ratio(image: Image.Image, size: tuple[int, int], choose: Any) -> tuple[int, int]:
-    """(height, width) that fits into (`choose=max`) or covers (`min`) `size`."""
+    """Return the size that fits into (`choose=max`) or covers (`min`) (height, width) = `size`."""
     ratio = choose(image.height / size[0], image.width / size[1])
-    return max(1, round(image.height / ratio)), max(1, round(image.width / ratio))
+    return max(1, round(image.width / ratio)), max(1, round(image.height / ratio))
 
 
 def _center(image: Image.Image, height: int, width: int, fill: int) -> Image.Image:

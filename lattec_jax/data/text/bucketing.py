@@ -36,9 +36,6 @@ class BucketPlan:
         Returns:
             For each group the indices of its texts, and the `[M]` position of each text in the
             concatenation of the groups.
-
-        Raises:
-            ValueError: a text is longer than its group, as the plan was made for other batches.
         """
         if not self.sizes:
             return [], np.zeros(0, np.int32)

@@ -23,11 +23,6 @@ def _clean_whitespace(text: str) -> str:
     return " ".join(_fix_encoding(text).split())
 
 
-def _clean_lower(text: str) -> str:
-    """Clean white space and convert to lower case, as in CLIP's training."""
-    return _clean_whitespace(text).lower()
-
-
 def _clean_canonicalize(text: str) -> str:
     """Remove ASCII punctuation (`_` becomes a space), convert to lower case, clean white space."""
     text = _fix_encoding(text).strip().replace("_", " ").translate(_NO_PUNCTUATION)
@@ -35,7 +30,7 @@ def _clean_canonicalize(text: str) -> str:
 
 
 CLEANERS: dict[str, Callable[[str], str]] = {
-    "lower": _clean_lower,
+    "lower": lambda text: _clean_whitespace(text).lower(),  # as in CLIP's training
     "whitespace": _clean_whitespace,
     "canonicalize": _clean_canonicalize,
 }

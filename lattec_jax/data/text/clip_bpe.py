@@ -37,15 +37,12 @@ _NEW_NUMBERS = (
 
 
 def clip_tokenizer(bpe_path: Path, context_length: int = 77, clean: str = "lower") -> Tokenizer:
-    """Make CLIP's tokenizer from its merges.
+    """Make CLIP's tokenizer from its merges. Raise WeightsError if the file has others.
 
     Args:
         bpe_path: open_clip's `bpe_simple_vocab_16e6.txt.gz`.
         context_length: tokens per text, start and end included.
         clean: "lower", "whitespace" or "canonicalize", as in open_clip.
-
-    Raises:
-        WeightsError: the file does not contain CLIP's merges.
     """
     with gzip.open(bpe_path, "rt", encoding="utf-8") as file:
         lines = file.read().split("\n")[1 : _CLIP_MERGES + 1]

@@ -44,10 +44,7 @@ def class_prompts(
 ) -> ClassPrompts:
     """Return the class-descriptions, cropped to the length bucket of the longest.
 
-    Args:
-        names: the names of each class, the display name first.
-        templates: with {} for the name.
-        config: of the text tower.
+    `names` are those of each class, the display name first; templates have {} for the name.
     """
     prompts = [(c, t, n) for c, synonyms in enumerate(names) for t in templates for n in synonyms]
     tokens = tokenizer([template.replace("{}", name) for _, template, name in prompts])

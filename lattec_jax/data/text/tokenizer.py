@@ -78,7 +78,7 @@ class Tokenizer:
             empty = backend.encode("").ids
             self._set_special_tokens(empty)
             backend.encode(_SAMPLE)  # rules that cannot be applied fail here, not in a run
-        self._vocab_size = max(largest, pad_id, *empty) + 1
+        self.vocab_size = max(largest, pad_id, *empty) + 1  # the largest token id plus 1
 
     def _set_special_tokens(self, empty: list[int]) -> None:
         """Set start and end token from the encoding of the empty text."""
@@ -97,11 +97,6 @@ class Tokenizer:
         names = {self._backend.id_to_token(i): i for i in empty}
         self._special = {name: i for name, i in names.items() if name}
 
-    @property
-    def vocab_size(self) -> int:
-        """The largest token id plus 1."""
-        return self._vocab_size
-
     def __call__(self, texts: str | Sequence[str]) -> np.ndarray:
         """Encode N texts as `[N, context_length]` int32."""
         texts = [texts] if isinstance(texts, str) else texts
@@ -114,10 +109,8 @@ class Tokenizer:
     def _fill(self, tokens: np.ndarray, texts: list[str]) -> None:
         """Write the tokens of cleaned texts into `[N, context_length]` of padding."""
         with rust_errors("a text, by the tokenizer's rules,", hold_stderr=False):
-            ids = [
-                encoding.ids
-                for encoding in self._backend.encode_batch_fast(texts, add_special_tokens=False)
-            ]
+            encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+            ids = [encoding.ids for encoding in encodings]
             for row, text in enumerate(texts):
                 if any(token in text for token in self._special):
                     ids[row] = self._encode_with_special_tokens(text)
@@ -155,20 +148,30 @@ class Tokenizer:
     def load(cls, directory: Path, settings: Mapping[str, Any], where: str = "") -> Tokenizer:
         """Read the tokenizer that `save` wrote.
 
+        Raise WeightsError if the file is missing, too large or damaged, or has unsupported rules,
+        or if the settings are invalid.
+
         Args:
-            directory: contains `tokenizer.json`.
             settings: the return value of `save`.
             where: origin of the settings, for messages.
-
-        Raises:
-            WeightsError: the file is missing or damaged, or the settings are invalid.
         """
         path = directory / FILE_NAME
         kind = HubTokenizer if "hf_name" in settings else Tokenizer
         advice = "convert the weights again"
         where = where or f"the tokenizer settings of {directory}"
         read = validate(kind._settings, dict(settings), where, WeightsError, advice)
-        backend = read_backend(path)
+        try:
+            text = read_text(path, MAX_FILE_BYTES)
+            parse_json(text)  # refuses deep nesting, on which the library would overflow its stack
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise WeightsError(f"expected the tokenizer in {path}, found no such file") from error
+        except OSError as error:
+            raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
+        check_rules(text, f"the tokenizer in {path}")
+        with rust_errors(f"the tokenizer in {path}"):
+            backend = tokenizers.Tokenizer.from_str(text)
         # Without them a text is not split into words, or gets no start and end token.
         if backend.post_processor is None or (kind is Tokenizer and backend.pre_tokenizer is None):
             raise WeightsError(
@@ -214,13 +217,9 @@ class HubTokenizer(Tokenizer):
         hf_name: str,
         zeroed_id: int | None,
     ) -> None:
-        """Wrap the backend of a tokenizer of transformers.
+        """Wrap the backend of a tokenizer of transformers, whose name on the hub exports need.
 
-        Args:
-            clean: "whitespace" is open_clip's default.
-            hf_name: the name on the hub, for exports.
-            zeroed_id: the separator that open_clip's `strip_sep_token` replaces by 0; None: it is
-                not replaced.
+        `zeroed_id` is the separator that open_clip's `strip_sep_token` replaces by 0, or None.
         """
         self.hf_name, self.zeroed_id = hf_name, zeroed_id
         super().__init__(backend, context_length, pad_id, clean)
@@ -260,32 +259,8 @@ class HubTokenizer(Tokenizer):
         return {FILE_NAME: self._backend.to_str(), "tokenizer_config.json": config}
 
 
-def read_backend(path: Path) -> tokenizers.Tokenizer:
-    """Read a file of the `tokenizers` library.
-
-    Raises:
-        WeightsError: it is missing, too large or damaged, or has unsupported rules.
-    """
-    try:
-        text = read_text(path, MAX_FILE_BYTES)
-        parse_json(text)  # refuses deep nesting, on which the library would overflow its stack
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise WeightsError(f"expected the tokenizer in {path}, found no such file") from error
-    except OSError as error:
-        raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise WeightsError(f"the tokenizer in {path} is not JSON: {error}") from error
-    check_rules(text, f"the tokenizer in {path}")
-    with rust_errors(f"the tokenizer in {path}"):
-        return tokenizers.Tokenizer.from_str(text)
-
-
 def largest_token_id(backend: tokenizers.Tokenizer) -> int:
-    """Return the largest id in the vocabulary.
-
-    Raises:
-        WeightsError: it is too large; the library loops over all numbers up to it.
-    """
+    """Return the largest id in the vocabulary; refuse a huge one: the library loops up to it."""
     largest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
     if largest >= MAX_TOKEN_IDS:
         raise WeightsError(

@@ -29,15 +29,13 @@ ContextLength = Annotated[int, Interval(ge=2, le=2**14)]
 TokenId = Annotated[int, Interval(ge=0, lt=MAX_TOKEN_IDS)]
 
 _Step = Mapping[str, Any]
+# The factor by which a step may make a text longer, or a function that reads it from the step.
+_Growth = float | Callable[[_Step], float]
 
 
 def check_rules(text: str, where: str) -> None:
-    """Raise WeightsError if a `tokenizer.json` has unknown rules or a text may grow too much.
-
-    Args:
-        text: its content, JSON of bounded depth.
-        where: its origin, for messages.
-    """
+    """Raise WeightsError if a `tokenizer.json`, of JSON of bounded depth, has unknown rules or a
+    text may grow too much."""
     try:
         _check(json.loads(text, object_pairs_hook=_unique_keys))
     except (ValueError, TypeError, LookupError, AttributeError) as error:
@@ -63,7 +61,8 @@ def _check(content: Any) -> None:
         if len(steps) > MAX_STEPS:
             raise ValueError(f"{section} has {len(steps)} steps, more than {MAX_STEPS}")
         for step in steps:
-            growth *= kinds[step["type"]](step)
+            factor = kinds[step["type"]]
+            growth *= factor(step) if callable(factor) else factor
     if growth > MAX_GROWTH:
         raise ValueError(f"a text may become {growth:.4g} times as long, more than {MAX_GROWTH}")
     model = content.get("model") or {}
@@ -72,9 +71,7 @@ def _check(content: Any) -> None:
             raise ValueError(f"model.{key} has more than {MAX_CONTENT} characters")
 
 
-def _steps(
-    step: Any, section: str, kinds: Mapping[str, Callable[[_Step], float]], inner: str
-) -> Iterator[_Step]:
+def _steps(step: Any, section: str, kinds: Mapping[str, _Growth], inner: str) -> Iterator[_Step]:
     if step is None:
         return
     if step.get("type") not in kinds:
@@ -86,17 +83,6 @@ def _steps(
     if step["type"] == "Sequence":
         for part in step[inner]:
             yield from _steps(part, section, kinds, inner)
-
-
-# Each of these functions returns the factor by which a step may make a text longer.
-
-
-def _no_growth(_: _Step) -> float:
-    return 1
-
-
-def _at_most(factor: float) -> Callable[[_Step], float]:
-    return lambda _: factor
 
 
 def _replace(step: _Step) -> float:
@@ -138,51 +124,32 @@ def _template(step: _Step) -> float:
 
 # The largest number of characters that replace one. Lower case: "İ" becomes 2; NFD: 4; NFKD and
 # NFKC: U+FDFA becomes 18. ByteLevel writes each of up to four bytes as one character.
-_NORMALIZERS: dict[str, Callable[[_Step], float]] = {
-    "Sequence": _no_growth,
-    "BertNormalizer": _at_most(24),  # spaces around a character, NFD and lower case
-    "ByteLevel": _at_most(4),
-    "Lowercase": _at_most(2),
-    "NFC": _at_most(3),
-    "NFD": _at_most(4),
-    "NFKC": _at_most(18),
-    "NFKD": _at_most(18),
-    "Nmt": _no_growth,
+_NORMALIZERS: dict[str, _Growth] = {
+    **dict.fromkeys(("Sequence", "Nmt", "Strip", "StripAccents"), 1),
+    "BertNormalizer": 24,  # spaces around a character, NFD and lower case
+    "ByteLevel": 4,
+    "Lowercase": 2,
+    "NFC": 3,
+    "NFD": 4,
+    "NFKC": 18,
+    "NFKD": 18,
     "Precompiled": _precompiled_map,
     "Prepend": _prepend,
     "Replace": _replace,
-    "Strip": _no_growth,
-    "StripAccents": _no_growth,
 }
-_PRE_TOKENIZERS: dict[str, Callable[[_Step], float]] = {
-    "Sequence": _no_growth,
-    "BertPreTokenizer": _no_growth,
-    "ByteLevel": _at_most(5),  # a space before each word
-    "Digits": _no_growth,
-    "Metaspace": _at_most(2),  # a sign before each word
-    "Punctuation": _no_growth,
-    "Split": _no_growth,
-    "Whitespace": _no_growth,
-    "WhitespaceSplit": _no_growth,
+_SPLITTING = ("BertPreTokenizer", "Digits", "Punctuation", "Split", "Whitespace", "WhitespaceSplit")
+_PRE_TOKENIZERS: dict[str, _Growth] = {
+    **dict.fromkeys(("Sequence", *_SPLITTING), 1),
+    "ByteLevel": 5,  # a space before each word
+    "Metaspace": 2,  # a sign before each word
 }
-_POST_PROCESSORS: dict[str, Callable[[_Step], float]] = {
-    "Sequence": _no_growth,
-    "BertProcessing": _no_growth,
-    "ByteLevel": _no_growth,
-    "RobertaProcessing": _no_growth,
+_POST_PROCESSORS: dict[str, _Growth] = {
+    **dict.fromkeys(("Sequence", "BertProcessing", "ByteLevel", "RobertaProcessing"), 1),
     "TemplateProcessing": _template,
 }
-_DECODERS = {  # unused, as nothing is decoded
-    "Sequence": _no_growth,
-    "BPEDecoder": _no_growth,
-    "ByteFallback": _no_growth,
-    "ByteLevel": _no_growth,
-    "Fuse": _no_growth,
-    "Metaspace": _no_growth,
-    "Replace": _no_growth,
-    "Strip": _no_growth,
-    "WordPiece": _no_growth,
-}
+_DECODING = ("BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Strip", "WordPiece")
+# Unused, as nothing is decoded.
+_DECODERS: dict[str, _Growth] = dict.fromkeys(("Sequence", "Replace", *_DECODING), 1)
 _SECTIONS = {
     "normalizer": (_NORMALIZERS, "normalizers"),
     "pre_tokenizer": (_PRE_TOKENIZERS, "pretokenizers"),

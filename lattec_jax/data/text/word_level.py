@@ -16,9 +16,6 @@ def word_tokenizer(words: Sequence[str], context_length: int) -> Tokenizer:
     Texts are lower-cased. Characters other than letters and digits separate words and are dropped.
     A word that is not in `words` becomes `[unk]`. Ids: `[pad]` 0, `[unk]` 1, `[start]` 2, the words
     in their order, then `[end]`: the largest id, which a text tower with pool "argmax" looks for.
-
-    Raises:
-        ValueError: `words` has a repeated word or an item that is not one lower-case word.
     """
     word_pattern = pre_tokenizers.Split(Regex(r"[\p{L}\p{N}]+"), "removed", invert=True)
     wrong = [

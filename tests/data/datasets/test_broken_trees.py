@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets import folder_index
+from lattec_jax.data.datasets import file_locator
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import DataError
 from tests.data.public_sets import SETS, make_tree
@@ -112,7 +112,7 @@ def test_named_in_the_one_message(root, spoil, expected):
 
 
 def test_the_whole_disk_as_data_directory(root, monkeypatch):
-    monkeypatch.setattr(folder_index, "_MAX_FOLDERS", 500)
+    monkeypatch.setattr(file_locator, "_MAX_FOLDERS", 500)
     monkeypatch.setenv("LATTECLIP_DATA_DIR", "/")
     assert f"no split file /dtd/{SPLIT}" in message()
 

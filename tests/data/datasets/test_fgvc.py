@@ -50,5 +50,5 @@ def test_lists_that_are_wrong(root, file, line, message):
 def test_all_wrong_lists_are_named_at_once(root):
     for part in ("train", "test"):
         (root / f"images_variant_{part}.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"_train\.txt cannot be read[\s\S]*_test\.txt cannot be"):
+    with pytest.raises(DataError, match=r"UTF-8 in \S*_train\.txt[\s\S]*UTF-8 in \S*_test\.txt"):
         read()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets import folder_index
+from lattec_jax.data.datasets import file_locator
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import DataError
 from tests.data.public_sets import SETS, content, make_tree
@@ -159,6 +159,6 @@ def test_the_search_is_bounded(tmp_path, monkeypatch):
         (tmp_path / f"{number:02}").mkdir()
     (tmp_path / "29" / "a.json").touch()
     (tmp_path / "again").symlink_to(tmp_path, target_is_directory=True)
-    assert folder_index.FolderIndex(tmp_path).list_files("A.json") == [tmp_path / "29" / "a.json"]
-    monkeypatch.setattr(folder_index, "_MAX_FOLDERS", 10)
-    assert folder_index.FolderIndex(tmp_path).list_files("a.json") == []
+    assert file_locator.FolderIndex(tmp_path).list_files("A.json") == [tmp_path / "29" / "a.json"]
+    monkeypatch.setattr(file_locator, "_MAX_FOLDERS", 10)
+    assert file_locator.FolderIndex(tmp_path).list_files("a.json") == []

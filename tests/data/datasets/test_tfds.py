@@ -11,7 +11,7 @@ import pytest
 
 from lattec_jax import check_data
 from lattec_jax.data import datasets
-from lattec_jax.data.datasets import tfds, tfds_examples
+from lattec_jax.data.datasets import tfds, tfds_builder
 from lattec_jax.runtime.config import parse
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.files import partial_path
@@ -118,7 +118,7 @@ def test_suns_labels_are_read_from_the_inside_out(place):
 
 def test_writing_resumes_after_an_interruption(place, monkeypatch):
     with_split_file(place, "dtd")
-    opened, count = tfds_examples.partial_file, 0
+    opened, count = tfds_builder.partial_file, 0
 
     def interrupt(path: Path):
         nonlocal count
@@ -128,7 +128,7 @@ def test_writing_resumes_after_an_interruption(place, monkeypatch):
             raise KeyboardInterrupt
         return opened(path)
 
-    monkeypatch.setattr(tfds_examples, "partial_file", interrupt)
+    monkeypatch.setattr(tfds_builder, "partial_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         datasets.load(config_of("dtd"))
     dataset = datasets.read(config_of("dtd"))
@@ -147,7 +147,7 @@ def test_names_are_noted_and_written_images_are_those_of_the_whole_set(place, mo
     with_split_file(place, "dtd")
     fraction = datasets.load(config_of("dtd", "--config.dataset.train_fraction=0.5"))
     assert len(fraction.train.ids) == 6
-    monkeypatch.setattr(tfds_examples, "open_split", None)  # nothing is read again
+    monkeypatch.setattr(tfds_builder, "open_split", None)  # nothing is read again
     whole = datasets.load(config_of("dtd"))
     assert set(fraction.train.paths) < set(whole.train.paths)
     assert all(path.is_file() for path in whole.train.paths)
@@ -174,7 +174,7 @@ def test_names_are_noted_and_written_images_are_those_of_the_whole_set(place, mo
 def test_a_damaged_index_is_made_again(place, spoil):
     with_split_file(place, "dtd")
     whole = datasets.load(config_of("dtd"))
-    (path,) = (place / "artifacts/dtd").rglob(tfds_examples.INDEX)
+    (path,) = (place / "artifacts/dtd").rglob(tfds_builder.INDEX)
     good = path.read_bytes()
     if callable(spoil):
         spoil = json.dumps(spoil(json.loads(good)))

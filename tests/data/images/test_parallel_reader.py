@@ -9,7 +9,7 @@ import os
 import numpy as np
 import pytest
 
-from lattec_jax.data.images.parallel_reader import THREADS, ParallelReader
+from lattec_jax.data.images.image_cache import THREADS, ParallelReader
 from lattec_jax.runtime.errors import DataError
 
 
