@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -50,3 +53,11 @@ def _fitted(image: Image.Image, cell: int) -> tuple[int, int]:
 def single_image(images: Sequence[Image.Image]) -> Image.Image:
     """Return the image in RGB, or the collage of several."""
     return images[0].convert("RGB") if len(images) == 1 else collage(images)
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """Return an image as a data URI; `kind`: "png" or "jpeg", `options`: of Pillow's `save`."""
+    image.info.clear()  # color profiles and the like, which readers treat differently
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

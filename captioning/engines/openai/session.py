@@ -14,7 +14,7 @@ from captioning.engines.openai.errors import (
     StatusError,
 )
 from captioning.engines.openai.http_client import translate_errors
-from captioning.engines.openai.protocol import data_uri, response_text, retry_after_seconds
+from captioning.engines.openai.protocol import image_uri, response_text, retry_after_seconds
 from captioning.engines.openai.server import Server
 from lattec_jax.runtime.errors import EngineError
 from lattec_jax.runtime.text import escape_unprintable
@@ -66,7 +66,7 @@ class Session:
 
         server, problem = self._server, ""
         try:
-            image = await anyio.to_thread.run_sync(data_uri, request.images)
+            image = await anyio.to_thread.run_sync(image_uri, request.images)
         except REQUEST_ERRORS as error:
             return Failure.from_error(error)
         for attempt in range(self._attempts):
