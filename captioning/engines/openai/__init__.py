@@ -4,10 +4,9 @@
     engine.py        concurrent requests, in the thread of an event loop
     session.py       one request: retries, backoff, and the pauses that the server asks for
     server.py        the server's address, key and model list; the errors that end a run
-    protocol.py      the content of requests and responses
+    protocol.py      the content of requests and responses, and their errors
     http_client.py   the HTTP client, with bounds on sizes, encodings and redirects
     key_filter.py    search for the API key in what the server sends
-    errors.py        exceptions of a request
 
 Every description is one request to `<base_url>/chat/completions`. The `openai` client sends it with
 its own retries off: they do not cover malformed responses, and cannot delay the other requests when
@@ -62,11 +61,13 @@ def load(config: ConfigDict) -> OpenAIEngine:
     """
     try:
         import openai  # noqa: F401
+        from anyio.from_thread import start_blocking_portal
     except ImportError as error:
         raise EngineError(
             f"the engine 'openai' needs the package of this name ({error}); install it with "
             "pip install -e '.[openai]'"
         ) from error
     engine = OpenAIEngine(identity(config), config.descriptions)
-    engine.check_server()
+    with start_blocking_portal() as portal:
+        portal.call(engine.server.check_model)
     return engine

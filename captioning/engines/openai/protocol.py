@@ -1,4 +1,4 @@
-"""The content of requests to and responses from a server with the OpenAI chat API."""
+"""Requests to a server with the OpenAI chat API: their content, responses and errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,38 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from captioning.collage import data_uri, single_image
-from captioning.engines.openai.errors import RequestRefused, RetryableError
 from lattec_jax.runtime.safe_read import parse_json
 
 MAX_SIDE = 1344  # pixels; LLaVA-NeXT downscales images larger than 1008
 _MAX_MESSAGE_CHARS = 4096  # of the server's text that are processed for a message
+
+
+class RetryableError(Exception):
+    """An attempt failed, and another may succeed."""
+
+
+class RequestRefused(Exception):
+    """The request failed and would fail again; other requests may succeed."""
+
+
+class StatusError(Exception):
+    """A response whose status is not 2xx.
+
+    Its message is an attribute only, so that no traceback contains what the server sent.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: str, url: str) -> None:
+        super().__init__(status)
+        self.message = f"{status}: {message}"
+        self.status, self.retry_after, self.url = status, retry_after, url
+
+
+class RedirectError(Exception):
+    """A redirect to another scheme, host or port."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
 
 
 def image_uri(images: Sequence[Image.Image]) -> str:

@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from captioning.engines import Failure, clean_result
-from captioning.engines.openai.errors import (
+from captioning.engines.openai.http_client import make_client, request_errors
+from captioning.engines.openai.key_filter import KeyFilter
+from captioning.engines.openai.protocol import (
     RedirectError,
     RequestRefused,
     RetryableError,
     StatusError,
+    collapse,
+    model_names,
 )
-from captioning.engines.openai.http_client import make_client, translate_errors
-from captioning.engines.openai.key_filter import KeyFilter
-from captioning.engines.openai.protocol import collapse, model_names
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError, EngineError
 from lattec_jax.runtime.text import sanitize
@@ -56,8 +57,7 @@ class Server:
         """Return a client without a timeout: the caller sets a deadline for each request.
 
         Raises:
-            ConfigError: `base_url` is not an address.
-            EngineError: the environment names a proxy that cannot be used.
+            ConfigError, EngineError: `base_url` is not an address, or the proxy cannot be used.
         """
         import openai
 
@@ -82,17 +82,16 @@ class Server:
         Raises:
             EngineError: the server does not respond, refuses the key, or does not have the model.
         """
-        import anyio
-
-        timeout, response, problem = min(self.timeout, _MODEL_LIST_TIMEOUT_S), None, ""
         try:
-            with translate_errors(), anyio.fail_after(timeout):
+            with request_errors(min(self.timeout, _MODEL_LIST_TIMEOUT_S)):
                 async with self.client() as client:
                     response = await client.models.with_raw_response.list()
-        except TimeoutError:
-            problem = f"no complete response within {timeout:g} s"
         except (RetryableError, RequestRefused) as error:
-            problem = self.quote(str(error))
+            raise EngineError(
+                f"no server answers at {self.base_url} ({self.quote(str(error))}). Start one, for "
+                "example with `vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, wait until it "
+                "listens, and check config.descriptions.openai.base_url"
+            ) from None
         except RedirectError as error:
             raise self.redirect_refused(error) from None
         except StatusError as error:
@@ -105,12 +104,6 @@ class Server:
                 f"{self.quote(error.message)}. Wait until it is ready, and check "
                 "config.descriptions.openai.base_url"
             ) from None
-        if response is None:
-            raise EngineError(
-                f"no server answers at {self.base_url} ({problem}). Start one, for example with "
-                "`vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, wait until it listens, and check "
-                "config.descriptions.openai.base_url"
-            )
         names = model_names(response.http_response.text)
         if names and self.model not in names:
             hint = self.quote(did_you_mean(self.model, names))
