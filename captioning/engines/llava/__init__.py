@@ -32,11 +32,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def identity(config: ConfigDict) -> Identity:
-    """Return the model with its revision, or with a digest of its directory, and the decoding.
-
-    Raises:
-        EngineError: the directory does not exist.
-    """
+    """Return the model with its revision, or with a digest of its directory, and the decoding."""
     settings = config.descriptions.llava
     name = settings.model
     check_path(name)  # the digest needs the files
@@ -72,7 +68,7 @@ def processes(config: ConfigDict) -> int:
 
 
 def load(config: ConfigDict) -> LlavaEngine:
-    """Load the model. Raises EngineError, see `loading.load`."""
+    """Load the model."""
     settings, tokens = config.descriptions.llava, config.descriptions.max_new_tokens
     model, processor, need = loading.load(settings, tokens)
     batch_size = settings.batch_size or max_batch_size(need, model.device.type)
