@@ -46,11 +46,7 @@ TEMPLATE = Path(__file__).with_name("browse.html")
 
 
 def page(config: ConfigDict, limit: int) -> tuple[str, int]:
-    """Return the page and the number of images on it.
-
-    Args:
-        config: a checked configuration.
-        limit: maximum number of images; 0: all.
+    """Return the page and the number of images on it, at most `limit` (0: all).
 
     Raises:
         ConfigError: a negative limit, or an engine without a model.

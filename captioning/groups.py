@@ -31,10 +31,8 @@ def sample_groups(
     class, not on the order of the images.
 
     Args:
-        ids: of all N images.
-        labels: `[N]` pseudo-labels.
+        labels: `[N]` pseudo-labels of the N images.
         size: number of images in a group.
-        seed: of the random generator.
         with_image: if True, the image comes first and `size - 1` other images are drawn; otherwise
             all `size` members are drawn, from all images of the class.
 
@@ -86,16 +84,10 @@ def sample_groups_with_correct_count(
     from all images of other true classes.
 
     Args:
-        ids: of all N images.
-        labels: `[N]` pseudo-labels.
-        size: number of images in a group.
-        seed: of the random generator.
+        ids, labels, size, seed: see `sample_groups`, which returns the same.
         true_labels: `[N]`.
         correct: number of correct images in a group, from 0 to `size`.
         correct_label: the group's class is the image's "pseudo" label or its "true" label.
-
-    Returns:
-        Image id -> ids of the members.
 
     Raises:
         DataError: no image has a group's class as its true label, or every image has.

@@ -32,9 +32,8 @@ def launch_workers(
 
     Args:
         merged_paths: the merged file of each kind; the shards beside it show the progress.
-        argv: the command line; everything except --shard and --processes is passed on.
+        argv: the command line, which each worker gets with its own --shard.
         shard: the part of the images that this host describes.
-        processes: number of workers.
         num_pending: number of missing descriptions.
 
     Raises:
@@ -75,32 +74,15 @@ def _start(argv: Sequence[str], part: Shard, log: Path, gpu: str | None) -> subp
     environment = dict(os.environ)
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    arguments = [
-        *_without_worker_flags(argv[1:]),
-        f"--shard={part.index}/{part.count}",
-        "--processes=1",
-    ]
+    # Of a flag that is given twice, the last value counts.
+    flags = [*argv[1:], f"--shard={part.index}/{part.count}", "--processes=1"]
     with open(log, "wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "captioning.describe", *arguments],
+            [sys.executable, "-m", "captioning.describe", *flags],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
         )
-
-
-def _without_worker_flags(arguments: Sequence[str]) -> list[str]:
-    """Remove --shard and --processes, written `--name=value` or `--name value`."""
-    remaining, skip = [], False
-    for argument in arguments:
-        name, _, _ = argument.lstrip("-").partition("=")
-        if skip:
-            skip = False
-        elif argument.startswith("-") and name in ("shard", "processes"):
-            skip = "=" not in argument
-        else:
-            remaining.append(argument)
-    return remaining
 
 
 def _visible_gpu(worker: int) -> str | None:

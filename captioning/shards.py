@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -75,11 +75,6 @@ def read_records(merged: Path) -> dict[str, Record]:
     return found
 
 
-def described_keys(found: Mapping[str, Record]) -> set[str]:
-    """Return the keys of the records that have a text."""
-    return {key for key, record in found.items() if not record.error}
-
-
 class ShardWriter:
     """Appends records to a file. Once `append` has returned, a kill does not lose the record.
 
@@ -116,11 +111,7 @@ class ShardWriter:
             self._write(b"\n")
 
     def append(self, record: Record) -> None:
-        """Write a record.
-
-        Raises:
-            DataError: it cannot be written, for example on a full disk. Earlier records are intact.
-        """
+        """Write a record. Raises DataError if it cannot be written, for example on a full disk."""
         self._write(to_line(record))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fsync(self._file.fileno())

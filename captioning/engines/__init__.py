@@ -130,11 +130,7 @@ class EngineModule(Protocol):
 
 
 def engine_module(config: ConfigDict) -> EngineModule:
-    """Return the module of the engine that `config.descriptions.engine` names.
-
-    Raises:
-        ConfigError: no engine has this name.
-    """
+    """Return the module of the configured engine. Raises ConfigError if there is none."""
     name = config.descriptions.engine
     if name not in ENGINES:
         hint = did_you_mean(name, ENGINES)
@@ -147,10 +143,7 @@ def engine_module(config: ConfigDict) -> EngineModule:
 
 
 def clean_result(result: Result) -> Result:
-    """Return a result in the form that is stored: valid Unicode, one line, bounded length.
-
-    Idempotent.
-    """
+    """Return a result as it is stored: valid Unicode, one line, bounded length. Idempotent."""
     if isinstance(result, Failure):
         return Failure(_one_line(truncate(result.reason, MAX_REASON_CHARS)))
     text = " ".join(result.split())
