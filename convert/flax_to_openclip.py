@@ -37,8 +37,7 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
     """Write OpenCLIP's weights to `path`, with configuration and hub tokenizer beside it.
 
     Raises:
-        WeightsError: the name does not end in .safetensors, the file exists, or the folder
-            contains another model's configuration or tokenizer.
+        WeightsError: the name is unsuitable, or a file would replace another model's.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"--out={path}: expected a name that ends in .safetensors")

@@ -102,11 +102,7 @@ def read(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> HubTok
 
 
 def _kwargs(text_cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the supported settings of the tokenizer, with defaults.
-
-    Raises:
-        WeightsError: there are others, or one has another type.
-    """
+    """Return the supported settings of the tokenizer, with defaults; refuse others."""
     stated = dict(text_cfg.get("tokenizer_kwargs") or {})
     if text_cfg.get("tokenizer_mode"):
         stated["tokenizer_mode"] = text_cfg["tokenizer_mode"]

@@ -48,19 +48,22 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
     device = choose_device(settings, config)
     need = check_memory(config, precision, new_tokens, available_memory(device), device)
     dtype = torch.float32 if unquantized_bytes(precision, device) == 4 else torch.bfloat16
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": False}
+    options: dict[str, Any] = {"revision": revision}
     quantization: dict[str, Any] = {}
     if quantized:
         quantization["quantization_config"] = _quantization(precision, dtype)
         # It warns at each call that it casts to half precision.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     try:
-        processor = transformers.LlavaNextProcessor.from_pretrained(name, **options)
+        processor = transformers.LlavaNextProcessor.from_pretrained(
+            name, trust_remote_code=False, **options
+        )
         loaded: Any = transformers.LlavaNextForConditionalGeneration.from_pretrained(
             name,
             dtype=dtype,
             device_map=device,
             output_loading_info=True,
+            trust_remote_code=False,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # `check_loaded` refuses them with a better message
             **quantization,
