@@ -166,7 +166,6 @@ def _thumbnail(paths: Sequence[Path]) -> str | None:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     flags.DEFINE_string(
         "out", "", "Path of the page; default: beside the descriptions.", flag_values=values
     )
@@ -174,7 +173,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     content, count = page(config, values.limit)
     path = Path(values.out or artifacts_dir(config) / "descriptions" / "browse.html")

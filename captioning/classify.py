@@ -145,7 +145,6 @@ def classify(
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     define_workdir(
         values, "Directory of the results; default: runs/<dataset>-llava_zero_shot-s<seed>."
     )
@@ -155,7 +154,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     if shard == UNSHARDED:

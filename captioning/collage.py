@@ -18,13 +18,7 @@ def collage(images: Sequence[Image.Image]) -> Image.Image:
     """Arrange images row by row in a square of cells on black.
 
     Each row has max(2, ⌈√n⌉) cells. Each image is scaled up or down to fit its cell, and centered
-    in it.
-
-    Args:
-        images: one or more, in any mode.
-
-    Returns:
-        An RGB image of 672 × 672 pixels.
+    in it. They may have any mode; the result is RGB.
     """
     if not images:
         raise ValueError("expected at least one image")

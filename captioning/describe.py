@@ -97,7 +97,6 @@ def _plan(
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     flags.DEFINE_list("kind", None, "Kinds to describe; default: all.", flag_values=values)
     flags.DEFINE_string("shard", "0/1", "Shard i of n: i/n.", flag_values=values)
     flags.DEFINE_integer(
@@ -109,7 +108,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     kinds = check_kinds(config, values.kind)

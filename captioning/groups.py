@@ -24,7 +24,7 @@ def sample_groups(
     seed: int,
     with_image: bool = True,
 ) -> dict[str, tuple[str, ...]]:
-    """Sample a group for each image from the images with its pseudo-label.
+    """Sample a group for each image from the images with its pseudo-label: id -> ids.
 
     Members are drawn without replacement, or with replacement if the class has too few. An image
     alone in its class is repeated. The sample depends on the seed, the image and the members of its
@@ -35,9 +35,6 @@ def sample_groups(
         size: number of images in a group.
         with_image: if True, the image comes first and `size - 1` other images are drawn; otherwise
             all `size` members are drawn, from all images of the class.
-
-    Returns:
-        Image id -> ids of the members.
     """
     if size < 1:
         raise ValueError(f"expected a group of at least one image, found size {size}")
@@ -88,9 +85,6 @@ def sample_groups_with_correct_count(
         true_labels: `[N]`.
         correct: number of correct images in a group, from 0 to `size`.
         correct_label: the group's class is the image's "pseudo" label or its "true" label.
-
-    Raises:
-        DataError: no image has a group's class as its true label, or every image has.
     """
     order = np.argsort(np.array(ids, dtype=object))
     assigned, true = np.asarray(labels), np.asarray(true_labels)

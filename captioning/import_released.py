@@ -240,7 +240,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     flags.DEFINE_string("folder", "", "Folder of text files.", flag_values=values)
     flags.DEFINE_string(
         "kind", None, "image or group; default: from the folder's name.", flag_values=values
@@ -248,7 +247,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags, {"folder": EXAMPLE})
     print_escaped(import_released(config, Path(values.folder), values.kind).report())
 

@@ -33,11 +33,7 @@ def launch_workers(
     Args:
         merged_paths: the merged file of each kind; the shards beside it show the progress.
         argv: the command line, which each worker gets with its own --shard.
-        shard: the part of the images that this host describes.
         num_pending: number of missing descriptions.
-
-    Raises:
-        EngineError: a worker failed; the other workers finished.
     """
     parts = shard.split(processes)
     files = [shard_path(path, part) for part in parts for path in merged_paths]

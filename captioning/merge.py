@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,10 @@ from ml_collections import ConfigDict
 
 from captioning.engines import Identity, engine_module
 from captioning.shards import ShardWriter, read_records, shard_paths
-from captioning.tasks import Task, Tasks, check_kinds, make_tasks
+from captioning.tasks import Tasks, check_kinds, make_tasks
 from captioning.worker import list_failures
 from lattec_jax.data import datasets
-from lattec_jax.data.descriptions import Record, descriptions_path, records, to_line
+from lattec_jax.data.descriptions import descriptions_path, records, to_line
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import write_atomic
@@ -82,7 +82,18 @@ def merge_kind(config: ConfigDict, tasks: Tasks, identity: Identity) -> MergeRes
     found = read_records(path)
     missing = [task for task in tasks.tasks if task.key not in found]
     if missing:
-        raise DataError(_missing_message(path, tasks, missing, found, identity))
+        others = Counter(
+            " | ".join((r.engine, r.model, r.decoding))
+            for r in found.values()
+            if (r.engine, r.model, r.decoding) != identity
+        )
+        instead = "".join(f"; {count} are from {source}" for source, count in others.most_common(3))
+        raise DataError(
+            f"{len(missing)} of {len(tasks.tasks)} {tasks.kind} descriptions are missing, the "
+            f"first of {missing[0].image!r}; expected descriptions from {' | '.join(identity)}, found "
+            f"{len(found)} in {path.parent}{instead}. Finish them with "
+            f"python -m captioning.describe --config=... --kind={tasks.kind}"
+        )
     record_of = {task: found[task.key] for task in tasks.tasks}
     _save_unsharded(path, {task.key for task in tasks.tasks})
     described = {task: record for task, record in record_of.items() if not record.error}
@@ -120,35 +131,11 @@ def _save_unsharded(path: Path, merged_keys: set[str]) -> None:
                 writer.append(record)
 
 
-def _missing_message(
-    path: Path,
-    tasks: Tasks,
-    missing: Sequence[Task],
-    found: Mapping[str, Record],
-    identity: Identity,
-) -> str:
-    """Return how many descriptions are missing, and which engines the existing ones are from."""
-    others = Counter(
-        " | ".join((r.engine, r.model, r.decoding))
-        for r in found.values()
-        if (r.engine, r.model, r.decoding) != identity
-    )
-    instead = "".join(f"; {count} are from {source}" for source, count in others.most_common(3))
-    return (
-        f"{len(missing)} of {len(tasks.tasks)} {tasks.kind} descriptions are missing, the first of "
-        f"{missing[0].image!r}; expected descriptions from {' | '.join(identity)}, found "
-        f"{len(found)} in {path.parent}{instead}. Finish them with "
-        f"python -m captioning.describe --config=... --kind={tasks.kind}"
-    )
-
-
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     flags.DEFINE_list("kind", None, "Kinds to merge; default: all.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     for kind, merged in merge(config, values.kind).items():
         print_escaped(f"{kind}: {merged.report()}")

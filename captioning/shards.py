@@ -62,11 +62,7 @@ def shard_paths(merged: Path) -> list[Path]:
 
 
 def read_records(merged: Path) -> dict[str, Record]:
-    """Read all workers' files and the merged one.
-
-    Returns:
-        Key -> record: with a text, or, if there is none, the last failure.
-    """
+    """Read all files: key -> record with a text, or, if there is none, the last failure."""
     found: dict[str, Record] = {}
     for path in [*shard_paths(merged), *([merged] if merged.exists() else [])]:
         for record in records(path):

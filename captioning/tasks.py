@@ -96,12 +96,7 @@ def make_tasks(
     identity: Identity,
     sources: Sources | None = None,
 ) -> dict[str, Tasks]:
-    """Return the tasks of each kind.
-
-    Raises:
-        ConfigError: more correct images are asked for than a group has.
-        DataError: a kind needs pseudo-labels and there are none.
-    """
+    """Return the tasks of each kind; raise DataError if it needs pseudo-labels without any."""
     train = dataset.train
     if sources:
         hashes = [sources.contents[image] for image in train.ids]

@@ -60,10 +60,6 @@ def describe_shard(
         load: returns the engine; called if there is a pending task.
         title: of the progress bar.
         goal: completes the error "none of the N ..." if every task failed.
-
-    Raises:
-        EngineError: the engine cannot be loaded; or see `describe_tasks`.
-        DataError: the file cannot be written, or all tasks of the shard failed.
     """
     reused = plan.num_tasks - len(plan.pending)
     if not plan.pending:
@@ -93,11 +89,7 @@ def describe_tasks(
     """Describe every task, in the order in which the engine returns results.
 
     If an image cannot be read, or its request fails, the reason is recorded and the next run tries
-    again.
-
-    Raises:
-        EngineError: the engine raised it, or all of its first results are failures.
-        DataError: the file cannot be written.
+    again. If all of the engine's first results are failures, it is an EngineError.
     """
     stats = WorkerStats()
     in_flight: dict[tuple[str, str], Task] = {}

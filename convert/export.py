@@ -112,7 +112,6 @@ def _write_model(checkpoint: Checkpoint, folder: Path, to: str) -> None:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     define_workdir(values)
     to = ["openclip", "huggingface", "prototypes"]
     flags.DEFINE_enum("to", None, to, "The library to export for.", flag_values=values)
@@ -120,7 +119,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     export(Path(values.workdir), values.to, out)

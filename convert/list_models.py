@@ -96,7 +96,6 @@ def page(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     read(argv, __doc__)
     models = plain_models()
     tags = {name: open_clip_package.pretrained_tags(name) for name in models}

@@ -59,7 +59,6 @@ def convert(source: Source) -> Checkpoint:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     check_can_overwrite(out)
@@ -121,7 +120,6 @@ class _Triple(flags.ArgumentParser):
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
 
     def text(name: str, help_text: str) -> None:
         flags.DEFINE_string(name, None, help_text, flag_values=values)

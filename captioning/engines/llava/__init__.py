@@ -1,12 +1,5 @@
 """LLaVA-NeXT through transformers on one GPU: the paper's captioning model (LLaVA 1.6 Mistral 7B).
 
-    __init__.py        the engine's module: identity, processes, load
-    engine.py          batched generation
-    loading.py         the model and its processor
-    checkpoint.py      checks of a checkpoint before transformers reads it
-    chat_template.py   the check of its chat template
-    memory.py          estimate of the memory that a model needs
-
 The linear layers of the language model are quantized by bitsandbytes; the vision tower and the
 projector are not.
 """

@@ -31,12 +31,7 @@ class OpenAIEngine:
     def __init__(self, identity: Identity, settings: ConfigDict, backoff: float = 1.0) -> None:
         """Create the engine without connecting to the server.
 
-        Args:
-            settings: `config.descriptions`.
-            backoff: seconds before the second attempt, doubled for each further one.
-
-        Raises:
-            EngineError: the key contains characters that cannot be sent.
+        `settings` is `config.descriptions`; `backoff`: see `Session`.
         """
         self.identity = identity
         self.server = Server(settings.openai, identity.model)

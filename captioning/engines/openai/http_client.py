@@ -122,12 +122,7 @@ async def _read_response(response: HttpResponse) -> HttpResponse:
 
 
 async def _read_body(response: HttpResponse, limit: int, truncate: bool) -> bytes:
-    """Return the decompressed body, with `truncate` only its first `limit` bytes.
-
-    Raises:
-        RequestRefused: it is larger, or has an encoding that was not requested.
-        RetryableError: it cannot be decompressed.
-    """
+    """Return the decompressed body; of a larger one the start with `truncate`, else refuse it."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
     decompressor = None
     if encoding in _ENCODINGS:

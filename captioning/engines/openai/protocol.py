@@ -51,12 +51,7 @@ def image_uri(images: Sequence[Image.Image]) -> str:
 
 
 def response_text(body: str) -> str:
-    """Return the text in the body of a response with status 200.
-
-    Raises:
-        RetryableError: the body is not a chat completion.
-        RequestRefused: the model or a filter declined.
-    """
+    """Return the text in the body of a response with status 200."""
     try:
         response = parse_json(body)
     except ValueError:

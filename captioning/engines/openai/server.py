@@ -34,11 +34,7 @@ class Server:
     """The server of `config.descriptions.openai`."""
 
     def __init__(self, settings: ConfigDict, model: str) -> None:
-        """Read the key from the environment.
-
-        Raises:
-            EngineError: the key contains characters that cannot be sent.
-        """
+        """Read the key from the environment; raise EngineError if it cannot be sent."""
         self.model = model
         self.base_url: str = settings.base_url
         self.timeout: float = settings.timeout
@@ -54,11 +50,7 @@ class Server:
         self._key_filter = KeyFilter(self._key)
 
     def client(self) -> openai.AsyncOpenAI:
-        """Return a client without a timeout: the caller sets a deadline for each request.
-
-        Raises:
-            ConfigError, EngineError: `base_url` is not an address, or the proxy cannot be used.
-        """
+        """Return a client without a timeout: the caller sets a deadline for each request."""
         import openai
 
         http_client = make_client(self._allow_redirects)
@@ -77,11 +69,7 @@ class Server:
             ) from None
 
     async def check_model(self) -> None:
-        """Check that the server lists the model. A server without a list of models passes.
-
-        Raises:
-            EngineError: the server does not respond, refuses the key, or does not have the model.
-        """
+        """Raise EngineError unless the server lists the model, or has no list of models."""
         try:
             with request_errors(min(self.timeout, _MODEL_LIST_TIMEOUT_S)):
                 async with self.client() as client:
@@ -150,11 +138,7 @@ class Server:
         return text if len(text) <= _MAX_QUOTE_CHARS else text[: _MAX_QUOTE_CHARS - 1] + "…"
 
     def check_text(self, text: str) -> str:
-        """Return a description in the form that is stored, in which the key is searched for.
-
-        Raises:
-            RequestRefused: it is too long, or contains the key or a long part of it.
-        """
+        """Return a description as it is stored; refuse one with a long part of the key."""
         result = clean_result(text)
         if isinstance(result, Failure):
             raise RequestRefused(result.reason)

@@ -54,11 +54,7 @@ class Session:
         self._lost = 0  # requests without a response since the server's last one
 
     async def describe(self, request: Request) -> Result:
-        """Return the text for a request, after retries where needed.
-
-        Raises:
-            EngineError: the error would repeat for every request.
-        """
+        """Return the text for a request, after retries where needed."""
         import anyio
 
         server, problem = self._server, ""
@@ -93,12 +89,7 @@ class Session:
         return Failure(reason)
 
     async def _attempt(self, prompt: str, image: str) -> str:
-        """Send one request and return its text.
-
-        Raises:
-            RetryableError, RequestRefused: the request failed.
-            EngineError: every request would fail.
-        """
+        """Send one request and return its text."""
         server = self._server
         content = [
             # The image comes first, as in LLaVA's training data.
