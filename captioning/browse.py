@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -107,9 +106,7 @@ def _descriptions(config: ConfigDict, kind: str, dataset: Dataset) -> dict[str, 
     return without_key | {task.image: found[task.key] for task in tasks if task.key in found}
 
 
-def _pseudo_labels(
-    config: ConfigDict, dataset: Dataset
-) -> dict[str, tuple[str, float | None, float | None]]:
+def _pseudo_labels(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, float, float]]:
     """Return image -> class, score and margin; empty if there are no pseudo-labels."""
     try:
         path, source = labels_file(config, dataset)
@@ -119,12 +116,7 @@ def _pseudo_labels(
         return {}
     found = pseudo_labels.read(path, None, source)
     columns = zip(found.ids, found.labels, found.scores, found.margins, strict=True)
-    return {i: (dataset.class_names[n], _finite(s), _finite(m)) for i, n, s, m in columns}
-
-
-def _finite(value: float) -> float | None:
-    """Return None for what JSON cannot represent as a number."""
-    return float(value) if math.isfinite(value) else None
+    return {i: (dataset.class_names[n], float(s), float(m)) for i, n, s, m in columns}
 
 
 def _card(
@@ -132,7 +124,7 @@ def _card(
     index: int,
     paths: dict[str, Path],
     descriptions: dict[str, dict[str, Record]],
-    labels: dict[str, tuple[str, float | None, float | None]],
+    labels: dict[str, tuple[str, float, float]],
 ) -> dict[str, Any]:
     """Return what the page shows of one image."""
     train = dataset.train

@@ -86,27 +86,12 @@ def classify_shard(
     return describe_shard(plan, load, KIND, "test images could be classified")
 
 
-def _run_metadata(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str, Any]:
-    """Return the settings for `results.json`; null: what only a training run has."""
-    absent = (
-        "weights weights_sha256 weights_source descriptions_sha256 descriptions_shuffled "
-        "descriptions descriptions_notes alpha momentum learning_rate template templates dtype "
-        "device batch_size init init_sha256 init_prototypes wise_ft health"
-    )
-    return {
-        "method": METHOD,
-        "preset": config.preset,
-        "dataset": dataset.name,
-        "protocol": dataset.protocol,
-        **identity._asdict(),
-        "prompt": PROMPT,
-        "seed": config.seed,
-        "class_names": list(dataset.class_names),
-        "names": [list(names) for names in dataset.names],
-        "version": __version__,
-        "steps": 0,
-        **dict.fromkeys(absent.split()),
-    }
+# Keys of `results.json` that only a training run has; null here.
+_ABSENT = (
+    "weights weights_sha256 weights_source descriptions_sha256 descriptions_shuffled descriptions "
+    "descriptions_notes alpha momentum learning_rate template templates dtype device batch_size "
+    "init init_sha256 init_prototypes wise_ft health"
+)
 
 
 def classify(
@@ -135,13 +120,26 @@ def classify(
     tasks = make_tasks(config, dataset, identity)
     classify_shard(config, tasks, engine)
     predictions = predict(dataset, tasks, read_records(descriptions_path(config, KIND)))
-    metrics = summarize(test_split(dataset), dataset, predictions)
-    found = _run_metadata(config, dataset, identity) | metrics
+    results = {
+        "method": METHOD,
+        "preset": config.preset,
+        "dataset": dataset.name,
+        "protocol": dataset.protocol,
+        **identity._asdict(),
+        "prompt": PROMPT,
+        "seed": config.seed,
+        "class_names": list(dataset.class_names),
+        "names": [list(names) for names in dataset.names],
+        "version": __version__,
+        "steps": 0,
+        **dict.fromkeys(_ABSENT.split()),
+        **summarize(test_split(dataset), dataset, predictions),
+    }
     run_directory.acquire(directory, config, inputs)
     lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
     write_atomic(directory / PREDICTIONS, "".join(lines))
-    write_json(directory / run_directory.RESULTS, found)
-    return found
+    write_json(directory / run_directory.RESULTS, results)
+    return results
 
 
 def define_flags(values: flags.FlagValues) -> None:

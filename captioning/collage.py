@@ -27,21 +27,15 @@ def collage(images: Sequence[Image.Image]) -> Image.Image:
     canvas = Image.new("RGB", (CANVAS, CANVAS))
     for number, image in enumerate(images):
         row, column = divmod(number, side)
-        size = _fitted(image, cell)
-        fitted = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        left = column * (cell + GAP) + (cell - size[0]) // 2
-        top = row * (cell + GAP) + (cell - size[1]) // 2
+        ratio = image.width / image.height
+        # Rounded as in the released code, but the short side of a panorama is at least one pixel.
+        width = max(1, int(cell * min(1, ratio)))
+        height = cell if ratio <= 1 else max(1, int(cell / ratio))
+        fitted = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        left = column * (cell + GAP) + (cell - width) // 2
+        top = row * (cell + GAP) + (cell - height) // 2
         canvas.paste(fitted, (left, top))
     return canvas
-
-
-def _fitted(image: Image.Image, cell: int) -> tuple[int, int]:
-    """Return width and height within a cell, rounded as in the released code."""
-    ratio = image.width / image.height
-    # Unlike in the released code, the short side of a panorama is at least one pixel.
-    if ratio > 1:
-        return cell, max(1, int(cell / ratio))
-    return max(1, int(cell * ratio)), cell
 
 
 def single_image(images: Sequence[Image.Image]) -> Image.Image:

@@ -44,8 +44,12 @@ def launch_workers(
         _start(argv, part, log, _visible_gpu(number))
         for number, (part, log) in enumerate(zip(parts, logs, strict=True))
     ]
+    before = count_lines(files)
     try:
-        _wait(workers, files, num_pending)
+        with tqdm(total=num_pending, desc=f"{processes} workers", unit="description") as bar:
+            while any(worker.poll() is None for worker in workers):
+                time.sleep(POLL_SECONDS)
+                bar.update(count_lines(files) - before - bar.n)
     finally:
         # On Ctrl-C the workers have received the signal as well. If only this process is killed,
         # they run to their end.
@@ -90,12 +94,3 @@ def _visible_gpu(worker: int) -> str | None:
         visible = ",".join(map(str, range(count)))
     gpus = [gpu for gpu in visible.split(",") if gpu]
     return gpus[worker % len(gpus)] if gpus else None
-
-
-def _wait(workers: Sequence[subprocess.Popen], files: Sequence[Path], num_pending: int) -> None:
-    """Wait for all workers, with a progress bar over their descriptions."""
-    before = count_lines(files)
-    with tqdm(total=num_pending, desc=f"{len(workers)} workers", unit="description") as bar:
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(POLL_SECONDS)
-            bar.update(count_lines(files) - before - bar.n)

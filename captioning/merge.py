@@ -90,8 +90,8 @@ def merge_kind(config: ConfigDict, tasks: Tasks, identity: Identity) -> MergeRes
         instead = "".join(f"; {count} are from {source}" for source, count in others.most_common(3))
         raise DataError(
             f"{len(missing)} of {len(tasks.tasks)} {tasks.kind} descriptions are missing, the "
-            f"first of {missing[0].image!r}; expected descriptions from {' | '.join(identity)}, found "
-            f"{len(found)} in {path.parent}{instead}. Finish them with "
+            f"first of {missing[0].image!r}; expected descriptions from {' | '.join(identity)}, "
+            f"found {len(found)} in {path.parent}{instead}. Finish them with "
             f"python -m captioning.describe --config=... --kind={tasks.kind}"
         )
     record_of = {task: found[task.key] for task in tasks.tasks}

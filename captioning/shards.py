@@ -87,7 +87,7 @@ class ShardWriter:
         except OSError as error:
             raise self._failed(error) from error
         try:
-            _lock(self._file, path)
+            self._lock()
             self._repair()
         except NotRegularFile as error:
             self._file.close()
@@ -96,6 +96,18 @@ class ShardWriter:
             self._file.close()
             raise
         self._synced = time.monotonic()
+
+    def _lock(self) -> None:
+        """Lock the file until it is closed or the process ends in any way."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{self._path} is being written by another process; wait for it, or give each "
+                "worker another --shard"
+            ) from error
+        except OSError:  # the file system has no locks
+            return
 
     def _repair(self) -> None:
         with open_regular(self._path) as file:
@@ -140,19 +152,6 @@ class ShardWriter:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the file until it is closed or the process ends in any way."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(
-            f"{path} is being written by another process; wait for it, or give each worker "
-            "another --shard"
-        ) from error
-    except OSError:  # the file system has no locks
-        return
 
 
 def count_lines(paths: Sequence[Path]) -> int:

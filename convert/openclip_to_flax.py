@@ -91,8 +91,9 @@ def _read_source(values: flags.FlagValues) -> Source:
                 "--model, --preprocess-of, --mean, --std, --interpolation and --resize-mode"
             )
         return sources.from_hub(values.pretrained)
-    if sources.is_file_name(values.pretrained):
-        return sources.from_file(Path(values.pretrained), values.model, preprocess_of, preprocess)
+    path = Path(values.pretrained)
+    if path.name.endswith(sources.FILE_SUFFIXES) or path.is_file():
+        return sources.from_file(path, values.model, preprocess_of, preprocess)
     if preprocess or preprocess_of:
         raise ConfigError(
             "a tag has its own preprocessing; --preprocess-of, --mean, --std, --interpolation "

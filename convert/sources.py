@@ -23,7 +23,7 @@ from lattec_jax.runtime.safe_read import read_json
 from lattec_jax.runtime.validation import STRICT_OPEN, validate
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-_FILE_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+FILE_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,18 +130,13 @@ def from_file(
     )
 
 
-def is_file_name(pretrained: str) -> bool:
-    """Return whether `--pretrained` names a file, not a tag."""
-    return pretrained.endswith(_FILE_SUFFIXES) or Path(pretrained).is_file()
-
-
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
     """Read all tensors of a weights file, in their stored type."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix not in _TORCH_SUFFIXES:
         raise WeightsError(
-            f"{path}: expected a weights file that ends in {', '.join(_FILE_SUFFIXES)}"
+            f"{path}: expected a weights file that ends in {', '.join(FILE_SUFFIXES)}"
         )
     return torch_file.read(path)
 

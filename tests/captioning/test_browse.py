@@ -21,7 +21,6 @@ from captioning.collage import collage
 from captioning.describe import describe
 from captioning.groups import sample_groups
 from captioning.shards import Shard
-from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.data.images.preprocess import open_image
 from lattec_jax.runtime.errors import ConfigError, DataError
@@ -179,21 +178,7 @@ def test_only_the_script_of_the_page_may_run():
     assert not any(name.startswith("on") for _, values in page.elements for name in values)
 
 
-def test_what_is_not_finite_is_no_number(config, monkeypatch):
-    write_labels(config)
-    describe(config, ["image"], Ruler())
-    labels = pseudo_labels.read
-
-    def broken(*arguments):
-        found = labels(*arguments)
-        found.scores[:2], found.margins[0] = (np.nan, np.inf), -np.inf
-        return found
-
-    monkeypatch.setattr(pseudo_labels, "read", broken)
-    page, _ = browse.page(config, 0)
-    images = data_of(page)["images"]
-    assert [image["score"] for image in images[:3]] == [None, None, 0.5]
-    assert images[0]["margin"] is None
+def test_what_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="not JSON compliant"):
         browse.render({"name": float("nan")})
 

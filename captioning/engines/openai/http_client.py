@@ -22,9 +22,6 @@ from captioning.engines.openai.protocol import (
 from lattec_jax.runtime.errors import EngineError
 
 # Requests and responses are those of httpx or httpx2, whichever openai has: no type covers both.
-HttpRequest = Any
-HttpResponse = Any
-
 MAX_BODY_BYTES = 2**22  # of a successful response, compressed and decompressed
 MAX_ERROR_BYTES = 2**16  # of an error's body; the rest is not read
 MAX_REDIRECTS = 5
@@ -45,7 +42,7 @@ def make_client(allow_redirects: bool) -> Any:
     import openai
 
     class Client(openai.DefaultAsyncHttpxClient):
-        async def send(self, request: HttpRequest, **options: Any) -> HttpResponse:
+        async def send(self, request: Any, **options: Any) -> Any:
             options.update(stream=True, follow_redirects=False)
             for _ in range(MAX_REDIRECTS + 1):
                 response = await super().send(request, **options)
@@ -103,7 +100,7 @@ def _origin(url: Any) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-async def _read_response(response: HttpResponse) -> HttpResponse:
+async def _read_response(response: Any) -> Any:
     """Return the response with its full body, decompressed and declared as UTF-8."""
     if not response.is_success:
         try:
@@ -121,7 +118,7 @@ async def _read_response(response: HttpResponse) -> HttpResponse:
     )
 
 
-async def _read_body(response: HttpResponse, limit: int, truncate: bool) -> bytes:
+async def _read_body(response: Any, limit: int, truncate: bool) -> bytes:
     """Return the decompressed body; of a larger one the start with `truncate`, else refuse it."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
     decompressor = None

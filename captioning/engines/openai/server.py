@@ -119,18 +119,6 @@ class Server:
             "--config.descriptions.openai.allow_redirects=True"
         )
 
-    async def not_found(self, error: StatusError) -> EngineError:
-        """Return the error for the statuses 404 and 405: an unknown model or a wrong address."""
-        try:
-            await self.check_model()
-        except EngineError as unknown_model:
-            return unknown_model
-        return EngineError(
-            f"the server has nothing at {self.quote(error.url)}: {self.quote(error.message)}. "
-            "Check config.descriptions.openai.base_url, which usually ends with /v1, found "
-            f"{self.base_url}, and config.descriptions.openai.model, found {self.model}"
-        )
-
     def quote(self, text: str) -> str:
         """Return text from the server for a message: one line, bounded, the key masked."""
         text = sanitize(collapse(text))

@@ -115,9 +115,17 @@ class Session:
         server, status = self._server, error.status
         if status in (401, 403):
             return server.access_refused(error)
-        if status in (404, 405):
-            return await server.not_found(error)
         message = server.quote(error.message)
+        if status in (404, 405):  # an unknown model or a wrong address
+            try:
+                await server.check_model()
+            except EngineError as unknown_model:
+                return unknown_model
+            return EngineError(
+                f"the server has nothing at {server.quote(error.url)}: {message}. Check "
+                "config.descriptions.openai.base_url, which usually ends with /v1, found "
+                f"{server.base_url}, and config.descriptions.openai.model, found {server.model}"
+            )
         if status not in _TRANSIENT_STATUSES and status < 500:
             return RequestRefused(message)
         pause = retry_after_seconds(error.retry_after)
