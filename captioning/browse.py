@@ -1,19 +1,18 @@
 """Write one self-contained HTML page of images, collages, descriptions and pseudo-labels.
 
-    python -m captioning.browse --config=configs/eurosat.py [--out=browse.html] [--limit=500]
+    python -m captioning.browse --config=configs/eurosat.py [--limit=500] [--out=browse.html]
 
 The page needs no server and no network; it can be filtered by class and by words. It shows `limit`
-images (0: all), evenly spaced in the training set, 10 to 20 KB each: a thumbnail, the collage of
-the image's group, and the descriptions of the configured engine, merged or not.
+images (0: all), evenly spaced in the training set, 10 to 30 KB each: a thumbnail, the collage of
+the image's group, and the descriptions of the configured engine, merged or not. By default it is
+written beside them, to `<artifacts>/<dataset>/descriptions/browse.html`.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
 
-from captioning.collage import single_image
+from captioning.collage import data_uri, single_image
 from captioning.engines import ENGINES, REQUEST_ERRORS, engine_module
 from captioning.shards import read_records
 from captioning.tasks import labels_file, make_tasks
@@ -38,16 +37,15 @@ from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.progress import progress_bar
 from lattec_jax.runtime.text import print_escaped
 
-THUMBNAIL_SIDE, COLLAGE_SIDE = 160, 240  # pixels, of the longer side
+MAX_SIDE = 240  # pixels of a thumbnail or a collage
+# An image of at most so many pixels is stored as PNG, which the page enlarges pixel by pixel: the
+# artifacts of JPEG would be visible.
+MAX_PNG_SIDE = 96
 TEMPLATE = Path(__file__).with_name("browse.html")
 
 
 def page(config: ConfigDict, limit: int) -> tuple[str, int]:
-    """Return the page and the number of images on it.
-
-    Args:
-        config: a checked configuration.
-        limit: maximum number of images; 0: all.
+    """Return the page and the number of images on it, at most `limit` (0: all).
 
     Raises:
         ConfigError: a negative limit, or an engine without a model.
@@ -108,9 +106,7 @@ def _descriptions(config: ConfigDict, kind: str, dataset: Dataset) -> dict[str, 
     return without_key | {task.image: found[task.key] for task in tasks if task.key in found}
 
 
-def _pseudo_labels(
-    config: ConfigDict, dataset: Dataset
-) -> dict[str, tuple[str, float | None, float | None]]:
+def _pseudo_labels(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, float, float]]:
     """Return image -> class, score and margin; empty if there are no pseudo-labels."""
     try:
         path, source = labels_file(config, dataset)
@@ -120,12 +116,7 @@ def _pseudo_labels(
         return {}
     found = pseudo_labels.read(path, None, source)
     columns = zip(found.ids, found.labels, found.scores, found.margins, strict=True)
-    return {i: (dataset.class_names[n], _finite(s), _finite(m)) for i, n, s, m in columns}
-
-
-def _finite(value: float) -> float | None:
-    """Return None for what JSON cannot represent as a number."""
-    return float(value) if math.isfinite(value) else None
+    return {i: (dataset.class_names[n], float(s), float(m)) for i, n, s, m in columns}
 
 
 def _card(
@@ -133,7 +124,7 @@ def _card(
     index: int,
     paths: dict[str, Path],
     descriptions: dict[str, dict[str, Record]],
-    labels: dict[str, tuple[str, float | None, float | None]],
+    labels: dict[str, tuple[str, float, float]],
 ) -> dict[str, Any]:
     """Return what the page shows of one image."""
     train = dataset.train
@@ -144,8 +135,8 @@ def _card(
     label, score, margin = labels.get(image, (None, None, None))
     return {
         "id": image,
-        "thumbnail": _thumbnail([train.paths[index]], THUMBNAIL_SIDE),
-        "collage": _thumbnail(shown, COLLAGE_SIDE) if shown else None,
+        "thumbnail": _thumbnail([train.paths[index]]),
+        "collage": _thumbnail(shown) if shown else None,
         "members": list(members),
         "texts": [{"kind": r.kind, "text": r.text, "error": r.error} for r in found],
         "label": label,
@@ -155,33 +146,33 @@ def _card(
     }
 
 
-def _thumbnail(paths: Sequence[Path], side: int) -> str | None:
-    """Return a JPEG data URI of an image, or of the collage of several; None: unreadable."""
+def _thumbnail(paths: Sequence[Path]) -> str | None:
+    """Return a data URI of an image, or of the collage of several; None: unreadable."""
     try:
         image = single_image([open_image(path) for path in paths])
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
     except (UnreadableImage, *REQUEST_ERRORS):
         return None
-    image.info.clear()
-    file = io.BytesIO()
-    image.save(file, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    kind = "png" if max(image.size) <= MAX_PNG_SIDE else "jpeg"
+    return data_uri(image, kind, quality=80)
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
-    flags.DEFINE_string("out", "browse.html", "Path of the page.", flag_values=values)
+    flags.DEFINE_string(
+        "out", "", "Path of the page; default: beside the descriptions.", flag_values=values
+    )
     flags.DEFINE_integer("limit", 500, "Maximum number of images; 0: all.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     content, count = page(config, values.limit)
-    path = Path(values.out)
+    path = Path(values.out or artifacts_dir(config) / "descriptions" / "browse.html")
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)
-    print_escaped(f"{count} images, {path.stat().st_size / 1e6:.1f} MB -> {path}")
+    print_escaped(
+        f"{count} images, {path.stat().st_size / 1e6:.1f} MB; open it in a browser:\n{path}"
+    )
 
 
 if __name__ == "__main__":

@@ -23,11 +23,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from captioning.classify_results import MAX_LISTED, predict, report, summarize
+from captioning.classify_results import predict, report, summarize
 from captioning.engines import Engine, Identity, engine_module
 from captioning.shards import UNSHARDED, Shard, read_records
 from captioning.tasks import Task
-from captioning.worker import ShardPlan, WorkerStats, describe_shard
+from captioning.worker import ShardPlan, WorkerStats, describe_shard, list_failures
 from lattec_jax.data import datasets
 from lattec_jax.data.datasets.dataset import Dataset, Split
 from lattec_jax.data.descriptions import descriptions_path
@@ -51,7 +51,7 @@ PREDICTIONS = "predictions.jsonl"
 
 
 def test_split(dataset: Dataset) -> Split:
-    """Return the test images. Raises DataError if there are none."""
+    """Return the test images; raise DataError if there are none."""
     if dataset.test is None:
         raise DataError(
             f"{dataset.name} has no test images to classify; set config.dataset.test, or "
@@ -61,7 +61,7 @@ def test_split(dataset: Dataset) -> Split:
 
 
 def make_tasks(config: ConfigDict, dataset: Dataset, identity: Identity) -> list[Task]:
-    """Return a task for each test image. Raises DataError if there are none."""
+    """Return a task for each test image."""
     test = test_split(dataset)
     prompt = PROMPT.replace("[options]", ", ".join(dataset.class_names))
     hashes = content_hashes(test.paths, content_path(config))
@@ -77,46 +77,21 @@ def classify_shard(
     engine: Engine | None = None,
     shard: Shard = UNSHARDED,
 ) -> WorkerStats:
-    """Write the missing answers of a shard.
-
-    Args:
-        config: a checked configuration.
-        tasks: of all test images.
-        engine: replaces the configured one.
-        shard: the part of the images.
-
-    Raises:
-        EngineError: the engine cannot be loaded or does not work.
-        DataError: no image can be read, or the file cannot be written.
-    """
+    """Write the missing answers of a shard of the tasks; `engine` replaces the configured one."""
     plan = ShardPlan.make(descriptions_path(config, KIND), tasks, shard)
-    if not plan.pending:
-        return WorkerStats()
-    engine = engine or engine_module(config).load(config)
-    return describe_shard(plan, engine, KIND, "test images could be classified")
+
+    def load() -> Engine:
+        return engine or engine_module(config).load(config)
+
+    return describe_shard(plan, load, KIND, "test images could be classified")
 
 
-def _run_metadata(config: ConfigDict, dataset: Dataset, identity: Identity) -> dict[str, Any]:
-    """Return the settings for `results.json`; null: what only a training run has."""
-    absent = (
-        "weights weights_sha256 weights_source descriptions_sha256 descriptions_shuffled "
-        "descriptions descriptions_notes alpha momentum learning_rate template templates dtype "
-        "device batch_size init init_sha256 init_prototypes wise_ft health"
-    )
-    return {
-        "method": METHOD,
-        "preset": config.preset,
-        "dataset": dataset.name,
-        "protocol": dataset.protocol,
-        **identity._asdict(),
-        "prompt": PROMPT,
-        "seed": config.seed,
-        "class_names": list(dataset.class_names),
-        "names": [list(names) for names in dataset.names],
-        "version": __version__,
-        "steps": 0,
-        **dict.fromkeys(absent.split()),
-    }
+# Keys of `results.json` that only a training run has; null here.
+_ABSENT = (
+    "weights weights_sha256 weights_source descriptions_sha256 descriptions_shuffled descriptions "
+    "descriptions_notes alpha momentum learning_rate template templates dtype device batch_size "
+    "init init_sha256 init_prototypes wise_ft health"
+)
 
 
 def classify(
@@ -125,13 +100,13 @@ def classify(
     """Write the missing answers and the results, and return the content of `results.json`.
 
     Args:
-        config: a checked configuration.
         directory: the work directory; None: the default one.
         engine: replaces the configured one.
 
     Raises:
         ConfigError: the work directory belongs to another run.
-        DataError, EngineError: see `make_tasks` and `classify_shard`.
+        DataError: there are no test images, none can be read, or a file cannot be written.
+        EngineError: the engine cannot be loaded or does not work.
     """
     # A separate method name, so that a training run is not mistaken for this one.
     config = config.copy_and_resolve_references().unlock()
@@ -145,17 +120,29 @@ def classify(
     tasks = make_tasks(config, dataset, identity)
     classify_shard(config, tasks, engine)
     predictions = predict(dataset, tasks, read_records(descriptions_path(config, KIND)))
-    metrics = summarize(test_split(dataset), dataset, predictions)
-    found = _run_metadata(config, dataset, identity) | metrics
+    results = {
+        "method": METHOD,
+        "preset": config.preset,
+        "dataset": dataset.name,
+        "protocol": dataset.protocol,
+        **identity._asdict(),
+        "prompt": PROMPT,
+        "seed": config.seed,
+        "class_names": list(dataset.class_names),
+        "names": [list(names) for names in dataset.names],
+        "version": __version__,
+        "steps": 0,
+        **dict.fromkeys(_ABSENT.split()),
+        **summarize(test_split(dataset), dataset, predictions),
+    }
     run_directory.acquire(directory, config, inputs)
     lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
     write_atomic(directory / PREDICTIONS, "".join(lines))
-    write_json(directory / run_directory.RESULTS, found)
-    return found
+    write_json(directory / run_directory.RESULTS, results)
+    return results
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     define_workdir(
         values, "Directory of the results; default: runs/<dataset>-llava_zero_shot-s<seed>."
     )
@@ -165,7 +152,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     if shard == UNSHARDED:
@@ -174,12 +160,11 @@ def main(argv: Sequence[str]) -> None:
         return
     identity = engine_module(config).identity(config)
     stats = classify_shard(config, make_tasks(config, datasets.load(config), identity), None, shard)
-    print(
+    print_escaped(
         f"shard {shard.index} of {shard.count}: {stats.written} answered, {len(stats.failed)} "
         "failed; when all shards are done, the command without --shard writes the results"
+        + list_failures(stats.failed)
     )
-    for image, reason in list(stats.failed.items())[:MAX_LISTED]:
-        print_escaped(f"  failed: {image}: {reason}")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ import numpy as np
 
 from captioning.answer_matching import CLOSEST, EXACT, NORMALIZED, UNMATCHED, AnswerMatcher
 from captioning.tasks import Task
+from captioning.worker import list_failures
 from lattec_jax.data import evaluation_metrics
 from lattec_jax.data.datasets.dataset import Dataset, Split
 from lattec_jax.data.descriptions import Record
 
 FAILED = "failed"  # no answer
-MAX_LISTED = 10  # unmatched answers, and failures, that are shown
+MAX_UNMATCHED = 10  # unmatched answers that are shown
 _NO_CLASS = -1
 
 
@@ -32,12 +33,8 @@ class Prediction:
 
     def line(self, class_names: Sequence[str]) -> dict[str, Any]:
         """Return the line of `predictions.jsonl`."""
-        values = {
-            "image": self.image,
-            "answer": self.answer,
-            "class": None if self.label is None else class_names[self.label],
-            "how": self.how,
-        }
+        name = None if self.label is None else class_names[self.label]
+        values = {"image": self.image, "answer": self.answer, "class": name, "how": self.how}
         return values | ({"error": self.error} if self.error else {})
 
 
@@ -70,6 +67,9 @@ def summarize(test: Split, dataset: Dataset, predictions: Sequence[Prediction]) 
         adapted = {"top1": float(np.mean(labels == test.labels)), "top5": None}
         per_class = evaluation_metrics.per_class_accuracy(labels, test.labels, classes)
     failed = {p.image: p.error for p in predictions if p.how == FAILED}
+    counts = Counter(p.how for p in predictions)
+    unmatched = [{"image": p.image, "answer": p.answer} for p in predictions if p.how == UNMATCHED]
+    answers = {how: counts[how] for how in (EXACT, NORMALIZED, CLOSEST, UNMATCHED, FAILED)}
     return {
         "n_train": 0,  # training images are not used
         "n_test": len(predictions),
@@ -78,7 +78,7 @@ def summarize(test: Split, dataset: Dataset, predictions: Sequence[Prediction]) 
         "zero_shot": None,
         "adapted": adapted,
         "per_class": {"zero_shot": None, "adapted": per_class},
-        "answers": _answers(predictions),
+        "answers": {**answers, "first_unmatched": unmatched[:MAX_UNMATCHED]},
         "failed": failed,
         "table": table(dataset.class_names, adapted, per_class, fractions, len(predictions)),
         "label_free": {
@@ -90,14 +90,6 @@ def summarize(test: Split, dataset: Dataset, predictions: Sequence[Prediction]) 
         "train_seconds": None,
         "images_per_second": None,
     }
-
-
-def _answers(predictions: Sequence[Prediction]) -> dict[str, Any]:
-    """Return how many answers each step matched, and the first unmatched ones."""
-    counts = Counter(p.how for p in predictions)
-    unmatched = [{"image": p.image, "answer": p.answer} for p in predictions if p.how == UNMATCHED]
-    steps = (EXACT, NORMALIZED, CLOSEST, UNMATCHED, FAILED)
-    return {how: counts[how] for how in steps} | {"first_unmatched": unmatched[:MAX_LISTED]}
 
 
 def table(
@@ -126,6 +118,4 @@ def report(found: Mapping[str, Any]) -> str:
     lines = [found["table"], f"answers: {', '.join(steps)}"]
     for first in answers["first_unmatched"]:
         lines.append(f"  unmatched: {first['image']}: {first['answer']!r}")
-    for image, reason in list(found["failed"].items())[:MAX_LISTED]:
-        lines.append(f"  failed: {image}: {reason}")
-    return "\n".join(lines)
+    return "\n".join(lines) + list_failures(found["failed"])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -15,13 +18,7 @@ def collage(images: Sequence[Image.Image]) -> Image.Image:
     """Arrange images row by row in a square of cells on black.
 
     Each row has max(2, ⌈√n⌉) cells. Each image is scaled up or down to fit its cell, and centered
-    in it.
-
-    Args:
-        images: one or more, in any mode.
-
-    Returns:
-        An RGB image of 672 × 672 pixels.
+    in it. They may have any mode; the result is RGB.
     """
     if not images:
         raise ValueError("expected at least one image")
@@ -30,23 +27,25 @@ def collage(images: Sequence[Image.Image]) -> Image.Image:
     canvas = Image.new("RGB", (CANVAS, CANVAS))
     for number, image in enumerate(images):
         row, column = divmod(number, side)
-        size = _fitted(image, cell)
-        fitted = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-        left = column * (cell + GAP) + (cell - size[0]) // 2
-        top = row * (cell + GAP) + (cell - size[1]) // 2
+        ratio = image.width / image.height
+        # Rounded as in the released code, but the short side of a panorama is at least one pixel.
+        width = max(1, int(cell * min(1, ratio)))
+        height = cell if ratio <= 1 else max(1, int(cell / ratio))
+        fitted = image.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
+        left = column * (cell + GAP) + (cell - width) // 2
+        top = row * (cell + GAP) + (cell - height) // 2
         canvas.paste(fitted, (left, top))
     return canvas
-
-
-def _fitted(image: Image.Image, cell: int) -> tuple[int, int]:
-    """Return width and height within a cell, rounded as in the released code."""
-    ratio = image.width / image.height
-    # Unlike in the released code, the short side of a panorama is at least one pixel.
-    if ratio > 1:
-        return cell, max(1, int(cell / ratio))
-    return max(1, int(cell * ratio)), cell
 
 
 def single_image(images: Sequence[Image.Image]) -> Image.Image:
     """Return the image in RGB, or the collage of several."""
     return images[0].convert("RGB") if len(images) == 1 else collage(images)
+
+
+def data_uri(image: Image.Image, kind: str, **options: Any) -> str:
+    """Return an image as a data URI; `kind`: "png" or "jpeg", `options`: of Pillow's `save`."""
+    image.info.clear()  # color profiles and the like, which readers treat differently
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode('ascii')}"

@@ -16,6 +16,7 @@ finished shards; without `--shard` this command merges.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from absl import flags
@@ -23,10 +24,10 @@ from ml_collections import ConfigDict
 
 from captioning.engines import Engine, Identity, engine_module
 from captioning.launcher import launch_workers
-from captioning.merge import MAX_LISTED, MergeResult, check_replaceable, merge_kind
+from captioning.merge import MergeResult, check_replaceable, merge_kind
 from captioning.shards import UNSHARDED, Shard
 from captioning.tasks import Tasks, check_kinds, make_tasks
-from captioning.worker import ShardPlan, WorkerStats, describe_shard
+from captioning.worker import ShardPlan, WorkerStats, describe_shard, list_failures
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import Sources, descriptions_path
 from lattec_jax.runtime.cli import command, read_config
@@ -36,11 +37,9 @@ from lattec_jax.runtime.text import print_escaped
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Counts of images of one kind."""
+    """What was done for one kind."""
 
-    written: int
-    reused: int  # had a description already
-    failed: dict[str, str]  # image -> reason
+    stats: WorkerStats
     merged: MergeResult | None  # None for a shard
 
 
@@ -54,10 +53,8 @@ def describe(
     """Write the missing descriptions, and merge them unless only a shard is described.
 
     Args:
-        config: a checked configuration.
         kinds: keys of `config.descriptions.prompts`; None: all of them.
         engine: replaces the configured one.
-        shard: the part of the images to describe.
         sources: the inputs, if the caller has read them already.
 
     Raises:
@@ -68,15 +65,17 @@ def describe(
     """
     kinds = check_kinds(config, kinds)
     identity = engine.identity if engine else engine_module(config).identity(config)
+
+    @functools.cache
+    def load() -> Engine:
+        return engine or engine_module(config).load(config)
+
     outcomes = {}
     for kind, (tasks, plan) in _plan(config, kinds, identity, shard, sources).items():
-        stats = WorkerStats()
-        if plan.pending:
-            engine = engine or engine_module(config).load(config)
-            goal = f"{kind} descriptions could be made"
-            stats = describe_shard(plan, engine, f"describing: {kind}", goal)
+        goal = f"{kind} descriptions could be made"
+        stats = describe_shard(plan, load, f"describing: {kind}", goal)
         merged = merge_kind(config, tasks, identity) if shard == UNSHARDED else None
-        outcomes[kind] = Outcome(stats.written, plan.num_done, stats.failed, merged)
+        outcomes[kind] = Outcome(stats, merged)
     return outcomes
 
 
@@ -88,17 +87,16 @@ def _plan(
     sources: Sources | None = None,
 ) -> dict[str, tuple[Tasks, ShardPlan]]:
     """Plan all kinds, so that missing inputs are reported before the first kind takes hours."""
-    found = {}
+    plans = {}
     dataset = sources.dataset if sources else datasets.load(config)
     for kind, tasks in make_tasks(config, kinds, dataset, identity, sources).items():
         path = descriptions_path(config, kind)
         check_replaceable(path)
-        found[kind] = tasks, ShardPlan.make(path, tasks.tasks, shard)
-    return found
+        plans[kind] = tasks, ShardPlan.make(path, tasks.tasks, shard)
+    return plans
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     flags.DEFINE_list("kind", None, "Kinds to describe; default: all.", flag_values=values)
     flags.DEFINE_string("shard", "0/1", "Shard i of n: i/n.", flag_values=values)
     flags.DEFINE_integer(
@@ -110,7 +108,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     kinds = check_kinds(config, values.kind)
@@ -132,15 +129,10 @@ def main(argv: Sequence[str]) -> None:
                 print_escaped(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
         return
     for kind, outcome in describe(config, kinds, None, shard).items():
-        print(
-            f"{kind}: {outcome.written} written, {outcome.reused} reused, "
-            f"{len(outcome.failed)} failed"
-        )
-        if outcome.merged:
-            print_escaped(outcome.merged.report())
-        else:
-            for image, reason in list(outcome.failed.items())[:MAX_LISTED]:
-                print_escaped(f"  failed: {image}: {reason}")
+        stats = outcome.stats
+        counts = f"{stats.written} written, {stats.reused} reused, {len(stats.failed)} failed"
+        details = "\n" + outcome.merged.report() if outcome.merged else list_failures(stats.failed)
+        print_escaped(f"{kind}: {counts}{details}")
 
 
 if __name__ == "__main__":

@@ -24,22 +24,17 @@ def sample_groups(
     seed: int,
     with_image: bool = True,
 ) -> dict[str, tuple[str, ...]]:
-    """Sample a group for each image from the images with its pseudo-label.
+    """Sample a group for each image from the images with its pseudo-label: id -> ids.
 
     Members are drawn without replacement, or with replacement if the class has too few. An image
     alone in its class is repeated. The sample depends on the seed, the image and the members of its
     class, not on the order of the images.
 
     Args:
-        ids: of all N images.
-        labels: `[N]` pseudo-labels.
+        labels: `[N]` pseudo-labels of the N images.
         size: number of images in a group.
-        seed: of the random generator.
         with_image: if True, the image comes first and `size - 1` other images are drawn; otherwise
             all `size` members are drawn, from all images of the class.
-
-    Returns:
-        Image id -> ids of the members.
     """
     if size < 1:
         raise ValueError(f"expected a group of at least one image, found size {size}")
@@ -86,19 +81,10 @@ def sample_groups_with_correct_count(
     from all images of other true classes.
 
     Args:
-        ids: of all N images.
-        labels: `[N]` pseudo-labels.
-        size: number of images in a group.
-        seed: of the random generator.
+        ids, labels, size, seed: see `sample_groups`, which returns the same.
         true_labels: `[N]`.
         correct: number of correct images in a group, from 0 to `size`.
         correct_label: the group's class is the image's "pseudo" label or its "true" label.
-
-    Returns:
-        Image id -> ids of the members.
-
-    Raises:
-        DataError: no image has a group's class as its true label, or every image has.
     """
     order = np.argsort(np.array(ids, dtype=object))
     assigned, true = np.asarray(labels), np.asarray(true_labels)

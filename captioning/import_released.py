@@ -61,12 +61,7 @@ class ReleasedFolder:
 
     @classmethod
     def parse(cls, folder: Path, kind: str | None) -> ReleasedFolder:
-        """Parse the folder's name; `kind` is the requested one, or None.
-
-        Raises:
-            DataError: it is not a folder, or its name does not match.
-            ConfigError: no such kind, or it contradicts the name.
-        """
+        """Parse the folder's name; `kind` is the requested one, or None."""
         if kind not in (None, IMAGE, GROUP):
             raise ConfigError(f"--kind: expected {IMAGE} or {GROUP}, found {kind!r}")
         if not folder.is_dir():
@@ -88,7 +83,7 @@ class ReleasedFolder:
 
 @dataclasses.dataclass(frozen=True)
 class ImportResult:
-    """Counts and names of what was imported and what was not."""
+    """What was imported and what was not."""
 
     path: Path
     kind: str
@@ -98,7 +93,6 @@ class ImportResult:
     empty_files: tuple[str, ...]
 
     def report(self) -> str:
-        """Return the result as text."""
         lines = [f"{self.num_imported} {self.kind} descriptions -> {self.path}"]
         for what, names in (
             ("text files that belong to no training image", self.unmatched_files),
@@ -115,7 +109,6 @@ def import_released(config: ConfigDict, folder: Path, kind: str | None = None) -
     """Convert a folder of text files to the file that training reads.
 
     Args:
-        config: a checked configuration.
         folder: written by the released code.
         kind: "image" or "group"; None: from the folder's name.
 
@@ -136,16 +129,12 @@ def import_released(config: ConfigDict, folder: Path, kind: str | None = None) -
             f"{_base(dataset.train.ids[0])}.txt. Is this the folder of that data set?"
         )
     texts = {image: _read(file) for image, file in file_of.items()}
+    origin = (ENGINE, source.model, source.prompt, source.decoding)
     lines = [
-        to_line(
-            Record(
-                image, source.kind, texts[image], ENGINE, source.model, source.prompt,
-                source.decoding,
-            )
-        )
+        to_line(Record(image, source.kind, texts[image], *origin))
         for image in dataset.train.ids
         if texts.get(image)
-    ]  # fmt: skip
+    ]
     _write(path, b"".join(lines))
     return ImportResult(
         path,
@@ -158,7 +147,7 @@ def import_released(config: ConfigDict, folder: Path, kind: str | None = None) -
 
 
 def _output_path(config: ConfigDict, source: ReleasedFolder) -> Path:
-    """Return the file that training with the engine "released" reads. Raises ConfigError."""
+    """Return the file that training with the engine "released" reads."""
     config = config.copy_and_resolve_references().unlock()
     settings = config.descriptions
     if source.kind == GROUP:
@@ -189,7 +178,7 @@ def _base(image: str) -> str:
 
 
 def _assign(dataset: Dataset, files: Iterable[Path]) -> tuple[dict[str, Path], tuple[str, ...]]:
-    """Return the text file of each image, and the files without an image. Raises DataError."""
+    """Return the text file of each image, and the files without an image."""
     train = dataset.train
     images_of: dict[tuple[str, str], dict[str, None]] = {}  # (prefix or "", base name) -> images
     for index, image in enumerate(train.ids):
@@ -227,9 +216,8 @@ def _read(file: Path) -> str:
         return " ".join(sanitize(read_text(file, MAX_TEXT_BYTES)).split())
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(
-            f"{file} cannot be read: {reason}; make it readable, or remove it"
-        ) from error
+        message = f"{file} cannot be read: {reason}; make it readable, or remove it"
+        raise DataError(message) from error
     except ValueError as error:
         raise DataError(f"{file}: expected UTF-8 text, found {error}; remove the file") from error
 
@@ -252,7 +240,6 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     flags.DEFINE_string("folder", "", "Folder of text files.", flag_values=values)
     flags.DEFINE_string(
         "kind", None, "image or group; default: from the folder's name.", flag_values=values
@@ -260,7 +247,6 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags, {"folder": EXAMPLE})
     print_escaped(import_released(config, Path(values.folder), values.kind).report())
 

@@ -31,13 +31,8 @@ def launch_workers(
 
     Args:
         merged_paths: the merged file of each kind; the shards beside it show the progress.
-        argv: the command line; everything except --shard and --processes is passed on.
-        shard: the part of the images that this host describes.
-        processes: number of workers.
+        argv: the command line, which each worker gets with its own --shard.
         num_pending: number of missing descriptions.
-
-    Raises:
-        EngineError: a worker failed; the other workers finished.
     """
     parts = shard.split(processes)
     files = [shard_path(path, part) for part in parts for path in merged_paths]
@@ -48,8 +43,14 @@ def launch_workers(
         _start(argv, part, log, _visible_gpu(number))
         for number, (part, log) in enumerate(zip(parts, logs, strict=True))
     ]
+    before = count_lines(files)
     try:
-        _wait(workers, files, num_pending)
+        with progress_bar(
+            total=num_pending, desc=f"{processes} workers", unit="description"
+        ) as bar:
+            while any(worker.poll() is None for worker in workers):
+                time.sleep(POLL_SECONDS)
+                bar.update(count_lines(files) - before - bar.n)
     finally:
         # On Ctrl-C the workers have received the signal as well. If only this process is killed,
         # they run to their end.
@@ -74,32 +75,15 @@ def _start(argv: Sequence[str], part: Shard, log: Path, gpu: str | None) -> subp
     environment = dict(os.environ)
     if gpu is not None:
         environment["CUDA_VISIBLE_DEVICES"] = gpu
-    arguments = [
-        *_without_worker_flags(argv[1:]),
-        f"--shard={part.index}/{part.count}",
-        "--processes=1",
-    ]
+    # Of a flag that is given twice, the last value counts.
+    flags = [*argv[1:], f"--shard={part.index}/{part.count}", "--processes=1"]
     with open(log, "wb") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "captioning.describe", *arguments],
+            [sys.executable, "-m", "captioning.describe", *flags],
             stdout=file,
             stderr=subprocess.STDOUT,
             env=environment,
         )
-
-
-def _without_worker_flags(arguments: Sequence[str]) -> list[str]:
-    """Remove --shard and --processes, written `--name=value` or `--name value`."""
-    remaining, skip = [], False
-    for argument in arguments:
-        name, _, _ = argument.lstrip("-").partition("=")
-        if skip:
-            skip = False
-        elif argument.startswith("-") and name in ("shard", "processes"):
-            skip = "=" not in argument
-        else:
-            remaining.append(argument)
-    return remaining
 
 
 def _visible_gpu(worker: int) -> str | None:
@@ -111,12 +95,3 @@ def _visible_gpu(worker: int) -> str | None:
         visible = ",".join(map(str, range(count)))
     gpus = [gpu for gpu in visible.split(",") if gpu]
     return gpus[worker % len(gpus)] if gpus else None
-
-
-def _wait(workers: Sequence[subprocess.Popen], files: Sequence[Path], num_pending: int) -> None:
-    """Wait for all workers, with a progress bar over their descriptions."""
-    before = count_lines(files)
-    with progress_bar(total=num_pending, desc=f"{len(workers)} workers", unit="description") as bar:
-        while any(worker.poll() is None for worker in workers):
-            time.sleep(POLL_SECONDS)
-            bar.update(count_lines(files) - before - bar.n)

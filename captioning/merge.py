@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +20,14 @@ from ml_collections import ConfigDict
 
 from captioning.engines import Identity, engine_module
 from captioning.shards import ShardWriter, read_records, shard_paths
-from captioning.tasks import Task, Tasks, check_kinds, make_tasks
+from captioning.tasks import Tasks, check_kinds, make_tasks
+from captioning.worker import list_failures
 from lattec_jax.data import datasets
-from lattec_jax.data.descriptions import Record, descriptions_path, records, to_line
+from lattec_jax.data.descriptions import descriptions_path, records, to_line
 from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.text import print_escaped
-
-MAX_LISTED = 10  # failures that are printed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,19 +59,11 @@ class MergeResult:
                 f"  different texts: {len(repeated)}"
                 + (f"; {count} times: {text[:80]!r}" if count > 1 else "")
             )
-        for image, reason in list(self.failed.items())[:MAX_LISTED]:
-            lines.append(f"  failed: {image}: {reason}")
-        if len(self.failed) > MAX_LISTED:
-            lines.append(f"  and {len(self.failed) - MAX_LISTED} more")
-        return "\n".join(lines)
+        return "\n".join(lines) + list_failures(self.failed)
 
 
 def merge(config: ConfigDict, kinds: Sequence[str] | None = None) -> dict[str, MergeResult]:
-    """Write the merged file of each kind.
-
-    Args:
-        config: a checked configuration.
-        kinds: keys of `config.descriptions.prompts`; None: all.
+    """Write the merged file of each kind; None: of all.
 
     Raises:
         ConfigError: no such kind or engine.
@@ -91,10 +82,21 @@ def merge_kind(config: ConfigDict, tasks: Tasks, identity: Identity) -> MergeRes
     found = read_records(path)
     missing = [task for task in tasks.tasks if task.key not in found]
     if missing:
-        raise DataError(_missing_message(path, tasks, missing, found, identity))
-    records_by_task = {task: found[task.key] for task in tasks.tasks}
+        others = Counter(
+            " | ".join((r.engine, r.model, r.decoding))
+            for r in found.values()
+            if (r.engine, r.model, r.decoding) != identity
+        )
+        instead = "".join(f"; {count} are from {source}" for source, count in others.most_common(3))
+        raise DataError(
+            f"{len(missing)} of {len(tasks.tasks)} {tasks.kind} descriptions are missing, the "
+            f"first of {missing[0].image!r}; expected descriptions from {' | '.join(identity)}, "
+            f"found {len(found)} in {path.parent}{instead}. Finish them with "
+            f"python -m captioning.describe --config=... --kind={tasks.kind}"
+        )
+    record_of = {task: found[task.key] for task in tasks.tasks}
     _save_unsharded(path, {task.key for task in tasks.tasks})
-    described = {task: record for task, record in records_by_task.items() if not record.error}
+    described = {task: record for task, record in record_of.items() if not record.error}
     # Two images with the same content share a record, which has the id of one of them.
     lines = [to_line(task.record(identity, text=r.text)) for task, r in described.items()]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,7 +104,7 @@ def merge_kind(config: ConfigDict, tasks: Tasks, identity: Identity) -> MergeRes
     return MergeResult(
         path,
         tuple(record.text for record in described.values()),
-        {task.image: record.error for task, record in records_by_task.items() if record.error},
+        {task.image: record.error for task, record in record_of.items() if record.error},
         tasks.unlabeled,
         tasks.tasks[0].note if tasks.tasks else "",
     )
@@ -129,35 +131,11 @@ def _save_unsharded(path: Path, merged_keys: set[str]) -> None:
                 writer.append(record)
 
 
-def _missing_message(
-    path: Path,
-    tasks: Tasks,
-    missing: Sequence[Task],
-    found: Mapping[str, Record],
-    identity: Identity,
-) -> str:
-    """Return how many descriptions are missing, and which engines the existing ones are from."""
-    others = Counter(
-        " | ".join((r.engine, r.model, r.decoding))
-        for r in found.values()
-        if (r.engine, r.model, r.decoding) != identity
-    )
-    instead = "".join(f"; {count} are from {source}" for source, count in others.most_common(3))
-    return (
-        f"{len(missing)} of {len(tasks.tasks)} {tasks.kind} descriptions are missing, the first of "
-        f"{missing[0].image!r}; expected descriptions from {' | '.join(identity)}, found "
-        f"{len(found)} in {path.parent}{instead}. Finish them with "
-        f"python -m captioning.describe --config=... --kind={tasks.kind}"
-    )
-
-
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     flags.DEFINE_list("kind", None, "Kinds to merge; default: all.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     config, values = read_config(argv, __doc__, define_flags)
     for kind, merged in merge(config, values.kind).items():
         print_escaped(f"{kind}: {merged.report()}")

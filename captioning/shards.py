@@ -12,7 +12,7 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -62,22 +62,13 @@ def shard_paths(merged: Path) -> list[Path]:
 
 
 def read_records(merged: Path) -> dict[str, Record]:
-    """Read all workers' files and the merged one.
-
-    Returns:
-        Key -> record: with a text, or, if there is none, the last failure.
-    """
+    """Read all files: key -> record with a text, or, if there is none, the last failure."""
     found: dict[str, Record] = {}
     for path in [*shard_paths(merged), *([merged] if merged.exists() else [])]:
         for record in records(path):
             if record.key and (not record.error or found.get(record.key, record).error):
                 found[record.key] = record
     return found
-
-
-def described_keys(found: Mapping[str, Record]) -> set[str]:
-    """Return the keys of the records that have a text."""
-    return {key for key, record in found.items() if not record.error}
 
 
 class ShardWriter:
@@ -96,7 +87,7 @@ class ShardWriter:
         except OSError as error:
             raise self._failed(error) from error
         try:
-            _lock(self._file, path)
+            self._lock()
             self._repair()
         except NotRegularFile as error:
             self._file.close()
@@ -105,6 +96,18 @@ class ShardWriter:
             self._file.close()
             raise
         self._synced = time.monotonic()
+
+    def _lock(self) -> None:
+        """Lock the file until it is closed or the process ends in any way."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{self._path} is being written by another process; wait for it, or give each "
+                "worker another --shard"
+            ) from error
+        except OSError:  # the file system has no locks
+            return
 
     def _repair(self) -> None:
         with open_regular(self._path) as file:
@@ -116,11 +119,7 @@ class ShardWriter:
             self._write(b"\n")
 
     def append(self, record: Record) -> None:
-        """Write a record.
-
-        Raises:
-            DataError: it cannot be written, for example on a full disk. Earlier records are intact.
-        """
+        """Write a record. Raises DataError if it cannot be written, for example on a full disk."""
         self._write(to_line(record))
         if time.monotonic() - self._synced > SYNC_SECONDS:
             os.fsync(self._file.fileno())
@@ -153,19 +152,6 @@ class ShardWriter:
 
     def __exit__(self, *error: object) -> None:
         self.close()
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Lock the file until it is closed or the process ends in any way."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise DataError(
-            f"{path} is being written by another process; wait for it, or give each worker "
-            "another --shard"
-        ) from error
-    except OSError:  # the file system has no locks
-        return
 
 
 def count_lines(paths: Sequence[Path]) -> int:

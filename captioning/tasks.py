@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from lattec_jax.data.descriptions import (
     is_group,
 )
 from lattec_jax.data.images.content_hashes import UNREADABLE, content_hashes, content_path
-from lattec_jax.data.pseudo_labels import PseudoLabels
 from lattec_jax.data.text.prompts import CLASS, description_prompt
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError, DataError
@@ -36,7 +35,7 @@ class Task:
     kind: str
     prompt: str
     paths: tuple[Path, ...]  # of the images to show, in order
-    members: tuple[str, ...]  # their ids, of a group
+    members: tuple[str, ...]  # of a group: their ids
     note: str  # stored with the description
     key: str  # hash of everything that determines the description
 
@@ -78,11 +77,7 @@ class Tasks:
 
 
 def check_kinds(config: ConfigDict, kinds: Sequence[str] | None) -> list[str]:
-    """Return the kinds to describe; None: all that have a prompt.
-
-    Raises:
-        ConfigError: a kind has no prompt.
-    """
+    """Return the kinds to describe; None: all that have a prompt. Raises ConfigError."""
     prompts = config.descriptions.prompts
     kinds = list(prompts) if kinds is None else list(kinds)
     for kind in kinds:
@@ -101,43 +96,40 @@ def make_tasks(
     identity: Identity,
     sources: Sources | None = None,
 ) -> dict[str, Tasks]:
-    """Return the tasks of each kind.
-
-    Raises:
-        ConfigError: more correct images are asked for than a group has.
-        DataError: a kind needs pseudo-labels and there are none.
-    """
+    """Return the tasks of each kind; raise DataError if it needs pseudo-labels without any."""
     train = dataset.train
-    if sources is None:
-        hashes = content_hashes(train.paths, content_path(config))
-    else:
+    if sources:
         hashes = [sources.contents[image] for image in train.ids]
+    else:
+        hashes = content_hashes(train.paths, content_path(config))
     images = dict(zip(train.ids, zip(train.paths, hashes, strict=True), strict=True))
     prompts = {kind: config.descriptions.prompts[kind] for kind in kinds}
     need_labels = {kind for kind in kinds if is_group(kind) or CLASS in prompts[kind]}
-    labels = None
-    if need_labels:
-        labels = sources.labels if sources else _read_labels(config, dataset)
-    names: dict[str, str] = {}  # image -> name of its pseudo-label
-    if labels is not None:
-        classes = (dataset.class_names[label] for label in labels.labels.tolist())
-        names = dict(zip(labels.ids, classes, strict=True))
-    found = {}
+    labels: dict[str, int] = {}
+    if need_labels and sources:
+        labels = dict(zip(sources.labels.ids, sources.labels.labels.tolist(), strict=True))
+    elif need_labels:
+        labels = _read_labels(config, dataset)
+    groups, note = {}, ""
+    if any(map(is_group, kinds)):
+        groups, note = _groups(config, dataset, labels)
+    tasks_of = {}
     for kind in kinds:
-        groups, note = {}, ""
-        if is_group(kind) and labels is not None:
-            groups, note = _groups(config, dataset, labels)
         tasks, unlabeled = [], []
         for image in train.ids:
-            if kind in need_labels and image not in names:
+            if kind in need_labels and image not in labels:
                 unlabeled.append(image)
                 continue
-            prompt = description_prompt(prompts[kind], names.get(image, ""))
-            members = groups.get(image, ())
-            shown = [images[member] for member in members or (image,)]
-            tasks.append(Task.make(image, kind, prompt, identity, shown, members, note))
-        found[kind] = Tasks(kind, tuple(tasks), tuple(unlabeled))
-    return found
+            class_name = dataset.class_names[labels[image]] if image in labels else ""
+            prompt = description_prompt(prompts[kind], class_name)
+            if is_group(kind):
+                shown = [images[member] for member in groups[image]]
+                task = Task.make(image, kind, prompt, identity, shown, groups[image], note)
+            else:
+                task = Task.make(image, kind, prompt, identity, [images[image]])
+            tasks.append(task)
+        tasks_of[kind] = Tasks(kind, tuple(tasks), tuple(unlabeled))
+    return tasks_of
 
 
 def labels_file(config: ConfigDict, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
@@ -148,34 +140,29 @@ def labels_file(config: ConfigDict, dataset: Dataset) -> tuple[Path, dict[str, A
     return pseudo_labels.pseudo_labels_path(config, source), source
 
 
-def _read_labels(config: ConfigDict, dataset: Dataset) -> PseudoLabels:
-    """Return the pseudo-labels of training images; an unreadable image has none."""
+def _read_labels(config: ConfigDict, dataset: Dataset) -> dict[str, int]:
+    """Return image -> pseudo-label for the training images; an unreadable image has none."""
     path, source = labels_file(config, dataset)
-    labels = pseudo_labels.read(path, None, source)
-    known = set(dataset.train.ids)
-    positions = [i for i, image in enumerate(labels.ids) if image in known]
-    if not positions:
+    found = pseudo_labels.read(path, None, source)
+    label_of = dict(zip(found.ids, found.labels.tolist(), strict=True))
+    labels = {image: label_of[image] for image in dataset.train.ids if image in label_of}
+    if not labels:
         raise DataError(
-            f"{path} has no label for any of the {len(known)} training images; make them again "
-            f"with {pseudo_labels.COMMAND}"
+            f"{path} has no label for any of the {len(dataset.train.ids)} training images; make "
+            f"them again with {pseudo_labels.COMMAND}"
         )
-    return PseudoLabels(
-        tuple(labels.ids[i] for i in positions),
-        labels.labels[positions],
-        labels.scores[positions],
-        labels.margins[positions],
-    )
+    return labels
 
 
 def _groups(
-    config: ConfigDict, dataset: Dataset, labels: PseudoLabels
+    config: ConfigDict, dataset: Dataset, labels: Mapping[str, int]
 ) -> tuple[dict[str, tuple[str, ...]], str]:
     """Return the members of each image's group, and the note to store with an analysis."""
     settings = config.descriptions
     size, correct, seed = settings.group_size, settings.correct_per_group, settings.seed
+    ids, assigned = list(labels), np.array(list(labels.values()))
     if correct is None:
-        with_image = settings.group_members == "with_image"
-        return sample_groups(labels.ids, labels.labels, size, seed, with_image), ""
+        return sample_groups(ids, assigned, size, seed, settings.group_members == "with_image"), ""
     if correct > size:
         raise ConfigError(
             f"config.descriptions.correct_per_group: expected 0 to {size} (group_size), found "
@@ -187,10 +174,8 @@ def _groups(
             f"training images, and those of {dataset.name} have none; leave it unset"
         )
     position = {image: index for index, image in enumerate(dataset.train.ids)}
-    true = dataset.train.labels[np.array([position[image] for image in labels.ids])]
+    true = dataset.train.labels[[position[image] for image in ids]]
     reference = settings.correct_label
-    groups = sample_groups_with_correct_count(
-        labels.ids, labels.labels, size, seed, true, correct, reference
-    )
+    groups = sample_groups_with_correct_count(ids, assigned, size, seed, true, correct, reference)
     note = f"analysis with true labels: {correct} of {size} images correct"
     return groups, f"{note}, counted against {CORRECT_LABELS[reference]}"

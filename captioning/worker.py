@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
 
 from captioning.engines import Engine, Failure, Request, Result, clean_result
-from captioning.shards import Shard, ShardWriter, described_keys, read_records, shard_path
+from captioning.shards import Shard, ShardWriter, read_records, shard_path
 from captioning.tasks import Task
+from lattec_jax.data.datasets.error_messages import list_lines
 from lattec_jax.data.images.preprocess import UnreadableImage, open_image
 from lattec_jax.data.prefetch import prefetch
 from lattec_jax.runtime.errors import DataError, EngineError
@@ -28,6 +29,7 @@ class WorkerStats:
     """Counts of images."""
 
     written: int = 0
+    reused: int = 0  # had a description already
     failed: dict[str, str] = dataclasses.field(default_factory=dict)  # image -> reason
 
 
@@ -37,47 +39,48 @@ class ShardPlan:
 
     merged_path: Path  # of the file that all shards are merged into
     shard: Shard
-    tasks: tuple[Task, ...]
+    num_tasks: int
     pending: tuple[Task, ...]  # tasks without a description
 
     @classmethod
     def make(cls, merged_path: Path, tasks: Sequence[Task], shard: Shard) -> ShardPlan:
         """Select a shard of all tasks; a description by any worker counts as done."""
-        done = described_keys(read_records(merged_path))
-        selected = tuple(tasks[shard.index :: shard.count])
-        pending = tuple(task for task in selected if task.key not in done)
-        return cls(merged_path, shard, selected, pending)
-
-    @property
-    def num_done(self) -> int:
-        """Number of tasks that already have a description."""
-        return len(self.tasks) - len(self.pending)
+        found = read_records(merged_path)
+        selected = tasks[shard.index :: shard.count]
+        pending = [task for task in selected if task.key not in found or found[task.key].error]
+        return cls(merged_path, shard, len(selected), tuple(pending))
 
 
-def describe_shard(plan: ShardPlan, engine: Engine, title: str, goal: str) -> WorkerStats:
+def describe_shard(
+    plan: ShardPlan, load: Callable[[], Engine], title: str, goal: str
+) -> WorkerStats:
     """Write the descriptions that a shard lacks.
 
     Args:
-        plan: with at least one pending task.
-        engine: to describe with.
+        load: returns the engine; called if there is a pending task.
         title: of the progress bar.
         goal: completes the error "none of the N ..." if every task failed.
-
-    Raises:
-        EngineError: see `describe_tasks`.
-        DataError: see `describe_tasks`; or all tasks of the shard failed.
     """
+    reused = plan.num_tasks - len(plan.pending)
+    if not plan.pending:
+        return WorkerStats(reused=reused)
+    engine = load()
     with (
         ShardWriter(shard_path(plan.merged_path, plan.shard)) as writer,
-        progress_bar(total=len(plan.tasks), initial=plan.num_done, desc=title, unit="image") as bar,
+        progress_bar(total=plan.num_tasks, initial=reused, desc=title, unit="image") as bar,
     ):
         stats = describe_tasks(engine, plan.pending, writer, bar)
-    if len(stats.failed) == len(plan.tasks):
+    if len(stats.failed) == plan.num_tasks:
         image, reason = next(iter(stats.failed.items()))
         raise DataError(
-            f"none of the {len(plan.tasks)} {goal}, the first, of {image!r}, because: {reason}"
+            f"none of the {plan.num_tasks} {goal}, the first, of {image!r}, because: {reason}"
         )
-    return stats
+    return dataclasses.replace(stats, reused=reused)
+
+
+def list_failures(failed: Mapping[str, str]) -> str:
+    """Return the first failures, one per line, and the number of further ones."""
+    return list_lines([f"failed: {image}: {reason}" for image, reason in failed.items()], "  ")
 
 
 def describe_tasks(
@@ -86,11 +89,7 @@ def describe_tasks(
     """Describe every task, in the order in which the engine returns results.
 
     If an image cannot be read, or its request fails, the reason is recorded and the next run tries
-    again.
-
-    Raises:
-        EngineError: the engine raised it, or all of its first results are failures.
-        DataError: the file cannot be written.
+    again. If all of the engine's first results are failures, it is an EngineError.
     """
     stats = WorkerStats()
     in_flight: dict[tuple[str, str], Task] = {}
@@ -107,8 +106,9 @@ def describe_tasks(
             progress.update()
 
     def requests() -> Generator[Request, None, None]:
-        with closing(_with_images(tasks)) as opened:
-            for task, images in opened:
+        opened = prefetch(_open, tasks, threads=DECODE_THREADS, ahead=PREFETCH)
+        with closing(opened):
+            for task, images in zip(tasks, opened, strict=True):
                 if isinstance(images, Failure):
                     record(task, clean_result(images))
                     continue
@@ -136,15 +136,7 @@ def describe_tasks(
     return stats
 
 
-Images = tuple[Image.Image, ...]
-
-
-def _with_images(tasks: Sequence[Task]) -> Generator[tuple[Task, Images | Failure], None, None]:
-    """Yield the tasks in order, each with its decoded images or the reason why there are none."""
-    return prefetch(lambda task: (task, _open(task)), tasks, threads=DECODE_THREADS, ahead=PREFETCH)
-
-
-def _open(task: Task) -> Images | Failure:
+def _open(task: Task) -> tuple[Image.Image, ...] | Failure:
     single = len(task.paths) == 1
     try:
         return tuple(open_image(path) for path in task.paths)

@@ -82,12 +82,9 @@ _TWO = """\
 
 
 def script(to: str, preprocess: Preprocess, frozen: str | None) -> str:
-    """Return the script.
+    """Return the script; `frozen`: folder of the second model, if the run classifies with two.
 
-    Args:
-        to: "openclip" or "huggingface".
-        preprocess: of the model; for "huggingface" square and not "longest". open_clip has its own.
-        frozen: folder of the second model, if the run classifies with two.
+    For "huggingface", the preprocessing is square and not "longest". open_clip has its own.
     """
     functions = _FEATURES[to]
     if to == "huggingface":

@@ -22,9 +22,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from absl import flags
@@ -46,12 +45,7 @@ REQUIRED = {**WORKDIR, "to": "openclip", "out": "exported"}
 
 
 def export(workdir: Path, to: str, out: Path) -> None:
-    """Write the directory atomically.
-
-    Args:
-        workdir: of a finished run.
-        to: "openclip", "huggingface" or "prototypes".
-        out: new or empty.
+    """Write the directory of a finished run's export, new or empty, atomically.
 
     Raises:
         WeightsError: the run is not finished, `out` is not empty, or the library cannot represent
@@ -81,7 +75,7 @@ def export(workdir: Path, to: str, out: Path) -> None:
         for folder, model in models.items():
             (new / folder).mkdir(exist_ok=True)
             if to != "prototypes":
-                _WRITERS[to](model, new / folder)
+                _write_model(model, new / folder, to)
         write_classifier(new, checkpoint, vectors)
         if to != "prototypes":
             frozen = PRETRAINED if PRETRAINED in models else None
@@ -107,33 +101,24 @@ def write_classifier(folder: Path, checkpoint: Checkpoint, vectors: ZeroShotHead
     (folder / "classes.json").write_text(text, encoding="utf-8")
 
 
-def _write_openclip(checkpoint: Checkpoint, folder: Path) -> None:
-    flax_to_openclip.export(checkpoint, folder / "open_clip_model.safetensors")
-
-
-def _write_huggingface(checkpoint: Checkpoint, folder: Path) -> None:
+def _write_model(checkpoint: Checkpoint, folder: Path, to: str) -> None:
+    if to == "openclip":
+        flax_to_openclip.export(checkpoint, folder / "open_clip_model.safetensors")
+        return
     tensors = to_huggingface.tensors(checkpoint)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
     for name, text in to_huggingface.files(checkpoint).items():
         (folder / name).write_text(text, encoding="utf-8")
 
 
-_WRITERS: dict[str, Callable[[Checkpoint, Path], Any]] = {
-    "openclip": _write_openclip,
-    "huggingface": _write_huggingface,
-}
-
-
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     define_workdir(values)
-    to = [*_WRITERS, "prototypes"]
+    to = ["openclip", "huggingface", "prototypes"]
     flags.DEFINE_enum("to", None, to, "The library to export for.", flag_values=values)
     flags.DEFINE_string("out", "", "The directory to write.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     export(Path(values.workdir), values.to, out)

@@ -37,15 +37,20 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
     """Write OpenCLIP's weights to `path`, with configuration and hub tokenizer beside it.
 
     Raises:
-        WeightsError: the name does not end in .safetensors, the file exists, or the folder
-            contains another model's configuration or tokenizer.
+        WeightsError: the name is unsuitable, or a file would replace another model's.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"--out={path}: expected a name that ends in .safetensors")
     if path.exists():
         raise WeightsError(f"{path} exists and is not overwritten; choose another name")
     custom_text = bool(checkpoint.source.get("custom_text"))
-    texts = {CONFIG_FILE: json.dumps(hub_config(checkpoint, custom_text), indent=2) + "\n"}
+    model = open_clip_model_cfg(checkpoint.config)
+    if custom_text:
+        model["custom_text"] = True
+    model["text_cfg"] |= checkpoint.tokenizer.open_clip_settings()
+    preprocess = {"mode": "RGB", **checkpoint.preprocess.to_dict()}
+    content = {"model_cfg": model, "preprocess_cfg": preprocess}
+    texts = {CONFIG_FILE: json.dumps(content, indent=2) + "\n"}
     if isinstance(checkpoint.tokenizer, HubTokenizer):
         texts |= checkpoint.tokenizer.transformers_files()
     for name, text in texts.items():
@@ -65,18 +70,6 @@ def export(checkpoint: Checkpoint, path: Path) -> None:
             (scratch / name).write_text(text, encoding="utf-8")
             os.replace(scratch / name, path.parent / name)
         os.replace(weights, path)
-
-
-def hub_config(checkpoint: Checkpoint, custom_text: bool) -> dict[str, Any]:
-    """Return the content of `open_clip_config.json`."""
-    model = open_clip_model_cfg(checkpoint.config)
-    if custom_text:
-        model["custom_text"] = True
-    model["text_cfg"] |= checkpoint.tokenizer.open_clip_settings()
-    return {
-        "model_cfg": model,
-        "preprocess_cfg": {"mode": "RGB", **checkpoint.preprocess.to_dict()},
-    }
 
 
 def open_clip_model_cfg(config: CLIPConfig) -> dict[str, Any]:
@@ -123,13 +116,11 @@ def _shared_cfg(tower: VisionConfig | TextConfig) -> dict[str, Any]:
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
     flags.DEFINE_string("checkpoint", "", "The directory to read.", flag_values=values)
     flags.DEFINE_string("out", "", "The .safetensors file to write.", flag_values=values)
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     directory, out = Path(values.checkpoint), Path(values.out)
     checkpoint = Checkpoint.load(directory)

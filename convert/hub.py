@@ -27,10 +27,9 @@ def is_hub_name(weights: str) -> bool:
 
 
 def fetch(weights: str) -> Path:
-    """Fetch the weights of `hf:organization/name` (or `...@revision`), and their configuration.
+    """Fetch `hf:organization/name` (or `...@revision`); return its weights file.
 
-    Returns:
-        The weights file; the configuration is beside it.
+    The configuration is beside it.
 
     Raises:
         WeightsError: it is not in the cache and cannot be downloaded, or is not for open_clip.

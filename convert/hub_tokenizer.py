@@ -66,12 +66,8 @@ def read(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> HubTok
     """Return the tokenizer that `text_cfg` names, as open_clip's `HFTokenizer` uses it.
 
     Args:
-        text_cfg: open_clip's, with `hf_tokenizer_name`.
         folder: of the weights file; its tokenizer files take precedence, as in open_clip.
         where: the configuration, for messages.
-
-    Raises:
-        WeightsError: transformers is missing, or the tokenizer cannot be found or is unsupported.
     """
     name = text_cfg["hf_tokenizer_name"]
     if not isinstance(name, str) or ".." in name or not _NAME.fullmatch(name):
@@ -102,11 +98,7 @@ def read(text_cfg: Mapping[str, Any], folder: Path | None, where: str) -> HubTok
 
 
 def _kwargs(text_cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Return the supported settings of the tokenizer, with defaults.
-
-    Raises:
-        WeightsError: there are others, or one has another type.
-    """
+    """Return the supported settings of the tokenizer, with defaults; refuse others."""
     stated = dict(text_cfg.get("tokenizer_kwargs") or {})
     if text_cfg.get("tokenizer_mode"):
         stated["tokenizer_mode"] = text_cfg["tokenizer_mode"]

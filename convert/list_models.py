@@ -8,7 +8,6 @@ Needs open_clip and torch for the list of pretrained tags.
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -69,14 +68,11 @@ def parameters(config: CLIPConfig) -> tuple[int, int, int]:
     return image, text, sum(sizes.values())
 
 
-def page(models: Mapping[str, Mapping[str, Any]], tags: Mapping[str, Sequence[str]]) -> str:
-    """Render the page; `models`: see `plain_models`; `tags`: pretrained tags of each model."""
-    return "\n".join([_HEAD, *_table(models, tags), _TOKENIZERS, *_tag_list(tags)]) + "\n"
-
-
-def _table(
+def page(
     models: Mapping[str, Mapping[str, Any]], tags: Mapping[str, Sequence[str]]
 ) -> Iterator[str]:
+    """Yield the page's lines from `plain_models()` and the pretrained tags of each model."""
+    yield _HEAD
     yield (
         "| model | image M | text M | total M | input | patch | context | embedding | tokenizer "
         "| tags | tested |"
@@ -93,21 +89,17 @@ def _table(
         yield f"| {' | '.join(map(str, cells))} |"
     total = sum(len(tags[name]) for name in models)
     yield f"\n{len(models)} models, {total} pretrained tags."
-
-
-def _tag_list(tags: Mapping[str, Sequence[str]]) -> Iterator[str]:
+    yield _TOKENIZERS
     for name, of_model in tags.items():
         if of_model:
             yield f"- {', '.join(f'`{name}:{tag}`' for tag in of_model)}"
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     read(argv, __doc__)
     models = plain_models()
-    sys.stdout.write(
-        page(models, {name: open_clip_package.pretrained_tags(name) for name in models})
-    )
+    tags = {name: open_clip_package.pretrained_tags(name) for name in models}
+    print("\n".join(page(models, tags)))
 
 
 if __name__ == "__main__":

@@ -45,11 +45,9 @@ _STORED_TYPES = {"float32", "float16", "bfloat16", "float64"}
 
 
 def open_clip_name(name: str, custom_text: bool = False) -> str:
-    """Return OpenCLIP's name of the parameter `name`.
+    """Return OpenCLIP's name of a parameter, a flat name of `expected_shapes`.
 
-    Args:
-        name: a flat name of `expected_shapes`.
-        custom_text: prefix the text tower's names with `text.`, as in open_clip's CustomTextCLIP.
+    With `custom_text`, the text tower's names begin with `text.`, as in its CustomTextCLIP.
     """
     prefix = "text." if custom_text and name.startswith("text/") else ""
     if name in _TOP_LEVEL:
@@ -69,11 +67,7 @@ def open_clip_name(name: str, custom_text: bool = False) -> str:
 def to_flax(
     tensors: Mapping[str, np.ndarray], config: CLIPConfig, where: str
 ) -> dict[str, np.ndarray]:
-    """Convert OpenCLIP's state dict to flat float32 parameters.
-
-    Args:
-        tensors: float32, float64, float16 or bfloat16.
-        where: what the tensors were read from, for messages.
+    """Convert OpenCLIP's state dict, read from `where`, to flat float32 parameters.
 
     Raises:
         WeightsError: tensors are unknown, missing, of the wrong shape or not floating-point; the

@@ -1,4 +1,7 @@
-"""What the installed open_clip package knows: architectures, pretrained tags, CLIP's vocabulary."""
+"""What the installed open_clip package knows: architectures, pretrained tags, CLIP's vocabulary.
+
+What it does not know, or cannot import or download, is a WeightsError.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,7 @@ _INSTALL = "pip install -e '.[convert]'"
 
 
 def open_clip_folder() -> Path:
-    """Return the folder of the open_clip package, without importing it.
-
-    Raises:
-        WeightsError: it is not installed.
-    """
+    """Return the folder of the open_clip package, without importing it."""
     spec = importlib.util.find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
         raise WeightsError(
@@ -33,7 +32,7 @@ def open_clip_folder() -> Path:
 
 
 def vocabulary_path() -> Path:
-    """Return the file of CLIP's byte-pair vocabulary. Raises WeightsError."""
+    """Return the file of CLIP's byte-pair vocabulary."""
     return open_clip_folder() / "bpe_simple_vocab_16e6.txt.gz"
 
 
@@ -43,11 +42,7 @@ def built_in_models() -> list[str]:
 
 
 def built_in_model_cfg(model: str) -> dict[str, Any]:
-    """Return open_clip's configuration of the architecture `model`.
-
-    Raises:
-        WeightsError: open_clip has no such model.
-    """
+    """Return open_clip's configuration of the architecture `model`."""
     folder, names = open_clip_folder() / "model_configs", built_in_models()
     if model not in names:
         raise WeightsError(
@@ -58,20 +53,12 @@ def built_in_model_cfg(model: str) -> dict[str, Any]:
 
 
 def pretrained_tags(model: str) -> list[str]:
-    """Return open_clip's pretrained tags of a model.
-
-    Raises:
-        WeightsError: open_clip cannot be imported.
-    """
+    """Return open_clip's pretrained tags of a model."""
     return list(_import_open_clip().list_pretrained_tags_by_model(model))
 
 
 def pretrained_cfg(model: str, tag: str) -> dict[str, Any]:
-    """Return open_clip's entry of a pretrained tag: its file, preprocessing and activation.
-
-    Raises:
-        WeightsError: open_clip cannot be imported, or has no such tag.
-    """
+    """Return open_clip's entry of a pretrained tag: its file, preprocessing and activation."""
     found = _import_open_clip().get_pretrained_cfg(model, tag)
     if not found:
         tags = pretrained_tags(model)
@@ -93,23 +80,15 @@ def with_activation_of(tag_cfg: Mapping[str, Any], model_cfg: Mapping[str, Any])
 
 
 def download(model: str, tag: str, tag_cfg: dict[str, Any]) -> Path:
-    """Return the weights file of a tag, from open_clip's cache or downloaded into it.
-
-    Raises:
-        WeightsError: it cannot be downloaded.
-    """
+    """Return the weights file of a tag, from open_clip's cache or downloaded into it."""
     open_clip = _import_open_clip()
     try:
         return Path(open_clip.download_pretrained(tag_cfg))
     except (OSError, RuntimeError) as error:
-        repository = tag_cfg.get("hf_hub", "").strip("/")
-        if repository:
+        url = tag_cfg.get("url")
+        ways = f"Without a network here, fetch {url} on another machine and pass the file"
+        if repository := tag_cfg.get("hf_hub", "").strip("/"):
             ways = hub.ways_without_network(repository)
-        else:
-            ways = (
-                f"Without a network here, fetch {tag_cfg.get('url')} on another machine and pass "
-                "the file"
-            )
         raise WeightsError(
             f"the weights of {model} {tag} could not be downloaded: {str(error).rstrip('. ')}. "
             f"{ways}"

@@ -14,6 +14,7 @@ The directory is self-contained: parameters, model configuration, tokenizer and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from absl import flags
 
 from convert import hub, names, sources
 from convert.sources import Source
+from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.models.checkpoint import Checkpoint, check_can_overwrite
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime.cli import command, read
@@ -41,21 +43,22 @@ def convert(source: Source) -> Checkpoint:
     description = dict(source.description)
     if names.has_custom_text(source.tensors):
         description["custom_text"] = True
-    other_types = sources.stored_types(source.tensors)
+    other_types = Counter(array.dtype.name for array in source.tensors.values())
     other_types.pop("float32", None)
     if other_types:
-        description["converted_to_float32_from"] = other_types
+        description["converted_to_float32_from"] = dict(other_types)
+    image_size = source.model_cfg["vision_cfg"]["image_size"]
+    where = f"{source.where}: preprocess_cfg"
     return Checkpoint(
         config=config,
         params=names.to_flax(source.tensors, config, source.where),
         tokenizer=tokenizer,
-        preprocess=sources.preprocess_for(source),
+        preprocess=Preprocess.from_open_clip(source.preprocess_cfg, image_size, where),
         source=description,
     )
 
 
 def main(argv: Sequence[str]) -> None:
-    """Run the command."""
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     check_can_overwrite(out)
@@ -88,8 +91,9 @@ def _read_source(values: flags.FlagValues) -> Source:
                 "--model, --preprocess-of, --mean, --std, --interpolation and --resize-mode"
             )
         return sources.from_hub(values.pretrained)
-    if sources.is_file_name(values.pretrained):
-        return sources.from_file(Path(values.pretrained), values.model, preprocess_of, preprocess)
+    path = Path(values.pretrained)
+    if path.name.endswith(sources.FILE_SUFFIXES) or path.is_file():
+        return sources.from_file(path, values.model, preprocess_of, preprocess)
     if preprocess or preprocess_of:
         raise ConfigError(
             "a tag has its own preprocessing; --preprocess-of, --mean, --std, --interpolation "
@@ -117,7 +121,6 @@ class _Triple(flags.ArgumentParser):
 
 
 def define_flags(values: flags.FlagValues) -> None:
-    """Define the command's flags."""
 
     def text(name: str, help_text: str) -> None:
         flags.DEFINE_string(name, None, help_text, flag_values=values)

@@ -1,12 +1,11 @@
 """Read OpenCLIP's weights from a pretrained tag, a repository of the hub, or a local file.
 
 The architecture, the activation and the preprocessing come from the configuration of the weights;
-none of them is assumed.
+none of them is assumed. What cannot be found, read or used is a WeightsError.
 """
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from convert import hub, hub_tokenizer, open_clip_package, tokenizer_files, torch_file
-from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.data.text.clip_bpe import clip_tokenizer
 from lattec_jax.data.text.tokenizer import Tokenizer
 from lattec_jax.models.config import CLIPConfig
@@ -25,7 +23,7 @@ from lattec_jax.runtime.safe_read import read_json
 from lattec_jax.runtime.validation import STRICT_OPEN, validate
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".bin")
-_FILE_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
+FILE_SUFFIXES = (".safetensors", *_TORCH_SUFFIXES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +48,7 @@ class Source:
 
 
 def from_tag(model: str, tag: str) -> Source:
-    """Read the weights of a pretrained tag, from open_clip's cache or downloaded into it.
-
-    Raises:
-        WeightsError: no such model or tag, open_clip is missing, or the download failed.
-    """
+    """Read the weights of a pretrained tag, from open_clip's cache or downloaded into it."""
     model_cfg = open_clip_package.built_in_model_cfg(model)
     CLIPConfig.from_open_clip(model_cfg, f"model {model!r}")  # refused before the download
     tag_cfg = open_clip_package.pretrained_cfg(model, tag)
@@ -69,11 +63,7 @@ def from_tag(model: str, tag: str) -> Source:
 
 
 def from_hub(name: str) -> Source:
-    """Read `hf:organization/name` (or `...@revision`) from the hub or its cache.
-
-    Raises:
-        WeightsError: it cannot be downloaded, or is not a plain ViT CLIP of open_clip.
-    """
+    """Read `hf:organization/name` (or `...@revision`) from the hub or its cache."""
     path = hub.fetch(name)
     source = from_file(path, model=None)
     tokenizer = source.model_cfg["text_cfg"].get("hf_tokenizer_name")
@@ -98,9 +88,6 @@ def from_file(
         preprocess_of: without that file, the pretrained tag whose preprocessing and activation
             apply to these weights too.
         preprocess: alternatively the values themselves: mean, std, interpolation, resize_mode.
-
-    Raises:
-        WeightsError: the file cannot be read, or its configuration is unknown.
     """
     if not path.exists():
         raise WeightsError(f"no weights file {path}")
@@ -143,37 +130,18 @@ def from_file(
     )
 
 
-def is_file_name(pretrained: str) -> bool:
-    """Return whether `--pretrained` names a file, not a tag."""
-    return pretrained.endswith(_FILE_SUFFIXES) or Path(pretrained).is_file()
-
-
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Read all tensors of a weights file, in their stored type.
-
-    Raises:
-        WeightsError: the file is damaged, a TorchScript archive, or of another kind.
-    """
+    """Read all tensors of a weights file, in their stored type."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.suffix not in _TORCH_SUFFIXES:
         raise WeightsError(
-            f"{path}: expected a weights file that ends in {', '.join(_FILE_SUFFIXES)}"
+            f"{path}: expected a weights file that ends in {', '.join(FILE_SUFFIXES)}"
         )
     return torch_file.read(path)
 
 
-def stored_types(tensors: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """Return the number of tensors of each stored type."""
-    return dict(collections.Counter(array.dtype.name for array in tensors.values()))
-
-
 def tokenizer_for(source: Source) -> Tokenizer:
-    """Return the tokenizer of the weights.
-
-    Raises:
-        WeightsError: it cannot be read, or has unsupported settings.
-    """
     text = source.model_cfg["text_cfg"]
     if text.get("hf_tokenizer_name"):
         return hub_tokenizer.read(text, source.folder, source.where)
@@ -189,13 +157,6 @@ def tokenizer_for(source: Source) -> Tokenizer:
         context_length=text.get("context_length", 77),
         clean=clean,
     )
-
-
-def preprocess_for(source: Source) -> Preprocess:
-    """Return the preprocessing of the weights' configuration, as open_clip reads it."""
-    image_size = source.model_cfg["vision_cfg"]["image_size"]
-    where = f"{source.where}: preprocess_cfg"
-    return Preprocess.from_open_clip(source.preprocess_cfg, image_size, where)
 
 
 def _read_hub_config(path: Path) -> dict[str, Any]:

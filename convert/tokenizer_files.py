@@ -127,11 +127,7 @@ _WITHOUT_EFFECT |= {"truncation_strategy", "use_default_system_prompt", "use_fas
 
 
 def copy_tokenizer(folder: Path, copies: Path) -> None:
-    """Copy the files in `FILES`, with the known settings only.
-
-    Raises:
-        WeightsError: a file cannot be read, or contains unknown settings.
-    """
+    """Copy the files in `FILES`; raise WeightsError for unknown settings."""
     for name in _VOCABULARIES:
         content = _read(folder, name, MAX_VOCABULARY_BYTES)
         if content is not None:
@@ -161,11 +157,7 @@ def _known_settings(path: Path, content: Any) -> dict[str, Any]:
 
 
 def _read(folder: Path, name: str, max_bytes: int) -> bytes | None:
-    """Read a file; None if it does not exist.
-
-    Raises:
-        WeightsError: it cannot be read, or is a link out of the folder.
-    """
+    """Read a file, unless it is a link out of the folder; None if it does not exist."""
     path = folder / name
     try:
         target = path.resolve(strict=True)

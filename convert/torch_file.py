@@ -20,7 +20,7 @@ from lattec_jax.runtime.safe_read import open_regular
 
 _NUMPY_TYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
 _ZIP_START = b"PK\x03\x04"  # torch takes such a file, and no other, for a zip file
-_LOCAL_HEADER = 30  # bytes before a record's name and content
+_LOCAL_HEADER = 30  # bytes before an entry's name and content
 _MAX_SHARING = 4  # maximum ratio of all tensors' size to the file's: tensors may share storage
 
 
@@ -32,29 +32,26 @@ def read(path: Path) -> dict[str, np.ndarray]:
             dict, or contains tensors that are not dense floating-point numbers.
     """
     try:
-        opened = open_regular(path)
+        file = open_regular(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    with opened:
-        return _read(opened, path)
+    with file:
+        if _is_torch_script(file, path):
+            raise WeightsError(
+                f"{path} is a TorchScript archive, which is a program, and is not run. OpenAI's "
+                "own weights are also available as a tag: --pretrained=openai. If you trust "
+                "another archive, save its state dict: safetensors.torch.save_file("
+                "torch.jit.load(path, map_location='cpu').float().state_dict(), "
+                "'weights.safetensors')"
+            )
+        return _read_state_dict(file, path)
 
 
-def _read(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
-    if _is_torch_script(opened, path):
-        raise WeightsError(
-            f"{path} is a TorchScript archive, which is a program, and is not run. OpenAI's own "
-            "weights are also available as a tag: --pretrained=openai. If you trust another "
-            "archive, save its state dict: safetensors.torch.save_file(torch.jit.load(path, "
-            "map_location='cpu').float().state_dict(), 'weights.safetensors')"
-        )
-    return _read_torch(opened, path)
-
-
-def _is_torch_script(opened: BinaryIO, path: Path) -> bool:
+def _is_torch_script(file: BinaryIO, path: Path) -> bool:
     try:
-        if not zipfile.is_zipfile(opened):
+        if not zipfile.is_zipfile(file):
             return False
-        with zipfile.ZipFile(opened) as archive:
+        with zipfile.ZipFile(file) as archive:
             items = archive.infolist()
             if any(item.compress_type != zipfile.ZIP_STORED for item in items):
                 raise WeightsError(
@@ -73,14 +70,14 @@ def _is_torch_script(opened: BinaryIO, path: Path) -> bool:
 
 
 def _refuse_overlaps(items: list[zipfile.ZipInfo], end: int) -> None:
-    """Refuse entries that share a record: together they could be many times the file's size."""
+    """Refuse entries that share bytes: together they could be many times the file's size."""
     for item in sorted(items, key=lambda item: item.header_offset, reverse=True):
         if item.header_offset + _LOCAL_HEADER + item.file_size > end:
             raise zipfile.BadZipFile(f"entries overlap, such as {item.filename}")
         end = item.header_offset
 
 
-def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
+def _read_state_dict(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     try:
         import torch
     except ImportError as error:
@@ -88,18 +85,21 @@ def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
             f"{path} needs torch, which is not installed: pip install -e '.[convert]'"
         ) from error
     try:
-        opened.seek(0)
-        mapped = opened.read(len(_ZIP_START)) == _ZIP_START
-        opened.seek(0)
+        file.seek(0)
+        mapped = file.read(len(_ZIP_START)) == _ZIP_START
+        file.seek(0)
         # Memory-mapped, storages take no memory, however many a file declares.
         content = torch.load(
-            path_of(opened, path), map_location="cpu", weights_only=True, mmap=mapped
+            path_of(file, path), map_location="cpu", weights_only=True, mmap=mapped
         )
     except MemoryError as error:
         raise WeightsError(f"{path} does not fit into memory") from error
     except Exception as error:  # of any type, where a file is damaged
+        reason = first_line(error)
+        if "weights_only" in reason:  # torch advises to allow code in the file
+            reason = type(error).__name__
         raise WeightsError(
-            f"{path} cannot be read as a state dict ({_torch_reason(error)}); only tensors are "
+            f"{path} cannot be read as a state dict ({reason}); only tensors are "
             "read from such a file. If it contains more and you trust it, save its state dict "
             "only: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')"
         ) from error
@@ -112,7 +112,7 @@ def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     for name, tensor in content.items():
         _check_dense(name, tensor, path)
     total = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
-    if total > _MAX_SHARING * os.fstat(opened.fileno()).st_size:
+    if total > _MAX_SHARING * os.fstat(file.fileno()).st_size:
         raise WeightsError(
             f"{path}: its tensors have {total:,} bytes, many more than the file; expected a "
             "model's state dict, whose tensors do not share memory"
@@ -120,12 +120,6 @@ def _read_torch(opened: BinaryIO, path: Path) -> dict[str, np.ndarray]:
     tensors = {name: _to_numpy(tensor) for name, tensor in content.items()}
     refuse_not_finite(tensors, str(path))
     return tensors
-
-
-def _torch_reason(error: Exception) -> str:
-    """Return why torch cannot read a file, without its advice to allow code in it."""
-    line = first_line(error)
-    return type(error).__name__ if "weights_only" in line else line
 
 
 def _check_dense(name: str, tensor: Any, path: Path) -> None:

@@ -1,21 +1,14 @@
 """The interface of a captioning engine, and the table of engines.
 
-To add an engine:
+To add one, write a module like `pixels.py`, the smallest, with the functions of `EngineModule`, and
+add a line to `ENGINES`: `--config.descriptions.engine=NAME` then selects it. Import heavy packages
+(torch, transformers, openai) inside of functions only. Declare its settings as
+`config.descriptions.NAME.*` in `configs/common.py` and in `lattec_jax.runtime.config_schema`. A
+request for a group has several images; `captioning.collage.single_image` makes one of them.
 
-1. Write a module with the three functions of `EngineModule`. `identity` and `processes` must not
-   load a model, so that descriptions can be merged on a machine that has none. Import heavy
-   packages (torch, transformers, openai) inside of functions only.
-2. Let `load` return an object with the attribute and the method of `Engine`.
-3. Add one line to `ENGINES`. `--config.descriptions.engine=NAME` then selects it.
-4. Declare its settings as `config.descriptions.NAME.*` in `configs/common.py` and, with their
-   ranges, in `SCHEMA` of `lattec_jax.runtime.config_schema`.
-5. A request for a group has several images. A model that takes one gets them as a collage, by
-   `captioning.collage.single_image`.
-6. An engine that needs neither a GPU nor a network may be added to `CHEAP_ENGINES` in
-   `lattec_jax.training.prepare`; `train` then starts it. One that cannot name classes is added to
-   `NO_CLASSES` in `lattec_jax.paper_tables.plan`.
-
-`pixels.py` is the smallest example.
+An engine that needs neither a GPU nor a network may be added to `CHEAP_ENGINES` in
+`lattec_jax.training.prepare`; `train` then starts it. One that cannot name classes is added to
+`NO_CLASSES` in `lattec_jax.paper_tables.plan`.
 """
 
 from __future__ import annotations
@@ -56,10 +49,7 @@ REQUEST_ERRORS = (
 
 
 class Identity(NamedTuple):
-    """Everything except the request that determines an engine's output.
-
-    It is part of a description's key: a change makes new descriptions.
-    """
+    """What determines an engine's output beside the request: a part of a description's key."""
 
     engine: str
     model: str
@@ -110,7 +100,10 @@ class Engine(Protocol):
 
 
 class EngineModule(Protocol):
-    """The functions of an engine's module."""
+    """The functions of an engine's module.
+
+    `identity` and `processes` load no model: descriptions are also merged where there is none.
+    """
 
     def identity(self, config: ConfigDict) -> Identity:
         """Return the identity of the engine that `load` would return."""
@@ -121,20 +114,12 @@ class EngineModule(Protocol):
         ...
 
     def load(self, config: ConfigDict) -> Engine:
-        """Load the engine.
-
-        Raises:
-            EngineError: a package, the model, a device, memory or the server is missing.
-        """
+        """Load the engine. Raises EngineError if anything that it needs is missing."""
         ...
 
 
 def engine_module(config: ConfigDict) -> EngineModule:
-    """Return the module of the engine that `config.descriptions.engine` names.
-
-    Raises:
-        ConfigError: no engine has this name.
-    """
+    """Return the module of the configured engine. Raises ConfigError if there is none."""
     name = config.descriptions.engine
     if name not in ENGINES:
         hint = did_you_mean(name, ENGINES)
@@ -147,10 +132,7 @@ def engine_module(config: ConfigDict) -> EngineModule:
 
 
 def clean_result(result: Result) -> Result:
-    """Return a result in the form that is stored: valid Unicode, one line, bounded length.
-
-    Idempotent.
-    """
+    """Return a result as it is stored: valid Unicode, one line, bounded length. Idempotent."""
     if isinstance(result, Failure):
         return Failure(_one_line(truncate(result.reason, MAX_REASON_CHARS)))
     text = " ".join(result.split())

@@ -21,7 +21,6 @@ from captioning.collage import collage
 from captioning.describe import describe
 from captioning.groups import sample_groups
 from captioning.shards import Shard
-from lattec_jax.data import pseudo_labels
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.data.images.preprocess import open_image
 from lattec_jax.runtime.errors import ConfigError, DataError
@@ -36,8 +35,10 @@ def data_of(page: str) -> dict:
     return json.loads(found)
 
 
-def decoded(uri: str) -> Image.Image:
-    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
+def decoded(uri: str, kind: str) -> Image.Image:
+    prefix = f"data:image/{kind};base64,"
+    assert uri.startswith(prefix)
+    return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix(prefix))))
 
 
 def test_everything_that_is_known_is_on_the_page(config):
@@ -57,10 +58,10 @@ def test_everything_that_is_known_is_on_the_page(config):
     root = Path(config.dataset.root)
     expected = collage([open_image(root / member) for member in members])
     expected.thumbnail((240, 240), Image.Resampling.LANCZOS)
-    found = decoded(second["collage"])
+    found = decoded(second["collage"], "jpeg")
     assert found.size == expected.size
     assert np.abs(np.asarray(found, int) - np.asarray(expected, int)).mean() < 4
-    assert decoded(second["thumbnail"]).size == (2, 3)
+    assert decoded(second["thumbnail"], "png").size == (2, 3)
 
 
 def test_what_was_described_stays_data(config):
@@ -177,23 +178,24 @@ def test_only_the_script_of_the_page_may_run():
     assert not any(name.startswith("on") for _, values in page.elements for name in values)
 
 
-def test_what_is_not_finite_is_no_number(config, monkeypatch):
-    write_labels(config)
-    describe(config, ["image"], Ruler())
-    labels = pseudo_labels.read
-
-    def broken(*arguments):
-        found = labels(*arguments)
-        found.scores[:2], found.margins[0] = (np.nan, np.inf), -np.inf
-        return found
-
-    monkeypatch.setattr(pseudo_labels, "read", broken)
-    page, _ = browse.page(config, 0)
-    images = data_of(page)["images"]
-    assert [image["score"] for image in images[:3]] == [None, None, 0.5]
-    assert images[0]["margin"] is None
+def test_what_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="not JSON compliant"):
         browse.render({"name": float("nan")})
+
+
+@pytest.mark.parametrize(
+    ("size", "kind", "shown"),
+    [((1, 1), "png", (1, 1)), ((96, 40), "png", (96, 40)), ((97, 40), "jpeg", (97, 40)),
+     ((480, 960), "jpeg", (120, 240))],
+)  # fmt: skip
+def test_few_pixels_are_stored_without_loss(config, size, kind, shown):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)
+    Image.fromarray(pixels).save(Path(config.dataset.root) / IDS[0])
+    describe(config, ["image"], Ruler())
+    found = decoded(data_of(browse.page(config, 1)[0])["images"][0]["thumbnail"], kind)
+    assert found.size == shown
+    if kind == "png":
+        assert np.array_equal(np.asarray(found), pixels)
 
 
 def test_an_image_that_cannot_be_converted_has_no_image(config, monkeypatch):
@@ -230,7 +232,10 @@ def test_mistakes(config):
 def test_the_command(config, tmp_path, capsys):
     describe(config, ["image"], Ruler())
     write_config_file(config, tmp_path / "mine.py")
-    out = tmp_path / "new" / "page.html"
-    browse.main(["browse", f"--config={tmp_path / 'mine.py'}", f"--out={out}", "--limit=4"])
-    assert "4 images" in capsys.readouterr().out
-    assert len(data_of(out.read_text(encoding="utf-8"))["images"]) == 4
+    beside = descriptions_path(config, "image").with_name("browse.html")
+    for out in (beside, tmp_path / "new" / "page.html"):
+        flags = [] if out == beside else [f"--out={out}"]
+        browse.main(["browse", f"--config={tmp_path / 'mine.py'}", "--limit=4", *flags])
+        first, last = capsys.readouterr().out.splitlines()
+        assert first.startswith("4 images") and last == str(out)
+        assert len(data_of(out.read_text(encoding="utf-8"))["images"]) == 4

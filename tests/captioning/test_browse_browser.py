@@ -1,11 +1,13 @@
-"""The page of `captioning.browse` in a real browser: a page full of markup stays text."""
+"""The page of `captioning.browse` in a real browser: legible, usable by keyboard, and only text."""
 
 from __future__ import annotations
 
 import pytest
 
 from captioning import browse
+from captioning.describe import describe
 from tests.captioning.hostile_page import TEXTS, hostile_data
+from tests.captioning.ruler import IDS, Ruler, write_labels
 from tests.reporting.browser import CHROMIUM, Browser
 
 pytestmark = [
@@ -21,6 +23,23 @@ pytestmark = [
 def browser(tmp_path_factory):
     with Browser(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
+
+
+NEXT_FRAME = "new Promise(done => requestAnimationFrame(() => setTimeout(done)))"
+
+
+def press_enter(browser):
+    """Press Enter with its character, without which it does not activate a button."""
+    for kind in ("keyDown", "keyUp"):
+        browser.call(
+            "Input.dispatchKeyEvent",
+            type=kind, key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r",
+        )  # fmt: skip
+
+
+def search(browser, words):
+    browser.value(f"document.getElementById('words').value = {words!r}")
+    browser.value("document.getElementById('words').dispatchEvent(new Event('input'))")
 
 
 @pytest.mark.parametrize("width", [1200, 360])
@@ -50,7 +69,58 @@ def test_a_page_full_of_markup(browser, tmp_path, width):
     wait = "new Promise(done => setTimeout(done, 300))"
     browser.call("Runtime.evaluate", expression=wait, awaitPromise=True)
     assert browser.value("window.hit") is None
-    # It filters.
-    browser.value("document.getElementById('words').value = 'onload=alert'")
-    browser.value("document.getElementById('words').dispatchEvent(new Event('input'))")
+    search(browser, "onload=alert")
     assert browser.value("document.getElementById('count').textContent") == f"1 of {len(TEXTS)}"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_small_images_are_enlarged_pixel_by_pixel(browser, config, tmp_path, width):
+    write_labels(config)
+    describe(config, None, Ruler())
+    page = tmp_path / "browse.html"
+    page.write_text(browse.page(config, 0)[0], encoding="utf-8")
+    browser.open(page, width)
+    images = browser.value(
+        "[...document.images].map(i => "
+        "[i.src.slice(5, 15), i.clientWidth, getComputedStyle(i).imageRendering])"
+    )
+    assert len(images) == 20 and min(shown for _, shown, _ in images) >= 96
+    rendering = {kind: how for kind, _, how in images}
+    assert rendering == {"image/png;": "pixelated", "image/jpeg": "auto"}
+    assert browser.value("document.documentElement.scrollWidth") <= width
+
+
+def test_the_keyboard(browser, config, tmp_path):
+    describe(config, ["image"], Ruler())
+    page = tmp_path / "browse.html"
+    page.write_text(browse.page(config, 0)[0], encoding="utf-8")
+    browser.open(page, 1280)
+    columns = browser.value("getComputedStyle(images).gridTemplateColumns.split(' ').length")
+    assert columns > 1
+
+    def focused():
+        return browser.value(
+            "document.activeElement.closest('article')?.innerText.match(/..\\.png/)[0]"
+        )
+
+    for key, code, position in [
+        ("ArrowRight", 39, 0), ("ArrowRight", 39, 1), ("ArrowDown", 40, 1 + columns),
+        ("ArrowLeft", 37, columns), ("ArrowUp", 38, 0), ("ArrowUp", 38, 0),
+    ]:  # fmt: skip
+        browser.press(key, code)
+        assert focused() == IDS[position]
+    press_enter(browser)
+    assert browser.value("large.open") and browser.value("content.innerText").startswith("image")
+    browser.press("ArrowRight", 39)
+    assert browser.value("content.querySelector('h2').textContent") == IDS[1]
+    browser.press("Escape", 27)
+    browser.call("Runtime.evaluate", expression=NEXT_FRAME, awaitPromise=True)
+    assert not browser.value("large.open") and focused() == IDS[1]
+    browser.press("/", 191)
+    assert browser.value("document.activeElement.id") == "words"
+    search(browser, "width 10")
+    press_enter(browser)
+    assert focused() == IDS[9] and browser.value("count.textContent") == "1 of 10"
+    search(browser, "no such word")
+    browser.press("ArrowDown", 40)
+    assert focused() is None

@@ -32,7 +32,7 @@ def test_images(config):
     request = engine.requests[1]
     assert (request.kind, request.prompt) == ("image", "How wide?")
     assert request.images[0].mode == "L"
-    assert (outcome.written, outcome.reused, outcome.failed) == (10, 0, {})
+    assert (outcome.stats.written, outcome.stats.reused, outcome.stats.failed) == (10, 0, {})
     assert outcome.merged.path == Path(config.artifacts) / "mine/descriptions/ruler-image.jsonl"
     assert texts(config, "image") == WIDTHS
 
@@ -129,20 +129,20 @@ def test_existing_descriptions_are_reused(config):
     describe(config, ["image"], Ruler())
     again = Ruler()
     outcome = describe(config, ["image"], again)["image"]
-    assert again.requests == [] and (outcome.written, outcome.reused) == (0, 10)
+    assert again.requests == [] and (outcome.stats.written, outcome.stats.reused) == (0, 10)
 
 
 def test_every_part_of_the_key_makes_new_descriptions_and_the_old_are_found_again(config):
     describe(config, ["image"], Ruler())
-    assert describe(config, ["image"], Ruler(model="2"))["image"].written == 10
+    assert describe(config, ["image"], Ruler(model="2"))["image"].stats.written == 10
     config.descriptions.prompts.image = "How wide is it?"
-    assert describe(config, ["image"], Ruler(model="2"))["image"].written == 10
+    assert describe(config, ["image"], Ruler(model="2"))["image"].stats.written == 10
     other = Ruler(model="2")
     other.identity = other.identity._replace(decoding="roughly")
-    assert describe(config, ["image"], other)["image"].written == 10
+    assert describe(config, ["image"], other)["image"].stats.written == 10
     image = Path(config.dataset.root) / IDS[3]
     Image.new("L", (30, 3)).save(image)
-    assert describe(config, ["image"], other)["image"].written == 1
+    assert describe(config, ["image"], other)["image"].stats.written == 1
     assert texts(config, "image")[3] == "width 30"
     config.descriptions.prompts.image = "How wide?"
     back = Ruler()
@@ -180,7 +180,7 @@ def test_shards_together_equal_one_run(config):
         assert all(outcome.merged is None for outcome in outcomes.values())
     assert sum(len(engine.requested) for engine in engines) == 20
     merged = describe(config, None, Ruler())
-    assert all(outcome.written == 0 for outcome in merged.values())
+    assert all(outcome.stats.written == 0 for outcome in merged.values())
     assert {k: outcome.merged.path.read_bytes() for k, outcome in merged.items()} == expected
 
 
@@ -196,14 +196,14 @@ def test_unreadable_images_are_recorded_and_tried_again(config):
     image.write_bytes(b"no image")
     engine = Ruler()
     outcome = describe(config, ["image"], engine)["image"]
-    assert IDS[3] not in engine.requested and outcome.written == 9
-    assert list(outcome.failed) == list(outcome.merged.failed) == [IDS[3]]
-    assert "not an image" in outcome.failed[IDS[3]]
+    assert IDS[3] not in engine.requested and outcome.stats.written == 9
+    assert list(outcome.stats.failed) == list(outcome.merged.failed) == [IDS[3]]
+    assert "not an image" in outcome.stats.failed[IDS[3]]
     assert texts(config, "image")[3] is None
     again = describe(config, ["image"], Ruler())["image"]
-    assert (again.written, again.reused, list(again.failed)) == (0, 9, [IDS[3]])
+    assert (again.stats.written, again.stats.reused, list(again.stats.failed)) == (0, 9, [IDS[3]])
     image.write_bytes(whole)
-    assert describe(config, ["image"], Ruler())["image"].written == 1
+    assert describe(config, ["image"], Ruler())["image"].stats.written == 1
     assert texts(config, "image") == WIDTHS
 
 
@@ -216,14 +216,14 @@ def test_a_group_with_an_unreadable_member(config):
     outcome = describe(config, ["group"], Ruler())["group"]
     members = sample_groups(IDS[:3] + IDS[4:], np.delete(LABELS, 3), 4, seed=0)
     shown_with_it = {image for image, group in members.items() if IDS[4] in group}
-    assert set(outcome.failed) == shown_with_it
+    assert set(outcome.stats.failed) == shown_with_it
     assert set(outcome.merged.unlabeled) == {IDS[3], "11.png"}
-    assert outcome.written == 9 - len(shown_with_it)
+    assert outcome.stats.written == 9 - len(shown_with_it)
 
 
 def test_failures_of_the_engine_are_recorded_and_the_next_run_takes_only_them(config):
     outcome = describe(config, ["image"], Ruler(fails=IDS[2:4]))["image"]
-    assert outcome.failed == {IDS[2]: "no ruler", IDS[3]: "no ruler"}
+    assert outcome.stats.failed == {IDS[2]: "no ruler", IDS[3]: "no ruler"}
     assert "failed: 02.png: no ruler" in outcome.merged.report()
     rest = Ruler()
     describe(config, ["image"], rest)
@@ -284,5 +284,5 @@ def test_an_interrupt_keeps_every_answer(config):
         describe(config, ["image"], Stops())
     rest = Ruler()
     outcome = describe(config, ["image"], rest)["image"]
-    assert rest.requested == IDS[7:] and (outcome.written, outcome.reused) == (3, 7)
+    assert rest.requested == IDS[7:] and (outcome.stats.written, outcome.stats.reused) == (3, 7)
     assert texts(config, "image") == WIDTHS

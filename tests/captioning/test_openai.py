@@ -16,7 +16,7 @@ from PIL import Image
 from captioning.collage import single_image
 from captioning.engines import Failure, Identity, Request, engine_module
 from captioning.engines import openai as engine
-from captioning.engines.openai.protocol import data_uri, retry_after_seconds
+from captioning.engines.openai.protocol import image_uri, retry_after_seconds
 from configs import common
 from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import ConfigError, EngineError
@@ -151,12 +151,12 @@ def decoded(uri: str) -> np.ndarray:
 def test_images_of_any_mode_are_sent_in_rgb(mode):
     images = (noise(20, 10, mode),)
     images[0].info = {"icc_profile": b"profile", "transparency": 0}
-    assert np.array_equal(decoded(data_uri(images)), np.asarray(single_image(images)))
+    assert np.array_equal(decoded(image_uri(images)), np.asarray(single_image(images)))
 
 
 def test_several_images_are_sent_as_a_collage():
     images = (noise(20, 10), noise(2000, 10), noise(30, 30, "L"))
-    assert np.array_equal(decoded(data_uri(images)), np.asarray(single_image(images)))
+    assert np.array_equal(decoded(image_uri(images)), np.asarray(single_image(images)))
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ def test_large_images_are_scaled_down(size, sent):
     image = noise(*size)
     before = image.copy()
     expected = before if size == sent else before.resize(sent, Image.Resampling.LANCZOS)
-    assert np.array_equal(decoded(data_uri((image,))), np.asarray(expected))
+    assert np.array_equal(decoded(image_uri((image,))), np.asarray(expected))
     assert image == before
 
 

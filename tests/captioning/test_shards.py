@@ -12,7 +12,6 @@ from captioning.shards import (
     UNSHARDED,
     Shard,
     ShardWriter,
-    described_keys,
     read_records,
     shard_path,
     shard_paths,
@@ -114,4 +113,3 @@ def test_texts_take_precedence_over_failures(tmp_path):
     assert {item.image: item.text for item in found.values()} == {
         "a": "a text", "b": "now", "c": "a text", "d": ""
     }  # fmt: skip
-    assert described_keys(found) == {"key of a", "key of b", "key of c"}

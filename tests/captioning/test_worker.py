@@ -88,7 +88,7 @@ def test_each_unreadable_image_has_its_own_failure(config, damage):
         path.unlink()
         path.write_bytes(b"") if damage == "empty" else os.symlink("nowhere", path)
     outcome = describe(config, ["image"], Ruler())["image"]
-    for failed in (outcome.failed, outcome.merged.failed):
+    for failed in (outcome.stats.failed, outcome.merged.failed):
         assert list(failed) == IDS[:2]
         for image, other in (IDS[:2], IDS[1::-1]):
             assert "cannot read the image: " in failed[image] and other not in failed[image]

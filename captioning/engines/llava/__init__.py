@@ -1,12 +1,5 @@
 """LLaVA-NeXT through transformers on one GPU: the paper's captioning model (LLaVA 1.6 Mistral 7B).
 
-    __init__.py        the engine's module: identity, processes, load
-    engine.py          batched generation
-    loading.py         the model and its processor
-    checkpoint.py      checks of a checkpoint before transformers reads it
-    chat_template.py   the check of its chat template
-    memory.py          estimate of the memory that a model needs
-
 The linear layers of the language model are quantized by bitsandbytes; the vision tower and the
 projector are not.
 """
@@ -32,11 +25,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def identity(config: ConfigDict) -> Identity:
-    """Return the model with its revision, or with a digest of its directory, and the decoding.
-
-    Raises:
-        EngineError: the directory does not exist.
-    """
+    """Return the model with its revision, or with a digest of its directory, and the decoding."""
     settings = config.descriptions.llava
     name = settings.model
     check_path(name)  # the digest needs the files
@@ -72,7 +61,7 @@ def processes(config: ConfigDict) -> int:
 
 
 def load(config: ConfigDict) -> LlavaEngine:
-    """Load the model. Raises EngineError, see `loading.load`."""
+    """Load the model."""
     settings, tokens = config.descriptions.llava, config.descriptions.max_new_tokens
     model, processor, need = loading.load(settings, tokens)
     batch_size = settings.batch_size or max_batch_size(need, model.device.type)

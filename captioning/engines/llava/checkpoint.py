@@ -82,7 +82,7 @@ def check_weights_index(directory: Path) -> None:
         index = read_json(path, _MAX_INDEX_BYTES)
         names = set(index["weight_map"].values())
         outside = [name for name in names if os.path.basename(name) != name]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except UNREADABLE as error:
         raise EngineError(
             f"config.descriptions.llava.model: {path} is not an index of weights ({error}); "
             "download the checkpoint again"
@@ -97,10 +97,7 @@ def check_weights_index(directory: Path) -> None:
 def check_loaded(name: str, report: dict[str, Any], processor: Any) -> None:
     """Refuse weights that transformers initialized randomly, and a missing or unsafe template.
 
-    Args:
-        name: of the checkpoint.
-        report: `output_loading_info` of `from_pretrained`.
-        processor: of the checkpoint.
+    `report` is the `output_loading_info` of `from_pretrained`.
     """
     missing = sorted(report["missing_keys"])
     mismatched = sorted(key for key, *_ in report["mismatched_keys"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
@@ -16,12 +15,6 @@ from lattec_jax.runtime.errors import EngineError
 PREFETCH_BATCHES = 2  # batches that are prepared while one is generated
 
 
-@dataclasses.dataclass
-class _Batch:
-    requests: list[Request]
-    inputs: Any  # the processor's output; None: not prepared
-
-
 class LlavaEngine:
     """Describes images, and groups as collages."""
 
@@ -33,29 +26,24 @@ class LlavaEngine:
         self._model, self._processor, self._new_tokens = model, processor, new_tokens
 
     def describe(self, requests: Iterable[Request]) -> Results:
-        """See `Engine.describe`. Results come batch by batch.
-
-        Raises:
-            EngineError: the device failed.
-        """
+        """See `Engine.describe`. Results come batch by batch."""
         remaining = iter(requests)
         batches = iter(lambda: list(islice(remaining, self.batch_size)), [])
         ahead = PREFETCH_BATCHES
         with closing(prefetch(self._prepare, batches, threads=ahead, ahead=ahead)) as prepared:
-            for batch in prepared:
-                yield from self._describe_batch(batch)
+            for batch, inputs in prepared:
+                yield from self._describe_batch(batch, inputs)
 
     def prompt(self, text: str) -> str:
         """Return the text in the checkpoint's chat template, with one image."""
         turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
         return self._processor.apply_chat_template([turn], add_generation_prompt=True)
 
-    def _prepare(self, requests: list[Request]) -> _Batch:
+    def _prepare(self, requests: list[Request]) -> tuple[list[Request], Any]:
         try:
-            inputs = self._inputs(requests)
-        except REQUEST_ERRORS:
-            inputs = None  # one request is bad: `_describe_batch` tries each on its own
-        return _Batch(requests, inputs)
+            return requests, self._inputs(requests)
+        except REQUEST_ERRORS:  # one request is bad: `_describe_batch` tries each on its own
+            return requests, None
 
     def _inputs(self, requests: Sequence[Request]) -> Any:
         """Return token ids `[B, L]`, padded on the left, and tiles `[B, T, 3, S, S]`."""
@@ -72,16 +60,17 @@ class LlavaEngine:
             return_tensors="pt",
         )
 
-    def _describe_batch(self, batch: _Batch) -> Iterator[tuple[Request, Result]]:
+    def _describe_batch(
+        self, requests: list[Request], inputs: Any = None
+    ) -> Iterator[tuple[Request, Result]]:
         """Yield the results of a batch; after an error, of its halves or of each request."""
         import torch
 
-        requests = batch.requests
         # A batch that was prepared before memory ran out exceeds the size that is known to fit.
         size = self.batch_size
         if len(requests) <= size:
             try:
-                texts = self._generate(batch)
+                texts = self._generate(self._inputs(requests) if inputs is None else inputs)
             except torch.OutOfMemoryError:
                 if len(requests) == 1:
                     yield requests[0], Failure("too little memory for a single description")
@@ -101,14 +90,11 @@ class LlavaEngine:
             # Outside of the except clause: the exception's traceback refers to the tensors.
             torch.cuda.empty_cache()
         for first in range(0, len(requests), size):
-            yield from self._describe_batch(_Batch(requests[first : first + size], None))
+            yield from self._describe_batch(requests[first : first + size])
 
-    def _generate(self, batch: _Batch) -> list[str]:
+    def _generate(self, inputs: Any) -> list[str]:
         import torch
 
-        inputs = batch.inputs
-        if inputs is None:
-            inputs = self._inputs(batch.requests)
         length = inputs["input_ids"].shape[1]
         limit = self._model.config.text_config.max_position_embeddings
         if length + self._new_tokens > limit:

@@ -17,7 +17,6 @@ from captioning.engines.llava.memory import (
     available_memory,
     check_memory,
     count_parameters,
-    estimate_memory,
     unquantized_bytes,
 )
 from lattec_jax.runtime.errors import EngineError
@@ -27,11 +26,7 @@ INSTALL = "pip install -e '.[captioning]'"
 
 
 def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
-    """Load the model that `config.descriptions.llava` names.
-
-    Args:
-        settings: `config.descriptions.llava`.
-        new_tokens: maximum for a description.
+    """Load the model that `settings`, `config.descriptions.llava`, names.
 
     Returns:
         The `LlavaNextForConditionalGeneration`, its processor, and the memory that they need.
@@ -51,8 +46,7 @@ def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
     config = checkpoint.read_configuration(name, revision)
     checkpoint.check_weights_index(Path(name))
     device = choose_device(settings, config)
-    need = estimate_memory(config, precision, new_tokens, device)
-    check_memory(config, precision, new_tokens, available_memory(device), device)
+    need = check_memory(config, precision, new_tokens, available_memory(device), device)
     dtype = torch.float32 if unquantized_bytes(precision, device) == 4 else torch.bfloat16
     options: dict[str, Any] = {"revision": revision}
     quantization: dict[str, Any] = {}
@@ -128,12 +122,9 @@ def _check_packages(quantized: bool) -> None:
 def _quantization(precision: str, dtype: Any) -> Any:
     import transformers
 
-    if precision == "int8":
-        return transformers.BitsAndBytesConfig(
-            load_in_8bit=True, llm_int8_skip_modules=list(UNQUANTIZED)
-        )
     return transformers.BitsAndBytesConfig(
-        load_in_4bit=True,
+        load_in_8bit=precision == "int8",
+        load_in_4bit=precision == "nf4",
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
@@ -142,11 +133,7 @@ def _quantization(precision: str, dtype: Any) -> Any:
 
 
 def check_quantized(model: Any) -> None:
-    """Check that all linear layers of the language model and no others are quantized.
-
-    Raises:
-        EngineError: they are not, because module names have changed.
-    """
+    """Raise EngineError unless the language model's linear layers, and no others, are quantized."""
     import torch
     from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
@@ -165,11 +152,7 @@ def check_quantized(model: Any) -> None:
 
 
 def choose_device(settings: ConfigDict, config: Any) -> str:
-    """Return "cuda" or "cpu".
-
-    Raises:
-        EngineError: there is no GPU, and the model is large.
-    """
+    """Return "cuda" or "cpu"; raise EngineError if there is no GPU and the model is large."""
     import torch
 
     if settings.device == "cpu":

@@ -83,12 +83,7 @@ def estimate_memory(
 ) -> Memory:
     """Return the memory that a model of this configuration needs.
 
-    Args:
-        config: the model's.
-        precision: a key of `PRECISIONS`.
-        new_tokens: maximum for a description.
-        device: "cuda" or "cpu".
-        counted: `count_parameters(config)`, if already known.
+    `counted` is `count_parameters(config)`, if it is known already.
     """
     linear, others = counted or count_parameters(config)
     linear_bytes, other_bytes = PRECISIONS[precision][0], unquantized_bytes(precision, device)
@@ -125,24 +120,28 @@ def max_batch_size(need: Memory, device: str) -> int:
     return min(MAX_BATCH_SIZE, max(1, capacity))
 
 
-def check_memory(config: Any, precision: str, new_tokens: int, free: int, device: str) -> None:
-    """Raise EngineError if not even a batch of one fits; the message names what would fit."""
+def check_memory(config: Any, precision: str, new_tokens: int, free: int, device: str) -> Memory:
+    """Return the memory that a model needs.
+
+    Raises:
+        EngineError: not even a batch of one fits into the free bytes; names what would fit.
+    """
     reserve = CUDA_RESERVE if device == "cuda" else 0
     counted = count_parameters(config)
-
-    def total(name: str) -> int:
-        return sum(estimate_memory(config, name, new_tokens, device, counted)) + reserve
-
-    if total(precision) <= free:
-        return
-    fits = [name for name in PRECISIONS if total(name) <= free]
+    needs = {
+        name: estimate_memory(config, name, new_tokens, device, counted) for name in PRECISIONS
+    }
+    totals = {name: sum(need) + reserve for name, need in needs.items()}
+    if totals[precision] <= free:
+        return needs[precision]
+    fits = [name for name in PRECISIONS if totals[name] <= free]
     remedy = (
         f"--config.descriptions.llava.precision={fits[-1]} would fit"
         if fits
-        else f"not even {min(PRECISIONS, key=total)} would fit; use a larger device or a server "
-        "(--config.descriptions.engine=openai)"
+        else f"not even {min(totals, key=totals.__getitem__)} would fit; use a larger device or a "
+        "server (--config.descriptions.engine=openai)"
     )
     raise EngineError(
-        f"too little memory on the {device}: {precision} needs {total(precision) / 2**30:.1f} GiB "
+        f"too little memory on the {device}: {precision} needs {totals[precision] / 2**30:.1f} GiB "
         f"for the weights and one description, and {free / 2**30:.1f} GiB are free; {remedy}"
     )

@@ -1,14 +1,5 @@
 """A model behind a server with the OpenAI chat API: vLLM, SGLang, llama.cpp or a service.
 
-    __init__.py      the engine's module: identity, processes, load
-    engine.py        concurrent requests, in the thread of an event loop
-    session.py       one request: retries, backoff, and the pauses that the server asks for
-    server.py        the server's address, key and model list; the errors that end a run
-    protocol.py      the content of requests and responses
-    http_client.py   the HTTP client, with bounds on sizes, encodings and redirects
-    key_filter.py    search for the API key in what the server sends
-    errors.py        exceptions of a request
-
 Every description is one request to `<base_url>/chat/completions`. The `openai` client sends it with
 its own retries off: they do not cover malformed responses, and cannot delay the other requests when
 the server asks for a pause.
@@ -28,11 +19,7 @@ from lattec_jax.runtime.errors import ConfigError, EngineError
 
 
 def identity(config: ConfigDict) -> Identity:
-    """Return the identity of the configured model, without a request to the server.
-
-    Raises:
-        ConfigError: no model is configured.
-    """
+    """Return the identity of the configured model, without a request to the server."""
     settings, length = config.descriptions.openai, config.descriptions.max_new_tokens
     key = "config.descriptions.openai"
     if not settings.model:
@@ -54,19 +41,16 @@ def processes(config: ConfigDict) -> int:
 
 
 def load(config: ConfigDict) -> OpenAIEngine:
-    """Return the engine, after a check that the server is up and has the model.
-
-    Raises:
-        ConfigError: no model is configured, or `base_url` is not an address.
-        EngineError: the client, the server, the model or the key is missing.
-    """
+    """Return the engine, after a check that the server is up and has the model."""
     try:
         import openai  # noqa: F401
+        from anyio.from_thread import start_blocking_portal
     except ImportError as error:
         raise EngineError(
             f"the engine 'openai' needs the package of this name ({error}); install it with "
             "pip install -e '.[openai]'"
         ) from error
     engine = OpenAIEngine(identity(config), config.descriptions)
-    engine.check_server()
+    with start_blocking_portal() as portal:
+        portal.call(engine.server.check_model)
     return engine

@@ -31,29 +31,16 @@ class OpenAIEngine:
     def __init__(self, identity: Identity, settings: ConfigDict, backoff: float = 1.0) -> None:
         """Create the engine without connecting to the server.
 
-        Args:
-            identity: the engine's.
-            settings: `config.descriptions`.
-            backoff: seconds before the second attempt, doubled for each further one.
-
-        Raises:
-            EngineError: the key contains characters that cannot be sent.
+        `settings` is `config.descriptions`; `backoff`: see `Session`.
         """
         self.identity = identity
-        self._server = Server(settings.openai, identity.model)
-        self._concurrency: int = settings.openai.concurrency
-        self._attempts: int = settings.openai.retries + 1
-        self._max_new_tokens: int = settings.max_new_tokens
-        self._backoff = backoff
+        self.server = Server(settings.openai, identity.model)
+        self._settings, self._backoff = settings, backoff
 
     def describe(self, requests: Iterable[Request]) -> Results:
         """See `Engine.describe`.
 
         At most `concurrency` requests are in flight. Closing the iterator cancels them.
-
-        Raises:
-            EngineError: the key is refused, the model or the address is unknown, or the server no
-                longer responds.
         """
         results = self._describe(requests)
         _open_iterators.add(results)
@@ -66,35 +53,18 @@ class OpenAIEngine:
         # In its own thread the event loop receives responses and encodes images while the caller
         # writes and reads files.
         with start_blocking_portal() as portal:
-            session = Session(
-                self._server,
-                max_new_tokens=self._max_new_tokens,
-                attempts=self._attempts,
-                backoff=self._backoff,
-                max_lost=2 * self._concurrency,
-            )
+            session = Session(self.server, self._settings, self._backoff)
             try:
                 for request in requests:
                     pending[portal.start_task_soon(session.describe, request)] = request
-                    if len(pending) >= self._concurrency:
+                    if len(pending) >= self._settings.openai.concurrency:
                         yield from _completed(pending)
                 while pending:
                     yield from _completed(pending)
             finally:
                 for future in pending:
                     future.cancel()  # before its client is closed
-                portal.call(session.close)
-
-    def check_server(self) -> None:
-        """Check that the server has the model. A server without a list of models passes.
-
-        Raises:
-            EngineError: the server does not respond, refuses the key, or does not have the model.
-        """
-        from anyio.from_thread import start_blocking_portal
-
-        with start_blocking_portal() as portal:
-            portal.call(self._server.check_model)
+                portal.call(session.client.close)
 
 
 def _completed(pending: dict[Future[Result], Request]) -> Results:

@@ -12,19 +12,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from captioning.engines.openai.errors import (
+from captioning.engines.openai.protocol import (
     RedirectError,
     RequestRefused,
     RetryableError,
     StatusError,
+    error_message,
 )
-from captioning.engines.openai.protocol import error_message
 from lattec_jax.runtime.errors import EngineError
 
 # Requests and responses are those of httpx or httpx2, whichever openai has: no type covers both.
-HttpRequest = Any
-HttpResponse = Any
-
 MAX_BODY_BYTES = 2**22  # of a successful response, compressed and decompressed
 MAX_ERROR_BYTES = 2**16  # of an error's body; the rest is not read
 MAX_REDIRECTS = 5
@@ -36,11 +33,8 @@ def make_client(allow_redirects: bool) -> Any:
 
     It raises `StatusError` if the status is not 2xx, `RequestRefused` for a body that is too large,
     `RetryableError` for one that cannot be decompressed, and `RedirectError` for a redirect to
-    another address. Proxies and certificates come from the environment (HTTPS_PROXY, NO_PROXY,
-    SSL_CERT_FILE).
-
-    Args:
-        allow_redirects: also to another scheme, host or port.
+    another address unless `allow_redirects`. Proxies and certificates come from the environment
+    (HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE).
 
     Raises:
         EngineError: the environment names a proxy that cannot be used.
@@ -48,7 +42,7 @@ def make_client(allow_redirects: bool) -> Any:
     import openai
 
     class Client(openai.DefaultAsyncHttpxClient):
-        async def send(self, request: HttpRequest, **options: Any) -> HttpResponse:
+        async def send(self, request: Any, **options: Any) -> Any:
             options.update(stream=True, follow_redirects=False)
             for _ in range(MAX_REDIRECTS + 1):
                 response = await super().send(request, **options)
@@ -58,8 +52,10 @@ def make_client(allow_redirects: bool) -> Any:
                         return await _read_response(response)
                 finally:
                     await response.aclose()
-                if not allow_redirects and _origin(target.url) != _origin(request.url):
-                    raise RedirectError(_without_credentials(target.url))
+                url = target.url
+                if not allow_redirects and _origin(url) != _origin(request.url):
+                    bare = url.copy_with(username=None, password=None, query=None, fragment=None)
+                    raise RedirectError(str(bare))
                 request = target
             raise RetryableError(f"the server redirects more than {MAX_REDIRECTS} times")
 
@@ -76,15 +72,20 @@ def make_client(allow_redirects: bool) -> Any:
 
 
 @contextmanager
-def translate_errors() -> Iterator[None]:
-    """Raise the exceptions of `make_client`'s client, and `RetryableError` for lost connections.
+def request_errors(timeout: float) -> Iterator[None]:
+    """Bound a request in time, and raise the exceptions of `make_client`'s client.
 
-    The errors of the `openai` client hold the request with its key: nothing is chained to them.
+    `RetryableError` is also raised after `timeout` seconds, and for lost connections. The errors of
+    the `openai` client hold the request with its key: nothing is chained to them.
     """
+    import anyio
     import openai
 
     try:
-        yield
+        with anyio.fail_after(timeout):
+            yield
+    except TimeoutError:
+        raise RetryableError(f"no complete response within {timeout:g} s") from None
     except openai.APIConnectionError as error:
         cause = error.__cause__ or error
         # Before version 3, openai wraps whatever the HTTP client raises.
@@ -99,11 +100,7 @@ def _origin(url: Any) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port
 
 
-def _without_credentials(url: Any) -> str:
-    return str(url.copy_with(username=None, password=None, query=None, fragment=None))
-
-
-async def _read_response(response: HttpResponse) -> HttpResponse:
+async def _read_response(response: Any) -> Any:
     """Return the response with its full body, decompressed and declared as UTF-8."""
     if not response.is_success:
         try:
@@ -121,13 +118,8 @@ async def _read_response(response: HttpResponse) -> HttpResponse:
     )
 
 
-async def _read_body(response: HttpResponse, limit: int, truncate: bool) -> bytes:
-    """Return the decompressed body, with `truncate` only its first `limit` bytes.
-
-    Raises:
-        RequestRefused: it is larger, or has an encoding that was not requested.
-        RetryableError: it cannot be decompressed.
-    """
+async def _read_body(response: Any, limit: int, truncate: bool) -> bytes:
+    """Return the decompressed body; of a larger one the start with `truncate`, else refuse it."""
     encoding = response.headers.get("content-encoding", "").strip().lower()
     decompressor = None
     if encoding in _ENCODINGS:

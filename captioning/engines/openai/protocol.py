@@ -1,40 +1,57 @@
-"""The content of requests to and responses from a server with the OpenAI chat API."""
+"""Requests to a server with the OpenAI chat API: their content, responses and errors."""
 
 from __future__ import annotations
 
-import base64
 import email.utils
-import io
 import time
 from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
-from captioning.collage import single_image
-from captioning.engines.openai.errors import RequestRefused, RetryableError
+from captioning.collage import data_uri, single_image
 from lattec_jax.runtime.safe_read import parse_json
 
 MAX_SIDE = 1344  # pixels; LLaVA-NeXT downscales images larger than 1008
 _MAX_MESSAGE_CHARS = 4096  # of the server's text that are processed for a message
 
 
-def data_uri(images: Sequence[Image.Image]) -> str:
+class RetryableError(Exception):
+    """An attempt failed, and another may succeed."""
+
+
+class RequestRefused(Exception):
+    """The request failed and would fail again; other requests may succeed."""
+
+
+class StatusError(Exception):
+    """A response whose status is not 2xx.
+
+    Its message is an attribute only, so that no traceback contains what the server sent.
+    """
+
+    def __init__(self, status: int, message: str, retry_after: str, url: str) -> None:
+        super().__init__(status)
+        self.message = f"{status}: {message}"
+        self.status, self.retry_after, self.url = status, retry_after, url
+
+
+class RedirectError(Exception):
+    """A redirect to another scheme, host or port."""
+
+    def __init__(self, target: str) -> None:
+        super().__init__()
+        self.target = target
+
+
+def image_uri(images: Sequence[Image.Image]) -> str:
     """Return an image, or the collage of several, as a PNG data URI of at most `MAX_SIDE`."""
     image = single_image(images)
     image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS, reducing_gap=None)
-    image.info.clear()  # color profiles and the like, which servers treat differently
-    file = io.BytesIO()
-    image.save(file, "PNG", compress_level=1)  # three times as fast as 6, and 15 % larger
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return data_uri(image, "png", compress_level=1)  # three times as fast as 6, and 15 % larger
 
 
 def response_text(body: str) -> str:
-    """Return the text in the body of a response with status 200.
-
-    Raises:
-        RetryableError: the body is not a chat completion.
-        RequestRefused: the model or a filter declined.
-    """
+    """Return the text in the body of a response with status 200."""
     try:
         response = parse_json(body)
     except ValueError:

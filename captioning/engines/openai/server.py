@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 from ml_collections import ConfigDict
 
 from captioning.engines import Failure, clean_result
-from captioning.engines.openai.errors import (
+from captioning.engines.openai.http_client import make_client, request_errors
+from captioning.engines.openai.key_filter import KeyFilter
+from captioning.engines.openai.protocol import (
     RedirectError,
     RequestRefused,
     RetryableError,
     StatusError,
+    collapse,
+    model_names,
 )
-from captioning.engines.openai.http_client import make_client, translate_errors
-from captioning.engines.openai.key_filter import KeyFilter
-from captioning.engines.openai.protocol import collapse, model_names
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError, EngineError
 from lattec_jax.runtime.text import sanitize
@@ -33,11 +34,7 @@ class Server:
     """The server of `config.descriptions.openai`."""
 
     def __init__(self, settings: ConfigDict, model: str) -> None:
-        """Read the key from the environment.
-
-        Raises:
-            EngineError: the key contains characters that cannot be sent.
-        """
+        """Read the key from the environment; raise EngineError if it cannot be sent."""
         self.model = model
         self.base_url: str = settings.base_url
         self.timeout: float = settings.timeout
@@ -53,12 +50,7 @@ class Server:
         self._key_filter = KeyFilter(self._key)
 
     def client(self) -> openai.AsyncOpenAI:
-        """Return a client without a timeout: the caller sets a deadline for each request.
-
-        Raises:
-            ConfigError: `base_url` is not an address.
-            EngineError: the environment names a proxy that cannot be used.
-        """
+        """Return a client without a timeout: the caller sets a deadline for each request."""
         import openai
 
         http_client = make_client(self._allow_redirects)
@@ -77,22 +69,17 @@ class Server:
             ) from None
 
     async def check_model(self) -> None:
-        """Check that the server lists the model. A server without a list of models passes.
-
-        Raises:
-            EngineError: the server does not respond, refuses the key, or does not have the model.
-        """
-        import anyio
-
-        timeout, response, problem = min(self.timeout, _MODEL_LIST_TIMEOUT_S), None, ""
+        """Raise EngineError unless the server lists the model, or has no list of models."""
         try:
-            with translate_errors(), anyio.fail_after(timeout):
+            with request_errors(min(self.timeout, _MODEL_LIST_TIMEOUT_S)):
                 async with self.client() as client:
                     response = await client.models.with_raw_response.list()
-        except TimeoutError:
-            problem = f"no complete response within {timeout:g} s"
         except (RetryableError, RequestRefused) as error:
-            problem = self.quote(str(error))
+            raise EngineError(
+                f"no server answers at {self.base_url} ({self.quote(str(error))}). Start one, for "
+                "example with `vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, wait until it "
+                "listens, and check config.descriptions.openai.base_url"
+            ) from None
         except RedirectError as error:
             raise self.redirect_refused(error) from None
         except StatusError as error:
@@ -105,12 +92,6 @@ class Server:
                 f"{self.quote(error.message)}. Wait until it is ready, and check "
                 "config.descriptions.openai.base_url"
             ) from None
-        if response is None:
-            raise EngineError(
-                f"no server answers at {self.base_url} ({problem}). Start one, for example with "
-                "`vllm serve llava-hf/llava-v1.6-mistral-7b-hf`, wait until it listens, and check "
-                "config.descriptions.openai.base_url"
-            )
         names = model_names(response.http_response.text)
         if names and self.model not in names:
             hint = self.quote(did_you_mean(self.model, names))
@@ -138,18 +119,6 @@ class Server:
             "--config.descriptions.openai.allow_redirects=True"
         )
 
-    async def not_found(self, error: StatusError) -> EngineError:
-        """Return the error for the statuses 404 and 405: an unknown model or a wrong address."""
-        try:
-            await self.check_model()
-        except EngineError as unknown_model:
-            return unknown_model
-        return EngineError(
-            f"the server has nothing at {self.quote(error.url)}: {self.quote(error.message)}. "
-            "Check config.descriptions.openai.base_url, which usually ends with /v1, found "
-            f"{self.base_url}, and config.descriptions.openai.model, found {self.model}"
-        )
-
     def quote(self, text: str) -> str:
         """Return text from the server for a message: one line, bounded, the key masked."""
         text = sanitize(collapse(text))
@@ -157,11 +126,7 @@ class Server:
         return text if len(text) <= _MAX_QUOTE_CHARS else text[: _MAX_QUOTE_CHARS - 1] + "…"
 
     def check_text(self, text: str) -> str:
-        """Return a description in the form that is stored, in which the key is searched for.
-
-        Raises:
-            RequestRefused: it is too long, or contains the key or a long part of it.
-        """
+        """Return a description as it is stored; refuse one with a long part of the key."""
         result = clean_result(text)
         if isinstance(result, Failure):
             raise RequestRefused(result.reason)
