@@ -1,14 +1,9 @@
-"""Packaging: a lean core, and one extra for each stage that needs more."""
+"""Dependencies: a lean core, and one extra for each stage that needs more.
 
-import re
-from pathlib import Path
+All other metadata is in pyproject.toml.
+"""
 
-from setuptools import find_packages, setup
-
-HERE = Path(__file__).parent
-VERSION = re.search(
-    r'__version__ = "(.+)"', (HERE / "lattec_jax/runtime/version.py").read_text(encoding="utf-8")
-).group(1)
+from setuptools import setup
 
 CORE = [
     "absl-py>=2.1",
@@ -55,15 +50,18 @@ TFDS = [
     "tensorflow-datasets>=4.9.10,<4.10",
 ]
 
+WANDB = ["wandb>=0.31,<1"]
+
 # All that the tests need beside torch, which is large and not there for every Python. The tests of
 # what needs it (convert's tags, LLaVA, parity with PyTorch) are then skipped, with this as reason.
 TEST_WITHOUT_TORCH = [
     *OPENAI,
     *DEMO,
     *TFDS,
+    *WANDB,
     "basedpyright==1.40.2",
     "beartype>=0.22,<1",
-    "build>=1.2",
+    "build>=1.2",  # with setuptools and twine: the wheel and the sdist
     "fastapi>=0.115",  # with rich and uvicorn: `transformers serve`
     "hypothesis>=6.100,<7",
     "import-linter>=2.5,<3",
@@ -73,29 +71,13 @@ TEST_WITHOUT_TORCH = [
     "rich>=13",
     "ruff==0.17.6",
     "sentencepiece>=0.2",
+    "setuptools>=77.0.3",
     "transformers>=5.24,<6",
+    "twine>=6.1",
     "uvicorn>=0.30",
 ]
 
 setup(
-    name="lattec_jax",
-    version=VERSION,
-    description="LatteCLIP in JAX: adapt CLIP to a domain from unlabeled images",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
-    long_description_content_type="text/markdown",
-    license="Apache-2.0",
-    python_requires=">=3.11,<3.15",
-    packages=find_packages(
-        include=["lattec_jax*", "captioning*", "convert*", "configs*"], exclude=["tests*"]
-    ),
-    package_data={
-        "captioning": ["browse.html", "py.typed"],
-        "convert": ["py.typed"],
-        "lattec_jax": ["py.typed"],
-        "lattec_jax.demo": ["tiny_clip/*"],
-        "lattec_jax.reporting": ["page.html"],
-        "lattec_jax.paper_tables": ["paper_tables.json"],
-    },
     install_requires=CORE,
     extras_require={
         "convert": CONVERT,
@@ -105,6 +87,7 @@ setup(
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "demo": DEMO,
         "tfds": TFDS,
+        "wandb": WANDB,
         "test-without-torch": TEST_WITHOUT_TORCH,
         # torch 2.13.0 and torchvision 0.28.0 are the pair that the tests were run with.
         "test": [

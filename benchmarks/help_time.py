@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax.commands import MODULES
+from lattec_jax.commands import COMMANDS
 from lattec_jax.runtime.cli import command, read
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> None:
     print("|---|--:|--:|--:|--:|--:|")
     for module, extra in [
         ("lattec_jax", ()),
-        *((m, ()) for m in MODULES),
+        *((m, ()) for m in COMMANDS.values()),
         ("lattec_jax.train", CONFIG),
     ]:
         status, seconds, cpu = run(module, *extra, "--help")

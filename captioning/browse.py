@@ -21,7 +21,6 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
 from captioning.collage import data_uri, single_image
 from captioning.engines import ENGINES, REQUEST_ERRORS, engine_module
@@ -35,6 +34,7 @@ from lattec_jax.runtime.cli import command, read_config
 from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.errors import ConfigError, DataError, WeightsError
 from lattec_jax.runtime.files import write_atomic
+from lattec_jax.runtime.progress import progress_bar
 from lattec_jax.runtime.text import print_escaped
 
 MAX_SIDE = 240  # pixels of a thumbnail or a collage
@@ -69,7 +69,7 @@ def page(config: ConfigDict, limit: int) -> tuple[str, int]:
     paths = dict(zip(dataset.train.ids, dataset.train.paths, strict=True))
     cards = [
         _card(dataset, index, paths, descriptions, labels)
-        for index in tqdm(indices.tolist(), unit="image")
+        for index in progress_bar(indices.tolist(), desc="thumbnails", unit="image")
     ]
     data = {"name": dataset.name, "classes": list(dataset.class_names), "images": cards}
     return render(data), len(cards)

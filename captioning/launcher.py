@@ -9,10 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from captioning.shards import Shard, count_lines, shard_path
 from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.progress import progress_bar
 
 POLL_SECONDS = 1.0
 LOG_TAIL = 2000  # bytes of a failed worker's log that are shown
@@ -46,7 +45,9 @@ def launch_workers(
     ]
     before = count_lines(files)
     try:
-        with tqdm(total=num_pending, desc=f"{processes} workers", unit="description") as bar:
+        with progress_bar(
+            total=num_pending, desc=f"{processes} workers", unit="description"
+        ) as bar:
             while any(worker.poll() is None for worker in workers):
                 time.sleep(POLL_SECONDS)
                 bar.update(count_lines(files) - before - bar.n)

@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 
 from PIL import Image
-from tqdm import tqdm
 
 from captioning.engines import Engine, Failure, Request, Result, clean_result
 from captioning.shards import Shard, ShardWriter, read_records, shard_path
@@ -18,6 +17,7 @@ from lattec_jax.data.datasets.error_messages import list_lines
 from lattec_jax.data.images.preprocess import UnreadableImage, open_image
 from lattec_jax.data.prefetch import prefetch
 from lattec_jax.runtime.errors import DataError, EngineError
+from lattec_jax.runtime.progress import ProgressBar, progress_bar
 
 DECODE_THREADS = 4
 PREFETCH = 16  # requests whose images are decoded before the engine asks for them
@@ -67,7 +67,7 @@ def describe_shard(
     engine = load()
     with (
         ShardWriter(shard_path(plan.merged_path, plan.shard)) as writer,
-        tqdm(total=plan.num_tasks, initial=reused, desc=title, unit="image") as bar,
+        progress_bar(total=plan.num_tasks, initial=reused, desc=title, unit="image") as bar,
     ):
         stats = describe_tasks(engine, plan.pending, writer, bar)
     if len(stats.failed) == plan.num_tasks:
@@ -84,7 +84,7 @@ def list_failures(failed: Mapping[str, str]) -> str:
 
 
 def describe_tasks(
-    engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: tqdm
+    engine: Engine, tasks: Sequence[Task], writer: ShardWriter, progress: ProgressBar
 ) -> WorkerStats:
     """Describe every task, in the order in which the engine returns results.
 

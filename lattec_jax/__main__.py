@@ -3,7 +3,7 @@
     python -m lattec_jax
     python -m lattec_jax train --config=configs/demo.py
 
-`python -m lattec_jax.train` is equivalent to the second line. Each command has --help.
+Each command has --help, and also runs as `python -m PACKAGE.NAME`. --version prints the version.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import importlib
 from collections.abc import Sequence
 
 from lattec_jax.commands import COMMANDS, module_file, summary
-from lattec_jax.runtime.cli import asks_for_help, command
+from lattec_jax.runtime.cli import as_invoked, asks_for_help, command
 from lattec_jax.runtime.errors import ConfigError, did_you_mean
+from lattec_jax.runtime.version import __version__
 
 
 def listing() -> str:
     """Return the list of commands, one line each."""
     width = max(map(len, COMMANDS))
-    lines, package = [(__doc__ or "").strip()], ""
+    lines, package = [as_invoked((__doc__ or "").strip())], ""
     for name, module in COMMANDS.items():
         if module.partition(".")[0] != package:
             package = module.partition(".")[0]
@@ -33,6 +34,9 @@ def main(argv: Sequence[str]) -> None:
     if len(argv) < 2 or (argv[1].startswith("-") and asks_for_help(argv)):
         print(listing(), flush=True)
         return
+    if argv[1] == "--version":
+        print(__version__, flush=True)
+        return
     name = argv[1]
     module = COMMANDS.get(name, name)
     if module not in COMMANDS.values():
@@ -44,5 +48,10 @@ def main(argv: Sequence[str]) -> None:
     importlib.import_module(entry).main([module, *argv[2:]])
 
 
-if __name__ == "__main__":
+def run() -> None:
+    """Run as the console script `lattec-jax`."""
     command(main)
+
+
+if __name__ == "__main__":
+    run()

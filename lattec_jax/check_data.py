@@ -9,6 +9,7 @@ check.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.data import datasets
 from lattec_jax.data.datasets.dataset import Dataset, Split, fraction_count
-from lattec_jax.runtime.cli import command, read_config
+from lattec_jax.runtime.cli import command, config_arguments, print_next, read_config
 from lattec_jax.runtime.text import print_escaped
 
 
@@ -102,6 +103,7 @@ def main(argv: Sequence[str]) -> None:
     """The command."""
     config, _ = read_config(argv, __doc__)
     print_escaped(report(config, datasets.read(config)))
+    print_next(f"python -m lattec_jax.train {shlex.join(config_arguments(argv[1:]))}")
 
 
 if __name__ == "__main__":

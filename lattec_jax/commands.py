@@ -6,28 +6,27 @@ import ast
 from importlib.util import find_spec
 from pathlib import Path
 
-MODULES = (
-    "lattec_jax.check_data",
-    "lattec_jax.pseudo_label",
-    "lattec_jax.train",
-    "lattec_jax.evaluate",
-    "lattec_jax.predict",
-    "lattec_jax.report",
-    "lattec_jax.sweep",
-    "lattec_jax.runtime.config_reference",
-    "lattec_jax.demo.pretrain",
-    "captioning.describe",
-    "captioning.merge",
-    "captioning.browse",
-    "captioning.classify",
-    "captioning.import_released",
-    "convert.openclip_to_flax",
-    "convert.flax_to_openclip",
-    "convert.export",
-    "convert.list_models",
-)
 # `python -m lattec_jax NAME` runs the module.
-COMMANDS = {module.partition(".")[2]: module for module in MODULES}
+COMMANDS = {
+    "check_data": "lattec_jax.check_data",
+    "pseudo_label": "lattec_jax.pseudo_label",
+    "train": "lattec_jax.train",
+    "evaluate": "lattec_jax.evaluate",
+    "predict": "lattec_jax.predict",
+    "report": "lattec_jax.report",
+    "sweep": "lattec_jax.sweep",
+    "runtime.config_reference": "lattec_jax.runtime.config_reference",
+    "demo.pretrain": "lattec_jax.demo.pretrain",
+    "describe": "captioning.describe",
+    "merge": "captioning.merge",
+    "browse": "captioning.browse",
+    "classify": "captioning.classify",
+    "import_released": "captioning.import_released",
+    "openclip_to_flax": "convert.openclip_to_flax",
+    "flax_to_openclip": "convert.flax_to_openclip",
+    "export": "convert.export",
+    "list_models": "convert.list_models",
+}
 
 
 def module_file(module: str) -> Path:

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from tqdm import tqdm
 
 from lattec_jax.data.datasets.image_files import find_images
 from lattec_jax.inference import prediction_files
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.runtime.errors import ConfigError, DataError
+from lattec_jax.runtime.progress import progress_bar
 from lattec_jax.runtime.text import escape_unprintable, print_escaped, truncate
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ def classify(
     """Write a line for each image, in order. Return the number of unreadable images."""
     width = max(map(len, classifier.class_names))
     failed = 0
-    with tqdm(total=len(paths), unit="image", disable=not progress) as bar:
+    with progress_bar(
+        total=len(paths), desc="predicting", unit="image", disable=not progress
+    ) as bar:
         predictions = classifier.stream(paths, top_k=top, on_error="record")
         for path, found in zip(paths, predictions, strict=True):
             if found.error is not None:
@@ -128,6 +130,7 @@ def main(argv: Sequence[str]) -> None:
                     f"{len(paths) - len(left)} of {len(paths)} images are in {values.out}"
                 )
             failed = out.failed + classify(classifier, left, kind, top, out.append, True)
+        print_escaped(f"predictions of {len(paths)} images in {values.out}")
     if failed:
         print(f"{failed} images could not be read", file=sys.stderr)
         sys.exit(1)

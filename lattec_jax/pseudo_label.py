@@ -8,10 +8,17 @@ augmented. Existing labels of the training images are not used.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from lattec_jax.runtime.cli import command, define_distributed, read_config
+from lattec_jax.runtime.cli import (
+    command,
+    config_arguments,
+    define_distributed,
+    print_next,
+    read_config,
+)
 from lattec_jax.runtime.config import to_json
 from lattec_jax.runtime.text import escape_unprintable, print_escaped
 
@@ -47,6 +54,7 @@ def main(argv: Sequence[str]) -> None:
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
     source = provenance(weights.sha256, dataset.names, config.templates)
     print_escaped(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
+    print_next(f"python -m lattec_jax.train {shlex.join(config_arguments(argv[1:]))}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from jaxtyping import Int
 from lattec_jax.models.run_artifacts import ZeroShotHeads
 from lattec_jax.reporting import health, report_data, results
 from lattec_jax.runtime import distributed, run_directory
+from lattec_jax.runtime.cli import print_next
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import remove_abandoned, write_json
 from lattec_jax.runtime.safe_read import read_json
@@ -91,6 +93,7 @@ def write_results(
         f"{content['table']}\n{content['health']['verdict']}\nresults in {run.results_path}"
     )
     report_data.write_page(run.directory)
+    _print_next(run.directory)
     return content
 
 
@@ -114,4 +117,10 @@ def show_finished(directory: Path) -> dict[str, Any]:
         remove_abandoned(directory)
         if not (directory / run_directory.REPORT).exists():
             report_data.write_page(directory)
+        _print_next(directory)
     return finished
+
+
+def _print_next(directory: Path) -> None:
+    workdir = shlex.quote(str(directory))
+    print_next(f"python -m lattec_jax.predict --workdir={workdir} IMAGE_OR_FOLDER ...")

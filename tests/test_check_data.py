@@ -43,12 +43,14 @@ def test_counts_beside_those_expected(place, capsys):
     assert "warning: expected 10 classes, found 3" in lines
     assert not any("test images" in line for line in lines)
     counts = "all files were found, but {} from config.dataset.expected (see the warnings)"
-    assert lines[-1] == counts.format("2 counts differ")
+    assert lines[-2] == counts.format("2 counts differ")
     extra = ["--config.dataset.expected.test=6", "--config.dataset.expected.train=12"]
-    assert shown(place, capsys, "eurosat", *extra)[-1] == counts.format("1 count differs")
+    assert shown(place, capsys, "eurosat", *extra)[-2] == counts.format("1 count differs")
     extra.append("--config.dataset.expected.classes=3")
     lines = shown(place, capsys, "eurosat", *extra)
-    assert lines[-1] == "all files were found" and not any("warning" in line for line in lines)
+    assert lines[-2] == "all files were found" and not any("warning" in line for line in lines)
+    train = f"python -m lattec_jax.train --config=configs/eurosat.py {' '.join(extra)}"
+    assert lines[-1] == f"next: {train}"
 
 
 def test_expected_counts_follow_the_fraction(place, capsys):

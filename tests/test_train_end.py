@@ -37,7 +37,10 @@ def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(
     (scratch / "new").mkdir(parents=True)
     (scratch / "new" / "model.safetensors").write_bytes(b"half")
     again(directory)
-    assert "holds a finished run" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "holds a finished run" in shown
+    last = f"next: python -m lattec_jax.predict --workdir={directory} IMAGE_OR_FOLDER ...\n"
+    assert shown.endswith(last)
     assert names(directory) == before
     assert (directory / "report.html").read_bytes() == page
 

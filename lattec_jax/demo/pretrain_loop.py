@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,6 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
-from tqdm import tqdm
 
 from lattec_jax.data.datasets.digits import CLASS_NAMES
 from lattec_jax.data.glyphs import describe_image
@@ -25,6 +25,8 @@ from lattec_jax.demo.rendering import HELD_OUT_FONTS, TRAINING_FONTS, Renderer
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params, bind, define, initial_params
 from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
+from lattec_jax.runtime.progress import progress_bar
+from lattec_jax.runtime.text import print_escaped
 
 IMAGE_SIZE, CONTEXT_LENGTH = 32, 32
 TEMPLATE = "a photo of a {}."
@@ -50,7 +52,8 @@ def render(fonts: tuple[str, ...], count: int, seed: int, drop: float) -> Render
     images, labels = Renderer(fonts, IMAGE_SIZE).images(count, seed)
     rng = np.random.default_rng((seed, 1))
     captions = []
-    for image, label in zip(tqdm(images, desc="captions", unit="image"), labels, strict=True):
+    bar = progress_bar(images, desc="captions", unit="image")
+    for image, label in zip(bar, labels, strict=True):
         phrases = describe_image(Image.fromarray(image)).split(", ")
         kept = [phrase for phrase in phrases if rng.random() >= drop]
         strokes = ", ".join(kept or phrases[:1])
@@ -146,7 +149,8 @@ def pretrain(
 
     rng, state, losses = np.random.default_rng((seed, 2)), optimizer.init(params), []
     count = len(rendered.labels)
-    for chosen in tqdm(batches(count, batch_size, steps, rng), total=steps, desc="pre-training"):
+    drawn = batches(count, batch_size, steps, rng)
+    for chosen in progress_bar(drawn, total=steps, desc="pre-training", unit="step"):
         kind = rng.integers(len(tokens), size=batch_size)
         params, state, value = step(params, state, rendered.images[chosen], tokens[kind, chosen])
         losses.append(value)
@@ -203,3 +207,4 @@ def make(out: Path, seed: int, steps: int) -> None:
         f"{accuracy['descriptions']:.1%} of the descriptions; "
         f"{time.perf_counter() - start:.0f} s"
     )
+    print_escaped(f"checkpoint in {out}; use it by --config.weights={shlex.quote(str(out))}")

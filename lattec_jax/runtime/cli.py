@@ -25,7 +25,7 @@ from lattec_jax.runtime.config import Define, parse_command_line, parse_flags
 from lattec_jax.runtime.config_display import help_entry, help_lines, print_lines
 from lattec_jax.runtime.errors import ConfigError, UserError
 from lattec_jax.runtime.preemption import STATUS, Terminated
-from lattec_jax.runtime.text import escape_unprintable, truncate
+from lattec_jax.runtime.text import escape_unprintable, print_escaped, truncate
 
 # No space left, over quota, too large, read-only, not allowed.
 _NOT_WRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
@@ -35,6 +35,7 @@ _NOT_USABLE = (
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG,
     errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.EPERM, errno.EBUSY, errno.EIO, errno.ESTALE,
 )  # fmt: skip
+SCRIPT = "lattec-jax"  # the console script, see pyproject.toml
 _FORMS = {
     "string": "TEXT",
     "int": "NUMBER",
@@ -164,8 +165,25 @@ def config_arguments(arguments: Sequence[str]) -> list[str]:
 # ---------------------------------------------------------------------------------------- help text
 
 
+def as_invoked(text: str) -> str:
+    """Return a text with the commands in it as the user starts them.
+
+    They are written `python -m PACKAGE.NAME`. In a process of the console script they become
+    `lattec-jax NAME`.
+    """
+    if os.path.basename(sys.argv[0]) != SCRIPT:
+        return text
+    pattern = r"python -m (?:lattec_jax|captioning|convert)\b(?:(\.)(?=\w))?"
+    return re.sub(pattern, lambda found: f"{SCRIPT} " if found[1] else SCRIPT, text)
+
+
+def print_next(command_line: str) -> None:
+    """Print the command that a user runs after this one."""
+    print_escaped(f"next: {as_invoked(command_line)}")
+
+
 def _print_and_exit(lines: Iterable[str]) -> NoReturn:
-    print("\n".join(lines), flush=True)
+    print(as_invoked("\n".join(lines)), flush=True)
     sys.exit(0)
 
 
@@ -242,7 +260,7 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
     try:
         main(sys.argv)
     except UserError as error:
-        print(f"error: {shown(error)}", file=sys.stderr)
+        print(f"error: {as_invoked(shown(error))}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:  # the reader of the output has closed it, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -22,7 +22,6 @@ from typing import NamedTuple
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
 from captioning.engines import openai as engine
 from captioning.engines.openai.key_filter import KeyFilter
@@ -33,6 +32,7 @@ from configs import common
 from lattec_jax.data.descriptions import records
 from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.progress import progress_bar
 from tests.captioning.misbehaving_server import (
     CHAT,
     GOOD,
@@ -160,7 +160,7 @@ def described(config: ConfigDict, directory: Path, prompts: list[str]) -> list[t
             if prompts[0] in MODELS
             else engine.OpenAIEngine(engine.identity(config), config.descriptions)
         )
-        with ShardWriter(shard) as writer, tqdm(disable=True) as progress:
+        with ShardWriter(shard) as writer, progress_bar(desc="", unit="image") as progress:
             describe_tasks(loaded, tasks, writer, progress)
     except EngineError as error:
         return [(ERROR, str(error))]

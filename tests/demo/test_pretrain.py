@@ -53,7 +53,9 @@ def test_a_loadable_directory_is_written(tmp_path: Path, monkeypatch, capsys) ->
 
     monkeypatch.setattr(pretrain_loop, "pretrain", untrained)
     run(tmp_path / "clip", monkeypatch, 50)
-    assert "last loss 3.500" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "last loss 3.500" in shown
+    assert shown.endswith(f"use it by --config.weights={tmp_path / 'clip'}\n")
     found = Checkpoint.load(tmp_path / "clip")
     assert found.source["steps"] == 30
     assert found.config.vision.image_size == (32, 32)

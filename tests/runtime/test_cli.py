@@ -14,7 +14,7 @@ from absl import flags
 
 from lattec_jax import __main__ as lister
 from lattec_jax import predict, train
-from lattec_jax.commands import COMMANDS, MODULES, module_file, summary
+from lattec_jax.commands import COMMANDS, module_file, summary
 from lattec_jax.runtime import cli
 from lattec_jax.runtime.config import flatten, parse
 from lattec_jax.runtime.config_comments import comment_of, comments
@@ -66,7 +66,15 @@ def shown_keys(text: str) -> dict[str, str]:
 def every_help() -> tuple[dict[str, tuple[int, str]], set[str]]:
     """Module and flag -> status and text; and the packages that all of them loaded."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore::RuntimeWarning", "-c", EVERY_HELP, *MODULES, "lattec_jax"],
+        [
+            sys.executable,
+            "-W",
+            "ignore::RuntimeWarning",
+            "-c",
+            EVERY_HELP,
+            *COMMANDS.values(),
+            "lattec_jax",
+        ],
         capture_output=True,
         text=True,
         check=True,
@@ -83,18 +91,18 @@ def test_every_command_is_listed():
             if '\nif __name__ == "__main__":' in file.read_text(encoding="utf-8"):
                 parts = file.relative_to(ROOT).with_suffix("").parts
                 runnable.add(".".join(parts).removesuffix(".__main__"))
-    assert runnable - {"lattec_jax"} == set(MODULES)
-    assert len(COMMANDS) == len(MODULES)  # no name stands for two
+    assert runnable - {"lattec_jax"} == set(COMMANDS.values())
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_each_answers_help(module, every_help):
+@pytest.mark.parametrize(("name", "module"), COMMANDS.items())
+def test_each_answers_help(name, module, every_help):
     found, _ = every_help
     status, text = found[f"{module} --help"]
     assert status == 0
     assert found[f"{module} -h"] == (0, text)
     assert text.startswith(summary(module))
-    assert f"    python -m {module} " in text  # an example
+    examples = (f"    python -m {module} ", f"    python -m lattec_jax {name} ")
+    assert any(example in text for example in examples)
     tree = ast.parse(module_file(module).read_text(encoding="utf-8"))
     takes_config = "read_config" in {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     flag = "  --config=FILE[:preset=NAME,method=NAME]  (required; for example configs/demo.py)"

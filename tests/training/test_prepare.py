@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 from lattec_jax import pseudo_label
 from lattec_jax.inference.feature_extractor import FeatureExtractor
 from tests.runs import arguments, run
@@ -32,11 +34,15 @@ def test_training_images_are_encoded_once_where_they_are_tested_too(place, monke
     assert found["label_free"] == with_test["label_free"]
 
 
-def test_only_what_augments_makes_a_training_cache(place):
+def test_only_what_augments_makes_a_training_cache(place, capsys):
     run(*ZERO_SHOT)
     caches = place / "artifacts/labeled/image_caches"
     assert {path.name.split("-")[0] for path in caches.iterdir()} == {"evaluation"}
-    pseudo_label.main(["pseudo_label", *arguments("labeled")[1:]])
+    given = arguments("labeled")[1:]
+    pseudo_label.main(["pseudo_label", *given])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("36 pseudo-labels in artifacts/labeled/pseudo_labels/")
+    assert lines[-1] == f"next: python -m lattec_jax.train {shlex.join(given)}"
     assert {path.name.split("-")[0] for path in caches.iterdir()} == {"evaluation", "training"}
 
 

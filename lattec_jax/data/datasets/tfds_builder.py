@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.files import partial_file, remove_abandoned, write_json
+from lattec_jax.runtime.progress import progress_bar
 from lattec_jax.runtime.safe_read import MAX_FILE_BYTES, read_json
 
 INDEX = "index.json"
@@ -143,7 +143,9 @@ def read_examples(builder: Any, pattern: str) -> Iterator[Example]:
     labels = label_names(builder)
     for split in builder.info.splits:
         records = open_split(builder, split)
-        bar = tqdm(range(len(records)), desc=f"reading {split}", unit="example", leave=False)
+        bar = progress_bar(
+            range(len(records)), desc=f"reading {split}", unit="example", leave=False
+        )
         for number in bar:
             record = records[number]
             values = {**record, "split": split, "label": labels[record["label"]]}
@@ -199,7 +201,8 @@ def write_images(folder: Path, builder: Any, images: Mapping[str, Example]) -> N
     for parent in {(folder / image).parent for image, _ in missing}:
         remove_abandoned(parent)
     records: dict[str, Any] = {}
-    for image, example in tqdm(missing, desc="writing images", unit="image", disable=not missing):
+    bar = progress_bar(missing, desc="writing images", unit="image", disable=not missing)
+    for image, example in bar:
         if example.split not in records:
             records[example.split] = open_split(builder, example.split)
         path = folder / image

@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.datasets.error_messages import list_lines
@@ -32,6 +31,7 @@ from lattec_jax.data.images.preprocess import (
 from lattec_jax.data.prefetch import prefetch
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import partial_directory, replace_directory
+from lattec_jax.runtime.progress import progress_bar
 
 FORMAT = "lattec_jax-image-cache-1"
 
@@ -65,7 +65,9 @@ def training_layout(settings: dict[str, Any], split: Split) -> Layout:
         return max(1, round(height * factor)), max(1, round(width * factor))
 
     with closing(prefetch(_header_size, split.paths)) as results:
-        bar = tqdm(results, total=len(split.ids), desc="reading headers", unit="image", leave=False)
+        bar = progress_bar(
+            results, total=len(split.ids), desc="reading headers", unit="image", leave=False
+        )
         sizes = np.array([(1, 1), *(bounded(size) for size in bar if size is not None)])
     shape = int(sizes[:, 0].max()), int(sizes[:, 1].max())
 
@@ -131,7 +133,7 @@ def _write(split: Split, layouts: Mapping[Path, Layout]) -> list[dict[str, str]]
             for directory, layout in layouts.items()
         ]
         results = stack.enter_context(closing(prefetch(decode, split.paths)))
-        bar = tqdm(results, total=total, desc="decoding images", unit="image", mininterval=0.5)
+        bar = progress_bar(results, total=total, desc="decoding images", unit="image")
         for image, result in zip(split.ids, bar, strict=True):
             if isinstance(result, UnreadableImage):
                 failed.append({"image": image, "reason": result.reason})
