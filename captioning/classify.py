@@ -97,7 +97,7 @@ _ABSENT = (
 def classify(
     config: ConfigDict, directory: Path | None = None, engine: Engine | None = None
 ) -> dict[str, Any]:
-    """Write the missing answers and the results, and return the content of `results.json`.
+    """Write the missing answers and the results, print and return the content of `results.json`.
 
     Args:
         directory: the work directory; None: the default one.
@@ -138,7 +138,9 @@ def classify(
     run_directory.acquire(directory, config, inputs)
     lines = (json.dumps(p.line(dataset.class_names)) + "\n" for p in predictions)
     write_atomic(directory / PREDICTIONS, "".join(lines))
-    write_json(directory / run_directory.RESULTS, results)
+    path = directory / run_directory.RESULTS
+    write_json(path, results)
+    print_escaped(f"{report(results)}\nresults in {path}")
     return results
 
 
@@ -155,8 +157,7 @@ def main(argv: Sequence[str]) -> None:
     config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     if shard == UNSHARDED:
-        directory = Path(values.workdir) if values.workdir else None
-        print_escaped(report(classify(config, directory)))
+        classify(config, Path(values.workdir) if values.workdir else None)
         return
     identity = engine_module(config).identity(config)
     stats = classify_shard(config, make_tasks(config, datasets.load(config), identity), None, shard)

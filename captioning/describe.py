@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shlex
 from collections.abc import Sequence
 
 from absl import flags
@@ -30,7 +31,7 @@ from captioning.tasks import Tasks, check_kinds, make_tasks
 from captioning.worker import ShardPlan, WorkerStats, describe_shard, list_failures
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import Sources, descriptions_path
-from lattec_jax.runtime.cli import command, read_config
+from lattec_jax.runtime.cli import command, config_arguments, print_next, read_config
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.runtime.text import print_escaped
 
@@ -127,12 +128,22 @@ def main(argv: Sequence[str]) -> None:
         if shard == UNSHARDED:
             for tasks, _ in plans:
                 print_escaped(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
+        _print_next(argv, shard)
         return
     for kind, outcome in describe(config, kinds, None, shard).items():
         stats = outcome.stats
         counts = f"{stats.written} written, {stats.reused} reused, {len(stats.failed)} failed"
         details = "\n" + outcome.merged.report() if outcome.merged else list_failures(stats.failed)
         print_escaped(f"{kind}: {counts}{details}")
+    _print_next(argv, shard)
+
+
+def _print_next(argv: Sequence[str], shard: Shard) -> None:
+    module = "lattec_jax.train"
+    if shard != UNSHARDED:
+        module = "captioning.merge"
+        print("when all shards are described:")
+    print_next(f"python -m {module} {shlex.join(config_arguments(argv[1:]))}")
 
 
 if __name__ == "__main__":

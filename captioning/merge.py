@@ -10,6 +10,7 @@ model and decoding. Nothing is deleted.
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from captioning.tasks import Tasks, check_kinds, make_tasks
 from captioning.worker import list_failures
 from lattec_jax.data import datasets
 from lattec_jax.data.descriptions import descriptions_path, records, to_line
-from lattec_jax.runtime.cli import command, read_config
+from lattec_jax.runtime.cli import command, config_arguments, print_next, read_config
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.text import print_escaped
@@ -139,6 +140,7 @@ def main(argv: Sequence[str]) -> None:
     config, values = read_config(argv, __doc__, define_flags)
     for kind, merged in merge(config, values.kind).items():
         print_escaped(f"{kind}: {merged.report()}")
+    print_next(f"python -m lattec_jax.train {shlex.join(config_arguments(argv[1:]))}")
 
 
 if __name__ == "__main__":

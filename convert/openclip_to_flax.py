@@ -14,6 +14,7 @@ The directory is self-contained: parameters, model configuration, tokenizer and 
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ def main(argv: Sequence[str]) -> None:
     if "converted_to_float32_from" in checkpoint.source:
         types = checkpoint.source["converted_to_float32_from"].items()
         print_escaped("converted to float32: " + ", ".join(f"{n} tensors of {t}" for t, n in types))
+    print_escaped(f"use it by --config.weights={shlex.quote(str(out))}")
 
 
 def _read_source(values: flags.FlagValues) -> Source:
