@@ -5,6 +5,7 @@ from lattec_jax import Classifier
 classifier = Classifier.load("runs/mine-latteclip-s0")
 classifier.predict("image.jpg").name
 classifier.predict(["a.jpg", Image.open("b.png"), array], top_k=3)
+classifier.predict("new/*.jpg")
 for found in classifier.stream(million_paths, on_error="record"): ...
 """
 
@@ -31,6 +32,7 @@ from lattec_jax.data.images.preprocess import (
     image_errors,
     open_image,
 )
+from lattec_jax.data.images.sources import ImageLike, files_at, image_or_path, is_collection
 from lattec_jax.data.prefetch import prefetch
 from lattec_jax.data.text.bucketing import round_up
 from lattec_jax.inference.feature_extractor import (
@@ -39,6 +41,7 @@ from lattec_jax.inference.feature_extractor import (
     class_probabilities,
     compute_dtype,
 )
+from lattec_jax.inference.saved_run import copy_run, show_report
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import define
@@ -48,7 +51,6 @@ from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import ConfigError, DataError
 
 BATCH_SIZE = 256  # for a model without a configuration
-ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
 Decoded = UInt8[np.ndarray, "S T 3"] | UnreadableImage
 T = TypeVar("T")
 
@@ -121,6 +123,7 @@ class Classifier:
             if pretrained is None:
                 raise ConfigError("`pretrained` is missing, which these class weights need as well")
             self._pretrained_params = sharding.put(mesh, pretrained.params)
+        self.directory: Path | None = None  # the run that it was loaded from
         arrays = b"".join(array.tobytes() for array in heads if array is not None)
         self.identity: dict[str, Any] = {  # all that predictions depend on; JSON values
             "model_sha256": checkpoint.sha256,
@@ -145,20 +148,48 @@ class Classifier:
         """
         directory = Path(directory)
         checkpoint, heads = run_artifacts.load(directory)
-        path, pretrained = directory / run_directory.CONFIG, None
-        if not path.exists() and heads.pretrained is None:
-            return cls(checkpoint, heads)
-        config = load_run_config(path)
-        if heads.pretrained is not None:
-            pretrained = run_artifacts.load_pretrained(config, directory)
-        return cls(
-            checkpoint,
-            heads,
-            pretrained=pretrained,
-            dtype=compute_dtype(config),
-            mesh=sharding.fitting_mesh(config.compute.fsdp),
-            batch_size=config.compute.eval_batch_size,
-        )
+        path = directory / run_directory.CONFIG
+        config = load_run_config(path) if path.exists() or heads.pretrained is not None else None
+        settings: dict[str, Any] = {}
+        if config is not None:
+            settings = {
+                "dtype": compute_dtype(config),
+                "mesh": sharding.fitting_mesh(config.compute.fsdp),
+                "batch_size": config.compute.eval_batch_size,
+            }
+            if heads.pretrained is not None:
+                settings["pretrained"] = run_artifacts.load_pretrained(config, directory)
+        classifier = cls(checkpoint, heads, **settings)
+        classifier.directory = directory
+        return classifier
+
+    def report(self) -> Path:
+        """Print the table of the run, and return the path of its report page.
+
+        Raises:
+            DataError: the classifier was not loaded from a run that still has its results.
+        """
+        return show_report(self._loaded_from())
+
+    def save(self, directory: str | os.PathLike[str]) -> Path:
+        """Copy the classifier to a new directory, without checkpoints.
+
+        `load` and every command that takes the work directory of a finished run read the copy.
+
+        Raises:
+            ConfigError: the directory exists and is not empty, or cannot be written.
+            DataError: the classifier was not loaded from a directory.
+        """
+        target = Path(directory).expanduser()
+        copy_run(self._loaded_from(), target)
+        return target
+
+    def _loaded_from(self) -> Path:
+        if self.directory is None:
+            raise DataError(
+                "this classifier was not loaded from a directory; use Classifier.load(DIR)"
+            )
+        return self.directory
 
     def predict(
         self,
@@ -172,7 +203,8 @@ class Classifier:
 
         Args:
             images: one image or an iterable of them. An image is a path, a PIL image, or an
-                array: `[H, W, 3]` uint8 in RGB or `[H, W]` uint8 in grayscale.
+                array: `[H, W, 3]` uint8 in RGB or `[H, W]` uint8 in grayscale. A folder or a
+                pattern such as "new/*.jpg" stands for its images in alphabetical order.
             top_k: number of classes to return, at most all of them.
             embeddings: also return the image features.
             on_error: "raise", or "record": an unreadable image gets a `Prediction` whose `error`
@@ -183,9 +215,12 @@ class Classifier:
 
         Raises:
             UnreadableImage: with `on_error="raise"`; names the file.
-            DataError: an object that is not an image, whatever `on_error` is.
+            DataError: an object that is not an image, whatever `on_error` is; a folder or pattern
+                without images.
             ConfigError: an invalid `on_error`, or a `top_k` below 1.
         """
+        if isinstance(images, (str, os.PathLike)) and is_collection(images):
+            images = files_at(images)[0]
         single = isinstance(images, (str, os.PathLike, Image.Image)) or (
             isinstance(images, np.ndarray) and images.ndim < 4
         )
@@ -265,21 +300,9 @@ class Classifier:
         return features, class_probabilities(cosines, self._log_logit_scale)
 
 
-def _decode(image: ImageLike, position: int, preprocess: Preprocess) -> Decoded:
+def _decode(item: ImageLike, position: int, preprocess: Preprocess) -> Decoded:
     """Return the evaluation pixels of one image. Raises DataError for another object."""
-    if isinstance(image, np.ndarray):
-        gray_or_rgb = image.ndim == 2 or (image.ndim == 3 and image.shape[2] == 3)
-        if image.dtype != np.uint8 or not gray_or_rgb or 0 in image.shape:
-            raise DataError(
-                f"image {position}: expected an array [H, W, 3] or [H, W] of uint8, found "
-                f"{list(image.shape)} of {image.dtype}; scale values to 0 to 255 and convert them"
-            )
-        image = Image.fromarray(image)
-    elif not isinstance(image, (str, os.PathLike, Image.Image)):
-        raise DataError(
-            f"image {position}: expected a path, a PIL image or a NumPy array, found "
-            f"{type(image).__name__}"
-        )
+    image = image_or_path(item, position)
     where = f"image {position}" if isinstance(image, Image.Image) else image
     try:
         with image_errors(where):

@@ -152,6 +152,55 @@ def test_unreadable_images(finished, classifier, tmp_path):
         classifier.predict(images, top_k=0)
 
 
+def test_a_folder_and_a_pattern_stand_for_their_images(finished, classifier, tmp_path):
+    expected = classifier.predict(paths_of(finished)[:3])
+    for n, path in enumerate(paths_of(finished)[:3]):
+        shutil.copy(path, tmp_path / f"{n}.png")
+    (tmp_path / "notes.txt").write_text("no image")
+    literal = shutil.copy(paths_of(finished)[0], tmp_path / "[0-9]_x.png")
+    assert classifier.predict(str(literal)).names == expected[0].names  # a file of that name
+    literal.unlink()
+    for images in (tmp_path, f"{tmp_path}/*", f"{tmp_path}/[0-9].png", f"{tmp_path}/**/?.png"):
+        found = classifier.predict(images)
+        assert [p.names for p in found] == [p.names for p in expected], images
+        assert found[0].image == str(Path(found[0].image)) and found[0].image.endswith("0.png")
+    for images, message in (
+        (f"{tmp_path}/*.jpg", r"no images that '.*\*\.jpg' matches"),
+        (f"{tmp_path}/*.txt", "but 1 other files, such as .*notes.txt"),
+    ):
+        with pytest.raises(DataError, match=message):
+            classifier.predict(images)
+
+
+def test_a_classifier_is_saved_and_shows_its_report(finished, classifier, tmp_path, capsys):
+    run_dir = shutil.copytree(finished / "run", tmp_path / "run")
+    loaded = Classifier.load(run_dir)
+    with pytest.raises(DataError, match=r"results\.json: expected the results of a finished run"):
+        loaded.report()
+    (run_dir / "results.json").write_text('{"table": "the table", "health": {"verdict": "fine"}}')
+    with pytest.raises(DataError, match=r"python -m lattec_jax\.report --workdir="):
+        loaded.report()
+    (run_dir / "report.html").write_text("<html>")
+    (run_dir / "checkpoints").mkdir()
+    copy = loaded.save("models/pets")
+    assert copy == Path("models/pets") and not (copy / "checkpoints").exists()
+    saved = Classifier.load("models/pets")
+    paths = paths_of(finished)[:2]
+    assert saved.predict(paths) == loaded.predict(paths)
+    assert saved.report() == copy / "report.html"
+    assert capsys.readouterr().out == "the table\nfine\nreport: models/pets/report.html\n"
+    with pytest.raises(ConfigError, match="models/pets exists already; choose another directory"):
+        loaded.save("models/pets")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="cannot save the classifier in"):
+        loaded.save("file/pets")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["pets"]
+    in_memory = Classifier(*run_artifacts.load(run_dir))
+    for method in (in_memory.report, lambda: in_memory.save("other")):
+        with pytest.raises(DataError, match="was not loaded from a directory"):
+            method()
+
+
 def test_a_stream_is_lazy_and_compiles_once(finished):
     checkpoint, vectors = run_artifacts.load(finished / "run")
     classifier = Classifier(checkpoint, vectors, batch_size=9)  # a size of this test only
