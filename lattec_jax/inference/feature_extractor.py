@@ -10,7 +10,6 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Float, Int, UInt8
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.data.text.bucketing import round_up
@@ -18,6 +17,7 @@ from lattec_jax.data.text.prompts import ClassPrompts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.clip import Params, bind, define
 from lattec_jax.runtime import compilation_cache, distributed, sharding
+from lattec_jax.runtime.progress import tqdm
 
 DTYPES = {"float32": np.dtype("float32"), "bfloat16": jax.numpy.bfloat16.dtype}
 

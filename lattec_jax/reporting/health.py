@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from tqdm import tqdm
 
 from lattec_jax.data.evaluation_metrics import class_fractions
 from lattec_jax.reporting.alarms import Alarm, final_alarms, window_alarms
@@ -18,6 +17,7 @@ from lattec_jax.reporting.health_metrics import (
     LogLine,
     final_metrics,
 )
+from lattec_jax.runtime.progress import tqdm
 
 
 def health_report(

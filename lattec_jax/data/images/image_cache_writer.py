@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.datasets.error_messages import list_lines
@@ -32,6 +31,7 @@ from lattec_jax.data.images.preprocess import (
 from lattec_jax.data.prefetch import prefetch
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import partial_directory, replace_directory
+from lattec_jax.runtime.progress import tqdm
 
 FORMAT = "lattec_jax-image-cache-1"
 
