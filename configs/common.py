@@ -183,6 +183,8 @@ def get_config(options: str = "") -> ConfigDict:
     config.eval_every = 0  # steps; 0: only at the end
     config.checkpoint_every = 500  # steps; a signal to stop saves one at once
     config.max_checkpoints = 2  # number of newest checkpoints to keep
+    # Experiment trackers that get the metrics of the log: "tensorboard", "wandb"; () is none.
+    config.trackers = ("tensorboard",)
     config.profile = ""  # directory for a JAX trace of steps 3 to 7; "": none
 
     config.update_from_flattened_dict(METHODS.get(chosen["method"], {}))

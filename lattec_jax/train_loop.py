@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from lattec_jax.models.clip import define
 from lattec_jax.reporting import health, results
 from lattec_jax.reporting.health_metrics import prototype_metrics
 from lattec_jax.runtime import distributed, run_directory
+from lattec_jax.runtime.config import to_json
 from lattec_jax.runtime.errors import TrainingError
 from lattec_jax.runtime.preemption import PreemptionHandler
 from lattec_jax.runtime.profiling import Profile
@@ -101,9 +103,8 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> T
     stream = input_pipeline.device_batches(
         batches, cache, device_data, start, run.steps, run.mesh, run.logs
     )
-    is_main = distributed.is_main_process()
     with (
-        RunLog(run.directory, start, run.steps, run.batch_size) if is_main else NoLog() as log,
+        make_log(run, start) as log,
         PreemptionHandler(distributed.SignalAgreement()) as signals,
         Profile(config.profile, start, run.steps) as profile,
     ):
@@ -159,6 +160,14 @@ def begin_epoch(
     )
     method_state = replicate(method.begin_epoch(state.method, features), run.mesh)
     return dataclasses.replace(state, method=method_state)
+
+
+def make_log(run: Run, start: int) -> RunLog | NoLog:
+    """Open the log that the main process writes."""
+    if not distributed.is_main_process():
+        return NoLog()
+    names, config = run.config.trackers, json.loads(to_json(run.config))
+    return RunLog(run.directory, start, run.steps, run.batch_size, names, config)
 
 
 class Monitor:

@@ -23,6 +23,7 @@ from lattec_jax.runtime.config import to_json
 from lattec_jax.training import input_pipeline, prepare
 from lattec_jax.training.batches import steps_per_epoch
 from lattec_jax.training.state import replicate
+from lattec_jax.training.trackers import check_installed
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -73,6 +74,7 @@ def prepare_run(
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
     with distributed.raise_on_all():
         run_directory.check_available(directory, config)
+        check_installed(config.trackers)
         method = make_method(config.method)
         dataset = check_data.check(config)
     mesh = sharding.make_mesh(config.compute.fsdp)

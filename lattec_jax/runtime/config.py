@@ -146,12 +146,20 @@ def validate(config: ConfigDict) -> ConfigDict:
             f"{f' and {len(absent) - 3} more' if len(absent) > 3 else ''}; expected all keys of "
             "configs/common.py: let get_config begin with config = common.get_config(options)"
         )
+    _split_trackers(config)
     with config.ignore_type():  # a file may compute NumPy's numbers: turn them into Python's
         for path, value in found.items():
             if isinstance(value, numbers.Number) and (item := getattr(value, "item", None)):
                 config.update_from_flattened_dict({path: item()})
     config_schema.check(dict(flatten(config)))
     return config.lock()
+
+
+def _split_trackers(config: ConfigDict) -> None:
+    """Split "a,b", which the command line gives as a tuple of one string, into names."""
+    names = config.trackers
+    if isinstance(names, tuple) and all(isinstance(name, str) for name in names):
+        config.trackers = tuple(part for name in names for part in name.split(",") if part)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -52,6 +52,7 @@ _TEXT = text()
 _SEED = integer(0, MAX_SEED)
 _PROBABILITY = number(0, 1)
 _COUNT = integer(0, MAX_COUNT)
+_TRACKER = choice("tensorboard", "wandb")
 _FILE_PART = folder_name(r"\w[\w.-]*", "letters, digits, '-', '_' and '.'")
 _NAME = folder_name(r"\w[\w.+-]*", "letters, digits, '-', '_', '.' and '+'")
 
@@ -173,6 +174,11 @@ SCHEMA: dict[str, Allowed] = {
     "eval_every": _COUNT,
     "checkpoint_every": integer(1, MAX_COUNT),
     "max_checkpoints": integer(1, 1000),
+    "trackers": Allowed(
+        "none, one or both of 'tensorboard' and 'wandb', such as --config.trackers="
+        "tensorboard,wandb",
+        lambda values: values in ((), []) or _are_distinct(values, _TRACKER.accepts),
+    ),
     "profile": STRING,
 }
 # A key that is not declared, such as one of a method of your own.

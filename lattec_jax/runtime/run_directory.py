@@ -48,6 +48,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
         "compute.remat",
         "profile",
         "image_cache.placement",
+        "trackers",
         "train.microbatch_size",
     }
 )

@@ -1,48 +1,48 @@
-"""The log of a run: metrics as JSON lines, TensorBoard events, and a progress bar.
+"""The log of a run: metrics as JSON lines and for its trackers, and a progress bar.
 
 Images per second and device memory aside, the metrics of a continued run are equal, digit by digit,
 to those of an uninterrupted one.
-
-The events are written with TensorBoard's own writer. tensorboardX and clu are no replacement: the
-former's `flush` does not wait for its queue (a kill after a checkpoint would lose events) and its
-writer blocks forever on a full disk; the latter's needs TensorFlow.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
-from tqdm import tqdm
-
 from lattec_jax.runtime.files import write_atomic
+from lattec_jax.runtime.progress import tqdm
 from lattec_jax.runtime.run_directory import METRICS
 from lattec_jax.runtime.schemas import log_lines
+from lattec_jax.training.trackers import open_trackers
 
 
 class RunLog:
     """The log of one run in its work directory. Use as a context manager.
 
     What an interrupted run logged after the step `start`, from which it continues, is dropped, so
-    that no step is logged twice.
+    that no step is logged twice. `trackers` (their names) get the same metrics, and the
+    configuration as JSON values.
     """
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        batch_size: int,
+        trackers: Sequence[str] = ("tensorboard",),
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self._path = workdir / METRICS
         _drop_after(self._path, start)
+        self._trackers = open_trackers(trackers, workdir, start, config or {})
         self._file = self._path.open("a", encoding="utf-8")
-        self._events = EventFileWriter(str(workdir / "tensorboard"))
-        # Makes TensorBoard drop the events that an interrupted run wrote after this step.
-        self._add_event(start + 1, session_log=SessionLog(status=SessionLog.START))
         self._batch_size = batch_size
         self._closing = threading.Lock()  # `flush` may be running in another thread
         self._bar = tqdm(
@@ -56,13 +56,12 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(self, *exc: object) -> None:
+    def __exit__(self, kind: type | None, *exc: object) -> None:
         self._bar.close()
-        with self._closing:
-            try:
-                self._file.close()
-            finally:
-                self._events.close()
+        with self._closing, contextlib.ExitStack() as closing:
+            for tracker in self._trackers:  # all of them, whatever one of them raises
+                closing.callback(tracker.close, kind is not None)
+            self._file.close()
 
     def lines(self) -> list[dict[str, float | None]]:
         """Return all logged lines, also those from before an interruption."""
@@ -73,14 +72,15 @@ class RunLog:
         self._bar.update(self._batch_size)
 
     def flush(self) -> None:
-        """Wait until all metrics are on disk and all events are handed to the operating system.
+        """Wait until all metrics are on disk, and all trackers have handed theirs on.
 
         This can take long if the disk is busy. Any thread may call it, also after the log was
         closed: `Checkpoints.save` calls it before a checkpoint is complete.
         """
         with self._closing:
             if not self._file.closed:
-                self._events.flush()
+                for tracker in self._trackers:
+                    tracker.flush()
         with self._path.open("rb") as file:
             os.fsync(file.fileno())
 
@@ -91,13 +91,10 @@ class RunLog:
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self._file.write(json.dumps({"step": step, **finite}) + "\n")
         self._file.flush()
-        values = [Summary.Value(tag=tag, simple_value=value) for tag, value in metrics.items()]
-        self._add_event(step, summary=Summary(value=values))
+        for tracker in self._trackers:
+            tracker.write(step, metrics)
         if "loss" in metrics:
             self._bar.set_postfix(loss=f"{metrics['loss']:.3f}", refresh=False)
-
-    def _add_event(self, step: int, **content: Any) -> None:
-        self._events.add_event(Event(step=step, wall_time=time.time(), **content))
 
 
 class NoLog:
