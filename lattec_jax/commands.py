@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 MODULES = (
+    "lattec_jax.adaptation",
     "lattec_jax.check_data",
     "lattec_jax.pseudo_label",
     "lattec_jax.train",
@@ -26,8 +27,10 @@ MODULES = (
     "convert.export",
     "convert.list_models",
 )
+# A module `lattec_jax.adapt` would hide the function of that name.
+_NAMES = {"lattec_jax.adaptation": "adapt"}
 # `python -m lattec_jax NAME` runs the module.
-COMMANDS = {module.partition(".")[2]: module for module in MODULES}
+COMMANDS = {_NAMES.get(module, module.partition(".")[2]): module for module in MODULES}
 
 
 def module_file(module: str) -> Path:
