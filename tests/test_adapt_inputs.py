@@ -211,10 +211,11 @@ def configured(*overrides: str, options: str = ""):
 def test_the_rules(images, batch, steps, alpha, warmup):
     found = choices.choose(configured(), (), images, pretrained())
     assert found.settings["train.batch_size"] == batch
-    assert f"{steps:,} steps: min(2,000 steps, 50 epochs)" in "\n".join(found.lines)
+    assert f"steps = {steps:,}: min(2,000 steps, 50 epochs)" in "\n".join(found.lines)
     assert found.settings["method.alpha"] == found.settings["method.momentum"] == alpha
     assert found.settings["train.warmup_steps"] == warmup
     assert found.settings["train.microbatch_size"] == 0
+    assert found.lines[0] == "1 x cpu"
     assert parse(["x", "--config=configs/folder.py", *(
         f"--config.{key}={value}" for key, value in found.settings.items()
     )])  # fmt: skip
@@ -255,6 +256,9 @@ def test_the_memory_estimate_is_that_of_the_measured_step():
     """ViT-B-32, 512 images: 42.44 GiB of temporary buffers (benchmarks/README.md)."""
     vision, text = VisionConfig(768, 12, 12, 32, (224, 224)), TextConfig(512, 12, 8, 77, 49408)
     checkpoint = pretrained(vision, text)
+    checkpoint.params["w"] = np.zeros(60_000_000, np.int8)
+    line = choices.choose(configured(), (), 1000, checkpoint).lines[0]
+    assert line.startswith("1 x cpu: no GPU or TPU was found") and "60 million" in line
     found = 512 * choices._bytes_per_image(checkpoint, "float32") / 2**30
     assert found == pytest.approx(42.44, rel=0.05)
 

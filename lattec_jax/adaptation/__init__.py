@@ -238,6 +238,7 @@ def _train(
     if not (directory / run_directory.RESULTS).exists():
         describe(config, describer, arguments)
     choices = choose(config, given, images, load_weights(config))
-    print_escaped("\n".join([f"{images:,} images, {directory}", *choices.lines]))
+    head = f"{images:,} images from {config.dataset.root}; work directory {directory}"
+    print_escaped("\n".join([head, *choices.lines]))
     arguments = [*arguments, *_overrides(choices.settings)]
     train_loop.train(_parse(arguments), directory, shlex.join(arguments), train.describe)

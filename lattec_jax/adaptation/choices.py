@@ -36,6 +36,7 @@ PAPER_STEPS, SHORTEST_STEPS = 1800, 350  # on EuroSAT; on Oxford Pets: 50 epochs
 # A step of ViT-B-32 with 512 images takes 42.4 GiB (benchmarks/README.md, "Memory"), which is 26
 # numbers for each token, unit of the width and block, with two texts of 32 tokens for an image.
 NUMBERS_PER_UNIT, TEXTS, TEXT_TOKENS = 26, 2, 32
+SMALL_MODEL = 50e6  # parameters
 STATE_BYTES = 16  # of a parameter, its gradient and the two moments of AdamW
 
 
@@ -77,18 +78,32 @@ def choose(
     if not method.trains:
         return choices
     devices = sharding.make_mesh(config.compute.fsdp).size
+    choices.lines.append(_device_line(devices, checkpoint))
     batch = choices.choose("train.batch_size", *_batch_size(images, devices))
     batch = min(batch, max(1, images // devices * devices))
     microbatch = _microbatch_size(choices.config, batch, devices, checkpoint)
     choices.choose("train.microbatch_size", *microbatch)
     steps = total_steps(choices.config, method, images, batch)
     limits = f"min({config.train.max_steps:,} steps, {config.train.epochs} epochs)"
-    choices.lines.append(f"{steps:,} steps: {limits}, {images // batch} batches in an epoch")
+    per_epoch = images // batch
+    choices.lines.append(f"steps = {steps:,}: {limits}; batches in an epoch: {per_epoch:,}")
     tenth = min(config.train.warmup_steps, steps // 10)
     choices.choose("train.warmup_steps", tenth, "at most a tenth of the steps")
     if config.preset == "paper" and config.method.name == "latteclip":
         _choose_damping(choices, steps)
     return choices
+
+
+def _device_line(devices: int, checkpoint: Checkpoint) -> str:
+    device = jax.local_devices()[0]
+    parameters = sum(array.size for array in checkpoint.params.values())
+    line = f"{devices} x {device.device_kind}"
+    if device.platform == "cpu" and parameters > SMALL_MODEL:
+        line += (
+            f": no GPU or TPU was found, and a step of a model of {parameters / 1e6:.0f} million "
+            "parameters is slow on a CPU; the progress bar shows the time"
+        )
+    return line
 
 
 def _choose_damping(choices: Choices, steps: int) -> None:

@@ -36,7 +36,6 @@ class Source(NamedTuple):
     """A data set: its values of `config.dataset`, and what the user should know about it."""
 
     settings: dict[str, Any]
-    where: str  # of the images
     warnings: list[str]
 
 
@@ -54,11 +53,11 @@ def read_images(images: Images, artifacts: Path) -> Source:
         path = Path(images).expanduser()
         if path.is_dir():
             _, others = files_at(path)
-            return Source(_folder_settings(path), str(path), _ignored(others))
+            return Source(_folder_settings(path), _ignored(others))
         if not is_pattern(path):
             raise _no_folder(path)
         found, others = files_at(path)
-        return _from_paths(found, str(images), _ignored(others), artifacts)
+        return _from_paths(found, _ignored(others), artifacts)
     if isinstance(images, (Image.Image, bytes)) or not isinstance(images, Iterable):
         raise DataError(
             "images: expected a folder, a pattern such as 'photos/*.jpg', or several paths, PIL "
@@ -102,7 +101,7 @@ def _from_items(items: Sequence[object], artifacts: Path) -> Source:
         raise DataError("images: expected several images, found none")
     in_memory = {n: _storable(i, n) for n, i in enumerate(given) if isinstance(i, Image.Image)}
     if not in_memory:
-        return _from_paths(_existing(given), "a list of paths", [], artifacts)
+        return _from_paths(_existing(given), [], artifacts)
     names = {n: f"{_content_hash(image)}.png" for n, image in in_memory.items()}
     digest = hashlib.sha256("\n".join(sorted(set(names.values()))).encode()).hexdigest()[:8]
     folder = artifacts / f"images-{digest}" / "images"
@@ -115,9 +114,9 @@ def _from_items(items: Sequence[object], artifacts: Path) -> Source:
     warnings = _repeated(len(names) - len(set(names.values())))
     if len(names) == len(given):
         settings = {"name": f"images-{digest}", "root": str(folder), "train": "", "test": ""}
-        return Source(settings, f"{folder} (saved there)", warnings)
+        return Source(settings, warnings)
     paths = _existing([folder / names[n] if n in names else image for n, image in enumerate(given)])
-    return _from_paths(list(dict.fromkeys(paths)), "a list", warnings, artifacts)
+    return _from_paths(list(dict.fromkeys(paths)), warnings, artifacts)
 
 
 def _existing(given: Sequence[object]) -> list[Path]:
@@ -138,7 +137,7 @@ def _repeated(count: int) -> list[str]:
     return [f"repeated images: {count}; each is used once"]
 
 
-def _from_paths(paths: Sequence[Path], where: str, warnings: list[str], artifacts: Path) -> Source:
+def _from_paths(paths: Sequence[Path], warnings: list[str], artifacts: Path) -> Source:
     """Return the data set of image files, which a list names."""
     absolute = sorted({os.path.abspath(path) for path in paths})
     root = Path(os.path.commonpath([os.path.dirname(path) for path in absolute]))
@@ -155,7 +154,7 @@ def _from_paths(paths: Sequence[Path], where: str, warnings: list[str], artifact
     file = artifacts / settings["name"] / "images.txt"
     write_once(file, content)
     settings |= {"train": str(file.absolute()), "test": ""}
-    return Source(settings, where, [*warnings, *_repeated(len(paths) - len(absolute))])
+    return Source(settings, [*warnings, *_repeated(len(paths) - len(absolute))])
 
 
 def _storable(image: Image.Image, position: int) -> Image.Image:
