@@ -8,6 +8,8 @@ from pathlib import Path
 
 # `python -m lattec_jax NAME` runs the module.
 COMMANDS = {
+    # A module `lattec_jax.adapt` would hide the function of that name.
+    "adapt": "lattec_jax.adaptation",
     "check_data": "lattec_jax.check_data",
     "pseudo_label": "lattec_jax.pseudo_label",
     "train": "lattec_jax.train",

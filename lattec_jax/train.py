@@ -15,7 +15,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -40,14 +40,25 @@ def define_flags(values: flags.FlagValues) -> None:
     define_distributed(values)
 
 
-def describe(config: ConfigDict, kinds: tuple[str, ...], sources: Sources) -> None:
-    """Write the missing descriptions with an engine that looks at pixels only.
+def describe(
+    config: ConfigDict,
+    kinds: tuple[str, ...],
+    sources: Sources | None = None,
+    function: tuple[Any, str] | None = None,
+) -> None:
+    """Write the missing descriptions with an engine that looks at pixels only, or with a function
+    of images (and its identity) that `lattec_jax.adapt` was given.
 
     This is the only import of `captioning` in `lattec_jax`; no PyTorch comes with such an engine.
     """
     from captioning.describe import describe
+    from captioning.engines import Identity
+    from captioning.engines.function import FunctionEngine
 
-    describe(config, kinds, sources=sources)
+    engine = None
+    if function is not None:
+        engine = FunctionEngine(function[0], Identity(config.descriptions.engine, function[1], ""))
+    describe(config, kinds, engine, sources=sources)
 
 
 def main(argv: Sequence[str]) -> None:

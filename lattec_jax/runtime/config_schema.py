@@ -177,7 +177,7 @@ SCHEMA: dict[str, Allowed] = {
     "trackers": Allowed(
         "none, one or both of 'tensorboard' and 'wandb', such as --config.trackers="
         "tensorboard,wandb",
-        lambda values: not values or _are_distinct(values, _TRACKER.accepts),
+        lambda values: values in ((), []) or _are_distinct(values, _TRACKER.accepts),
     ),
     "profile": STRING,
 }

@@ -122,6 +122,14 @@ def acquire(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> Non
         raise ConfigError(f"cannot write the work directory {workdir}: {error}") from error
 
 
+def release(workdir: Path) -> None:
+    """Unlock a work directory, so that other processes may use it; the end of a process does it
+    too."""
+    descriptor = _held.pop(workdir.resolve(), None)
+    if descriptor is not None:
+        os.close(descriptor)
+
+
 def check_acquired(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> None:
     """Raise ConfigError unless the main process acquired the directory for this process's run."""
     wait_until_visible(workdir / CONFIG)

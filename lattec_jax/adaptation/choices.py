@@ -1,0 +1,163 @@
+"""The values that `adapt` chooses from the number of images and the memory.
+
+Each rule is stated where it is applied, and printed with what it chose. A value that the user gave
+is kept, and the rules behind it use it.
+
+    batch       the largest power of two that gives an epoch 7 batches, from 32 to 512. The paper's
+                batch is 512, and its smallest set has 7 batches in an epoch.
+    microbatch  the whole batch if a step needs less than half of the memory; otherwise the largest
+                power of two for which it does.
+    steps       the paper's min(2000, 50 epochs).
+    warm-up     40 steps, or a tenth of a shorter run.
+    α and μ     the paper's 0.99; in a run of fewer than 350 steps, which is the paper's shortest,
+                0.99^(1800 / steps), so that a prototype turns over as much as in the paper's 1,800
+                steps on EuroSAT. `configs/demo.py` uses the same rule.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from lattec_jax.methods import make_method
+from lattec_jax.models.checkpoint import Checkpoint
+from lattec_jax.runtime import sharding
+from lattec_jax.runtime.config_file import packaged_module
+from lattec_jax.train_run import total_steps
+
+MIN_BATCH, MAX_BATCH = 32, 512
+BATCHES_PER_EPOCH = 7  # Oxford Pets: 3,680 images, 512 in a batch
+PAPER_STEPS, SHORTEST_STEPS = 1800, 350  # on EuroSAT; on Oxford Pets: 50 epochs of 7 batches
+# A step of ViT-B-32 with 512 images takes 42.4 GiB (benchmarks/README.md, "Memory"), which is 26
+# numbers for each token, unit of the width and block, with two texts of 32 tokens for an image.
+NUMBERS_PER_UNIT, TEXTS, TEXT_TOKENS = 26, 2, 32
+SMALL_MODEL = 50e6  # parameters
+STATE_BYTES = 16  # of a parameter, its gradient and the two moments of AdamW
+
+
+class Choices:
+    """Values of the configuration by dotted keys, and a line for each that says why."""
+
+    def __init__(self, config: ConfigDict, given: Collection[str]) -> None:
+        """Start from a configuration in which the user set the keys `given`."""
+        own = packaged_module("presets").METHODS.get(config.method.name, {})
+        self.config = ConfigDict(config.to_dict())
+        self.settings: dict[str, Any] = {}
+        self.lines: list[str] = []
+        self._fixed = {**dict.fromkeys(own, "the method's"), **dict.fromkeys(given, "as given")}
+
+    def choose(self, key: str, value: Any, why: str) -> Any:
+        """Set a key, unless the user or the method has; return its value."""
+        section, _, name = key.rpartition(".")
+        if key in self._fixed:
+            value, why = self.config[section][name], self._fixed[key]
+        else:
+            self.settings[key] = value
+            self.config[section][name] = value
+        self.lines.append(f"{key} = {value!r}: {why}")
+        return value
+
+
+def choose(
+    config: ConfigDict, given: Collection[str], images: int, checkpoint: Checkpoint
+) -> Choices:
+    """Choose what the rules at the top of this file decide.
+
+    Args:
+        config: with the defaults and what the user gave.
+        given: the keys that the user gave.
+        images: number of training images.
+        checkpoint: the pre-trained CLIP.
+    """
+    choices, method = Choices(config, given), make_method(config.method)
+    if not method.trains:
+        return choices
+    devices = sharding.make_mesh(config.compute.fsdp).size
+    choices.lines.append(_device_line(devices, checkpoint))
+    batch = choices.choose("train.batch_size", *_batch_size(images, devices))
+    batch = min(batch, max(1, images // devices * devices))
+    microbatch = _microbatch_size(choices.config, batch, devices, checkpoint)
+    choices.choose("train.microbatch_size", *microbatch)
+    steps = total_steps(choices.config, method, images, batch)
+    limits = f"min({config.train.max_steps:,} steps, {config.train.epochs} epochs)"
+    per_epoch = images // batch
+    choices.lines.append(f"steps = {steps:,}: {limits}; batches in an epoch: {per_epoch:,}")
+    tenth = min(config.train.warmup_steps, steps // 10)
+    choices.choose("train.warmup_steps", tenth, "at most a tenth of the steps")
+    if config.preset == "paper" and config.method.name == "latteclip":
+        _choose_damping(choices, steps)
+    return choices
+
+
+def _device_line(devices: int, checkpoint: Checkpoint) -> str:
+    device = jax.local_devices()[0]
+    parameters = sum(array.size for array in checkpoint.params.values())
+    line = f"{devices} x {device.device_kind}"
+    if device.platform == "cpu" and parameters > SMALL_MODEL:
+        line += (
+            f": no GPU or TPU was found, and a step of a model of {parameters / 1e6:.0f} million "
+            "parameters is slow on a CPU; the progress bar shows the time"
+        )
+    return line
+
+
+def _choose_damping(choices: Choices, steps: int) -> None:
+    value, why = choices.config.method.alpha, "the paper's"
+    if steps < SHORTEST_STEPS:
+        value = round(0.99 ** (PAPER_STEPS / max(steps, 1)), 2)
+        why = f"0.99^({PAPER_STEPS} / {steps}), because the run is shorter than the paper's"
+    for key in ("method.alpha", "method.momentum"):
+        choices.choose(key, value, why)
+
+
+def _batch_size(images: int, devices: int) -> tuple[int, str]:
+    size = 2 ** (max(images // BATCHES_PER_EPOCH, 1).bit_length() - 1)
+    size = min(max(size, MIN_BATCH), MAX_BATCH)
+    why = f"a power of two from {MIN_BATCH} to {MAX_BATCH}, {BATCHES_PER_EPOCH} batches in an epoch"
+    if size > images:
+        size, why = max(images, 2), "all images, because there are few"
+    return -(-size // devices) * devices, why
+
+
+def _microbatch_size(
+    config: ConfigDict, batch: int, devices: int, checkpoint: Checkpoint
+) -> tuple[int, str]:
+    memory, of_what = _memory(devices)
+    parameters = sum(array.size for array in checkpoint.params.values()) / config.compute.fsdp
+    per_image = _bytes_per_image(checkpoint, config.compute.dtype)
+    capacity = (memory / 2 - STATE_BYTES * parameters) / per_image  # images on one device
+    step = (STATE_BYTES * parameters + per_image * batch / devices) / 2**30
+    needs = f"the whole batch needs about {step:.1f} GiB of the {memory / 2**30:.0f} GiB {of_what}"
+    if batch <= capacity * devices:
+        return 0, needs
+    size = 2 ** max(0, int(max(capacity, 1)).bit_length() - 1)
+    while config.train.batch_size % (size * devices) and size > 1:
+        size //= 2
+    return size * devices, f"{needs}, so it is encoded in parts"
+
+
+def _bytes_per_image(checkpoint: Checkpoint, dtype: str) -> float:
+    """Return about how many bytes of activations an image and its texts take in a step."""
+    vision, text = checkpoint.config.vision, checkpoint.config.text
+    units = (vision.grid[0] * vision.grid[1] + 1) * vision.width * vision.layers
+    length = min(TEXT_TOKENS, text.context_length) if text.causal else text.context_length
+    units += TEXTS * length * text.width * text.layers
+    return NUMBERS_PER_UNIT * units * (2 if dtype == "bfloat16" else 4)
+
+
+def _memory(devices: int) -> tuple[float, str]:
+    """Return the bytes for one device, and what they are of. A CPU device has its part of the
+    host's memory, or of what the job's control group allows."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if limit := stats.get("bytes_limit"):
+        return limit, "of the device"
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    group = Path("/sys/fs/cgroup/memory.max")
+    if group.is_file() and (allowed := group.read_text().strip()).isdigit():
+        memory = min(memory, int(allowed))
+    return memory / devices, "of the host's memory" if devices == 1 else "for each CPU device"

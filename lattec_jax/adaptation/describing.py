@@ -1,0 +1,225 @@
+"""Where the descriptions of an adaptation come from: nowhere, an engine, or a function.
+
+A language model needs PyTorch or a server. It is run by `python -m captioning.describe`, in a
+process of its own, and so are the pseudo-labels before it: JAX would take most of the memory of a
+GPU that the language model needs. Imports no JAX.
+"""
+
+from __future__ import annotations
+
+import codecs
+import http.client
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+from PIL import Image
+
+from lattec_jax.runtime import errors
+from lattec_jax.runtime.errors import ConfigError, EngineError, did_you_mean, short_repr
+from lattec_jax.runtime.safe_read import parse_json
+from lattec_jax.runtime.text import sanitize, truncate
+
+DescribeImages = Callable[[list[Image.Image]], Sequence[str]]
+ENGINES = ("pixels", "llava", "openai")
+_IN_PROCESS = ("llava", "openai")
+_MODEL_LIST_TIMEOUT_S = 20
+_MAX_MODEL_LIST_BYTES = 2**20
+
+
+class Describer(NamedTuple):
+    """A source of descriptions."""
+
+    settings: dict[str, Any]  # of the configuration
+    function: DescribeImages | None = None
+    identity: str = ""  # of the function
+
+    @property
+    def engine(self) -> str:
+        """`config.descriptions.engine`; "" without descriptions."""
+        return self.settings.get("descriptions.engine", "")
+
+
+def make_describer(descriptions: str | DescribeImages | None, domain: str) -> Describer:
+    """Return the source of descriptions that `adapt` was asked for.
+
+    Args:
+        descriptions: None, the name of an engine, the address of a server, or a function.
+        domain: what the images show, for the prompts.
+
+    Raises:
+        ConfigError: something else.
+    """
+    prompts = _prompts(domain)
+    if descriptions is None:
+        return Describer({**prompts, "method.texts": ("class",)})
+    if isinstance(descriptions, str):
+        if re.match(r"https?://", descriptions):
+            address = descriptions.rstrip("/")
+            if re.fullmatch(r"https?://[^/]+", address):
+                address += "/v1"
+            prompts |= {"descriptions.openai.base_url": address}
+            descriptions = "openai"
+        if descriptions not in ENGINES:
+            raise ConfigError(
+                f"descriptions: expected None, one of {', '.join(ENGINES)}, the address of a "
+                f"server, or a function, found {short_repr(descriptions)}. "
+                f"{did_you_mean(descriptions, ENGINES)}".rstrip()
+            )
+        return Describer({**prompts, "descriptions.engine": descriptions})
+    if not callable(descriptions):
+        raise ConfigError(
+            "descriptions: expected None, the name of an engine, or a function of a list of "
+            f"images, found {type(descriptions).__name__}"
+        )
+    name = getattr(descriptions, "__name__", type(descriptions).__name__)
+    engine = f"function-{re.sub(r'[^A-Za-z0-9_.-]+', '', name)[:60] or 'unnamed'}"
+    identity = str(getattr(descriptions, "identity", ""))
+    return Describer({**prompts, "descriptions.engine": engine}, descriptions, identity)
+
+
+def _prompts(domain: str) -> dict[str, Any]:
+    """Return the paper's prompts, "[domain]" being the singular in both."""
+    one, many = (domain, domain) if domain else ("object", "objects")
+    return {
+        "descriptions.prompts.image": (
+            f"Describe the {one} in the photo concisely, using less than 20 words."
+        ),
+        "descriptions.prompts.group": (
+            f"Describe the common visual attributes of the {many} in all the photos concisely, in "
+            "fewer than 20 words."
+        ),
+    }
+
+
+def describe(config: ConfigDict, describer: Describer, arguments: Sequence[str]) -> None:
+    """Write the descriptions that a function or a language model has to make.
+
+    Descriptions by `pixels` are made by the training run itself.
+
+    Args:
+        config: a checked configuration.
+        describer: see `make_describer`.
+        arguments: the `--config...` arguments that give the configuration.
+
+    Raises:
+        UserError: see `captioning.describe.describe`.
+    """
+    from lattec_jax import pseudo_label, train
+    from lattec_jax.methods import make_method
+
+    kinds = make_method(config.method).description_kinds
+    if not kinds:
+        return
+    if describer.function is not None:
+        pseudo_label.main(["pseudo_label", *arguments])
+        function = (describer.function, describer.identity)
+        train.describe(config, kinds, function=function)
+    elif config.descriptions.engine in _IN_PROCESS:
+        _run("lattec_jax.pseudo_label", arguments)
+        _run("captioning.describe", [*arguments, f"--kind={','.join(kinds)}"])
+
+
+# Runs in the child process, which writes the message of an error for the user to a file.
+_CHILD = """
+import importlib, sys
+from pathlib import Path
+from lattec_jax.runtime.errors import UserError
+message, module, *arguments = sys.argv[1:]
+try:
+    importlib.import_module(module).main([module, *arguments])
+except UserError as error:
+    names = [c.__name__ for c in type(error).__mro__ if c.__module__ == UserError.__module__]
+    text = names[0] + "\\n" + str(error)
+    Path(message).write_text(text, encoding="utf-8", errors="backslashreplace")
+    sys.exit(2)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+def _run(module: str, arguments: Sequence[str]) -> None:
+    """Run a command in a process of its own.
+
+    Its output goes where that of this process goes; the cell of a notebook gets it piece by piece.
+
+    Raises:
+        UserError: the command's own, with its class and message.
+        EngineError: it ended otherwise.
+    """
+    has_terminal = sys.stdout is sys.__stdout__
+    with tempfile.TemporaryDirectory() as folder:
+        message = Path(folder) / "error.txt"
+        process = subprocess.Popen(
+            [sys.executable, "-c", _CHILD, str(message), module, *arguments],
+            stdout=None if has_terminal else subprocess.PIPE,
+            stderr=None if has_terminal else subprocess.STDOUT,
+        )
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        try:
+            while process.stdout is not None and (piece := os.read(process.stdout.fileno(), 4096)):
+                sys.stdout.write(decoder.decode(piece))
+            status = process.wait()
+        finally:  # also after Ctrl-C; what is described is stored
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+        if message.is_file():
+            kind, _, text = message.read_text(encoding="utf-8").partition("\n")
+            raise getattr(errors, kind)(text)
+    if status:
+        raise EngineError(
+            f"python -m {module} ended with status {status} (its messages are above; a negative "
+            "status is a signal, and -9 often means too little memory). The same call continues"
+        )
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Refuse redirects: the key would be sent to another server."""
+
+    def redirect_request(
+        self, req: object, fp: object, code: int, msg: str, headers: object, newurl: str
+    ) -> None:
+        """Return no request, so that the redirect is an error."""
+
+
+def served_model(base_url: str, key_variable: str) -> str:
+    """Return the model of a server that has only one.
+
+    Raises:
+        ConfigError: it has several.
+        EngineError: it does not answer.
+    """
+    request = urllib.request.Request(f"{base_url.rstrip('/')}/models")
+    key = os.environ.get(key_variable, "").strip()
+    if key:
+        request.add_header("Authorization", f"Bearer {key}")
+    advice = "name the model (--describe_model, or settings={'descriptions.openai.model': ...})"
+    try:
+        opener = urllib.request.build_opener(_NoRedirects)
+        with opener.open(request, timeout=_MODEL_LIST_TIMEOUT_S) as response:
+            content = parse_json(response.read(_MAX_MODEL_LIST_BYTES))
+        names = [sanitize(str(model["id"])) for model in content["data"]]
+    except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
+        status = getattr(error, "code", None)  # of an HTTPError, whose reason the server chooses
+        reason = f"status {status}" if status else truncate(str(error), 200)
+        raise EngineError(
+            f"the server at {base_url} does not list its models ({reason}); start it, check the "
+            f"address, or {advice}"
+        ) from None
+    if len(names) != 1:
+        listed = truncate(", ".join(names), 300)
+        raise ConfigError(
+            f"the server at {base_url} has {len(names)} models "
+            f"({listed.replace(key, '***') if key else listed}); {advice}"
+        )
+    return names[0]
