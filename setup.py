@@ -44,6 +44,7 @@ CAPTIONING = [
 ]
 OPENAI = ["anyio>=4.10,<5", "openai>=2.54,<4"]
 DEMO = ["matplotlib>=3.9"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.8,<10", "mkdocstrings[python]>=1.0,<2"]
 TFDS = [
     "array_record>=0.8,<0.9",
     "importlib_resources>=6",  # which the next imports to prepare a set, but does not require
@@ -57,6 +58,7 @@ WANDB = ["wandb>=0.31,<1"]
 TEST_WITHOUT_TORCH = [
     *OPENAI,
     *DEMO,
+    *DOCS,
     *TFDS,
     *WANDB,
     "basedpyright==1.40.2",
@@ -90,6 +92,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "demo": DEMO,
+        "docs": DOCS,
         "tfds": TFDS,
         "wandb": WANDB,
         "test-without-torch": TEST_WITHOUT_TORCH,

@@ -6,7 +6,7 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/caltech-101/101_ObjectCategories/`
 `split_zhou_Caltech101.json` beside it.
 `python -m lattec_jax.check_data --config=configs/caltech101.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 550 steps of 512 images (600 with preset=released_code). Accuracy not yet measured
 here (the paper: 94.77 against 94.73 zero-shot); time not yet measured.

@@ -6,7 +6,7 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/dtd/images/` and
 `split_zhou_DescribableTextures.json` beside it.
 `python -m lattec_jax.check_data --config=configs/dtd.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 350 steps of 512 images (900 with preset=released_code). Accuracy not yet measured
 here (the paper: 56.26 against 55.32 zero-shot); time not yet measured.

@@ -6,7 +6,7 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/eurosat/2750/` and
 `split_zhou_EuroSAT.json` beside it.
 `python -m lattec_jax.check_data --config=configs/eurosat.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 1,800 steps of 512 images (585 with preset=released_code). Accuracy not yet
 measured here (the paper: 80.27 against 42.95 zero-shot); time not yet measured on these images

@@ -5,7 +5,7 @@
 Files: `data/` of the archive, renamed: `$LATTECLIP_DATA_DIR/fgvc_aircraft/images/`, and beside it
 `variants.txt` and `images_variant_train.txt`, `..._val.txt` and `..._test.txt`.
 `python -m lattec_jax.check_data --config=configs/fgvc_aircraft.py` lists what is missing.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 650 steps of 512 images (750 with preset=released_code). Accuracy not yet measured
 here (the paper: 22.02 against 23.79 zero-shot); time not yet measured.

@@ -6,7 +6,7 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/oxford_flowers/jpg/` and
 `split_zhou_OxfordFlowers.json` beside it.
 `python -m lattec_jax.check_data --config=configs/flowers102.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 550 steps of 512 images (600 with preset=released_code). Accuracy not yet measured
 here (the paper: 71.94 against 71.30 zero-shot); time not yet measured.

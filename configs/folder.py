@@ -6,7 +6,7 @@
 
 `images` holds `train/` and, if there is one, `test/` (JPEG, PNG, WebP, BMP, GIF, TIFF, in any
 sub-folders); without `test/`, 20% of the images are held out. Sub-folders that bear class names
-are labels, which are used to measure and never to train. The README, "Your own images", says more.
+are labels, which are used to measure and never to train. docs/own_images.md says more.
 
 Expect: not yet measured on a set of yours. The paper's length is min(2000 steps, 50 epochs): 4,000
 training images and a batch of 512 make 7 steps an epoch and 350 in all.

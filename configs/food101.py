@@ -7,7 +7,7 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/food-101/images/` and
 `python -m lattec_jax.check_data --config=configs/food101.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`, with the builder's own splits, for it gives no
 file names.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 2,000 steps of 512 images (2,115 with preset=released_code). Accuracy not yet
 measured here (the paper: 79.63 against 78.65 zero-shot); time not yet measured.

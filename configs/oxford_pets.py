@@ -7,7 +7,7 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/oxford_pets/images/` and
 `python -m lattec_jax.check_data --config=configs/oxford_pets.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`; it compresses 12 images again, so results name
 it as their protocol and have no number of the paper beside them.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 350 steps of 512 images (900 with preset=released_code). Accuracy not yet measured
 here (the paper: 89.21 against 87.30 zero-shot); time not yet measured.

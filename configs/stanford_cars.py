@@ -7,7 +7,7 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/stanford_cars/cars_train/`, `cars_
 `python -m lattec_jax.check_data --config=configs/stanford_cars.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`; an example's id within `train` or `test` is its
 file's name in `cars_train/` or `cars_test/`.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 750 steps of 512 images (900 with preset=released_code). Accuracy not yet measured
 here (the paper: 87.40 against 88.25 zero-shot); time not yet measured.

@@ -7,7 +7,7 @@ Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/sun397/SUN397/` and
 `python -m lattec_jax.check_data --config=configs/sun397.py` lists what is missing.
 TensorFlow Datasets: `--config.dataset.kind=tfds`; it has the images at 120,000 pixels at most,
 compressed again, so results name it as their protocol and have no number of the paper beside them.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 1,900 steps of 512 images (585 with preset=released_code). Accuracy not yet
 measured here (the paper: 70.68 against 68.20 zero-shot); time not yet measured.

@@ -5,7 +5,7 @@
 Files, in CoOp's layout: `$LATTECLIP_DATA_DIR/ucf101/UCF-101-midframes/` and
 `split_zhou_UCF101.json` beside it.
 `python -m lattec_jax.check_data --config=configs/ucf101.py` lists what is missing.
-The README, "A real run", has the commands before this one (weights, descriptions).
+docs/one_gpu.md has the commands before this one (weights, descriptions).
 
 Expect: 900 steps of 512 images (1,050 with preset=released_code). Accuracy not yet
 measured here (the paper: 70.08 against 64.37 zero-shot); time not yet measured.

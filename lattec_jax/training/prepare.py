@@ -253,7 +253,7 @@ def load_descriptions(
         raise DataError(
             f"no descriptions of kind {' and '.join(missing)} for {config.dataset.name} (looked "
             f"for {', '.join(str(paths[kind]) for kind in missing)}). Make them with: {command}, "
-            'or write them with a captioner of your own (README, "Descriptions"). To train on the '
+            "or write them with a captioner of your own (docs/descriptions.md). To train on the "
             "class names alone, set --config.method.texts='(\"class\",)'"
         )
     names = [dataset.class_names[label] for label in zero_shot.labels.tolist()]
