@@ -113,7 +113,7 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> T
                 state = begin_epoch(run, method, state, pretrained.training)
             # All inputs of a step are on the devices: an implicit transfer would stall each step.
             with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, device_data, batch, host_batch.text_lengths)
+                state, metrics = train_step(state, device_data, batch, host_batch.bucket_lengths)
             timer.step(state)
             profile.step(step, state)
             log.advance()

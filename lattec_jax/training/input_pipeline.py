@@ -76,13 +76,13 @@ def make_batches(
     tokens = inputs.weights.tokenizer([text or "" for text in ordered])
     lengths = text_lengths(tokens, text_config)
     batches = Batches(
-        count=count,
+        num_images=count,
         batch_size=batch_size,
         seed=config.seed,
         steps=steps,
         lengths=lengths.reshape(count, len(kinds)),
         context_length=text_config.context_length,
-        multiple=mesh.size,
+        size_multiple=mesh.size,
         redraw=tuple(i for i, kind in enumerate(kinds) if kind in method.redrawn_kinds),
         labels=inputs.zero_shot.labels,
         epoch_batch_multiple=config.train.epoch_batch_multiple,

@@ -141,7 +141,7 @@ def gather_features(
     image_features: Float[Array, "B D"],
     device_data: DeviceData,
     batch: Batch,
-    text_lengths: tuple[int, ...],
+    bucket_lengths: tuple[int, ...],
 ) -> tuple[Features, Int[Array, "J B"]]:
     """Return all features that a method's loss needs, and the method's labels."""
     class_weights = method.class_weights(
@@ -160,7 +160,7 @@ def gather_features(
     else:
         classes, positions = unique_classes(labels, num_classes)
     buckets = [device_data.class_tokens[classes]]
-    for indices, length in zip(batch.text_indices, text_lengths, strict=True):
+    for indices, length in zip(batch.text_indices, bucket_lengths, strict=True):
         buckets.append(device_data.description_tokens[indices, :length])
     class_features, *texts = encode_texts(encoder, buckets)
     batch_size, kinds = batch.text_images.shape
@@ -259,25 +259,25 @@ def make_train_step(
     """
 
     def loss_fn(trained: Params, state: TrainState, *inputs: Any) -> tuple[jax.Array, tuple]:
-        device_data, batch, text_lengths = inputs
+        device_data, batch, bucket_lengths = inputs
         params = {**state.params, **trained}
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
         images = encode_images(encoder, key, device_data, batch, settings)
         features, labels = gather_features(
-            encoder, method, state.method, images, device_data, batch, text_lengths
+            encoder, method, state.method, images, device_data, batch, bucket_lengths
         )
         loss, aux = method.loss(features, labels, state.method)
         return loss, (labels, aux)
 
     def step(
-        state: TrainState, device_data: DeviceData, batch: Batch, text_lengths: tuple[int, ...]
+        state: TrainState, device_data: DeviceData, batch: Batch, bucket_lengths: tuple[int, ...]
     ) -> tuple[TrainState, Metrics]:
         trained = select_trainable(state.params, method.trainable)
         # Accelerators otherwise multiply float32 in fewer bits; bfloat16 towers are not touched.
         with jax.default_matmul_precision("highest"):
             (loss, (labels, aux)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-                trained, state, device_data, batch, text_lengths
+                trained, state, device_data, batch, bucket_lengths
             )
         params, optimizer_state, update_norm = apply_gradient(
             method, optimizer, state, gradient, labels, batch.is_logged

@@ -144,7 +144,7 @@ def setting(one_thread) -> Setting:
             text_images=jnp.asarray(host.text_images),
             ends_epoch=jnp.asarray(host.ends_epoch),
         )
-        state, metrics = step(state, device_data, batch, host.text_lengths)
+        state, metrics = step(state, device_data, batch, host.bucket_lengths)
         losses.append(float(metrics["loss"]))
     moved = {name: np.asarray(value) for name, value in state.params.items()}
     outcome = released.Outcome(losses, np.asarray(state.method.current), to_open_clip(moved, ours))

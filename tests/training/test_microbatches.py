@@ -29,7 +29,7 @@ LATTECLIP = LatteCLIP(0.5, 0.9)
 
 
 class World:
-    """One batch of random images and texts, whose lengths make groups that do not divide."""
+    """One batch of random images and texts, whose lengths make buckets that do not divide."""
 
     def __init__(self, streamed: bool = False) -> None:
         rng = np.random.default_rng(12)
@@ -47,7 +47,7 @@ class World:
             np.stack([rng.integers(10, 21, BATCH), rng.integers(10, 25, BATCH)], axis=1)
         )
         labels = jnp.asarray(rng.integers(0, CLASSES, BATCH).astype(np.int32))
-        self.text_lengths = host.text_lengths
+        self.bucket_lengths = host.bucket_lengths
         self.device_data = DeviceData(
             class_tokens=jnp.asarray(class_tokens),
             description_tokens=jnp.asarray(tokens),
@@ -86,7 +86,7 @@ class World:
         def loss(params, device_data, batch):
             encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
             images = encode_images(encoder, jax.random.key(1), device_data, batch, settings)
-            lengths = self.text_lengths if method.description_kinds else ()
+            lengths = self.bucket_lengths if method.description_kinds else ()
             features, labels = gather_features(
                 encoder, method, state, images, device_data, batch, lengths
             )

@@ -74,12 +74,12 @@ class World:
         )
 
     def batches(
-        self, batch_size: int, kinds: int, steps: int, multiple: int = 1, grouped: bool = True
+        self, batch_size: int, kinds: int, steps: int, multiple: int = 1, bucketed: bool = True
     ) -> Batches:
-        """Batches of images with texts in groups by length, or all at full length."""
+        """Batches of images with texts in buckets by length, or all at full length."""
         width = self.texts.shape[1]
         lengths = self.lengths.reshape(N, K)[:, :kinds]
-        if not grouped:
+        if not bucketed:
             lengths = np.full_like(lengths, width)
         return Batches(N, batch_size, 0, steps, lengths, width, multiple)
 
@@ -111,7 +111,7 @@ def train(
         mesh: the devices.
         batch_size: of each step.
         steps: how many.
-        whole: augment the images, and encode the texts in groups by length.
+        whole: augment the images, and encode the texts in buckets by length.
     """
     from configs.common import get_config
 
@@ -134,7 +134,7 @@ def train(
     device_data = jax.device_put(world.device_data(kinds, whole), sharding.replicated(mesh))
     for host in map(world.batches(batch_size, kinds, steps, mesh.size, whole).at, range(steps)):
         batch = jax.device_put(on_device(host), sharding.replicated(mesh))
-        state, metrics = step(state, device_data, batch, host.text_lengths)
+        state, metrics = step(state, device_data, batch, host.bucket_lengths)
         assert np.isfinite(float(metrics["loss"]))
     return before, jax.device_get(state)
 
@@ -183,7 +183,7 @@ def test_cropping_and_deduplication_change_nothing(classes):
     definition = define(world.checkpoint.config)
     images = unit(np.random.default_rng(1), batch_size)
     host = world.batches(batch_size, K, 3).at(2)
-    assert len(host.text_lengths) > 1  # several groups, or the test shows nothing
+    assert len(host.bucket_lengths) > 1  # several buckets, or the test shows nothing
     features, labels = jax.jit(
         lambda params: gather_features(
             StepEncoder(definition, params, mesh),
@@ -192,7 +192,7 @@ def test_cropping_and_deduplication_change_nothing(classes):
             jnp.asarray(images),
             world.device_data(K),
             on_device(host),
-            host.text_lengths,
+            host.bucket_lengths,
         )
     )(world.checkpoint.params)
 
@@ -272,7 +272,7 @@ def test_the_norm_of_the_update_is_computed_for_logged_steps_only():
         state = init_state(params, optimizer, (), mesh)
         batch = on_device(host)._replace(is_logged=is_logged)
         batch = jax.device_put(batch, sharding.replicated(mesh))
-        found.append(jax.device_get(step(state, device_data, batch, host.text_lengths)))
+        found.append(jax.device_get(step(state, device_data, batch, host.bucket_lengths)))
     (always, metrics), (logged, logged_metrics), (other, other_metrics) = found
     change = {k: after - world.checkpoint.params[k] for k, after in always.params.items()}
     size = np.sqrt(sum(np.square(x.astype(np.float64)).sum() for x in change.values()))
