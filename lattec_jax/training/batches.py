@@ -89,7 +89,9 @@ class Batches:
     def _images(self, step: int) -> np.ndarray:
         """`[B]` indices into the training images."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.num_images, self.seed, epoch, self.steps_per_epoch * self.batch_size)
+        order = epoch_order(
+            self.num_images, self.seed, epoch, self.steps_per_epoch * self.batch_size
+        )
         start = step_in_epoch * self.batch_size
         return order[start : start + self.batch_size]
 
@@ -116,7 +118,9 @@ class Batches:
             up_to = np.cumsum(np.bincount(needed, minlength=self.context_length + 1))
             max_counts = np.maximum(max_counts, len(needed) - up_to[bounds])
         texts = self.batch_size * self.lengths.shape[1]
-        return make_bucket_plan(self.lengths, max_counts, texts, self.context_length, self.size_multiple)
+        return make_bucket_plan(
+            self.lengths, max_counts, texts, self.context_length, self.size_multiple
+        )
 
     @cached_property
     def _images_by_label(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -22,7 +22,12 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from lattec_jax.methods.base import EpochMethod, Features, Method, Targets, required
 from lattec_jax.models.clip import Params
 from lattec_jax.runtime import compilation_cache, sharding
-from lattec_jax.training.augmentation import Augmentation, Draws, apply_draws, draw
+from lattec_jax.training.augmentation import (
+    Augmentation,
+    AugmentParams,
+    apply_augment,
+    sample_augment_params,
+)
 from lattec_jax.training.microbatches import StepEncoder
 from lattec_jax.training.state import (
     TrainState,
@@ -95,28 +100,30 @@ def encode_images(
 ) -> Float[Array, "B D"]:
     """Encode augmented crops, or evaluation pixels where nothing is augmented.
 
-    The random numbers are drawn for the batch at once, the crops made for one microbatch at a time.
+    The random parameters are drawn for the full batch, crops are made for one microbatch at a time.
     """
-    resident, draws = batch.pixels is None, None
+    resident, params = batch.pixels is None, None
     if settings.augmentation is not None:
         sizes = device_data.sizes if resident else batch.sizes
         sizes = required(sizes, "sizes")
-        draws = draw(key, sizes[batch.images] if resident else sizes, settings.augmentation)
+        params = sample_augment_params(
+            key, sizes[batch.images] if resident else sizes, settings.augmentation
+        )
     mean, std = (jnp.asarray(x).reshape(1, 1, 1, 3) for x in (settings.mean, settings.std))
 
-    def load(microbatch: tuple[jax.Array, Draws | None]) -> Float[Array, "m H W 3"]:
-        indices_or_pixels, draws = microbatch
+    def load(microbatch: tuple[jax.Array, AugmentParams | None]) -> Float[Array, "m H W 3"]:
+        indices_or_pixels, params = microbatch
         pixels = indices_or_pixels
         if resident:
             pixels = required(device_data.pixels, "pixels")[indices_or_pixels]
         # The image cache is replicated; without the constraint each device might gather and crop
         # the images of all.
         pixels = jax.lax.with_sharding_constraint(pixels, sharding.over_batch(encoder.mesh))
-        if draws is None:
+        if params is None:
             return (pixels / 255 - mean) / std
-        return (apply_draws(pixels, draws, settings.image_size) - mean) / std
+        return (apply_augment(pixels, params, settings.image_size) - mean) / std
 
-    return encoder.images((batch.images if resident else batch.pixels, draws), load)
+    return encoder.images((batch.images if resident else batch.pixels, params), load)
 
 
 def encode_texts(

@@ -105,7 +105,9 @@ def test_color_jitter_touches_the_share_that_it_is_told_to():
 
     def touched(probability: float) -> np.ndarray:
         strength = (0.5, 0.5, 0.5, 0.1)
-        draws = augmentation.draw_color_jitter(jax.random.key(3), 400, strength, probability)
+        draws = augmentation.sample_color_jitter_params(
+            jax.random.key(3), 400, strength, probability
+        )
         found = apply(images, draws)
         return np.asarray((found != images).any(axis=(1, 2, 3)))
 
@@ -116,7 +118,7 @@ def test_color_jitter_touches_the_share_that_it_is_told_to():
 
 def test_color_jitter_draws_torchvision_s_factors_and_orders():
     strength = (0.4, 1.5, 0.2, 0.1)  # a strength above 1 does not go below black
-    draws = augmentation.draw_color_jitter(jax.random.key(4), 2400, strength, 1.0)
+    draws = augmentation.sample_color_jitter_params(jax.random.key(4), 2400, strength, 1.0)
     bounds = [(0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1)]
     for found, (low, high) in zip(np.asarray(draws.factors).T, bounds, strict=True):
         assert scipy.stats.kstest(found, "uniform", args=(low, high - low)).pvalue > 1e-3

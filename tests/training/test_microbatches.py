@@ -125,7 +125,7 @@ FULL = pytest.mark.full
 
 
 @pytest.mark.parametrize("micro", [pytest.param(16, marks=FULL), 32, pytest.param(64, marks=FULL)])
-def test_pieces_give_the_gradient_of_the_whole_batch(micro):
+def test_microbatches_give_the_gradient_of_the_whole_batch(micro):
     assert_equal(gradient(LATTECLIP, micro), gradient(LATTECLIP, BATCH))
 
 
@@ -139,26 +139,26 @@ def test_pieces_give_the_gradient_of_the_whole_batch(micro):
         (FLYP(), 8, False, False, 5e-5),
     ],
 )
-def test_pieces_with_devices_streams_and_methods(method, devices, streamed, remat, bound):
+def test_microbatches_with_devices_streams_and_methods(method, devices, streamed, remat, bound):
     found = gradient(method, 64, devices, streamed, remat)
     assert_equal(found, gradient(method, BATCH), bound)
 
 
-def test_pieces_keep_less_in_memory():
+def test_microbatches_keep_less_in_memory():
     sizes = [
         compiled(LATTECLIP, micro)[0].memory_analysis().temp_size_in_bytes for micro in (BATCH, 32)
     ]
     assert sizes[1] < sizes[0] / 3
 
 
-def test_the_number_of_pieces():
+def test_the_number_of_microbatches():
     config, one, eight = get_config(), *(sharding.make_mesh(1, jax.devices()[:n]) for n in (1, 8))
     assert input_pipeline.choose_num_microbatches(config, 512, one) == 1
     config.train.batch_size, config.train.microbatch_size = 512, 64
     assert input_pipeline.choose_num_microbatches(config, 512, eight) == 8
     assert (
         input_pipeline.choose_num_microbatches(config, 500, one) == 8
-    )  # a small set; the last piece is filled up
+    )  # a small set; the last microbatch is padded
     assert input_pipeline.choose_num_microbatches(config, 40, one) == 1
     for micro, message in [(100, "found 100; 8, 16, 32"), (4, "8 devices")]:
         config.train.microbatch_size = micro
