@@ -34,7 +34,7 @@ from lattec_jax.train_run import (
 )
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
-from lattec_jax.training.checkpoints import Checkpoints
+from lattec_jax.training.checkpoints import CheckpointManager
 from lattec_jax.training.metrics_log import NoLog, RunLog
 from lattec_jax.training.prepare import Describe
 from lattec_jax.training.state import (
@@ -67,7 +67,9 @@ def train(
     )
     if run.is_finished():  # by another job, since the first look
         return show_finished(directory)
-    with Checkpoints(directory / run_directory.CHECKPOINTS, config.max_checkpoints) as checkpoints:
+    with CheckpointManager(
+        directory / run_directory.CHECKPOINTS, config.max_checkpoints
+    ) as checkpoints:
         trained = fit(run, pretrained, checkpoints)
         # While the last checkpoint is still being written.
         adapted = evaluate_adapted(run, pretrained, trained.state)
@@ -77,7 +79,7 @@ def train(
     )
 
 
-def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> Trained:
+def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager) -> Trained:
     """Train from the newest checkpoint to the last step. After a signal, the step under way is
     finished and saved, and Terminated or KeyboardInterrupt is raised."""
     config, method = run.config, run.method
@@ -168,7 +170,7 @@ class Monitor:
         self,
         run: Run,
         pretrained: PretrainedFeatures,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointManager,
         log: RunLog | NoLog,
         timer: StepTimer,
     ):

@@ -1,5 +1,4 @@
-"""Training augmentation on the device: for the same random parameters, what
-open_clip does with torchvision and PIL.
+"""Training augmentation on the device, as open_clip does it with torchvision and PIL.
 
 Images come whole (uint8, padded to a common size) and leave as crops of the model's size. Every
 step rounds to whole gray levels where PIL does, so that crops agree with PIL's to a gray level.
