@@ -59,10 +59,10 @@ def main(argv: Sequence[str]) -> None:
     prompts = prepare.make_prompts(config, dataset, weights)
     params = sharding.put(mesh, weights.params)
     pixels = images.evaluation.pixels
-    frozen = extractor.images(params, pixels, "zero-shot")
-    before = frozen @ extractor.classes(params, prompts).T
+    frozen = extractor.encode_images(params, pixels, "zero-shot")
+    before = frozen @ extractor.encode_classes(params, prompts).T
     params = sharding.put(mesh, model.params)
-    after = vectors.cosines(extractor.images(params, pixels, "adapted"), frozen)
+    after = vectors.cosines(extractor.encode_images(params, pixels, "adapted"), frozen)
     table = results.comparison_table(
         dataset.class_names,
         results.evaluate_scores(before, labels),

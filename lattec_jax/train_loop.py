@@ -155,8 +155,8 @@ def begin_epoch(
     inputs, params = run.inputs, state.params
     pixels = inputs.images.evaluation.pixels
     features = TrainingSetFeatures(
-        images=lambda: inputs.extractor.images(params, pixels, "epoch"),
-        classes=lambda: inputs.extractor.classes(params, inputs.prompts),
+        images=lambda: inputs.extractor.encode_images(params, pixels, "epoch"),
+        classes=lambda: inputs.extractor.encode_classes(params, inputs.prompts),
         pretrained_features=pretrained,
     )
     method_state = replicate(method.begin_epoch(state.method, features), run.mesh)

@@ -99,10 +99,10 @@ def encode_pretrained(run: Run) -> PretrainedFeatures:
     """Encode the inputs with the pre-trained model, and free its parameters on the devices."""
     inputs, extractor, training = run.inputs, run.inputs.extractor, None
     params = sharding.put(run.mesh, inputs.weights.params)
-    classes = extractor.classes(params, inputs.prompts)
+    classes = extractor.encode_classes(params, inputs.prompts)
     if "pretrained_features" in run.method.requires:
         pixels = inputs.images.evaluation.pixels
-        training = extractor.images(params, pixels, "features of the pre-trained model")
+        training = extractor.encode_images(params, pixels, "features of the pre-trained model")
     counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.images.ids)
     baseline = Baseline(
         inputs.dataset.class_names,
@@ -122,7 +122,7 @@ def starting_point(run: Run, pretrained: PretrainedFeatures) -> tuple[Params, An
     params = sharding.put(run.mesh, inputs.weights.params if start is None else start.params)
     classes = pretrained.classes
     if start is not None:
-        classes = inputs.extractor.classes(params, inputs.prompts)
+        classes = inputs.extractor.encode_classes(params, inputs.prompts)
     state = method.init(jnp.asarray(classes), len(inputs.images.ids))
     if start is not None and start.prototypes is not None and isinstance(method, PrototypeMethod):
         state = method.start_from(state, jnp.asarray(start.prototypes))

@@ -257,10 +257,11 @@ class Classifier:
         """
         count = len(pixels)
         padded = np.concatenate([pixels, np.repeat(pixels[:1], size - count, axis=0)])
-        features = self._extractor.images(self._params, padded)[:count]
+        encode = self._extractor.encode_images
+        features = encode(self._params, padded)[:count]
         pretrained_features = None
         if self._pretrained_params is not None:
-            pretrained_features = self._extractor.images(self._pretrained_params, padded)[:count]
+            pretrained_features = encode(self._pretrained_params, padded)[:count]
         cosines = self._heads.cosines(features, pretrained_features)
         return features, class_probabilities(cosines, self._log_logit_scale)
 

@@ -47,23 +47,25 @@ class FeatureExtractor:
         mean, std = tuple(preprocess.mean), tuple(preprocess.std)
         self._images, self._texts = _jitted(definition, mean, std, mesh, distributed.count() > 1)
 
-    def images(
+    def encode_images(
         self, params: Params, pixels: UInt8[np.ndarray, "N S T 3"], progress: str | None = None
     ) -> Float[np.ndarray, "N D"]:
         """Return unit features of evaluation pixels; `progress` is the title of a progress bar."""
         return self._encode(self._images, params, pixels, progress)
 
-    def texts(self, params: Params, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
+    def encode_texts(
+        self, params: Params, tokens: Int[np.ndarray, "N L"]
+    ) -> Float[np.ndarray, "N D"]:
         """Return unit features of texts."""
         return self._encode(self._texts, params, tokens, None)
 
-    def classes(self, params: Params, prompts: ClassPrompts) -> Float[np.ndarray, "C D"]:
+    def encode_classes(self, params: Params, prompts: ClassPrompts) -> Float[np.ndarray, "C D"]:
         """Return the class weights of the zero-shot classifier: for each class the normalized mean
         of the unit features of its descriptions.
 
         Source: open_clip 3.3, `zero_shot_classifier.build_zero_shot_classifier`.
         """
-        features = self.texts(params, prompts.tokens)
+        features = self.encode_texts(params, prompts.tokens)
         count = len(prompts.first)
         if len(features) == count:  # one description per class: nothing to average
             return features

@@ -166,7 +166,7 @@ def _examples(
     present = [text for entry in found for text in entry["texts"] if text["text"]]
     if present and isinstance(method, PrototypeMethod):
         tokens = inputs.weights.tokenizer([text["text"] for text in present])
-        features = jnp.asarray(inputs.extractor.texts(state.params, tokens))
+        features = jnp.asarray(inputs.extractor.encode_texts(state.params, tokens))
         weights = method.mixer_weights(features, state.method)
         if weights is not None:
             for text, weight in zip(present, np.asarray(weights, np.float64), strict=True):

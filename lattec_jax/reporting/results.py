@@ -31,12 +31,12 @@ def zero_shot_heads(inputs: Inputs, method: Method, state: TrainState) -> ZeroSh
     """Return the class weights of the method in this state."""
     extractor, prompts = inputs.extractor, inputs.prompts
     adapted = method.class_weights(
-        state.method, lambda: jnp.asarray(extractor.classes(state.params, prompts))
+        state.method, lambda: jnp.asarray(extractor.encode_classes(state.params, prompts))
     )
     pretrained = None
     if isinstance(method, EpochMethod):
         pretrained = method.pretrained_class_weights(
-            state.method, lambda: jnp.asarray(extractor.texts(state.params, prompts.first))
+            state.method, lambda: jnp.asarray(extractor.encode_texts(state.params, prompts.first))
         )
     return ZeroShotHeads(
         np.asarray(adapted), None if pretrained is None else np.asarray(pretrained)
@@ -45,7 +45,7 @@ def zero_shot_heads(inputs: Inputs, method: Method, state: TrainState) -> ZeroSh
 
 def encode_test_images(inputs: Inputs, params: Params) -> Float[np.ndarray, "T D"]:
     """Return features of the test images, or of the training images if there are no others."""
-    return inputs.extractor.images(params, inputs.evaluated.evaluation.pixels, "evaluation")
+    return inputs.extractor.encode_images(params, inputs.evaluated.evaluation.pixels, "evaluation")
 
 
 def evaluate(
@@ -192,7 +192,7 @@ def predict_training_images(
 ) -> Int[np.ndarray, " N"]:
     """Return the predicted classes of the training images."""
     pixels = inputs.images.evaluation.pixels
-    features = inputs.extractor.images(params, pixels, "training images")
+    features = inputs.extractor.encode_images(params, pixels, "training images")
     return heads.cosines(features, pretrained_features).argmax(axis=1)
 
 

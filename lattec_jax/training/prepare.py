@@ -207,8 +207,8 @@ def prepare_pseudo_labels(
     if distributed.all_agree(found is not None) and found is not None:
         return found
     params = sharding.put(mesh, weights.params)
-    features = extractor.images(params, images.evaluation.pixels, progress="pseudo-labels")
-    classes = extractor.classes(params, make_prompts(config, dataset, weights))
+    features = extractor.encode_images(params, images.evaluation.pixels, progress="pseudo-labels")
+    classes = extractor.encode_classes(params, make_prompts(config, dataset, weights))
     probabilities = class_probabilities(features @ classes.T, float(weights.params["logit_scale"]))
     best = np.sort(probabilities, axis=1)[:, -2:]
     with distributed.main_process_first():

@@ -353,6 +353,6 @@ def test_the_feature_extractor_reads_images_of_its_own_devices_only(monkeypatch)
     place_all = sharding.place_process_local
     zeros = np.zeros((8, 16, 16, 3), np.uint8)
     monkeypatch.setattr(sharding, "place_process_local", lambda m, n, rows: place_all(m, n, zeros))
-    extractor.images(sharding.put(mesh, checkpoint.params), pixels)
+    extractor.encode_images(sharding.put(mesh, checkpoint.params), pixels)
     read = [np.arange(11)[index].tolist() for index in pixels.seen]
     assert read == [[2, 3, 6], [10, 8, 8]]  # the last batch is filled up with its first image

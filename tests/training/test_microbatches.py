@@ -21,7 +21,13 @@ from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.batches import Batches
 from lattec_jax.training.microbatches import StepEncoder
-from lattec_jax.training.step import Batch, DeviceData, StepSettings, encode_images, gather_features
+from lattec_jax.training.step import (
+    Batch,
+    DeviceData,
+    StepSettings,
+    compute_features_and_labels,
+    encode_images,
+)
 from tests.dummy import WORDS, dummy_checkpoint
 
 BATCH, CLASSES, KINDS, CONTEXT = 256, 37, 2, 24
@@ -87,7 +93,7 @@ class World:
             encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
             images = encode_images(encoder, jax.random.key(1), device_data, batch, settings)
             lengths = self.bucket_lengths if method.description_kinds else ()
-            features, labels = gather_features(
+            features, labels = compute_features_and_labels(
                 encoder, method, state, images, device_data, batch, lengths
             )
             return method.loss(features, labels, state)[0]

@@ -28,8 +28,8 @@ from lattec_jax.training.step import (
     Batch,
     DeviceData,
     StepSettings,
+    compute_features_and_labels,
     encode_images,
-    gather_features,
     make_train_step,
     unique_classes,
 )
@@ -185,7 +185,7 @@ def test_cropping_and_deduplication_change_nothing(classes):
     host = world.batches(batch_size, K, 3).at(2)
     assert len(host.bucket_lengths) > 1  # several buckets, or the test shows nothing
     features, labels = jax.jit(
-        lambda params: gather_features(
+        lambda params: compute_features_and_labels(
             StepEncoder(definition, params, mesh),
             method,
             state,

@@ -82,14 +82,14 @@ def trained_on(prepared: Prepared, mesh, *overrides: str) -> list[np.ndarray]:
     pixels = inputs.images.evaluation.pixels  # of which an epoch may ask features
     features = None
     if "pretrained_features" in method.requires:
-        features = inputs.extractor.images(params, pixels)
+        features = inputs.extractor.encode_images(params, pixels)
     device_data = input_pipeline.make_device_data(
         config, inputs, method, texts, present, features, mesh
     )
     stream = input_pipeline.device_batches(
         batches, inputs.images.trained_on, device_data, 0, 4, mesh
     )
-    classes = inputs.extractor.classes(params, inputs.prompts)
+    classes = inputs.extractor.encode_classes(params, inputs.prompts)
     leaves = jax.tree.leaves((device_data, [batch for _, batch in stream], classes, pixels))
     return [np.asarray(leaf) for leaf in leaves]
 
