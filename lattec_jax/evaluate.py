@@ -58,7 +58,7 @@ def main(argv: Sequence[str]) -> None:
     labels = images.labels if dataset.test else None
     prompts = prepare.make_prompts(config, dataset, weights)
     params = sharding.put(mesh, weights.params)
-    pixels = images.evaluation.pixels
+    pixels = images.eval_cache.pixels
     frozen = extractor.encode_images(params, pixels, "zero-shot")
     before = frozen @ extractor.encode_classes(params, prompts).T
     params = sharding.put(mesh, model.params)

@@ -37,7 +37,7 @@ def main(argv: Sequence[str]) -> None:
         dataset = datasets.load(config)
     weights, mesh = prepare.load_weights(config), make_mesh(config.compute.fsdp)
     # Also the training image cache, which most methods need: each file is then decoded once only.
-    images = prepare.open_images(config, dataset, "train", weights, training=True)
+    images = prepare.open_images(config, dataset, "train", weights, uncropped=True)
     extractor = make_feature_extractor(config, weights, mesh)
     labels = prepare.prepare_pseudo_labels(config, dataset, weights, images, extractor, mesh)
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str]) -> None:
     for name, fraction in zip(dataset.class_names, fractions, strict=True):
         print(f"{fraction:7.1%}  {escape_unprintable(name)}")
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
-    source = provenance(weights.sha256, dataset.names, config.templates)
+    source = provenance(weights.sha256, dataset.class_synonyms, config.templates)
     print_escaped(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
 
 

@@ -99,7 +99,7 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager
     device_data = input_pipeline.make_device_data(
         config, run.inputs, method, tokens, present, pretrained.training, run.mesh
     )
-    cache = run.inputs.images.trained_on
+    cache = run.inputs.train.train_cache
     stream = input_pipeline.device_batches(
         batches, cache, device_data, start, run.steps, run.mesh, run.logs
     )
@@ -153,7 +153,7 @@ def begin_epoch(
 ) -> TrainState:
     """Let the method look at all training images."""
     inputs, params = run.inputs, state.params
-    pixels = inputs.images.evaluation.pixels
+    pixels = inputs.train.eval_cache.pixels
     features = TrainingSetFeatures(
         images=lambda: inputs.extractor.encode_images(params, pixels, "epoch"),
         classes=lambda: inputs.extractor.encode_classes(params, inputs.prompts),

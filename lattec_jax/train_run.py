@@ -77,7 +77,7 @@ def prepare_run(
         dataset = check_data.check(config)
     mesh = sharding.make_mesh(config.compute.fsdp)
     inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh, describe)
-    num_images = len(inputs.images.ids)
+    num_images = len(inputs.train.ids)
     batch_size = input_pipeline.choose_batch_size(config, num_images, mesh)
     with distributed.raise_on_all():
         fingerprints = results.input_fingerprints(inputs, batch_size)
@@ -101,13 +101,14 @@ def encode_pretrained(run: Run) -> PretrainedFeatures:
     params = sharding.put(run.mesh, inputs.weights.params)
     classes = extractor.encode_classes(params, inputs.prompts)
     if "pretrained_features" in run.method.requires:
-        pixels = inputs.images.evaluation.pixels
+        pixels = inputs.train.eval_cache.pixels
         training = extractor.encode_images(params, pixels, "features of the pre-trained model")
-    counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.images.ids)
+    counts = inputs.descriptions.counts if inputs.descriptions else {}
+    images = len(inputs.train.ids)
     baseline = Baseline(
         inputs.dataset.class_names,
         classes,
-        inputs.zero_shot.labels,
+        inputs.pseudo_labels.labels,
         run.batch_size,
         {kind: counted["found"] / images for kind, counted in counts.items()},
     )
@@ -123,7 +124,7 @@ def starting_point(run: Run, pretrained: PretrainedFeatures) -> tuple[Params, An
     classes = pretrained.classes
     if start is not None:
         classes = inputs.extractor.encode_classes(params, inputs.prompts)
-    state = method.init(jnp.asarray(classes), len(inputs.images.ids))
+    state = method.init(jnp.asarray(classes), len(inputs.train.ids))
     if start is not None and start.prototypes is not None and isinstance(method, PrototypeMethod):
         state = method.start_from(state, jnp.asarray(start.prototypes))
     return params, replicate(state, run.mesh)

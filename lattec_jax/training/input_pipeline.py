@@ -69,9 +69,9 @@ def make_batches(
     """Return the batches of a run, and the texts that they index: `[N · K, L]` tokens, entry
     n · K + k being the k-th text of image n, and `[N, K]` False where that text is missing."""
     text_config = inputs.weights.config.text
-    count = len(inputs.images.ids)
-    texts = inputs.texts.texts if inputs.texts else {}
-    kinds = method.description_kinds if inputs.texts else ()
+    count = len(inputs.train.ids)
+    texts = inputs.descriptions.texts if inputs.descriptions else {}
+    kinds = method.description_kinds if inputs.descriptions else ()
     ordered = [texts[kind][n] for n in range(count) for kind in kinds]
     tokens = inputs.weights.tokenizer([text or "" for text in ordered])
     lengths = text_lengths(tokens, text_config)
@@ -84,7 +84,7 @@ def make_batches(
         context_length=text_config.context_length,
         size_multiple=mesh.size,
         redraw=tuple(i for i, kind in enumerate(kinds) if kind in method.redrawn_kinds),
-        labels=inputs.zero_shot.labels,
+        labels=inputs.pseudo_labels.labels,
         epoch_batch_multiple=config.train.epoch_batch_multiple,
     )
     present = np.array([text is not None for text in ordered], bool).reshape(count, len(kinds))
@@ -101,10 +101,10 @@ def make_device_data(
     mesh: Mesh,
 ) -> DeviceData:
     """Place on every device what stays there for the whole run."""
-    cache = inputs.images.trained_on
+    cache = inputs.train.train_cache
     on_device = method.trains and cache_on_device(config, cache)
     # True labels are on the device only for a method that declares that it needs them.
-    true = inputs.images.labels if "labels" in method.requires else None
+    true = inputs.train.labels if "labels" in method.requires else None
 
     def place(array: np.ndarray) -> jax.Array:
         return sharding.place(np.asarray(array), sharding.replicated(mesh))
@@ -116,7 +116,7 @@ def make_device_data(
         class_tokens=place(inputs.prompts.first),
         description_tokens=place(description_tokens),
         present=place(present),
-        targets=Targets(place(inputs.zero_shot.labels), place_optional(true)),
+        targets=Targets(place(inputs.pseudo_labels.labels), place_optional(true)),
         pixels=place(cache.pixels) if on_device else None,
         sizes=place_optional(cache.sizes) if on_device else None,
         pretrained_features=place_optional(pretrained_features),
