@@ -51,7 +51,7 @@ class Ours:
         encode = jax.jit(lambda params, tokens: bind(first, params).encode_text(tokens))
         self.prototypes = np.asarray(encode(self.params, work.cropped_classes()))
         method_state = method.init(jnp.asarray(self.prototypes), len(work.pixels))
-        params = sharding.put(self.mesh, self.params)
+        params = sharding.shard_params(self.params, self.mesh)
         self.state = init_state(params, optimizer, method_state, self.mesh)
         del params
         self.jitted = make_train_step(

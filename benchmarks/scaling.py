@@ -108,7 +108,7 @@ class Run:
         optimizer, method = make_optimizer(config, schedule), LatteCLIP(0.99, 0.99)
         prototypes = rng.normal(size=(size.classes, size.model.embed_dim)).astype(np.float32)
         prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
-        params = sharding.put(mesh, initial_params(size.model, 0))
+        params = sharding.shard_params(initial_params(size.model, 0), mesh)
         first = method.init(prototypes, size.images)
         self.state = init_state(params, optimizer, first, mesh, method.trainable)
         settings = StepSettings(

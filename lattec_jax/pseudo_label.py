@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> None:
     from lattec_jax.runtime.sharding import make_mesh
     from lattec_jax.training import prepare
 
-    distributed.join(values.distributed)
+    distributed.initialize(values.distributed)
     compilation_cache.enable()
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
     with distributed.main_process_first():

@@ -98,7 +98,7 @@ def prepare_run(
 def encode_pretrained(run: Run) -> PretrainedFeatures:
     """Encode the inputs with the pre-trained model, and free its parameters on the devices."""
     inputs, extractor, training = run.inputs, run.inputs.extractor, None
-    params = sharding.put(run.mesh, inputs.weights.params)
+    params = sharding.shard_params(inputs.weights.params, run.mesh)
     classes = extractor.encode_classes(params, inputs.prompts)
     if "pretrained_features" in run.method.requires:
         pixels = inputs.train.eval_cache.pixels
@@ -120,7 +120,9 @@ def starting_point(run: Run, pretrained: PretrainedFeatures) -> tuple[Params, An
     """Return the parameters and the method's state that training starts from: those of the
     pre-trained model, or those of `config.init`."""
     inputs, method, start = run.inputs, run.method, run.inputs.warm_start
-    params = sharding.put(run.mesh, inputs.weights.params if start is None else start.params)
+    params = sharding.shard_params(
+        inputs.weights.params if start is None else start.params, run.mesh
+    )
     classes = pretrained.classes
     if start is not None:
         classes = inputs.extractor.encode_classes(params, inputs.prompts)

@@ -152,7 +152,7 @@ def shared_steps():
             run.steps,
             run.num_microbatches,
             run.mesh,
-            sharding.SMALLEST_SPLIT,
+            sharding.MIN_SHARDED_SIZE,
             train_loop.make_train_step,
         )
         key = (*sections, *model, *rest)

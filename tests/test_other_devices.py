@@ -74,7 +74,7 @@ def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
     capsys,
 ):
     whole = run("labeled", "--workdir=whole")
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)  # so that the dummy's matrices are split
     with sigterm_in(monkeypatch, 3), pytest.raises(Terminated):
         train.main(arguments("labeled", "--workdir=moved"))
     found = run("labeled", "--workdir=moved", "--config.compute.fsdp=4")

@@ -115,12 +115,12 @@ class Classifier:
         self._heads = heads
         definition = define(checkpoint.config, dtype=dtype, mesh=mesh)
         self._extractor = FeatureExtractor(definition, checkpoint.preprocess, mesh, self.batch_size)
-        self._params = sharding.put(mesh, checkpoint.params)
+        self._params = sharding.shard_params(checkpoint.params, mesh)
         self._pretrained_params = None
         if heads.pretrained is not None:
             if pretrained is None:
                 raise ConfigError("`pretrained` is missing, which these class weights need as well")
-            self._pretrained_params = sharding.put(mesh, pretrained.params)
+            self._pretrained_params = sharding.shard_params(pretrained.params, mesh)
         arrays = b"".join(array.tobytes() for array in heads if array is not None)
         self.identity: dict[str, Any] = {  # all that predictions depend on; JSON values
             "model_sha256": checkpoint.sha256,

@@ -215,7 +215,7 @@ def prepare_pseudo_labels(
             log.warning("making the pseudo-labels again: %s", error)
     if distributed.all_agree(found is not None) and found is not None:
         return found
-    params = sharding.put(mesh, weights.params)
+    params = sharding.shard_params(weights.params, mesh)
     features = extractor.encode_images(params, images.eval_cache.pixels, progress="pseudo-labels")
     classes = extractor.encode_classes(params, make_prompts(config, dataset, weights))
     probabilities = class_probabilities(features @ classes.T, float(weights.params["logit_scale"]))

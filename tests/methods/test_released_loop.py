@@ -133,7 +133,7 @@ def setting(one_thread) -> Setting:
         sizes=None,
     )
     state = init_state(
-        sharding.put(mesh, params), optimizer, method.init(jnp.asarray(first), N), mesh
+        sharding.shard_params(params, mesh), optimizer, method.init(jnp.asarray(first), N), mesh
     )
     losses = []
     for host in hosts:

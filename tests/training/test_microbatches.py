@@ -98,7 +98,7 @@ class World:
             )
             return method.loss(features, labels, state)[0]
 
-        params = sharding.put(mesh, self.checkpoint.params)
+        params = sharding.shard_params(self.checkpoint.params, mesh)
         arguments = (params, *jax.device_put((self.device_data, batch), sharding.replicated(mesh)))
         return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
 

@@ -126,7 +126,7 @@ def train(
     )
     definition = define(world.checkpoint.config, mesh=mesh)
     step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
-    params = sharding.put(mesh, world.checkpoint.params)
+    params = sharding.shard_params(world.checkpoint.params, mesh)
     first = method.init(jnp.asarray(world.class_weights), N)
     state = init_state(params, optimizer, first, mesh, seed=3)
     before = jax.device_get(state)
@@ -158,7 +158,7 @@ def run(whole: bool, devices: int = 1, fsdp: int = 1) -> tuple[TrainState, Train
 @pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.full), 4])
 def test_one_and_eight_devices_give_the_same_run(fsdp, whole, monkeypatch):
     before, single = run(whole)
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)  # so that the dummy's matrices are split
     _, many = run(whole, 8, fsdp)
     # Relative to the distance moved, ten times what was measured: 1.2e-4 and 1.2e-6.
     for part, tolerance in (("params", 1e-3), ("method", 1e-5)):
@@ -268,7 +268,7 @@ def test_the_norm_of_the_update_is_computed_for_logged_steps_only():
     host = world.batches(16, 0, 1, mesh.size).at(0)
     found = []
     for is_logged in (None, jnp.array(True), jnp.array(False)):
-        params = sharding.put(mesh, world.checkpoint.params)
+        params = sharding.shard_params(world.checkpoint.params, mesh)
         state = init_state(params, optimizer, (), mesh)
         batch = on_device(host)._replace(is_logged=is_logged)
         batch = jax.device_put(batch, sharding.replicated(mesh))

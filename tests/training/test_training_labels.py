@@ -78,7 +78,7 @@ def trained_on(prepared: Prepared, mesh, *overrides: str) -> list[np.ndarray]:
     config, _ = parse(arguments("unlabeled", *own, *overrides))
     inputs, method = prepared.inputs, make_method(config.method)
     batches, texts, present = input_pipeline.make_batches(config, inputs, method, 16, 4, mesh)
-    params = sharding.put(mesh, inputs.weights.params)
+    params = sharding.shard_params(inputs.weights.params, mesh)
     pixels = inputs.train.eval_cache.pixels  # of which an epoch may ask features
     features = None
     if "pretrained_features" in method.requires:
