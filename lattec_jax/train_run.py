@@ -29,7 +29,7 @@ from lattec_jax.training.state import replicate
 class Run:
     """One adaptation: what is trained, on what, and for how long."""
 
-    config: ConfigDict  # checked
+    config: ConfigDict  # validated
     directory: Path
     method: Method
     mesh: Mesh
@@ -48,13 +48,13 @@ class Run:
         """Return whether the run has its results; the same on all processes."""
         return distributed.broadcast_from_main(self.results_path.exists)
 
-    def saves(self, step: int) -> bool:
+    def should_save(self, step: int) -> bool:
         """Return whether a checkpoint is saved after a step, whatever signals come."""
         return step % self.config.checkpoint_every == 0 or step == self.steps
 
-    def logs(self, step: int) -> bool:
+    def should_log(self, step: int) -> bool:
         """Return whether the metrics of a step are logged."""
-        return step % self.config.log_every == 0 or self.saves(step)
+        return step % self.config.log_every == 0 or self.should_save(step)
 
 
 class PretrainedFeatures(NamedTuple):
@@ -116,7 +116,7 @@ def encode_pretrained(run: Run) -> PretrainedFeatures:
     return PretrainedFeatures(classes, training, test, baseline)
 
 
-def starting_point(run: Run, pretrained: PretrainedFeatures) -> tuple[Params, Any]:
+def initial_params_and_state(run: Run, pretrained: PretrainedFeatures) -> tuple[Params, Any]:
     """Return the parameters and the method's state that training starts from: those of the
     pre-trained model, or those of `config.init`."""
     inputs, method, start = run.inputs, run.method, run.inputs.warm_start
