@@ -88,7 +88,7 @@ class FeatureExtractor:
             for start in range(0, total, size):
                 count = min(size, total - start)
                 # The last batch is padded with its first entry, so that nothing is compiled again.
-                batch = _read(inputs, np.where(local < count, start + local, start))
+                batch = _take(inputs, np.where(local < count, start + local, start))
                 # Fetched two batches later: the next batch is sent while this one is computed.
                 with jax.default_matmul_precision("highest"):  # float32 is float32 everywhere
                     encoded = encode(params, sharding.place_process_local(self._mesh, size, batch))
@@ -128,7 +128,7 @@ def _jitted(
     return images, texts
 
 
-def _read(array: np.ndarray, indices: Int[np.ndarray, " n"]) -> np.ndarray:
+def _take(array: np.ndarray, indices: Int[np.ndarray, " n"]) -> np.ndarray:
     """Return `array[indices]`, without a copy if the indices are consecutive."""
     if np.all(np.diff(indices) == 1):
         return np.asarray(array[indices[0] : indices[-1] + 1])
