@@ -270,11 +270,9 @@ def make_train_step(
         schedule: the optimizer's, for the log.
     """
 
-    def loss_fn(
-        trainable_params: Params, state: TrainState, *inputs: Any
-    ) -> tuple[jax.Array, tuple]:
+    def loss_fn(trainable: Params, state: TrainState, *inputs: Any) -> tuple[jax.Array, tuple]:
         device_data, batch, bucket_lengths = inputs
-        params = {**state.params, **trainable_params}
+        params = {**state.params, **trainable}
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
         images = encode_images(encoder, key, device_data, batch, settings)

@@ -166,7 +166,7 @@ def test_the_number_of_microbatches():
         input_pipeline.choose_num_microbatches(config, 500, one) == 8
     )  # a small set; the last microbatch is padded
     assert input_pipeline.choose_num_microbatches(config, 40, one) == 1
-    for micro, message in [(100, "found 100; 8, 16, 32"), (4, "8 devices")]:
+    for micro, message in [(100, "found 100; use one of 8, 16, 32"), (4, "8 devices")]:
         config.train.microbatch_size = micro
         with pytest.raises(ConfigError, match=rf"config\.train\.microbatch_size: .*{message}"):
             input_pipeline.choose_num_microbatches(config, 512, eight)
