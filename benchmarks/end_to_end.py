@@ -154,7 +154,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     from lattec_jax import train, train_loop
     from lattec_jax.reporting import report_data, results
     from lattec_jax.training import input_pipeline, prepare
-    from lattec_jax.training.checkpoints import Checkpoints
+    from lattec_jax.training.checkpoints import CheckpointManager
 
     jax.devices()
     watch = Stopwatch()
@@ -165,7 +165,7 @@ def run_timed(arguments: list[str], began: float) -> dict[str, float]:
     for name in ("encode_test_images", "predict_training_images"):
         watch.watch(results, name, ROWS[7])
     for name in ("restore", "save", "wait"):
-        watch.watch(Checkpoints, name, ROWS[8])
+        watch.watch(CheckpointManager, name, ROWS[8])
     watch.watch(results, "save_adapted_model", ROWS[9])
     for name in ("collect", "save", "write_page"):
         watch.watch(report_data, name, ROWS[9])

@@ -18,7 +18,7 @@ from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.models.clip import bind, define
 from lattec_jax.runtime import sharding
-from lattec_jax.training.augmentation import Augmentation, apply_draws, draw
+from lattec_jax.training.augmentation import Augmentation, apply_augment, sample_augment_params
 from lattec_jax.training.input_pipeline import device_batches
 from lattec_jax.training.state import init_state, learning_rate_schedule, make_optimizer
 from lattec_jax.training.step import DeviceData, StepSettings, make_train_step
@@ -51,7 +51,7 @@ class Ours:
         encode = jax.jit(lambda params, tokens: bind(first, params).encode_text(tokens))
         self.prototypes = np.asarray(encode(self.params, work.cropped_classes()))
         method_state = method.init(jnp.asarray(self.prototypes), len(work.pixels))
-        params = sharding.put(self.mesh, self.params)
+        params = sharding.shard_params(self.params, self.mesh)
         self.state = init_state(params, optimizer, method_state, self.mesh)
         del params
         self.jitted = make_train_step(
@@ -75,12 +75,16 @@ class Ours:
         return jax.device_put(device_data, sharding.replicated(self.mesh))
 
     def crops(self, step: int) -> np.ndarray:
-        """Return the crops `[B, H, W, 3]` that the step draws for a batch, normalized."""
+        """Return the crops `[B, H, W, 3]` that the step makes of a batch, normalized."""
         images = self.work.batches.at(step).images
         key = jax.random.fold_in(jax.random.key(self.state.seed), step)
         size = self.settings.image_size
         sizes, augmentation = self.device_data.sizes[images], self.settings.augmentation
-        crop = jax.jit(lambda pixels: apply_draws(pixels, draw(key, sizes, augmentation), size))
+        crop = jax.jit(
+            lambda pixels: apply_augment(
+                pixels, sample_augment_params(key, sizes, augmentation), size
+            )
+        )
         crops = crop(self.device_data.pixels[images])
         return np.asarray((crops - jnp.array(workload.MEAN)) / jnp.array(workload.STD), np.float32)
 
@@ -95,7 +99,7 @@ class Ours:
         """Compile without a compilation cache; return the seconds."""
         start = time.perf_counter()
         lowered = self.jitted.lower(
-            self.state, self.device_data, self.batch, self.host.text_lengths
+            self.state, self.device_data, self.batch, self.host.bucket_lengths
         )
         self.compiled = lowered.compile()
         return time.perf_counter() - start

@@ -31,7 +31,7 @@ from benchmarks.image_caches import random_cache
 from benchmarks.memory import CLASSES, TEXTS, arguments, model_config
 from configs.common import get_config
 from lattec_jax.data.images.image_cache import ImageCache
-from lattec_jax.data.text.bucketing import BUCKETS, bucket_length
+from lattec_jax.data.text.bucketing import BUCKET_LENGTHS, bucket_length
 from lattec_jax.methods.base import Targets
 from lattec_jax.methods.latteclip import LatteCLIP, Prototypes
 from lattec_jax.models.clip import define, initial_params
@@ -108,7 +108,7 @@ class Run:
         optimizer, method = make_optimizer(config, schedule), LatteCLIP(0.99, 0.99)
         prototypes = rng.normal(size=(size.classes, size.model.embed_dim)).astype(np.float32)
         prototypes /= np.linalg.norm(prototypes, axis=1, keepdims=True)
-        params = sharding.put(mesh, initial_params(size.model, 0))
+        params = sharding.shard_params(initial_params(size.model, 0), mesh)
         first = method.init(prototypes, size.images)
         self.state = init_state(params, optimizer, first, mesh, method.trainable)
         settings = StepSettings(
@@ -127,7 +127,7 @@ class Run:
         start, used = time.perf_counter(), time.process_time()
         for _ in range(steps):
             host, batch = next(self.stream)
-            self.state, _ = self.step(self.state, self.device_data, batch, host.text_lengths)
+            self.state, _ = self.step(self.state, self.device_data, batch, host.bucket_lengths)
         jax.block_until_ready(self.state)
         return (
             1e3 * (time.perf_counter() - start) / steps,
@@ -261,7 +261,7 @@ def draw(
     top = max(*classes.values(), *texts.values())
     left.set(xscale="log", xlabel="classes", ylabel=unit, ylim=(0, 1.06 * top))
     right.plot(list(texts), list(texts.values()), marker="o")
-    for bound in BUCKETS:
+    for bound in BUCKET_LENGTHS:
         right.axvline(bound, linestyle=":", color="gray")
     right.set(xlabel="tokens of every description")
     figure.suptitle(title)

@@ -90,9 +90,9 @@ class Best(Program):
     def load_texts(self, host: HostBatch) -> None:
         """Place a token matrix for each bucket of the plan."""
         tokens = self.work.description_tokens
-        self.groups = [
+        self.buckets = [
             self._put(tokens[indices, :length])
-            for indices, length in zip(host.text_indices, host.text_lengths, strict=True)
+            for indices, length in zip(host.text_indices, host.bucket_lengths, strict=True)
         ]
         self.positions = self._put(host.text_positions)
         self.class_tokens = self._put(self.work.cropped_classes())
@@ -107,15 +107,15 @@ class Best(Program):
             named, positions = torch.unique(positions, return_inverse=True)
             # Padded to one size, or every batch would be compiled separately.
             classes = classes[F.pad(named, (0, positions.numel() - len(named)))]
-        groups = [classes, *self.groups]
-        lengths = sorted({tokens.shape[1] for tokens in groups})
+        buckets = [classes, *self.buckets]
+        lengths = sorted({tokens.shape[1] for tokens in buckets})
         encoded = {}
         for length in lengths:
-            same = [i for i, tokens in enumerate(groups) if tokens.shape[1] == length]
-            features = self.encode_text(self.model, torch.cat([groups[i] for i in same]))
-            parts = features.split([len(groups[i]) for i in same])
+            same = [i for i, tokens in enumerate(buckets) if tokens.shape[1] == length]
+            features = self.encode_text(self.model, torch.cat([buckets[i] for i in same]))
+            parts = features.split([len(buckets[i]) for i in same])
             encoded |= dict(zip(same, parts, strict=True))
-        texts = torch.cat([encoded[i] for i in range(1, len(groups))])[self.positions]
+        texts = torch.cat([encoded[i] for i in range(1, len(buckets))])[self.positions]
         # [B · K, D] -> [B, K, D]
         descriptions = texts.view(len(images), -1, texts.shape[1])
         return images, list(encoded[0][positions]), descriptions, labels

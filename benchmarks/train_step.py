@@ -177,7 +177,7 @@ def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
     """
     config = work.config
     context = config.text.context_length
-    plan = np.repeat(batch.text_lengths, [len(indices) for indices in batch.text_indices])
+    plan = np.repeat(batch.bucket_lengths, [len(indices) for indices in batch.text_indices])
     classes = work.cropped_classes()[: 2 * work.batch]
     padded = np.concatenate([np.full(len(classes), classes.shape[1]), plan])
     four = np.full(4 * work.batch, context)

@@ -60,7 +60,7 @@ class Workload:
         """Return the batches of a run of one epoch."""
         text, count = self.config.text, len(self.pixels)
         return Batches(
-            count=count,
+            num_images=count,
             batch_size=self.batch,
             seed=0,
             steps=count // self.batch,

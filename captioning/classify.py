@@ -114,7 +114,7 @@ def classify(
     directory = directory or configuration.default_workdir(config)
     identity = engine.identity if engine else engine_module(config).identity(config)
     dataset = datasets.load(config)
-    inputs = {"names": dataset.names, "engine": identity}
+    inputs = {"names": dataset.class_synonyms, "engine": identity}
     run_directory.check_available(directory, config)
     run_directory.check_same_inputs(directory, inputs)
     tasks = make_tasks(config, dataset, identity)
@@ -129,7 +129,7 @@ def classify(
         "prompt": PROMPT,
         "seed": config.seed,
         "class_names": list(dataset.class_names),
-        "names": [list(names) for names in dataset.names],
+        "names": [list(names) for names in dataset.class_synonyms],
         "version": __version__,
         "steps": 0,
         **dict.fromkeys(_ABSENT.split()),

@@ -42,7 +42,7 @@ def predict(
     dataset: Dataset, tasks: Sequence[Task], found: Mapping[str, Record]
 ) -> list[Prediction]:
     """Match the recorded answers of all images to classes."""
-    match = AnswerMatcher(dataset.names)
+    match = AnswerMatcher(dataset.class_synonyms)
     predictions = []
     for task in tasks:
         record = found[task.key]

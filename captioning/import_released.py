@@ -184,7 +184,7 @@ def _assign(dataset: Dataset, files: Iterable[Path]) -> tuple[dict[str, Path], t
     for index, image in enumerate(train.ids):
         prefixes = {"", class_names.key(Path(image).parent.name)}
         if train.labels is not None:
-            prefixes |= set(map(class_names.key, dataset.names[train.labels[index]]))
+            prefixes |= set(map(class_names.key, dataset.class_synonyms[train.labels[index]]))
         for prefix in prefixes:
             images_of.setdefault((prefix, _base(image)), {})[image] = None
     file_of: dict[str, Path] = {}

@@ -135,7 +135,7 @@ def make_tasks(
 def labels_file(config: ConfigDict, dataset: Dataset) -> tuple[Path, dict[str, Any]]:
     """Return the path of the configured model's pseudo-labels, and their required provenance."""
     source = pseudo_labels.provenance(
-        pseudo_labels.weights_sha256(config.weights), dataset.names, config.templates
+        pseudo_labels.weights_sha256(config.weights), dataset.class_synonyms, config.templates
     )
     return pseudo_labels.pseudo_labels_path(config, source), source
 

@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> None:
     from lattec_jax.training import prepare
 
     directory = Path(values.workdir)
-    distributed.join(values.distributed)
+    distributed.initialize(values.distributed)
     config = load_run_config(directory / run_directory.CONFIG)
     compilation_cache.enable()
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
@@ -57,12 +57,12 @@ def main(argv: Sequence[str]) -> None:
     images = prepare.open_images(config, dataset, part, weights)
     labels = images.labels if dataset.test else None
     prompts = prepare.make_prompts(config, dataset, weights)
-    params = sharding.put(mesh, weights.params)
-    pixels = images.evaluation.pixels
-    frozen = extractor.images(params, pixels, "zero-shot")
-    before = frozen @ extractor.classes(params, prompts).T
-    params = sharding.put(mesh, model.params)
-    after = vectors.cosines(extractor.images(params, pixels, "adapted"), frozen)
+    params = sharding.shard_params(weights.params, mesh)
+    pixels = images.eval_cache.pixels
+    frozen = extractor.encode_images(params, pixels, "zero-shot")
+    before = frozen @ extractor.encode_classes(params, prompts).T
+    params = sharding.shard_params(model.params, mesh)
+    after = vectors.cosines(extractor.encode_images(params, pixels, "adapted"), frozen)
     table = results.comparison_table(
         dataset.class_names,
         results.evaluate_scores(before, labels),

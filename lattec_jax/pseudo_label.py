@@ -37,14 +37,14 @@ def main(argv: Sequence[str]) -> None:
     from lattec_jax.runtime.sharding import make_mesh
     from lattec_jax.training import prepare
 
-    distributed.join(values.distributed)
+    distributed.initialize(values.distributed)
     compilation_cache.enable()
     distributed.check_same_on_all(to_json(config), Path(config.artifacts))
     with distributed.main_process_first():
         dataset = datasets.load(config)
     weights, mesh = prepare.load_weights(config), make_mesh(config.compute.fsdp)
     # Also the training image cache, which most methods need: each file is then decoded once only.
-    images = prepare.open_images(config, dataset, "train", weights, training=True)
+    images = prepare.open_images(config, dataset, "train", weights, uncropped=True)
     extractor = make_feature_extractor(config, weights, mesh)
     labels = prepare.prepare_pseudo_labels(config, dataset, weights, images, extractor, mesh)
 
@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> None:
     for name, fraction in zip(dataset.class_names, fractions, strict=True):
         print(f"{fraction:7.1%}  {escape_unprintable(name)}")
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
-    source = provenance(weights.sha256, dataset.names, config.templates)
+    source = provenance(weights.sha256, dataset.class_synonyms, config.templates)
     print_escaped(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
     print_next(f"python -m lattec_jax.train {shlex.join(config_arguments(argv[1:]))}")
 

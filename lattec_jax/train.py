@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> None:
         from lattec_jax import train_loop
         from lattec_jax.runtime import compilation_cache, distributed
 
-        distributed.join(values.distributed)
+        distributed.initialize(values.distributed)
         compilation_cache.enable()
         train_loop.train(config, directory, arguments, describe)
 

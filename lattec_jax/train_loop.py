@@ -26,17 +26,17 @@ from lattec_jax.runtime.errors import TrainingError
 from lattec_jax.runtime.preemption import PreemptionHandler
 from lattec_jax.runtime.profiling import Profile
 from lattec_jax.runtime.safe_read import read_json
-from lattec_jax.train_results import Trained, evaluate_adapted, show_finished, write_results
+from lattec_jax.train_results import FitResult, evaluate_adapted, show_finished, write_results
 from lattec_jax.train_run import (
     PretrainedFeatures,
     Run,
     encode_pretrained,
+    initial_params_and_state,
     prepare_run,
-    starting_point,
 )
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
-from lattec_jax.training.checkpoints import Checkpoints
+from lattec_jax.training.checkpoints import CheckpointManager
 from lattec_jax.training.metrics_log import NoLog, RunLog
 from lattec_jax.training.prepare import Describe
 from lattec_jax.training.state import (
@@ -56,7 +56,7 @@ def train(
     """Run, or continue, one adaptation and return the contents of `results.json`.
 
     Args:
-        config: checked.
+        config: validated.
         arguments, describe: see `prepare.prepare_inputs`.
     """
     run = prepare_run(config, directory, arguments, describe)
@@ -69,39 +69,43 @@ def train(
     )
     if run.is_finished():  # by another job, since the first look
         return show_finished(directory)
-    with Checkpoints(directory / run_directory.CHECKPOINTS, config.max_checkpoints) as checkpoints:
-        trained = fit(run, pretrained, checkpoints)
+    with CheckpointManager(
+        directory / run_directory.CHECKPOINTS, config.max_checkpoints
+    ) as checkpoints:
+        result = fit(run, pretrained, checkpoints)
         # While the last checkpoint is still being written.
-        adapted = evaluate_adapted(run, pretrained, trained.state)
+        adapted = evaluate_adapted(run, pretrained, result.state)
     return distributed.write_then_read(
-        lambda: write_results(run, pretrained, trained, adapted),
+        lambda: write_results(run, pretrained, result, adapted),
         lambda: read_json(run.results_path),
     )
 
 
-def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> Trained:
-    """Train from the newest checkpoint to the last step. After a signal, the step under way is
-    finished and saved, and Terminated or KeyboardInterrupt is raised."""
+def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager) -> FitResult:
+    """Train from the newest checkpoint to the last step and return the result. After a signal,
+    finish and save the current step, then raise Terminated or KeyboardInterrupt."""
     config, method = run.config, run.method
     batches, tokens, present = input_pipeline.make_batches(
         config, run.inputs, method, run.batch_size, run.steps, run.mesh
     )
     schedule = learning_rate_schedule(config.train, run.steps)
     optimizer = make_optimizer(config.train, schedule)
-    train_step = step_of_run(run, optimizer, schedule)
-    params, method_state = starting_point(run, pretrained)
-    first = init_state(params, optimizer, method_state, run.mesh, method.trainable, config.seed)
-    state, timing = checkpoints.restore(first, run.mesh)
-    del params, method_state, first  # the devices hold the model once
+    train_step = build_train_step(run, optimizer, schedule)
+    params, method_state = initial_params_and_state(run, pretrained)
+    initial_state = init_state(
+        params, optimizer, method_state, run.mesh, method.trainable, config.seed
+    )
+    state, timing = checkpoints.restore(initial_state, run.mesh)
+    del params, method_state, initial_state  # the devices hold the model once
     start, timer = int(state.step), StepTimer(run.batch_size, **timing)
     if start:
         print(f"continuing at step {start} of {run.steps}")
     device_data = input_pipeline.make_device_data(
         config, run.inputs, method, tokens, present, pretrained.training, run.mesh
     )
-    cache = run.inputs.images.trained_on
+    cache = run.inputs.train.train_cache
     stream = input_pipeline.device_batches(
-        batches, cache, device_data, start, run.steps, run.mesh, run.logs
+        batches, cache, device_data, start, run.steps, run.mesh, run.should_log
     )
     with (
         make_log(run, start) as log,
@@ -114,23 +118,23 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: Checkpoints) -> T
                 state = begin_epoch(run, method, state, pretrained.training)
             # All inputs of a step are on the devices: an implicit transfer would stall each step.
             with jax.transfer_guard("disallow"):
-                state, metrics = train_step(state, device_data, batch, host_batch.text_lengths)
+                state, metrics = train_step(state, device_data, batch, host_batch.bucket_lengths)
             timer.step(state)
             profile.step(step, state)
             log.advance()
             stopping = signals.requested()
             monitor.after_step(step, state, metrics, stopping)
-            if run.saves(step) or stopping:
+            if run.should_save(step) or stopping:
                 # The log is on disk before the checkpoint is complete, so that a run that continues
                 # from this checkpoint misses no line.
                 checkpoints.save(state, step, timer.record(), before=log.flush)
             if stopping:
                 break
         seconds = timer.record()["seconds"]
-    return Trained(state, log.lines(), seconds, timer.rate())
+    return FitResult(state, log.lines(), seconds, timer.rate())
 
 
-def step_of_run(
+def build_train_step(
     run: Run, optimizer: optax.GradientTransformation, schedule: optax.Schedule
 ) -> Callable:
     """Return the train step of this run, which is compiled at its first call."""
@@ -150,12 +154,12 @@ def step_of_run(
 def begin_epoch(
     run: Run, method: EpochMethod, state: TrainState, pretrained: Float[np.ndarray, "N D"] | None
 ) -> TrainState:
-    """Let the method look at all training images."""
+    """Replace the method's state by that of `EpochMethod.begin_epoch`."""
     inputs, params = run.inputs, state.params
-    pixels = inputs.images.evaluation.pixels
+    pixels = inputs.train.eval_cache.pixels
     features = TrainingSetFeatures(
-        images=lambda: inputs.extractor.images(params, pixels, "epoch"),
-        classes=lambda: inputs.extractor.classes(params, inputs.prompts),
+        images=lambda: inputs.extractor.encode_images(params, pixels, "epoch"),
+        classes=lambda: inputs.extractor.encode_classes(params, inputs.prompts),
         pretrained_features=pretrained,
     )
     method_state = replicate(method.begin_epoch(state.method, features), run.mesh)
@@ -177,7 +181,7 @@ class Monitor:
         self,
         run: Run,
         pretrained: PretrainedFeatures,
-        checkpoints: Checkpoints,
+        checkpoints: CheckpointManager,
         log: RunLog | NoLog,
         timer: StepTimer,
     ):
@@ -190,9 +194,10 @@ class Monitor:
     def after_step(
         self, step: int, state: TrainState, metrics: Mapping[str, jax.Array], stopping: bool
     ) -> None:
-        """Log the step, numbered from 1, where it is due; `stopping`: a signal ends the run."""
+        """Log step `step` (counted from 1) and evaluate, if the configuration says so.
+        `stopping`: a signal ends the run after this step."""
         config, method, entry = self._run.config, self._run.method, {}
-        due = self._run.logs(step)
+        due = self._run.should_log(step)
         if due or stopping:
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             last_finite = self._watch.last_finite_step
@@ -216,8 +221,8 @@ class Monitor:
 def stop_unless_finite(
     metrics: Mapping[str, float], step: int, last_finite: int, checkpoint: int | None
 ) -> None:
-    """Raise TrainingError for a loss or gradient that is not finite, before anything of it is
-    saved. (The loss may still be finite: it is that of the parameters before the gradient.)
+    """Raise TrainingError if the loss or the gradient norm is not finite, before the state is
+    saved. (The loss is computed before the update, so it may be finite while the gradient is not.)
 
     Args:
         last_finite: the last step that was logged with a finite loss; 0: none.

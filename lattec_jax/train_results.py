@@ -18,13 +18,13 @@ from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import remove_abandoned, write_json
 from lattec_jax.runtime.safe_read import read_json
 from lattec_jax.runtime.text import print_escaped
-from lattec_jax.train_run import PretrainedFeatures, Run, starting_point
+from lattec_jax.train_run import PretrainedFeatures, Run, initial_params_and_state
 from lattec_jax.training import wise_ft
 from lattec_jax.training.state import TrainState
 
 
-class Trained(NamedTuple):
-    """What training leaves."""
+class FitResult(NamedTuple):
+    """The result of `train_loop.fit`."""
 
     state: TrainState  # after the last step
     log: list[dict[str, float | None]]  # all lines of `metrics.jsonl`
@@ -46,7 +46,7 @@ def evaluate_adapted(run: Run, pretrained: PretrainedFeatures, state: TrainState
     """Evaluate the last state, or its average with the initial one (WiSE-FT)."""
     inputs, method, fraction = run.inputs, run.method, run.config.wise_ft
     if fraction not in (None, 1):
-        state = wise_ft.average(method, *starting_point(run, pretrained), state, fraction)
+        state = wise_ft.average(method, *initial_params_and_state(run, pretrained), state, fraction)
     heads = results.zero_shot_heads(inputs, method, state)
     scores = pretrained.test @ pretrained.classes.T
     before = results.evaluate_scores(scores, inputs.test_labels)
@@ -65,7 +65,7 @@ def evaluate_adapted(run: Run, pretrained: PretrainedFeatures, state: TrainState
 
 
 def write_results(
-    run: Run, pretrained: PretrainedFeatures, trained: Trained, adapted: Adapted
+    run: Run, pretrained: PretrainedFeatures, result: FitResult, adapted: Adapted
 ) -> dict[str, Any]:
     """Write all files of a finished run, and return the contents of `results.json`.
 
@@ -81,11 +81,9 @@ def write_results(
         "batch_size": run.batch_size,
         **results.compare_accuracies(inputs, *adapted.scores),
         "label_free": results.label_free_metrics(pretrained.baseline, predictions, class_weights),
-        "health": health.health_report(
-            pretrained.baseline, class_weights, predictions, trained.log
-        ),
-        "train_seconds": trained.seconds,
-        "images_per_second": trained.images_per_second,
+        "health": health.health_report(pretrained.baseline, class_weights, predictions, result.log),
+        "train_seconds": result.seconds,
+        "images_per_second": result.images_per_second,
     }
     report_data.save(run.directory, adapted.report)
     write_json(run.results_path, content)

@@ -30,7 +30,7 @@ from lattec_jax.training.trackers import check_installed
 class Run:
     """One adaptation: what is trained, on what, and for how long."""
 
-    config: ConfigDict  # checked
+    config: ConfigDict  # validated
     directory: Path
     method: Method
     mesh: Mesh
@@ -49,13 +49,13 @@ class Run:
         """Return whether the run has its results; the same on all processes."""
         return distributed.broadcast_from_main(self.results_path.exists)
 
-    def saves(self, step: int) -> bool:
+    def should_save(self, step: int) -> bool:
         """Return whether a checkpoint is saved after a step, whatever signals come."""
         return step % self.config.checkpoint_every == 0 or step == self.steps
 
-    def logs(self, step: int) -> bool:
+    def should_log(self, step: int) -> bool:
         """Return whether the metrics of a step are logged."""
-        return step % self.config.log_every == 0 or self.saves(step)
+        return step % self.config.log_every == 0 or self.should_save(step)
 
 
 class PretrainedFeatures(NamedTuple):
@@ -79,7 +79,7 @@ def prepare_run(
         dataset = check_data.check(config)
     mesh = sharding.make_mesh(config.compute.fsdp)
     inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh, describe)
-    num_images = len(inputs.images.ids)
+    num_images = len(inputs.train.ids)
     batch_size = input_pipeline.choose_batch_size(config, num_images, mesh)
     with distributed.raise_on_all():
         fingerprints = results.input_fingerprints(inputs, batch_size)
@@ -100,16 +100,17 @@ def prepare_run(
 def encode_pretrained(run: Run) -> PretrainedFeatures:
     """Encode the inputs with the pre-trained model, and free its parameters on the devices."""
     inputs, extractor, training = run.inputs, run.inputs.extractor, None
-    params = sharding.put(run.mesh, inputs.weights.params)
-    classes = extractor.classes(params, inputs.prompts)
+    params = sharding.shard_params(inputs.weights.params, run.mesh)
+    classes = extractor.encode_classes(params, inputs.prompts)
     if "pretrained_features" in run.method.requires:
-        pixels = inputs.images.evaluation.pixels
-        training = extractor.images(params, pixels, "features of the pre-trained model")
-    counts, images = (inputs.texts.counts if inputs.texts else {}), len(inputs.images.ids)
+        pixels = inputs.train.eval_cache.pixels
+        training = extractor.encode_images(params, pixels, "features of the pre-trained model")
+    counts = inputs.descriptions.counts if inputs.descriptions else {}
+    images = len(inputs.train.ids)
     baseline = Baseline(
         inputs.dataset.class_names,
         classes,
-        inputs.zero_shot.labels,
+        inputs.pseudo_labels.labels,
         run.batch_size,
         {kind: counted["found"] / images for kind, counted in counts.items()},
     )
@@ -117,15 +118,17 @@ def encode_pretrained(run: Run) -> PretrainedFeatures:
     return PretrainedFeatures(classes, training, test, baseline)
 
 
-def starting_point(run: Run, pretrained: PretrainedFeatures) -> tuple[Params, Any]:
+def initial_params_and_state(run: Run, pretrained: PretrainedFeatures) -> tuple[Params, Any]:
     """Return the parameters and the method's state that training starts from: those of the
     pre-trained model, or those of `config.init`."""
     inputs, method, start = run.inputs, run.method, run.inputs.warm_start
-    params = sharding.put(run.mesh, inputs.weights.params if start is None else start.params)
+    params = sharding.shard_params(
+        inputs.weights.params if start is None else start.params, run.mesh
+    )
     classes = pretrained.classes
     if start is not None:
-        classes = inputs.extractor.classes(params, inputs.prompts)
-    state = method.init(jnp.asarray(classes), len(inputs.images.ids))
+        classes = inputs.extractor.encode_classes(params, inputs.prompts)
+    state = method.init(jnp.asarray(classes), len(inputs.train.ids))
     if start is not None and start.prototypes is not None and isinstance(method, PrototypeMethod):
         state = method.start_from(state, jnp.asarray(start.prototypes))
     return params, replicate(state, run.mesh)

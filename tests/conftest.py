@@ -141,7 +141,7 @@ def shared_steps():
     from lattec_jax.runtime import sharding
     from lattec_jax.runtime.config import to_json
 
-    made, step_of_run = {}, train_loop.step_of_run
+    made, build_train_step = {}, train_loop.build_train_step
 
     def shared(run, optimizer, schedule):
         config, inputs = run.config, run.inputs
@@ -152,16 +152,16 @@ def shared_steps():
             run.steps,
             run.num_microbatches,
             run.mesh,
-            sharding.SMALLEST_SPLIT,
+            sharding.MIN_SHARDED_SIZE,
             train_loop.make_train_step,
         )
         key = (*sections, *model, *rest)
         if key not in made:
-            made[key] = step_of_run(run, optimizer, schedule)
+            made[key] = build_train_step(run, optimizer, schedule)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_loop, "step_of_run", shared)
+        patch.setattr(train_loop, "build_train_step", shared)
         yield
 
 

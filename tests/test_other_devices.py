@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from lattec_jax import evaluate, train
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.preemption import Terminated
-from lattec_jax.training.checkpoints import Checkpoints
+from lattec_jax.training.checkpoints import CheckpointManager
 from lattec_jax.training.state import TrainState, init_state, state_shardings
 from tests.runs import arguments, logged, run
 from tests.test_resume import sigterm_in
@@ -52,11 +52,11 @@ def random_state(seed: int, mesh: Mesh) -> TrainState:
 )
 def test_a_checkpoint_is_equal_on_other_devices_and_lies_as_they_want(tmp_path, before, after):
     saved = random_state(1, mesh_of(before))
-    with Checkpoints(tmp_path, 2) as checkpoints:
+    with CheckpointManager(tmp_path, 2) as checkpoints:
         checkpoints.save(saved, 2, {"seconds": 1.5})
     like = random_state(2, mesh_of(after))
     assert not np.array_equal(like.params["kernel"], saved.params["kernel"])
-    with Checkpoints(tmp_path, 2) as checkpoints:
+    with CheckpointManager(tmp_path, 2) as checkpoints:
         found, beside = checkpoints.restore(like, mesh_of(after))
     assert beside == {"seconds": 1.5}
     jax.tree.map(np.testing.assert_array_equal, found, saved)
@@ -74,7 +74,7 @@ def test_a_run_goes_on_with_its_parameters_split_and_is_evaluated_elsewhere(
     capsys,
 ):
     whole = run("labeled", "--workdir=whole")
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)  # so that the dummy's matrices are split
     with sigterm_in(monkeypatch, 3), pytest.raises(Terminated):
         train.main(arguments("labeled", "--workdir=moved"))
     found = run("labeled", "--workdir=moved", "--config.compute.fsdp=4")

@@ -88,12 +88,12 @@ def test_reclip_killed_inside_of_an_epoch_continues_as_if_nothing_had_been(recli
 
 
 @pytest.mark.full
-def test_reclip_with_a_streamed_store_and_pieces_is_the_same(reclip):
+def test_reclip_with_a_streamed_image_cache_and_microbatches_is_the_same(reclip):
     whole = json.loads((reclip / "reclip/results.json").read_text(encoding="utf-8"))
     streamed = ("--config.image_cache.placement=host", "--config.train.microbatch_size=8")
-    num_microbatches = run("labeled", "--workdir=pieces", *RECLIP, *streamed)
+    num_microbatches = run("labeled", "--workdir=microbatches", *RECLIP, *streamed)
     assert whole["adapted"] == num_microbatches["adapted"]
-    one, other = model_of(reclip / "reclip"), model_of(reclip / "pieces")
+    one, other = model_of(reclip / "reclip"), model_of(reclip / "microbatches")
     for name, value in one.items():
         np.testing.assert_allclose(value, other[name], atol=1e-5, err_msg=name)
 

@@ -117,12 +117,12 @@ class Classifier:
         self._heads = heads
         definition = define(checkpoint.config, dtype=dtype, mesh=mesh)
         self._extractor = FeatureExtractor(definition, checkpoint.preprocess, mesh, self.batch_size)
-        self._params = sharding.put(mesh, checkpoint.params)
+        self._params = sharding.shard_params(checkpoint.params, mesh)
         self._pretrained_params = None
         if heads.pretrained is not None:
             if pretrained is None:
                 raise ConfigError("`pretrained` is missing, which these class weights need as well")
-            self._pretrained_params = sharding.put(mesh, pretrained.params)
+            self._pretrained_params = sharding.shard_params(pretrained.params, mesh)
         self.directory: Path | None = None  # the run that it was loaded from
         arrays = b"".join(array.tobytes() for array in heads if array is not None)
         self.identity: dict[str, Any] = {  # all that predictions depend on; JSON values
@@ -292,10 +292,11 @@ class Classifier:
         """
         count = len(pixels)
         padded = np.concatenate([pixels, np.repeat(pixels[:1], size - count, axis=0)])
-        features = self._extractor.images(self._params, padded)[:count]
+        encode = self._extractor.encode_images
+        features = encode(self._params, padded)[:count]
         pretrained_features = None
         if self._pretrained_params is not None:
-            pretrained_features = self._extractor.images(self._pretrained_params, padded)[:count]
+            pretrained_features = encode(self._pretrained_params, padded)[:count]
         cosines = self._heads.cosines(features, pretrained_features)
         return features, class_probabilities(cosines, self._log_logit_scale)
 

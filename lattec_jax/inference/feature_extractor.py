@@ -47,23 +47,25 @@ class FeatureExtractor:
         mean, std = tuple(preprocess.mean), tuple(preprocess.std)
         self._images, self._texts = _jitted(definition, mean, std, mesh, distributed.count() > 1)
 
-    def images(
+    def encode_images(
         self, params: Params, pixels: UInt8[np.ndarray, "N S T 3"], progress: str | None = None
     ) -> Float[np.ndarray, "N D"]:
         """Return unit features of evaluation pixels; `progress` is the title of a progress bar."""
         return self._encode(self._images, params, pixels, progress)
 
-    def texts(self, params: Params, tokens: Int[np.ndarray, "N L"]) -> Float[np.ndarray, "N D"]:
+    def encode_texts(
+        self, params: Params, tokens: Int[np.ndarray, "N L"]
+    ) -> Float[np.ndarray, "N D"]:
         """Return unit features of texts."""
         return self._encode(self._texts, params, tokens, None)
 
-    def classes(self, params: Params, prompts: ClassPrompts) -> Float[np.ndarray, "C D"]:
+    def encode_classes(self, params: Params, prompts: ClassPrompts) -> Float[np.ndarray, "C D"]:
         """Return the class weights of the zero-shot classifier: for each class the normalized mean
         of the unit features of its descriptions.
 
         Source: open_clip 3.3, `zero_shot_classifier.build_zero_shot_classifier`.
         """
-        features = self.texts(params, prompts.tokens)
+        features = self.encode_texts(params, prompts.tokens)
         count = len(prompts.first)
         if len(features) == count:  # one description per class: nothing to average
             return features
@@ -88,7 +90,7 @@ class FeatureExtractor:
             for start in range(0, total, size):
                 count = min(size, total - start)
                 # The last batch is padded with its first entry, so that nothing is compiled again.
-                batch = _read(inputs, np.where(local < count, start + local, start))
+                batch = _take(inputs, np.where(local < count, start + local, start))
                 # Fetched two batches later: the next batch is sent while this one is computed.
                 with jax.default_matmul_precision("highest"):  # float32 is float32 everywhere
                     encoded = encode(params, sharding.place_process_local(self._mesh, size, batch))
@@ -128,7 +130,7 @@ def _jitted(
     return images, texts
 
 
-def _read(array: np.ndarray, indices: Int[np.ndarray, " n"]) -> np.ndarray:
+def _take(array: np.ndarray, indices: Int[np.ndarray, " n"]) -> np.ndarray:
     """Return `array[indices]`, without a copy if the indices are consecutive."""
     if np.all(np.diff(indices) == 1):
         return np.asarray(array[indices[0] : indices[-1] + 1])

@@ -116,7 +116,7 @@ class PredictionFile:
         self.failed = 0  # number of these lines that are errors
         try:
             self._lock()
-            self._read()
+            self._resume()
         except DataError:
             self._file.close()
             raise
@@ -156,7 +156,7 @@ class PredictionFile:
         except OSError:  # a file system without locks
             return
 
-    def _read(self) -> None:
+    def _resume(self) -> None:
         """Read what is done, drop an incomplete last line, and write a missing header."""
         first = header(self._kind, self._top)
         length = 0  # of the complete lines, in bytes

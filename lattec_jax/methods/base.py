@@ -32,7 +32,7 @@ def required(value: T | None, name: str) -> T:
 
 
 class Targets(NamedTuple):
-    """What is known of each image of a batch before the step; None where it is not required."""
+    """What is known of each image of a batch before the step. In a step only `true` may be None."""
 
     zero_shot: Int[Array, " B"] | None = None  # pseudo-labels of the frozen model
     true: Int[Array, " B"] | None = None  # only for methods that require "labels"
@@ -56,8 +56,8 @@ class Method:
 
     name: str  # as in `config.method.name`
     trains: bool = True  # False: the pre-trained model is evaluated as it is
-    # What must exist before training, of "zero_shot" (pseudo-labels), "descriptions", "labels"
-    # (true ones) and "pretrained_features" (of the training images).
+    # What must exist before training besides pseudo-labels: "descriptions", "labels" (true ones),
+    # "pretrained_features" (of the training images).
     requires: frozenset[str] = frozenset()
     description_kinds: tuple[str, ...] = ()  # of generated text that `loss` gets features of
     # Those of them whose text is drawn again at every step, from all images with the same
@@ -102,13 +102,17 @@ class Method:
         targets: Targets,
         state: State,
     ) -> Int[Array, "J B"]:
-        """Return J classes for each image, whose descriptions the step then encodes."""
+        """Return J classes for each image; the step then encodes the descriptions of these classes.
+
+        No gradient flows through `images` and `class_weights`.
+        """
         raise NotImplementedError
 
     def loss(
         self, features: Features, labels: Int[Array, "J B"], state: State
     ) -> tuple[Float[Array, ""], Any]:
-        """Return the loss, and whatever `update` needs from it."""
+        """Return the loss over the full batch, a scalar that is differentiated with respect to the
+        trained parameters, and a pytree of arrays that is passed to `update` as `aux`."""
         raise NotImplementedError
 
     def update(
@@ -160,7 +164,8 @@ class EpochMethod(Method):
     second predictor for the features of the pre-trained model."""
 
     def max_epochs(self, num_images: int) -> int | None:
-        """Return a bound on the epochs besides `config.train.epochs`; None: there is none."""
+        """Return an upper bound on the number of epochs, beside that of `config.train.epochs`, or
+        None."""
         return None
 
     def begin_epoch(self, state: State, features: TrainingSetFeatures) -> State:

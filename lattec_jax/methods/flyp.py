@@ -37,9 +37,7 @@ class FLYP(Method):
         name, requires, predicted_label = "flyp", frozenset[str](), None
         if self.oracle:
             name, requires = "flyp_oracle", frozenset({"labels"})
-        elif self.pseudo_labels == "zero_shot":
-            requires = frozenset({"zero_shot"})
-        else:
+        elif self.pseudo_labels != "zero_shot":
             predicted_label = 0  # the only label
         # The class is frozen.
         object.__setattr__(self, "name", name)

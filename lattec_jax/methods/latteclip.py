@@ -5,7 +5,7 @@ pseudo-labels per image (the frozen model's and the current one's). Features and
 vectors.
 
 Where the authors' released code departs from the paper, a field of `LatteCLIP` chooses; each says
-which. Two slips of the released code, both in the weights of the class-descriptions, are not
+which. Two bugs of the released code, both in the weights of the class-descriptions, are not
 reproduced:
 
 - The `[B]` weights multiply the `[B, D]` features along D, which runs only because B = D = 512
@@ -74,28 +74,31 @@ def mix_texts(
     return (1 - alpha) * mean + alpha * prototypes
 
 
-def move_prototypes(
+def update_prototypes(
     prototypes: Float[Array, "C D"],
     texts: Float[Array, "B D"],
     labels: Int[Array, " B"],
     momentum: float,
 ) -> Float[Array, "C D"]:
-    """`p ← normalize((1−μ)·mean(t̄) + μ·p)` for each class that `labels` names (Sec. 3.2).
+    """Update by an exponential moving average (Sec. 3.2): `p ← normalize((1−μ)·mean(t̄) + μ·p)` for
+    each class in `labels`; other classes keep their prototype.
 
     The paper's formula has no normalization; the released code normalizes, as here: a prototype is
     a unit vector, like the features that it is compared with.
     """
     classes = prototypes.shape[0]
     sums = jax.ops.segment_sum(texts, labels, num_segments=classes)  # [C, D]
-    counts = jax.ops.segment_sum(jnp.ones_like(texts[:, :1]), labels, num_segments=classes)
-    means = sums / jnp.maximum(counts, 1)  # [C, 1] texts of each class in the batch
-    moved = normalize((1 - momentum) * means + momentum * prototypes)
-    return jnp.where(counts > 0, moved, prototypes)
+    ones = jnp.ones_like(texts[:, :1])
+    counts = jax.ops.segment_sum(ones, labels, num_segments=classes)  # [C, 1] texts of each class
+    means = sums / jnp.maximum(counts, 1)  # [C, D]
+    updated = normalize((1 - momentum) * means + momentum * prototypes)
+    return jnp.where(counts > 0, updated, prototypes)
 
 
 @dataclasses.dataclass(frozen=True)
 class LatteCLIP(PrototypeMethod):
-    """The method with its settings; `config.method` names and explains them."""
+    """The method. Its fields are set from `config.method`, whose keys `configs/common.py`
+    explains."""
 
     alpha: float
     momentum: float
@@ -103,7 +106,7 @@ class LatteCLIP(PrototypeMethod):
     description_kinds: tuple[str, ...] = ("image", "group")
     redrawn_kinds: tuple[str, ...] = ()  # the released code: those of groups
     label_names: tuple[str, ...] = ("zero_shot", "current")  # Table 3: L_zs and L_ft
-    mixer: bool = True  # Table 3: False sets all weights to 1
+    use_mixer: bool = True  # Table 3: False sets all weights to 1
     prototype_update: str = "sequential"  # the released code: "joint"
     mixer_prototypes: str = "current"  # the released code: "epoch_start"
     loss_reduction: str = "sum"  # the released code: "mean"
@@ -113,16 +116,14 @@ class LatteCLIP(PrototypeMethod):
     predicted_label: int | None = dataclasses.field(init=False)  # of `c_ft`, where it is used
 
     def __post_init__(self) -> None:
-        requires = {"zero_shot"} & {*self.label_names}
-        if self.description_kinds:
-            requires.add("descriptions")
+        requires = frozenset({"descriptions"}) if self.description_kinds else frozenset[str]()
         current = self.label_names.index("current") if "current" in self.label_names else None
         # The class is frozen.
-        object.__setattr__(self, "requires", frozenset(requires))
+        object.__setattr__(self, "requires", requires)
         object.__setattr__(self, "predicted_label", current)
 
     def settings(self) -> dict[str, Any]:
-        """α and μ."""
+        """Return α and μ."""
         return {"alpha": self.alpha, "momentum": self.momentum}
 
     def init(self, class_features: Float[Array, "C D"], num_images: int) -> Prototypes:
@@ -186,19 +187,19 @@ class LatteCLIP(PrototypeMethod):
         aux: dict[str, jax.Array],
         ends_epoch: Bool[Array, ""],
     ) -> tuple[Prototypes, dict[str, Float[Array, ""]]]:
-        """Move the prototypes: label by label (paper) or by one mean over all (released code)."""
-        moved, mixed = state.current, aux["mixed"]
+        """Update the prototypes: label by label (paper) or by one mean over all (released code)."""
+        current, mixed = state.current, aux["mixed"]
         if self.prototype_update == "joint":
             # [J, B, D] -> [J · B, D]
             mixed = mixed.reshape(-1, mixed.shape[-1])
-            moved = move_prototypes(moved, mixed, labels.reshape(-1), self.momentum)
+            current = update_prototypes(current, mixed, labels.reshape(-1), self.momentum)
         else:
             for t_bar, label in zip(mixed, labels, strict=True):
-                moved = move_prototypes(moved, t_bar, label, self.momentum)
-        mixer = moved
+                current = update_prototypes(current, t_bar, label, self.momentum)
+        mixer = current
         if self.mixer_prototypes == "epoch_start":
-            mixer = jnp.where(ends_epoch, moved, state.mixer)
-        return Prototypes(moved, mixer), self._metrics(labels, aux)
+            mixer = jnp.where(ends_epoch, current, state.mixer)
+        return Prototypes(current, mixer), self._metrics(labels, aux)
 
     def average(self, before: Prototypes, after: Prototypes, fraction: float) -> Prototypes:
         """Prototypes between those of two states, unit vectors again."""
@@ -209,7 +210,7 @@ class LatteCLIP(PrototypeMethod):
 
     def mixer_weights(self, texts: Float[Array, "... D"], state: Prototypes) -> Float[Array, ...]:
         """Eq. (1); 1 for every text without the mixer."""
-        if not self.mixer:
+        if not self.use_mixer:
             return jnp.ones(texts.shape[:-1], texts.dtype)
         return mixer_weights(texts, state.mixer)
 
@@ -242,7 +243,7 @@ def from_config(config: ConfigDict) -> LatteCLIP:
         description_kinds=kinds,
         redrawn_kinds=tuple(kind for kind in kinds if kind.startswith("group") and redrawn),
         label_names=tuple(config.labels),
-        mixer=config.mixer,
+        use_mixer=config.mixer,
         prototype_update=config.prototype_update,
         mixer_prototypes=config.mixer_prototypes,
         loss_reduction=config.loss_reduction,

@@ -9,7 +9,7 @@ prediction is the mean of both copies.
 
 As in the authors' repository (michiganleon/ReCLIP_WACV, `reclip.py` and `models.py`), but for this:
 it trains on the test images and keeps the epoch that they choose, here training images are used and
-the last step counts; it divides V's loss by the batch once more than T's, a slip that is not
+the last step counts; it divides V's loss by the batch once more than T's, a bug that is not
 reproduced; an incomplete last batch is dropped; and the logit scale is the model's own, fixed,
 where the repository has 100. The repository takes CLIP's template ensemble of each data set for V's
 classifier and for the seeds and projections of both propagations, and the first template to train
@@ -60,7 +60,8 @@ def agreeing_cross_entropy(
 
 @dataclasses.dataclass(frozen=True)
 class ReCLIP(PrototypeMethod, EpochMethod):
-    """The method with its settings; `config.method.reclip` names and explains them."""
+    """The method. Its fields are set from `config.method.reclip`, whose keys `configs/common.py`
+    explains."""
 
     neighbors: int = 20
     diffusion: float = 0.99
@@ -76,11 +77,11 @@ class ReCLIP(PrototypeMethod, EpochMethod):
     predicted_label = 1  # V's, which follow the model from epoch to epoch
 
     def settings(self) -> dict[str, Any]:
-        """All of them."""
+        """Return all settings."""
         return {"reclip": dataclasses.asdict(self)}
 
     def trainable(self, name: str) -> bool:
-        """The layer norms of both towers."""
+        """Select the layer norms of both towers."""
         return any(part.startswith("ln_") for part in name.split("/"))
 
     def max_epochs(self, num_images: int) -> int | None:
@@ -110,11 +111,11 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         )
 
     def prototypes(self, state: Copies) -> ClassWeights:
-        """V's classifier."""
+        """Return the classifier of copy V."""
         return state.class_weights
 
     def pretrained_class_weights(self, state: Copies, encode_first: EncodeClasses) -> ClassWeights:
-        """T's: the current texts, of the first template as in training."""
+        """Return the classifier of copy T: the current texts of the first template."""
         return encode_first()
 
     def labels(
@@ -124,17 +125,17 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         targets: Targets,
         state: Copies,
     ) -> Int[Array, "2 B"]:
-        """The propagated labels of T and V."""
+        """Return the propagated labels of both copies, T's first."""
         return jnp.asarray(state.labels)[:, required(targets.indices, "indices")]
 
     def should_update(self, labels: Int[Array, "2 B"]) -> Bool[Array, ""]:
-        """Only where an image has the same label twice."""
+        """Return whether both copies give any image of the batch the same label."""
         return jnp.any(labels[0] == labels[1])
 
     def loss(
         self, features: Features, labels: Int[Array, "2 B"], state: Copies
     ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
-        """The sum of both copies' cross-entropies; neither has a parameter of the other."""
+        """Return the sum of both copies' cross-entropies; neither has a parameter of the other."""
         agree = labels[0] == labels[1]
         pretrained = required(features.pretrained_features, "pretrained_features")
         classes = required(features.classes, "classes")
@@ -152,11 +153,11 @@ class ReCLIP(PrototypeMethod, EpochMethod):
         aux: dict[str, Float[Array, ""]],
         ends_epoch: Bool[Array, ""],
     ) -> tuple[Copies, dict[str, Float[Array, ""]]]:
-        """Nothing until the next epoch."""
+        """Change nothing: the state is constant within an epoch."""
         return state, aux
 
     def average(self, before: Copies, after: Copies, fraction: float) -> Copies:
-        """V's classifier between that of two states."""
+        """Average the classifiers of copy V, and normalize the mean."""
         mean = (1 - fraction) * before.class_weights + fraction * after.class_weights
         return after._replace(class_weights=normalize(jnp.asarray(mean)))
 

@@ -47,7 +47,7 @@ class Cell:
     """A row's accuracy on a data set; no values where runs are missing."""
 
     values: tuple[float, ...]  # of the runs, or their changes in points
-    wanted: int  # number of runs when the sweep is complete
+    num_runs: int  # when the sweep is complete
     paper: float | None = None  # None if it prints none or the runs cannot be compared with it
     rank: int = 0  # BEST, SECOND or 0 in its column
     change: bool = False  # whether the values are differences between two accuracies
@@ -188,7 +188,7 @@ def _cell(sweep: Sweep, table: Table, row: Row, dataset: str, found: CollectedRe
     return Cell(values, len(sweep.row_seeds(row)), paper)
 
 
-def _by_seed(sweep: Sweep, name: str, found: CollectedResults) -> dict[int, float]:
+def _average_by_seed(sweep: Sweep, name: str, found: CollectedResults) -> dict[int, float]:
     """Return the average over the data sets, for the seeds that all of them have."""
     accuracies = [found.top1(dataset, name) for dataset in sweep.datasets]
     seeds = set.intersection(*(set(values) for values in accuracies))
@@ -211,27 +211,27 @@ def _average(sweep: Sweep, table: Table, row: Row, found: CollectedResults) -> C
     paper = statistics.fmean(known) if len(known) == len(printed) else None
     if _all_ten(sweep, found, row.name):
         paper = table.printed(row, "average")
-    values = tuple(_by_seed(sweep, row.name, found).values())
+    values = tuple(_average_by_seed(sweep, row.name, found).values())
     return Cell(values, len(sweep.row_seeds(row)), paper)
 
 
 def _change(sweep: Sweep, table: Table, row: Row, found: CollectedResults) -> Cell:
     """Return the average change against all training images, for the seeds that both rows have."""
-    wanted = len(sweep.row_seeds(row))
+    num_runs = len(sweep.row_seeds(row))
     if row.all_data is None:
-        return Cell((), wanted, change=True)
-    ours = _by_seed(sweep, row.name, found)
-    full = _by_seed(sweep, row.all_data, found)
+        return Cell((), num_runs, change=True)
+    ours = _average_by_seed(sweep, row.name, found)
+    full = _average_by_seed(sweep, row.all_data, found)
     values = tuple(ours[seed] - full[seed] for seed in ours if seed in full)
     known = _all_ten(sweep, found, row.name, row.all_data)
     paper = table.printed_change(row) if known else None
-    return Cell(values, wanted, paper, change=True)
+    return Cell(values, num_runs, paper, change=True)
 
 
 def _rank(cells: Sequence[Cell], ranked: Sequence[bool]) -> list[Cell]:
     """Mark the best and the second best of at least two complete cells; equal means share one."""
     means = [
-        cell.mean if is_ranked and len(cell.values) == cell.wanted else None
+        cell.mean if is_ranked and len(cell.values) == cell.num_runs else None
         for cell, is_ranked in zip(cells, ranked, strict=True)
     ]
     complete = [mean for mean in means if mean is not None]

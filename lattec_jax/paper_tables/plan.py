@@ -97,7 +97,7 @@ class Sweep:
         """The rows of all tables without repetition."""
         return tuple({row.name: row for table in self.tables for row in table.rows}.values())
 
-    def arguments(
+    def config_arguments(
         self, dataset: str, overrides: Sequence[str] = (), method: str = ""
     ) -> tuple[str, ...]:
         """Return a command's `--config...` arguments; without a method, those of a preparation."""
@@ -106,7 +106,7 @@ class Sweep:
 
     def config(self, dataset: str, overrides: Sequence[str] = (), method: str = "") -> ConfigDict:
         """Return the configuration of a data set."""
-        return load_config(self.arguments(dataset, overrides, method))
+        return load_config(self.config_arguments(dataset, overrides, method))
 
     def workdir(self, dataset: str, row: Row, seed: int) -> Path:
         """Return the work directory of a run."""
@@ -212,7 +212,7 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
             config = config.copy_and_resolve_references().unlock()
             config.method.name = row.name
         run_directory.check_available(directory, config)
-    arguments = (*sweep.arguments(dataset, overrides, row.method), f"--workdir={directory}")
+    arguments = (*sweep.config_arguments(dataset, overrides, row.method), f"--workdir={directory}")
     name = f"{directory.parent.name}/{directory.name}"
     return Job(name, row.module, arguments, directory / run_directory.RESULTS, needs)
 
@@ -250,7 +250,7 @@ def _preparation(
     values = sorted((k, v) for k, v in flatten(config) if k.split(".")[0] in sections)
     digest = hashlib.sha256(repr([values, kinds]).encode()).hexdigest()[:8]
     name = f"{'descriptions' if kinds else 'pseudo-labels'}-{digest}"
-    arguments = sweep.arguments(dataset, overrides) + ((f"--kind={kinds}",) if kinds else ())
+    arguments = sweep.config_arguments(dataset, overrides) + ((f"--kind={kinds}",) if kinds else ())
     made = tuple(descriptions_path(config, kind) for kind in kinds.split(",") if kind)
     mark = sweep.out / column(dataset) / "prepared" / name
     return Job(f"{column(dataset)}/{name}", module, arguments, mark, needs, made)

@@ -67,18 +67,18 @@ def paper_datasets() -> tuple[str, ...]:
     return tuple(name for name in numbers()["table1_main"]["latteclip"] if name != "average")
 
 
-def _latteclip(
+def _latteclip_row(
     name: str, label: str, *overrides: str, needs_descriptions: bool = True, ranked: bool = True
 ) -> Row:
     return Row(name, label, "latteclip", overrides, needs_descriptions, ranked=ranked)
 
 
-def _texts(*texts: str) -> Row:
+def _texts_row(*texts: str) -> Row:
     """Return a row of Table 2 for the kinds of text that are mixed."""
     label = "+".join(texts)
     listed = ",".join(f'"{text}"' for text in texts)
     override = f"--config.method.texts=({listed},)"
-    return _latteclip(f"texts-{label}", label, override, needs_descriptions=texts != ("class",))
+    return _latteclip_row(f"texts-{label}", label, override, needs_descriptions=texts != ("class",))
 
 
 def _fraction(method: str, label: str, fraction: float, needs_descriptions: bool) -> Row:
@@ -108,7 +108,7 @@ TABLES: dict[str, Table] = {
                 Row("zero_shot", "clip zero-shot", "zero_shot", seeded=False),
                 Row("reclip", "reclip", "reclip"),
                 Row("flyp", "flyp + pseudo-label", "flyp"),
-                _latteclip("latteclip", "latteclip"),
+                _latteclip_row("latteclip", "latteclip"),
             ),
             "The oracle trains with true labels and is not ranked. ReCLIP's repository divides the "
             "loss of its copy V by the batch once more, which is not reproduced here.",
@@ -118,13 +118,13 @@ TABLES: dict[str, Table] = {
             "Table 2. Texts that are mixed",
             "table2_texts",
             (
-                _latteclip("latteclip", "class+image+group"),
-                _texts("class", "image"),
-                _texts("class"),
-                _texts("image", "group"),
-                _texts("image"),
-                _texts("group"),
-                _texts("class", "group"),
+                _latteclip_row("latteclip", "class+image+group"),
+                _texts_row("class", "image"),
+                _texts_row("class"),
+                _texts_row("image", "group"),
+                _texts_row("image"),
+                _texts_row("group"),
+                _texts_row("class", "group"),
             ),
             "Which texts the paper's rows of a single text mix is read from their order.",
         ),
@@ -133,13 +133,17 @@ TABLES: dict[str, Table] = {
             "Table 3. Parts of the method",
             "table3_method",
             (
-                _latteclip("latteclip", "latteclip"),
-                _latteclip(
+                _latteclip_row("latteclip", "latteclip"),
+                _latteclip_row(
                     "without-mixer", "without dynamic feature mixer", "--config.method.mixer=False"
                 ),
-                _latteclip("without-L_ft", "without L_ft", '--config.method.labels=("zero_shot",)'),
-                _latteclip("without-L_zs", "without L_zs", '--config.method.labels=("current",)'),
-                _latteclip(
+                _latteclip_row(
+                    "without-L_ft", "without L_ft", '--config.method.labels=("zero_shot",)'
+                ),
+                _latteclip_row(
+                    "without-L_zs", "without L_zs", '--config.method.labels=("current",)'
+                ),
+                _latteclip_row(
                     "without-momentum",
                     "without momentum update",
                     "--config.method.momentum=0.0",
@@ -154,9 +158,9 @@ TABLES: dict[str, Table] = {
             "Table 4. Correct images in a group",
             "table4_correct_images_in_group",
             (
-                _latteclip("latteclip", "pseudo-labels"),
+                _latteclip_row("latteclip", "pseudo-labels"),
                 *(
-                    _latteclip(
+                    _latteclip_row(
                         f"correct-{n}",
                         f"{n} correct",
                         f"--config.descriptions.correct_per_group={n}",
@@ -177,9 +181,11 @@ TABLES: dict[str, Table] = {
             "Table 5. Images in a group",
             "table5_images_per_group",
             tuple(
-                _latteclip("latteclip", "4")
+                _latteclip_row("latteclip", "4")
                 if n == 4
-                else _latteclip(f"group-of-{n}", f"{n}", f"--config.descriptions.group_size={n}")
+                else _latteclip_row(
+                    f"group-of-{n}", f"{n}", f"--config.descriptions.group_size={n}"
+                )
                 for n in (2, 4, 8, 16)
             ),
         ),
@@ -188,7 +194,7 @@ TABLES: dict[str, Table] = {
             "Figure 6. Fraction of the training images",
             "figure6_training_data",
             (
-                _latteclip("latteclip", "latteclip, 100%"),
+                _latteclip_row("latteclip", "latteclip, 100%"),
                 _fraction("latteclip", "latteclip", 0.2, True),
                 _fraction("latteclip", "latteclip", 0.01, True),
                 dataclasses.replace(_ORACLE, label="oracle, 100%"),

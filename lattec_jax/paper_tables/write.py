@@ -117,7 +117,9 @@ def _facts_of(sweep: Sweep, dataset: str, found: CollectedResults) -> list[str]:
 def _ours(cell: Cell) -> str:
     sign = "+" if cell.change else ""
     spread = "" if cell.deviation is None else f" ± {cell.deviation:.2f}"
-    missing = "" if len(cell.values) == cell.wanted else f" ({len(cell.values)} of {cell.wanted})"
+    missing = (
+        "" if len(cell.values) == cell.num_runs else f" ({len(cell.values)} of {cell.num_runs})"
+    )
     return f"{cell.mean:{sign}.2f}{spread}{missing}"
 
 

@@ -60,7 +60,7 @@ def collect(
         "changed": _changed(inputs, before, after),
         "examples": _examples(inputs, method, state, template, predictions),
         "evaluated": {
-            "images": list(inputs.evaluated.ids),
+            "images": list(inputs.eval_split.ids),
             "before": before.tolist(),
             "after": after.tolist(),
         },
@@ -116,12 +116,12 @@ def _changed(
     inputs: Inputs, before: Int[np.ndarray, " T"], after: Int[np.ndarray, " T"]
 ) -> dict[str, Any]:
     """Return the number of evaluated images whose prediction changed, and a sample of them."""
-    images, names, labels = inputs.evaluated, inputs.dataset.class_names, inputs.test_labels
+    images, names, labels = inputs.eval_split, inputs.dataset.class_names, inputs.test_labels
     changed = np.flatnonzero(before != after)
     shown = [
         {
             "image": images.ids[i],
-            "thumbnail": thumbnail(images.evaluation.pixels[i]),
+            "thumbnail": thumbnail(images.eval_cache.pixels[i]),
             "before": names[before[i]],
             "after": names[after[i]],
             "label": None if labels is None else names[labels[i]],
@@ -144,20 +144,22 @@ def _examples(
     predictions: Int[np.ndarray, " N"],
 ) -> list[dict[str, Any]]:
     """Return a sample of training images with their texts, mixer weights and pseudo-labels."""
-    images, names = inputs.images, inputs.dataset.class_names
+    images, names = inputs.train, inputs.dataset.class_names
     found = []
     for i in evenly_spaced(len(images.ids), MAX_EXAMPLES).tolist():
-        zero_shot, current = int(inputs.zero_shot.labels[i]), int(predictions[i])
+        zero_shot, current = int(inputs.pseudo_labels.labels[i]), int(predictions[i])
         texts = []
         if method.trains and method.class_text:
             classes = dict.fromkeys((zero_shot, current))
             texts = [("class", template.replace("{}", names[c])) for c in classes]
-        if inputs.texts:
-            texts += [(kind, inputs.texts.texts[kind][i]) for kind in method.description_kinds]
+        if inputs.descriptions:
+            texts += [
+                (kind, inputs.descriptions.texts[kind][i]) for kind in method.description_kinds
+            ]
         found.append(
             {
                 "image": images.ids[i],
-                "thumbnail": thumbnail(images.evaluation.pixels[i]),
+                "thumbnail": thumbnail(images.eval_cache.pixels[i]),
                 "zero_shot": names[zero_shot],
                 "current": names[current],
                 "texts": [{"kind": kind, "text": text, "weight": None} for kind, text in texts],
@@ -166,7 +168,7 @@ def _examples(
     present = [text for entry in found for text in entry["texts"] if text["text"]]
     if present and isinstance(method, PrototypeMethod):
         tokens = inputs.weights.tokenizer([text["text"] for text in present])
-        features = jnp.asarray(inputs.extractor.texts(state.params, tokens))
+        features = jnp.asarray(inputs.extractor.encode_texts(state.params, tokens))
         weights = method.mixer_weights(features, state.method)
         if weights is not None:
             for text, weight in zip(present, np.asarray(weights, np.float64), strict=True):

@@ -31,12 +31,12 @@ def zero_shot_heads(inputs: Inputs, method: Method, state: TrainState) -> ZeroSh
     """Return the class weights of the method in this state."""
     extractor, prompts = inputs.extractor, inputs.prompts
     adapted = method.class_weights(
-        state.method, lambda: jnp.asarray(extractor.classes(state.params, prompts))
+        state.method, lambda: jnp.asarray(extractor.encode_classes(state.params, prompts))
     )
     pretrained = None
     if isinstance(method, EpochMethod):
         pretrained = method.pretrained_class_weights(
-            state.method, lambda: jnp.asarray(extractor.texts(state.params, prompts.first))
+            state.method, lambda: jnp.asarray(extractor.encode_texts(state.params, prompts.first))
         )
     return ZeroShotHeads(
         np.asarray(adapted), None if pretrained is None else np.asarray(pretrained)
@@ -45,7 +45,7 @@ def zero_shot_heads(inputs: Inputs, method: Method, state: TrainState) -> ZeroSh
 
 def encode_test_images(inputs: Inputs, params: Params) -> Float[np.ndarray, "T D"]:
     """Return features of the test images, or of the training images if there are no others."""
-    return inputs.extractor.images(params, inputs.evaluated.evaluation.pixels, "evaluation")
+    return inputs.extractor.encode_images(params, inputs.eval_split.eval_cache.pixels, "evaluation")
 
 
 def evaluate(
@@ -116,7 +116,7 @@ def test_metrics(inputs: Inputs, found: Mapping[str, Any]) -> dict[str, float]:
 
 def run_settings(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str, Any]:
     """Return the entries of `results.json` that describe the run: method, data, weights, values."""
-    weights, texts = inputs.weights, inputs.texts
+    weights, texts = inputs.weights, inputs.descriptions
     return {
         "method": method.name,
         "preset": config.preset,
@@ -140,7 +140,7 @@ def run_settings(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
         "wise_ft": config.wise_ft,
         "learning_rate": config.train.learning_rate if method.trains else None,
         "class_names": list(inputs.dataset.class_names),
-        "names": [list(names) for names in inputs.dataset.names],
+        "names": [list(names) for names in inputs.dataset.class_synonyms],
         "template": config.templates[0],
         "templates": list(config.templates),
         "dtype": config.compute.dtype,
@@ -151,15 +151,15 @@ def run_settings(config: ConfigDict, inputs: Inputs, method: Method) -> dict[str
 
 def input_fingerprints(inputs: Inputs, batch_size: int) -> dict[str, Any]:
     """Return the content of `inputs.json`: a run is resumed only with the same inputs."""
-    labels = np.ascontiguousarray(inputs.zero_shot.labels)
+    labels = np.ascontiguousarray(inputs.pseudo_labels.labels)
     return {
         "weights_sha256": inputs.weights.sha256,
         "init_sha256": inputs.warm_start.sha256 if inputs.warm_start else None,
         "class_names": list(inputs.dataset.class_names),
-        "training_images": inputs.images.fingerprint,
+        "training_images": inputs.train.fingerprint,
         "test_images": inputs.test.fingerprint if inputs.test else None,
         "pseudo_labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),
-        "descriptions_sha256": inputs.texts.sha256 if inputs.texts else None,
+        "descriptions_sha256": inputs.descriptions.sha256 if inputs.descriptions else None,
         "batch_size": batch_size,
     }
 
@@ -167,13 +167,13 @@ def input_fingerprints(inputs: Inputs, batch_size: int) -> dict[str, Any]:
 def compare_accuracies(inputs: Inputs, before: Mapping, after: Mapping) -> dict[str, Any]:
     """Return the entries of `results.json` with accuracies (None without labels) and their table,
     from `evaluate_scores` of the zero-shot and of the adapted model."""
-    names, images = inputs.dataset.class_names, len(inputs.evaluated.ids)
+    names, images = inputs.dataset.class_names, len(inputs.eval_split.ids)
     unreadable = {
-        "train": inputs.images.unreadable,
+        "train": inputs.train.unreadable,
         "test": inputs.test.unreadable if inputs.test else [],
     }
     return {
-        "n_train": len(inputs.images.ids),
+        "n_train": len(inputs.train.ids),
         "n_test": len(inputs.test.ids) if inputs.test else 0,
         "unreadable": [*unreadable["train"], *unreadable["test"]],
         "n_left_out": {split: len(images) for split, images in unreadable.items()},
@@ -191,8 +191,8 @@ def predict_training_images(
     pretrained_features: Float[np.ndarray, "N D"] | None,
 ) -> Int[np.ndarray, " N"]:
     """Return the predicted classes of the training images."""
-    pixels = inputs.images.evaluation.pixels
-    features = inputs.extractor.images(params, pixels, "training images")
+    pixels = inputs.train.eval_cache.pixels
+    features = inputs.extractor.encode_images(params, pixels, "training images")
     return heads.cosines(features, pretrained_features).argmax(axis=1)
 
 

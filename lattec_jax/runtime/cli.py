@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from lattec_jax.runtime.config import Define, parse_command_line, parse_flags
 from lattec_jax.runtime.config_display import help_entry, help_lines, print_lines
 from lattec_jax.runtime.errors import ConfigError, UserError
-from lattec_jax.runtime.preemption import STATUS, Terminated
+from lattec_jax.runtime.preemption import EXIT_PREEMPTED, Terminated
 from lattec_jax.runtime.text import escape_unprintable, print_escaped, truncate
 
 # No space left, over quota, too large, read-only, not allowed.
@@ -275,4 +275,4 @@ def command(main: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt as interrupt:
         reason = f" ({interrupt})" if str(interrupt) else ""
         print(f"interrupted{reason}; the same command continues", file=sys.stderr)
-        sys.exit(STATUS if isinstance(interrupt, Terminated) else 130)
+        sys.exit(EXIT_PREEMPTED if isinstance(interrupt, Terminated) else 130)

@@ -23,7 +23,7 @@ def comments(path: Path) -> dict[str, tuple[str, ...]]:
     "dataset.tfds", are keys too.
     """
     found: dict[str, list[str]] = {}
-    for file in _with_imported(path, []):
+    for file in _imported_config_files(path, []):
         for key, text in _of_file(file.read_text(encoding="utf-8")):
             known = found.setdefault(key, [])
             if text and text not in known:
@@ -38,7 +38,7 @@ def comment_of(key: str, found: Mapping[str, tuple[str, ...]]) -> tuple[str, ...
     return found.get(key, ())
 
 
-def in_order(keys: Iterable[str], found: Mapping[str, object]) -> list[str]:
+def sort_by_assignment(keys: Iterable[str], found: Mapping[str, object]) -> list[str]:
     """Sort keys by their first assignment; keys without one come first."""
     numbers = {key: number for number, key in enumerate(found)}
 
@@ -50,7 +50,7 @@ def in_order(keys: Iterable[str], found: Mapping[str, object]) -> list[str]:
     return sorted(keys, key=position)
 
 
-def _with_imported(path: Path, seen: list[Path]) -> list[Path]:
+def _imported_config_files(path: Path, seen: list[Path]) -> list[Path]:
     """Return a file and the files of `configs` that it imports, imported files first."""
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         names = []
@@ -61,7 +61,7 @@ def _with_imported(path: Path, seen: list[Path]) -> list[Path]:
         for name in names:
             file = getattr(sys.modules.get(name), "__file__", None)
             if name.startswith("configs.") and file is not None and Path(file) not in seen:
-                _with_imported(Path(file), seen)
+                _imported_config_files(Path(file), seen)
     if path not in seen:
         seen.append(path)
     return seen

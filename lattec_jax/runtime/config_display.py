@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lattec_jax.runtime.config import Parsed, default_config, flatten
-from lattec_jax.runtime.config_comments import comment_of, comments, in_order
+from lattec_jax.runtime.config_comments import comment_of, comments, sort_by_assignment
 from lattec_jax.runtime.config_file import ConfigFile, packaged_module
 from lattec_jax.runtime.config_schema import allowed
 
@@ -36,7 +36,7 @@ def help_lines(parsed: Parsed) -> Iterator[str]:
     known, found = dict(flatten(parsed.config)), comments(parsed.file.path)
     defaults = preset_values(parsed.file, parsed.config)
     yield f"Configuration {parsed.file.path}, with its options and the overrides applied:"
-    for key in in_order(known, found):
+    for key in sort_by_assignment(known, found):
         declared = allowed(key)
         expected = (f"Expects {declared.description}.",) if declared else ()
         note = ", ".join(f"{name}: {value!r}" for name, value in differing(key, defaults).items())
@@ -50,7 +50,7 @@ def print_lines(parsed: Parsed) -> Iterator[str]:
     sources = origins(parsed)
     key_width = max(map(len, known)) + len("config.")
     source_width = max(map(len, sources.values()))
-    for key in in_order(known, comments(parsed.file.path)):
+    for key in sort_by_assignment(known, comments(parsed.file.path)):
         yield f"{f'config.{key}':{key_width}}  {sources[key]:{source_width}}  {known[key]!r}"
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from lattec_jax.runtime.cli import command, read
 from lattec_jax.runtime.config import default_config, flatten
-from lattec_jax.runtime.config_comments import comment_of, comments, in_order
+from lattec_jax.runtime.config_comments import comment_of, comments, sort_by_assignment
 from lattec_jax.runtime.config_display import differing
 from lattec_jax.runtime.config_file import PACKAGED_CONFIGS, packaged_module
 from lattec_jax.runtime.config_schema import SCHEMA
@@ -43,7 +43,7 @@ def reference() -> str:
         name: _named(dict(flatten(default_config(f"preset={name}")))) for name in presets.PRESETS
     }
     methods = {f"method {name}": _named(values) for name, values in presets.METHODS.items()}
-    keys = in_order(next(iter(defaults.values())), found)
+    keys = sort_by_assignment(next(iter(defaults.values())), found)
     return _HEAD + "".join(
         _row(
             f"`{key}`",

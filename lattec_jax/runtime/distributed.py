@@ -54,7 +54,7 @@ _barrier_ids = itertools.count()  # every barrier needs a key of its own
 # --------------------------------------------------------------------------------- initialization
 
 
-def join(requested: bool) -> None:
+def initialize(requested: bool) -> None:
     """Connect to the other processes. Must be called before JAX uses a device.
 
     The processes are described by JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID.
@@ -268,8 +268,9 @@ class SignalAgreement:
         self._per_device = NamedSharding(mesh, P("all"))
         self._any = jax.jit(jnp.any, out_shardings=NamedSharding(mesh, P()))
 
-    def soon(self, mine: bool) -> bool:
-        """Return whether a signal came some steps ago. All processes call this after each step."""
+    def any_process_delayed(self, mine: bool) -> bool:
+        """Return whether any process had received a signal `SIGNAL_LAG_STEPS` steps ago. All
+        processes call this after each step."""
         if count() == 1:
             return mine
         shape = (jax.device_count(),)
@@ -277,6 +278,6 @@ class SignalAgreement:
         self._pending.append(self._any(flags))
         return len(self._pending) > SIGNAL_LAG_STEPS and bool(self._pending.popleft())
 
-    def now(self, mine: bool) -> bool:
-        """Return whether a signal has come by now; waits for all processes."""
+    def any_process_now(self, mine: bool) -> bool:
+        """Return whether any process has received a signal by now; waits for all processes."""
         return any(allgather(int(mine)))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Protocol
 
-STATUS = os.EX_TEMPFAIL  # exit status 75: the same command continues the run
+EXIT_PREEMPTED = os.EX_TEMPFAIL  # exit status 75: the same command continues the run
 _TERMINATING = (signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -42,8 +42,14 @@ class PeerSignals(Protocol):
     `lattec_jax.runtime.distributed.SignalAgreement` implements it.
     """
 
-    def soon(self, mine: bool) -> bool: ...
-    def now(self, mine: bool) -> bool: ...
+    def any_process_delayed(self, mine: bool) -> bool:
+        """Return whether any process had received a signal a few steps ago. Called after each
+        step."""
+        ...
+
+    def any_process_now(self, mine: bool) -> bool:
+        """Return whether any process has received a signal by now; waits for all processes."""
+        ...
 
 
 class PreemptionHandler:
@@ -60,7 +66,7 @@ class PreemptionHandler:
     def requested(self) -> bool:
         """Return whether to end after this step. Must be called exactly once per step."""
         mine = self._received is not None
-        return mine if self._peers is None else self._peers.soon(mine)
+        return mine if self._peers is None else self._peers.any_process_delayed(mine)
 
     def __enter__(self) -> PreemptionHandler:
         self._context = _handled(self._remember, (*_TERMINATING, signal.SIGINT))
@@ -71,7 +77,9 @@ class PreemptionHandler:
         self._context.__exit__(None, None, None)
         if kind is not None:
             return
-        any_peer = self._peers is not None and self._peers.now(self._received is not None)
+        any_peer = self._peers is not None and self._peers.any_process_now(
+            self._received is not None
+        )
         if self._received is not None:
             kind = KeyboardInterrupt if self._received == signal.SIGINT else Terminated
             raise kind(f"{self._received.name}: the last step is saved")

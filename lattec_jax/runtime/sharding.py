@@ -21,7 +21,7 @@ from jaxtyping import Int
 from lattec_jax.runtime.errors import ConfigError
 
 BATCH = P(("data", "fsdp"))
-SMALLEST_SPLIT = 2**14  # elements; smaller arrays are replicated, which costs less
+MIN_SHARDED_SIZE = 2**14  # elements; smaller arrays are replicated, which costs less
 
 
 def available_devices() -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
@@ -75,7 +75,7 @@ def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     parameter and an update needs no communication.
     """
     size = mesh.shape["fsdp"]
-    if size == 1 or np.prod(shape, dtype=np.int64) < SMALLEST_SPLIT:
+    if size == 1 or np.prod(shape, dtype=np.int64) < MIN_SHARDED_SIZE:
         return replicated(mesh)
     for dimension in sorted(range(len(shape)), key=lambda d: -shape[d]):
         if shape[dimension] % size == 0:
@@ -83,13 +83,13 @@ def over_fsdp(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return replicated(mesh)
 
 
-def put(mesh: Mesh, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+def shard_params(params: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Place parameters on the mesh, sharded by `over_fsdp`."""
-    return {name: place(value, over_fsdp(mesh, value.shape)) for name, value in arrays.items()}
+    return {name: to_devices(value, over_fsdp(mesh, value.shape)) for name, value in params.items()}
 
 
-def place(array: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
-    """Place an array that every process has on the devices."""
+def to_devices(array: np.ndarray | jax.Array, sharding: NamedSharding) -> jax.Array:
+    """Transfer an array that every process has to the devices."""
     if sharding.is_fully_addressable:
         return jax.device_put(array, sharding)
     local = np.asarray(array)
@@ -103,7 +103,7 @@ def place_tree(tree: Any, shardings: Any) -> Any:
     def place_leaf(array: Any, sharding: NamedSharding) -> jax.Array:
         if isinstance(array, jax.Array) and not array.is_fully_addressable:
             return jax.device_put(array, sharding)
-        return place(array, sharding)
+        return to_devices(array, sharding)
 
     return jax.tree.map(place_leaf, tree, shardings)
 
@@ -125,5 +125,5 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
     if batch_size % mesh.size:
         raise ConfigError(
             f"config.train.batch_size: expected a multiple of the {mesh.size} devices, found "
-            f"{batch_size}; {batch_size // mesh.size * mesh.size or mesh.size} would do"
+            f"{batch_size}; use {batch_size // mesh.size * mesh.size or mesh.size}"
         )

@@ -1,4 +1,4 @@
-"""Training augmentation on the device: what open_clip does with torchvision and PIL, for one draw.
+"""Training augmentation on the device, as open_clip does it with torchvision and PIL.
 
 Images come whole (uint8, padded to a common size) and leave as crops of the model's size. Every
 step rounds to whole gray levels where PIL does, so that crops agree with PIL's to a gray level.
@@ -37,25 +37,27 @@ class Augmentation(NamedTuple):
         return cls(**{**settings, **{key: tuple(map(float, x)) for key, x in lists.items()}})
 
 
-class JitterDraws(NamedTuple):
-    """What `ColorJitter` draws for each of B images."""
+class JitterParams(NamedTuple):
+    """The random parameters of `ColorJitter` for each of B images."""
 
     factors: Float[Array, "B 4"]  # of brightness, contrast, saturation and hue
     orders: Int[Array, "B 4"]  # in which these four are applied
     chosen: Bool[Array, " B"]  # the others stay as they are
 
 
-class Draws(NamedTuple):
-    """All that is random in the crops of B images; None where a setting turns a part off."""
+class AugmentParams(NamedTuple):
+    """The random parameters of the crops of B images; None where a setting turns a part off."""
 
     boxes: Int[Array, "B 4"]  # top, left, height and width, in pixels
     flip: Bool[Array, " B"] | None  # left to right
-    jitter: JitterDraws | None
+    jitter: JitterParams | None
     gray: Bool[Array, " B"] | None
 
 
-def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) -> Draws:
-    """Draw the random numbers of a batch, so that its images can be cropped piece by piece.
+def sample_augment_params(
+    key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation
+) -> AugmentParams:
+    """Draw the parameters of a full batch, whose microbatches are then cropped one by one.
 
     Args:
         sizes: height and width of each image in pixels, without its padding.
@@ -63,22 +65,22 @@ def draw(key: Key[Array, ""], sizes: Int[Array, "B 2"], settings: Augmentation) 
     crop_key, jitter_key, gray_key = jax.random.split(key, 3)
     batch = sizes.shape[0]
     boxes = random_boxes(crop_key, sizes, settings.scale, settings.ratio)
-    flip = jitter_draws = gray = None
+    flip = jitter_params = gray = None
     if settings.flip_probability > 0:
-        # Folded in, so that the other draws are the same with and without flips.
+        # Folded in, so that the other parameters are the same with and without flips.
         flip_key = jax.random.fold_in(key, 3)
         flip = jax.random.bernoulli(flip_key, settings.flip_probability, (batch,))
     if any(settings.color_jitter) and settings.color_jitter_probability > 0:
-        jitter_draws = draw_color_jitter(
+        jitter_params = sample_color_jitter_params(
             jitter_key, batch, settings.color_jitter, settings.color_jitter_probability
         )
     if settings.grayscale_probability > 0:
         gray = jax.random.bernoulli(gray_key, settings.grayscale_probability, (batch,))
-    return Draws(boxes, flip, jitter_draws, gray)
+    return AugmentParams(boxes, flip, jitter_params, gray)
 
 
-def apply_draws(
-    images: UInt8[Array, "B H W 3"], draws: Draws, size: tuple[int, int]
+def apply_augment(
+    images: UInt8[Array, "B H W 3"], params: AugmentParams, size: tuple[int, int]
 ) -> Float[Array, "B S T 3"]:
     """Return crops in [0, 1] of this size, before mean and deviation are applied; each image by
     itself.
@@ -86,13 +88,13 @@ def apply_draws(
     Args:
         images: padded at the bottom and on the right.
     """
-    images = crop_and_resize(images, draws.boxes, size)
-    if draws.flip is not None:
-        images = jnp.where(draws.flip[:, None, None, None], images[:, :, ::-1], images)
-    if draws.jitter is not None:
-        images = color_jitter(images, draws.jitter)
-    if draws.gray is not None:
-        images = jnp.where(draws.gray[:, None, None, None], luminance(images), images)
+    images = crop_and_resize(images, params.boxes, size)
+    if params.flip is not None:
+        images = jnp.where(params.flip[:, None, None, None], images[:, :, ::-1], images)
+    if params.jitter is not None:
+        images = color_jitter(images, params.jitter)
+    if params.gray is not None:
+        images = jnp.where(params.gray[:, None, None, None], luminance(images), images)
     return images / 255
 
 
@@ -278,22 +280,22 @@ def jitter(
     return image
 
 
-def draw_color_jitter(
+def sample_color_jitter_params(
     key: Key[Array, ""],
     batch: int,
     strength: tuple[float, float, float, float],
     probability: float,
-) -> JitterDraws:
-    """Draw as torchvision's `ColorJitter` does, each image with its probability."""
+) -> JitterParams:
+    """Draw as torchvision's `ColorJitter` does; `probability`: of each image to be changed."""
     factor_key, order_key, choice_key = jax.random.split(key, 3)
     bounds = jnp.array([*[(max(0.0, 1 - s), 1 + s) for s in strength[:3]],
                         (-strength[3], strength[3])])  # fmt: skip
     factors = jax.random.uniform(factor_key, (batch, 4), minval=bounds[:, 0], maxval=bounds[:, 1])
     orders = jax.vmap(lambda k: jax.random.permutation(k, 4))(jax.random.split(order_key, batch))
-    return JitterDraws(factors, orders, jax.random.bernoulli(choice_key, probability, (batch,)))
+    return JitterParams(factors, orders, jax.random.bernoulli(choice_key, probability, (batch,)))
 
 
-def color_jitter(images: Float[Array, "B S T 3"], draws: JitterDraws) -> Float[Array, "B S T 3"]:
-    """torchvision's `ColorJitter`, each image with a draw of its own."""
-    jittered = jax.vmap(jitter)(images, draws.factors, draws.orders)
-    return jnp.where(draws.chosen[:, None, None, None], jittered, images)
+def color_jitter(images: Float[Array, "B S T 3"], params: JitterParams) -> Float[Array, "B S T 3"]:
+    """torchvision's `ColorJitter`, with parameters for each image."""
+    jittered = jax.vmap(jitter)(images, params.factors, params.orders)
+    return jnp.where(params.chosen[:, None, None, None], jittered, images)

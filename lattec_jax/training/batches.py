@@ -34,7 +34,7 @@ class HostBatch:
     text_indices: tuple[np.ndarray, ...]
     text_positions: np.ndarray
     text_images: np.ndarray
-    text_lengths: tuple[int, ...]  # number of tokens of each bucket
+    bucket_lengths: tuple[int, ...]  # number of tokens of each bucket
     ends_epoch: bool  # whether this is the last step of an epoch
 
 
@@ -45,17 +45,17 @@ class Batches:
     Attributes:
         redraw: kinds whose text is drawn at every step from all images with the same zero-shot
             label (group-descriptions of the released code).
-        plan: how the texts of every batch of the run are bucketed by length. To make it, all
-            batches of the run are counted, which takes some microseconds a step.
+        plan: how the texts of every batch of the run are bucketed by length. It is computed from
+            the text lengths of all batches, which takes some microseconds a step.
     """
 
-    count: int  # N, the number of training images
+    num_images: int  # N, in the training set
     batch_size: int  # B, at most N
     seed: int
     steps: int
     lengths: np.ndarray  # [N, K] number of tokens that each description needs
     context_length: int
-    multiple: int = 1  # bucket sizes are multiples of this (the number of devices)
+    size_multiple: int = 1  # number of devices; every bucket size is a multiple of it
     redraw: tuple[int, ...] = ()
     labels: np.ndarray | None = None  # [N] zero-shot labels; only used with `redraw`
     epoch_batch_multiple: int = 0  # see `steps_per_epoch`
@@ -67,7 +67,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Number of batches in an epoch."""
-        return steps_per_epoch(self.count, self.batch_size, self.epoch_batch_multiple)
+        return steps_per_epoch(self.num_images, self.batch_size, self.epoch_batch_multiple)
 
     def at(self, step: int) -> HostBatch:
         """The batch of `step`, counted from 0."""
@@ -82,14 +82,16 @@ class Batches:
             text_indices=tuple(indices[bucket] for bucket in buckets),
             text_positions=positions,
             text_images=text_images,
-            text_lengths=self.plan.lengths,
+            bucket_lengths=self.plan.lengths,
             ends_epoch=(step + 1) % self.steps_per_epoch == 0,
         )
 
     def _images(self, step: int) -> np.ndarray:
         """`[B]` indices into the training images."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        order = epoch_order(self.count, self.seed, epoch, self.steps_per_epoch * self.batch_size)
+        order = epoch_order(
+            self.num_images, self.seed, epoch, self.steps_per_epoch * self.batch_size
+        )
         start = step_in_epoch * self.batch_size
         return order[start : start + self.batch_size]
 
@@ -116,7 +118,9 @@ class Batches:
             up_to = np.cumsum(np.bincount(needed, minlength=self.context_length + 1))
             max_counts = np.maximum(max_counts, len(needed) - up_to[bounds])
         texts = self.batch_size * self.lengths.shape[1]
-        return make_bucket_plan(self.lengths, max_counts, texts, self.context_length, self.multiple)
+        return make_bucket_plan(
+            self.lengths, max_counts, texts, self.context_length, self.size_multiple
+        )
 
     @cached_property
     def _images_by_label(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -127,21 +131,21 @@ class Batches:
         return order, np.cumsum(sizes) - sizes, sizes
 
 
-def steps_per_epoch(images: int, batch_size: int, multiple: int) -> int:
-    """Return the number of batches in an epoch of so many images.
+def steps_per_epoch(num_images: int, batch_size: int, multiple: int) -> int:
+    """Return the number of batches in an epoch for this number of images.
 
     With a multiple of 0 (`config.train.epoch_batch_multiple`), the incomplete last batch is
     dropped. Otherwise there are enough batches for all images, rounded up to this multiple.
     """
     if multiple == 0:
-        return images // batch_size
-    batches = -(-images // batch_size)
+        return num_images // batch_size
+    batches = -(-num_images // batch_size)
     return -(-batches // multiple) * multiple
 
 
 @lru_cache(maxsize=2)
-def epoch_order(count: int, seed: int, epoch: int, length: int) -> np.ndarray:
+def epoch_order(num_images: int, seed: int, epoch: int, length: int) -> np.ndarray:
     """`[length]` images of an epoch: a permutation, truncated or continued by further ones."""
     rng = np.random.default_rng([seed, 0, epoch])
-    permutations = [rng.permutation(count) for _ in range(-(-length // count))]
+    permutations = [rng.permutation(num_images) for _ in range(-(-length // num_images))]
     return np.concatenate(permutations)[:length].astype(np.int32)

@@ -48,9 +48,9 @@ _RESTORE_ERRORS = (
 )
 
 
-class Checkpoints:
-    """The checkpoints in one directory. Use as a context manager: checkpoints are saved in the
-    background, and leaving the context waits for them.
+class CheckpointManager:
+    """Wrapper of Orbax's `CheckpointManager` for the checkpoints of one run. Use as a context
+    manager: checkpoints are saved in the background, and leaving the context waits for them.
 
     Raises:
         ConfigError: `directory` is a file.
@@ -77,7 +77,7 @@ class Checkpoints:
         self._saving = 0  # the step whose checkpoint is being written
         self._before: Callable[[], object] = lambda: None
 
-    def __enter__(self) -> Checkpoints:
+    def __enter__(self) -> CheckpointManager:
         return self
 
     def __exit__(self, *exc: object) -> None:
@@ -150,7 +150,7 @@ class Checkpoints:
                     self._delete_surplus(step)
                     return found
                 except _RESTORE_ERRORS as error:  # another tree, other shapes or another run
-                    reason = f"it is not of this run: {_first_line(error)}"
+                    reason = f"it cannot be restored into this run: {_first_line(error)}"
             with distributed.main_process_first():
                 if distributed.is_main_process():
                     self._rename(step, reason)
@@ -213,8 +213,12 @@ class Checkpoints:
         return TrainingError(
             f"the checkpoint of step {self._saving} cannot be written to {self._directory}: "
             f"{str(error).splitlines()[0]}. "
-            + (f"That of step {kept[-1]} is kept" if kept else "There is none yet")
-            + "; make room, and the same command continues"
+            + (
+                f"The checkpoint of step {kept[-1]} is kept"
+                if kept
+                else "No checkpoint has been saved yet"
+            )
+            + ". Free disk space and run the same command again"
         )
 
 

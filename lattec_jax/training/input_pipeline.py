@@ -55,10 +55,11 @@ def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> 
         return 1
     if configured % size or size % mesh.size:
         fitting = [n for n in range(mesh.size, configured + 1, mesh.size) if configured % n == 0]
+        advice = f"use one of {', '.join(map(str, fitting))}" if fitting else "use 0"
         raise ConfigError(
             "config.train.microbatch_size: expected 0 (the whole batch) or a divisor of "
             f"config.train.batch_size={configured} that is a multiple of the {mesh.size} devices, "
-            f"found {size}; {', '.join(map(str, fitting)) or 'with this batch none'} would do"
+            f"found {size}; {advice}"
         )
     return -(-batch_size // size)
 
@@ -69,22 +70,22 @@ def make_batches(
     """Return the batches of a run, and the texts that they index: `[N · K, L]` tokens, entry
     n · K + k being the k-th text of image n, and `[N, K]` False where that text is missing."""
     text_config = inputs.weights.config.text
-    count = len(inputs.images.ids)
-    texts = inputs.texts.texts if inputs.texts else {}
-    kinds = method.description_kinds if inputs.texts else ()
+    count = len(inputs.train.ids)
+    texts = inputs.descriptions.texts if inputs.descriptions else {}
+    kinds = method.description_kinds if inputs.descriptions else ()
     ordered = [texts[kind][n] for n in range(count) for kind in kinds]
     tokens = inputs.weights.tokenizer([text or "" for text in ordered])
     lengths = text_lengths(tokens, text_config)
     batches = Batches(
-        count=count,
+        num_images=count,
         batch_size=batch_size,
         seed=config.seed,
         steps=steps,
         lengths=lengths.reshape(count, len(kinds)),
         context_length=text_config.context_length,
-        multiple=mesh.size,
+        size_multiple=mesh.size,
         redraw=tuple(i for i, kind in enumerate(kinds) if kind in method.redrawn_kinds),
-        labels=inputs.zero_shot.labels,
+        labels=inputs.pseudo_labels.labels,
         epoch_batch_multiple=config.train.epoch_batch_multiple,
     )
     present = np.array([text is not None for text in ordered], bool).reshape(count, len(kinds))
@@ -101,25 +102,25 @@ def make_device_data(
     mesh: Mesh,
 ) -> DeviceData:
     """Place on every device what stays there for the whole run."""
-    cache = inputs.images.trained_on
+    cache = inputs.train.train_cache
     on_device = method.trains and cache_on_device(config, cache)
     # True labels are on the device only for a method that declares that it needs them.
-    true = inputs.images.labels if "labels" in method.requires else None
+    true = inputs.train.labels if "labels" in method.requires else None
 
-    def place(array: np.ndarray) -> jax.Array:
-        return sharding.place(np.asarray(array), sharding.replicated(mesh))
+    def replicate(array: np.ndarray) -> jax.Array:
+        return sharding.to_devices(np.asarray(array), sharding.replicated(mesh))
 
-    def place_optional(array: np.ndarray | None) -> jax.Array | None:
-        return None if array is None else place(array)
+    def replicate_optional(array: np.ndarray | None) -> jax.Array | None:
+        return None if array is None else replicate(array)
 
     return DeviceData(
-        class_tokens=place(inputs.prompts.first),
-        description_tokens=place(description_tokens),
-        present=place(present),
-        targets=Targets(place(inputs.zero_shot.labels), place_optional(true)),
-        pixels=place(cache.pixels) if on_device else None,
-        sizes=place_optional(cache.sizes) if on_device else None,
-        pretrained_features=place_optional(pretrained_features),
+        class_tokens=replicate(inputs.prompts.first),
+        description_tokens=replicate(description_tokens),
+        present=replicate(present),
+        targets=Targets(replicate(inputs.pseudo_labels.labels), replicate_optional(true)),
+        pixels=replicate(cache.pixels) if on_device else None,
+        sizes=replicate_optional(cache.sizes) if on_device else None,
+        pretrained_features=replicate_optional(pretrained_features),
     )
 
 
@@ -161,14 +162,16 @@ def device_batches(
             if cache.sizes is not None:
                 sizes = sharding.place_process_local(mesh, count, cache.sizes[images])
         batch = Batch(
-            images=sharding.place(host.images, split),
-            text_indices=tuple(sharding.place(indices, split) for indices in host.text_indices),
-            text_positions=sharding.place(host.text_positions, split),
-            text_images=sharding.place(host.text_images, split),
-            ends_epoch=sharding.place(np.asarray(host.ends_epoch), replicated),
+            images=sharding.to_devices(host.images, split),
+            text_indices=tuple(
+                sharding.to_devices(indices, split) for indices in host.text_indices
+            ),
+            text_positions=sharding.to_devices(host.text_positions, split),
+            text_images=sharding.to_devices(host.text_images, split),
+            ends_epoch=sharding.to_devices(np.asarray(host.ends_epoch), replicated),
             pixels=pixels,
             sizes=sizes,
-            is_logged=sharding.place(np.asarray(is_logged(step + 1)), replicated),
+            is_logged=sharding.to_devices(np.asarray(is_logged(step + 1)), replicated),
         )
         return host, batch
 

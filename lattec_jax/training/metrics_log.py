@@ -70,7 +70,7 @@ class RunLog:
         """Wait until all metrics are on disk, and all trackers have handed theirs on.
 
         This can take long if the disk is busy. Any thread may call it, also after the log was
-        closed: `Checkpoints.save` calls it before a checkpoint is complete.
+        closed: `CheckpointManager.save` calls it before a checkpoint is complete.
         """
         with self._closing:
             if not self._file.closed:

@@ -44,24 +44,24 @@ class StepEncoder:
         """The factor of the cosines in the logits."""
         return jnp.exp(self.params["logit_scale"])
 
-    def images(
-        self, examples: Examples, load: Callable[[Examples], Float[Array, "m H W 3"]]
+    def encode_images(
+        self, examples: Examples, make_images: Callable[[Examples], Float[Array, "m H W 3"]]
     ) -> Float[Array, "B D"]:
         """Return unit features of B images.
 
         Args:
-            examples: the inputs of `load` for each image, such as its index.
-            load: makes the images of one microbatch, so that those of the batch never exist at
-                once.
+            examples: the inputs of `make_images` for each image, such as its index.
+            make_images: gathers, crops and normalizes the images of one microbatch, so that those
+                of the batch never exist at once.
         """
         (features,) = self._encode(
-            lambda model, buckets: [model.encode_image(load(buckets[0]))],
+            lambda model, buckets: [model.encode_image(make_images(buckets[0]))],
             [examples],
             self.num_microbatches,
         )
         return features
 
-    def texts(self, buckets: Sequence[Int[Array, "_n _L"]]) -> list[Float[Array, "_n D"]]:
+    def encode_texts(self, buckets: Sequence[Int[Array, "_n _L"]]) -> list[Float[Array, "_n D"]]:
         """Return unit features of token matrices of several lengths."""
         # A small bucket is encoded at once: split, it would have less than a text for each device.
         small = self.num_microbatches * self.mesh.size

@@ -1,8 +1,8 @@
 """Preparation: read what training starts from, and make what is missing where that is cheap.
 
 Image caches and pseudo-labels are written when they are missing, and so are descriptions by an
-engine that looks at pixels only. Descriptions by a language model take hours on a GPU: if they are
-missing, an error names the command that makes them.
+engine that looks at pixels only. Descriptions by a vision-language model take hours on a GPU: if
+they are missing, an error names the command that makes them.
 """
 
 from __future__ import annotations
@@ -53,28 +53,28 @@ class SplitImages:
     """The N readable images of a split."""
 
     labels: np.ndarray | None  # [N] int32; None where unknown
-    evaluation: ImageCache
-    training: ImageCache | None  # None where nothing is augmented
+    eval_cache: ImageCache  # preprocessed for evaluation
+    uncropped_cache: ImageCache | None  # for augmented crops; None if nothing is augmented
 
     @property
-    def trained_on(self) -> ImageCache:
-        """The images that are trained on: uncropped ones if they are augmented."""
-        return self.training or self.evaluation
+    def train_cache(self) -> ImageCache:
+        """The cache that training reads: uncropped images if they are augmented."""
+        return self.uncropped_cache or self.eval_cache
 
     @property
     def ids(self) -> tuple[str, ...]:
         """Ids of the images, in the order of every array."""
-        return self.evaluation.ids
+        return self.eval_cache.ids
 
     @property
     def fingerprint(self) -> str:
         """Changes with the files and with their preprocessing."""
-        return self.evaluation.directory.name
+        return self.eval_cache.directory.name
 
     @property
     def unreadable(self) -> list[str]:
         """Ids of the images that were left out."""
-        return [entry["image"] for entry in self.evaluation.failed]
+        return [entry["image"] for entry in self.eval_cache.failed]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,21 +84,22 @@ class Inputs:
     dataset: Dataset
     weights: Checkpoint
     extractor: FeatureExtractor
-    images: SplitImages  # for training
+    train: SplitImages
     test: SplitImages | None
-    zero_shot: PseudoLabels
-    texts: Descriptions | None  # None for a method that uses none
+    pseudo_labels: PseudoLabels  # zero-shot, of the training images
+    descriptions: Descriptions | None  # None for a method that uses none
     prompts: ClassPrompts
     warm_start: WarmStart | None  # None: training starts from `weights`
 
     @property
-    def evaluated(self) -> SplitImages:
-        """The test images, or the training images if there are no others."""
-        return self.test or self.images
+    def eval_split(self) -> SplitImages:
+        """The test images, or the training images if there are no test images."""
+        return self.test or self.train
 
     @property
     def test_labels(self) -> np.ndarray | None:
-        """`[T]`; None without. Labels of training images are never evaluated."""
+        """Labels of the test images, `[T]`, or None if there are none. Accuracy is never computed
+        on training images."""
         return self.test.labels if self.test else None
 
 
@@ -110,8 +111,8 @@ def prepare_inputs(
     mesh: Mesh,
     describe: Describe,
 ) -> Inputs:
-    """Read the inputs of a run and make what is missing and cheap. Of several processes only the
-    main process writes files, and all compute.
+    """Read the inputs of a run and make what is missing and cheap. All processes compute; only the
+    main process writes files.
 
     Args:
         dataset: its images that are not on disk yet are written.
@@ -133,17 +134,19 @@ def prepare_inputs(
             remove_leftovers(config)
         dataset.on_disk()
     extractor = make_feature_extractor(config, weights, mesh)
-    images = open_images(config, dataset, "train", weights, method.trains and method.augments)
+    train = open_images(config, dataset, "train", weights, method.trains and method.augments)
     test = open_images(config, dataset, "test", weights) if dataset.test else None
     prompts = make_prompts(config, dataset, weights)
-    zero_shot = prepare_pseudo_labels(config, dataset, weights, images, extractor, mesh)
-    texts = None
+    pseudo_labels = prepare_pseudo_labels(config, dataset, weights, train, extractor, mesh)
+    descriptions = None
     if "descriptions" in method.requires:
         with distributed.main_process_first():
-            texts = load_descriptions(
-                config, arguments, dataset, images, zero_shot, method.description_kinds, describe
+            descriptions = load_descriptions(
+                config, arguments, dataset, train, pseudo_labels, method.description_kinds, describe
             )
-    return Inputs(dataset, weights, extractor, images, test, zero_shot, texts, prompts, start)
+    return Inputs(
+        dataset, weights, extractor, train, test, pseudo_labels, descriptions, prompts, start
+    )
 
 
 def load_weights(config: ConfigDict) -> Checkpoint:
@@ -155,15 +158,21 @@ def load_weights(config: ConfigDict) -> Checkpoint:
 
 def make_prompts(config: ConfigDict, dataset: Dataset, weights: Checkpoint) -> ClassPrompts:
     """Tokenize the class-descriptions of the data set for the configured model."""
-    return class_prompts(dataset.names, config.templates, weights.tokenizer, weights.config.text)
+    return class_prompts(
+        dataset.class_synonyms, config.templates, weights.tokenizer, weights.config.text
+    )
 
 
 def open_images(
-    config: ConfigDict, dataset: Dataset, part: str, weights: Checkpoint, training: bool = False
+    config: ConfigDict,
+    dataset: Dataset,
+    split_name: str,
+    weights: Checkpoint,
+    uncropped: bool = False,
 ) -> SplitImages:
     """Open the image caches of a split ("train" or "test"), writing those that are missing;
-    `training`: also that of uncropped images, for augmented crops."""
-    split: Split = getattr(dataset, part)
+    `uncropped`: also that of uncropped images, for augmented crops."""
+    split: Split = getattr(dataset, split_name)
     max_side = config.image_cache.max_side
     if max_side is None:
         max_side = round(1.5 * max(weights.preprocess.size))
@@ -172,7 +181,7 @@ def open_images(
             split,
             artifacts_dir(config) / "image_caches",
             weights.preprocess,
-            max_side if training else None,
+            max_side if uncropped else None,
             config.image_cache.max_unreadable_fraction,
         )
     labels = None
@@ -192,7 +201,7 @@ def prepare_pseudo_labels(
 ) -> PseudoLabels:
     """Return the zero-shot predictions of the frozen model for the un-augmented training images,
     read from disk where they exist."""
-    source = pseudo_label_files.provenance(weights.sha256, dataset.names, config.templates)
+    source = pseudo_label_files.provenance(weights.sha256, dataset.class_synonyms, config.templates)
     # Captioning finds the file without these keys; here they detect labels for other images,
     # another preprocessing or another precision.
     source |= {"images": images.fingerprint, "dtype": config.compute.dtype}
@@ -206,9 +215,9 @@ def prepare_pseudo_labels(
             log.warning("making the pseudo-labels again: %s", error)
     if distributed.all_agree(found is not None) and found is not None:
         return found
-    params = sharding.put(mesh, weights.params)
-    features = extractor.images(params, images.evaluation.pixels, progress="pseudo-labels")
-    classes = extractor.classes(params, make_prompts(config, dataset, weights))
+    params = sharding.shard_params(weights.params, mesh)
+    features = extractor.encode_images(params, images.eval_cache.pixels, progress="pseudo-labels")
+    classes = extractor.encode_classes(params, make_prompts(config, dataset, weights))
     probabilities = class_probabilities(features @ classes.T, float(weights.params["logit_scale"]))
     best = np.sort(probabilities, axis=1)[:, -2:]
     with distributed.main_process_first():
@@ -223,7 +232,7 @@ def load_descriptions(
     arguments: str,
     dataset: Dataset,
     images: SplitImages,
-    zero_shot: PseudoLabels,
+    pseudo_labels: PseudoLabels,
     kinds: tuple[str, ...],
     describe: Describe,
 ) -> Descriptions:
@@ -231,8 +240,8 @@ def load_descriptions(
 
     Args:
         arguments, describe: see `prepare_inputs`.
-        images: for training.
-        zero_shot: their pseudo-labels, which some prompts contain.
+        images: of the training split.
+        pseudo_labels: of these images; some prompts contain them.
         kinds: of text that the method mixes, besides the class-description.
 
     Raises:
@@ -240,13 +249,14 @@ def load_descriptions(
     """
     paths = {kind: description_files.descriptions_path(config, kind) for kind in kinds}
 
-    @functools.cache  # not before it is known that there are descriptions: it reads all images
+    # Lazy: it reads all image files, which is wasted if descriptions are missing.
+    @functools.cache
     def contents() -> dict[str, str]:
         hashes = content_hashes(dataset.train.paths, content_path(config))
         return dict(zip(dataset.train.ids, hashes, strict=True))
 
     if config.descriptions.engine in CHEAP_ENGINES and distributed.is_main_process():
-        describe(config, kinds, Sources(dataset, contents(), zero_shot))
+        describe(config, kinds, Sources(dataset, contents(), pseudo_labels))
     command = f"python -m captioning.describe {arguments}"
     missing = [kind for kind, path in paths.items() if not path.exists()]
     if missing:
@@ -256,7 +266,7 @@ def load_descriptions(
             "or write them with a captioner of your own (docs/descriptions.md). To train on the "
             "class names alone, set --config.method.texts='(\"class\",)'"
         )
-    names = [dataset.class_names[label] for label in zero_shot.labels.tolist()]
+    names = [dataset.class_names[label] for label in pseudo_labels.labels.tolist()]
     prompts = config.descriptions.prompts
     expected = Expected(
         [contents()[image] for image in images.ids],

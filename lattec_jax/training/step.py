@@ -1,7 +1,7 @@
 """One jitted training step: from images and indices to the next state and metrics for the log.
 
 Cropping, both towers, mixing, pseudo-labels, gradient, optimizer and prototype update are one
-compiled function; nothing comes back to the host between steps. The step knows methods by their
+compiled function; within a step nothing comes back to the host. The step knows methods by their
 interface only (`lattec_jax.methods.base`).
 """
 
@@ -22,7 +22,12 @@ from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 from lattec_jax.methods.base import EpochMethod, Features, Method, Targets, required
 from lattec_jax.models.clip import Params
 from lattec_jax.runtime import compilation_cache, sharding
-from lattec_jax.training.augmentation import Augmentation, Draws, apply_draws, draw
+from lattec_jax.training.augmentation import (
+    Augmentation,
+    AugmentParams,
+    apply_augment,
+    sample_augment_params,
+)
 from lattec_jax.training.microbatches import StepEncoder
 from lattec_jax.training.state import (
     TrainState,
@@ -37,12 +42,14 @@ Metrics = dict[str, Float[Array, ""]]
 class DeviceData(NamedTuple):
     """Arrays that stay on the device for the full run. N images, K kinds of text, C classes."""
 
-    class_tokens: Int[Array, "C M"]  # class-descriptions, cropped to the longest
+    # One class-description per class (first template, first name), cropped to the length bucket of
+    # the longest.
+    class_tokens: Int[Array, "C M"]
     description_tokens: Int[Array, "NK L"]  # index n · K + k is the k-th text of image n
     present: Bool[Array, "N K"]  # False where that text is missing
     targets: Targets  # of all N images
-    pixels: UInt8[Array, "N H W 3"] | None  # None where the image cache is streamed
-    sizes: Int[Array, "N 2"] | None  # None where nothing is augmented, too
+    pixels: UInt8[Array, "N H W 3"] | None  # None if the image cache is streamed
+    sizes: Int[Array, "N 2"] | None  # None if it is streamed, or nothing is augmented
     pretrained_features: Float[Array, "N D"] | None = None  # of the images
 
 
@@ -72,11 +79,11 @@ class StepSettings(NamedTuple):
 def unique_classes(
     labels: Int[Array, "J B"], num_classes: int
 ) -> tuple[Int[Array, " U"], Int[Array, "J B"]]:
-    """Return the classes whose descriptions a batch needs, and the position of each label's class
-    among them.
+    """Return the U classes that are encoded for a batch, and the index of each label's class among
+    them.
 
-    A batch names at most U = min(C, J · B) classes. Where that is all of them, they are taken in
-    order; otherwise unused positions are filled with class 0, so that the shape is static.
+    U is static: min(C, J · B). If it is C, the classes are all classes in order. Otherwise they are
+    the distinct labels in ascending order, padded with class 0.
     """
     if num_classes <= labels.size:
         return jnp.arange(num_classes), labels
@@ -95,28 +102,32 @@ def encode_images(
 ) -> Float[Array, "B D"]:
     """Encode augmented crops, or evaluation pixels where nothing is augmented.
 
-    The random numbers are drawn for the batch at once, the crops made for one microbatch at a time.
+    The random parameters are drawn for the full batch, crops are made for one microbatch at a time.
     """
-    resident, draws = batch.pixels is None, None
+    resident, augment_params = batch.pixels is None, None
     if settings.augmentation is not None:
         sizes = device_data.sizes if resident else batch.sizes
         sizes = required(sizes, "sizes")
-        draws = draw(key, sizes[batch.images] if resident else sizes, settings.augmentation)
+        augment_params = sample_augment_params(
+            key, sizes[batch.images] if resident else sizes, settings.augmentation
+        )
     mean, std = (jnp.asarray(x).reshape(1, 1, 1, 3) for x in (settings.mean, settings.std))
 
-    def load(microbatch: tuple[jax.Array, Draws | None]) -> Float[Array, "m H W 3"]:
-        indices_or_pixels, draws = microbatch
+    def make_images(microbatch: tuple[jax.Array, AugmentParams | None]) -> Float[Array, "m H W 3"]:
+        indices_or_pixels, augment_params = microbatch
         pixels = indices_or_pixels
         if resident:
             pixels = required(device_data.pixels, "pixels")[indices_or_pixels]
         # The image cache is replicated; without the constraint each device might gather and crop
         # the images of all.
         pixels = jax.lax.with_sharding_constraint(pixels, sharding.over_batch(encoder.mesh))
-        if draws is None:
+        if augment_params is None:
             return (pixels / 255 - mean) / std
-        return (apply_draws(pixels, draws, settings.image_size) - mean) / std
+        return (apply_augment(pixels, augment_params, settings.image_size) - mean) / std
 
-    return encoder.images((batch.images if resident else batch.pixels, draws), load)
+    return encoder.encode_images(
+        (batch.images if resident else batch.pixels, augment_params), make_images
+    )
 
 
 def encode_texts(
@@ -128,24 +139,25 @@ def encode_texts(
         by_length.setdefault(tokens.shape[1], []).append(index)
     concatenated = [jnp.concatenate([buckets[i] for i in same]) for same in by_length.values()]
     encoded: dict[int, jax.Array] = {}
-    for same, features in zip(by_length.values(), encoder.texts(concatenated), strict=True):
+    for same, features in zip(by_length.values(), encoder.encode_texts(concatenated), strict=True):
         ends = np.cumsum([buckets[i].shape[0] for i in same])
         encoded |= dict(zip(same, jnp.split(features, ends[:-1]), strict=True))
     return [encoded[i] for i in range(len(buckets))]
 
 
-def gather_features(
+def compute_features_and_labels(
     encoder: StepEncoder,
     method: Method,
     method_state: object,
     image_features: Float[Array, "B D"],
     device_data: DeviceData,
     batch: Batch,
-    text_lengths: tuple[int, ...],
+    bucket_lengths: tuple[int, ...],
 ) -> tuple[Features, Int[Array, "J B"]]:
-    """Return all features that a method's loss needs, and the method's labels."""
+    """Compute the method's labels, and the features that its loss needs: those of the images, of
+    the classes of the labels, and of the descriptions."""
     class_weights = method.class_weights(
-        method_state, lambda: encoder.texts([device_data.class_tokens])[0]
+        method_state, lambda: encoder.encode_texts([device_data.class_tokens])[0]
     )
     targets = Targets(*(None if t is None else t[batch.images] for t in device_data.targets))
     labels = method.labels(
@@ -160,7 +172,7 @@ def gather_features(
     else:
         classes, positions = unique_classes(labels, num_classes)
     buckets = [device_data.class_tokens[classes]]
-    for indices, length in zip(batch.text_indices, text_lengths, strict=True):
+    for indices, length in zip(batch.text_indices, bucket_lengths, strict=True):
         buckets.append(device_data.description_tokens[indices, :length])
     class_features, *texts = encode_texts(encoder, buckets)
     batch_size, kinds = batch.text_images.shape
@@ -203,10 +215,10 @@ def prediction_metrics(
     }
 
 
-# Reads all parameters, so it is no part of the step: the loop calls it for the steps that it logs.
-# The norm of the update, which exists only inside of the step, is a branch there (`is_logged`).
-# That of the gradient is in every step: any may be the last, and a run must not save parameters
-# of a gradient that is not finite.
+# Not part of the step, because it reads all parameters: the loop calls it for logged steps only.
+# The update exists only inside the step, so its norm is computed there, under `lax.cond`
+# (`is_logged`). The gradient norm is computed at every step: a signal can make any step the last,
+# and parameters must not be saved after a gradient that is not finite.
 parameter_norm = jax.jit(optax.tree.norm)
 
 
@@ -223,11 +235,11 @@ def apply_gradient(
 
     An `EpochMethod` may reject the batch: then both stay as they are.
     """
-    trained = select_trainable(state.params, method.trainable)
+    trainable_params = select_trainable(state.params, method.trainable)
     with jax.numpy_dtype_promotion("standard"):  # optax's Adam mixes floats and step counts
-        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trained)
+        updates, optimizer_state = optimizer.update(gradient, state.optimizer, trainable_params)
     # optax returns the tree that it was given; its type does not say so.
-    updated = cast(Params, optax.apply_updates(trained, updates))
+    updated = cast(Params, optax.apply_updates(trainable_params, updates))
     if is_logged is None:
         norm = optax.tree.norm(updates)
     else:
@@ -237,7 +249,7 @@ def apply_gradient(
         updated, optimizer_state, norm = jax.tree.map(
             lambda new, old: jnp.where(accepted, new, old),
             (updated, optimizer_state, norm),
-            (trained, state.optimizer, jnp.zeros_like(norm)),
+            (trainable_params, state.optimizer, jnp.zeros_like(norm)),
         )
     return clamp_logit_scale({**state.params, **updated}), optimizer_state, norm
 
@@ -258,26 +270,26 @@ def make_train_step(
         schedule: the optimizer's, for the log.
     """
 
-    def loss_fn(trained: Params, state: TrainState, *inputs: Any) -> tuple[jax.Array, tuple]:
-        device_data, batch, text_lengths = inputs
-        params = {**state.params, **trained}
+    def loss_fn(trainable: Params, state: TrainState, *inputs: Any) -> tuple[jax.Array, tuple]:
+        device_data, batch, bucket_lengths = inputs
+        params = {**state.params, **trainable}
         key = jax.random.fold_in(jax.random.key(state.seed), state.step)
         encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
         images = encode_images(encoder, key, device_data, batch, settings)
-        features, labels = gather_features(
-            encoder, method, state.method, images, device_data, batch, text_lengths
+        features, labels = compute_features_and_labels(
+            encoder, method, state.method, images, device_data, batch, bucket_lengths
         )
         loss, aux = method.loss(features, labels, state.method)
         return loss, (labels, aux)
 
     def step(
-        state: TrainState, device_data: DeviceData, batch: Batch, text_lengths: tuple[int, ...]
+        state: TrainState, device_data: DeviceData, batch: Batch, bucket_lengths: tuple[int, ...]
     ) -> tuple[TrainState, Metrics]:
-        trained = select_trainable(state.params, method.trainable)
+        trainable_params = select_trainable(state.params, method.trainable)
         # Accelerators otherwise multiply float32 in fewer bits; bfloat16 towers are not touched.
         with jax.default_matmul_precision("highest"):
             (loss, (labels, aux)), gradient = jax.value_and_grad(loss_fn, has_aux=True)(
-                trained, state, device_data, batch, text_lengths
+                trainable_params, state, device_data, batch, bucket_lengths
             )
         params, optimizer_state, update_norm = apply_gradient(
             method, optimizer, state, gradient, labels, batch.is_logged

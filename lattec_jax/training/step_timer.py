@@ -19,10 +19,10 @@ class StepTimer:
     def __init__(
         self,
         batch_size: int,
-        # Of training until the step that this session starts from, as an earlier `record` says.
-        seconds: float = 0.0,
+        # Totals of the earlier sessions, as `record` returned them:
+        seconds: float = 0.0,  # of training
         rated_seconds: float = 0.0,  # without the first step of each session, which compiles
-        rated_images: int = 0,  # trained on in those
+        rated_images: int = 0,  # number of images in the steps of `rated_seconds`
     ) -> None:
         self._batch_size = batch_size
         self._start = time.perf_counter() - seconds

@@ -79,7 +79,7 @@ def test_from_images_to_training(tmp_path, until):
         results = json.loads((tmp_path / "runs/mine-latteclip-s0/results.json").read_text())
         found = results["descriptions"]
     else:
-        found = prepare_inputs(config).texts.counts
+        found = prepare_inputs(config).descriptions.counts
     assert {kind: counts["found"] for kind, counts in found.items()} == {"image": 9, "group": 9}
     (tmp_path / "mine" / "train" / written[0].image.split("/")[-1]).write_bytes(
         (tmp_path / "mine" / "test" / "c000.jpg").read_bytes()

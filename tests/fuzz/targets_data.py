@@ -29,7 +29,7 @@ from lattec_jax.data.text.prompts import description_prompt
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.config import parse
 from lattec_jax.training.checkpoint_checksums import CHECKSUMS, damage, write_checksums
-from lattec_jax.training.checkpoints import Checkpoints, read
+from lattec_jax.training.checkpoints import CheckpointManager, read
 from lattec_jax.training.state import init_state
 from tests.fuzz.mutations import Target
 
@@ -264,7 +264,7 @@ def _checkpoint(directory: Path) -> dict[str, Target]:
     params = {"kernel": jnp.full((8, 5), 0.5), "bias": jnp.arange(5) + 0.5}
     state = init_state(params, optax.adam(1e-3), {"prototypes": jnp.ones((3, 4))}, mesh, seed=7)
     state = state.replace(step=state.step + 2)
-    with Checkpoints(directory / "valid", 2) as checkpoints:
+    with CheckpointManager(directory / "valid", 2) as checkpoints:
         checkpoints.save(state, 2, {"seconds": 1.0})
     place = directory / "damaged"
 
@@ -275,7 +275,7 @@ def _checkpoint(directory: Path) -> dict[str, Target]:
             shutil.copyfile(path, place / "2" / name)
             if sums_fit:
                 write_checksums(place / "2")
-            with Checkpoints(place, 2) as checkpoints:
+            with CheckpointManager(place, 2) as checkpoints:
                 checkpoints.restore(state, mesh)
             if (place / "2").exists():  # it was not set aside
                 assert damage(place / "2") == ""

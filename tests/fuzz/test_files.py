@@ -74,7 +74,7 @@ def test_class_lists_of_different_names_are_read(place, lists):
     lines = [" | ".join(own) for own in lists]
     assume(not lines[0].startswith("\ufeff"))
     (place / "classes.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    assert folder_of(place).names == tuple(tuple(own) for own in lists)
+    assert folder_of(place).class_synonyms == tuple(tuple(own) for own in lists)
 
 
 @inputs(
@@ -90,8 +90,8 @@ def test_any_class_list_is_read_or_refused_by_name(place, content):
         assert "classes.txt" in str(error)
     else:
         event("read")
-        names = [name for own in dataset.names for name in own]
-        assert len(dataset.names) >= 2 and len(set(names)) == len(names)
+        names = [name for own in dataset.class_synonyms for name in own]
+        assert len(dataset.class_synonyms) >= 2 and len(set(names)) == len(names)
         assert all(name == name.strip() != "" for name in names)
 
 

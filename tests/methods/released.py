@@ -1,7 +1,7 @@
 """The training loop of the authors' released code, stated once more for comparisons.
 
 Written from a reading of `train_one_epoch_v2` (astra-vision/LatteCLIP, `src/training/train.py`) in
-PyTorch, with loops and without anything of `lattec_jax`. Two slips of that function are options.
+PyTorch, with loops and without anything of `lattec_jax`. Two bugs of that function are options.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def contrast(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
 
 def mixture(
     own: Tensor, class_weights: Tensor, divisor: Tensor, others: list[Tensor],
-    other_weights: list[Tensor], slips: Sequence[str],
+    other_weights: list[Tensor], bugs: Sequence[str],
 ) -> Tensor:  # fmt: skip
     """`[B, D]` weighted means of an image's texts.
 
@@ -65,12 +65,10 @@ def mixture(
         divisor: the class texts' weights in the denominator.
         others: features of the other texts.
         other_weights: theirs.
-        slips: that are made.
+        bugs: those to reproduce.
     """
-    if ALONG_FEATURES in slips:
-        total = own * class_weights[None, :]
-    else:
-        total = own * class_weights[:, None]
+    along_features = ALONG_FEATURES in bugs
+    total = own * (class_weights[None, :] if along_features else class_weights[:, None])
     weight = divisor
     for texts, weights in zip(others, other_weights, strict=True):
         total = total + texts * weights[:, None]
@@ -87,7 +85,7 @@ def train(
     warmup: int,
     weight_decay: float,
     alpha: float = 0.01,  # the script's: the weight of the new texts against the prototypes
-    slips: Sequence[str] = (),
+    bugs: Sequence[str] = (),
 ) -> Outcome:
     """Train `model`, an open_clip CLIP, in place."""
     decayed, others = [], []
@@ -131,8 +129,8 @@ def train(
             for name, labels in (("current", current), ("zero_shot", batch.zero_shot)):
                 own = model.encode_text(class_tokens[labels], normalize=True)
                 divisor = class_weights[name] = margins(own, at_start)
-                numerator = class_weights["current" if WEIGHTS_OF_CURRENT in slips else name]
-                mean = mixture(own, numerator, divisor, described, description_weights, slips)
+                numerator = class_weights["current" if WEIGHTS_OF_CURRENT in bugs else name]
+                mean = mixture(own, numerator, divisor, described, description_weights, bugs)
                 anchor = torch.stack([bank[label] for label in labels])
                 mixed[name] = anchor + alpha * (mean - anchor)
             loss = contrast(images, mixed["current"], logit_scale)

@@ -16,7 +16,7 @@ from lattec_jax.methods.reclip import Copies, ReCLIP
 from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
 from lattec_jax.training.microbatches import StepEncoder
-from lattec_jax.training.step import Batch, DeviceData, gather_features
+from lattec_jax.training.step import Batch, DeviceData, compute_features_and_labels
 from tests.methods.reference import unit
 from tests.openclip_models import flat_params, random_open_clip, shrunken
 
@@ -79,9 +79,9 @@ class Setting:
 
         def loss(params):
             encoder = StepEncoder(definition, params, mesh)
-            image_features = encoder.images(jnp.asarray(self.images), lambda images: images)
+            image_features = encoder.encode_images(jnp.asarray(self.images), lambda images: images)
             lengths = (32,) if kinds else ()
-            features, labels = gather_features(
+            features, labels = compute_features_and_labels(
                 encoder, method, state, image_features, device_data, batch, lengths
             )
             return method.loss(features, labels, state)[0], labels

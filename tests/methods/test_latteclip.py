@@ -15,7 +15,7 @@ from lattec_jax.methods.latteclip import (
     Prototypes,
     mix_texts,
     mixer_weights,
-    move_prototypes,
+    update_prototypes,
 )
 from tests.methods import reference
 
@@ -102,7 +102,7 @@ def test_step_equals_the_reference(case, bits, tolerance, alpha, momentum):
 @pytest.mark.parametrize(("alpha", "momentum"), [(0.99, 0.99), (0.0, 0.0)])
 def test_ablations_equal_the_reference(case, update, names, mixer, alpha, momentum):
     """Table 3; with one label both rules of the update are the same."""
-    method = LatteCLIP(alpha, momentum, label_names=names, mixer=mixer, prototype_update=update)
+    method = LatteCLIP(alpha, momentum, label_names=names, use_mixer=mixer, prototype_update=update)
     with jax.enable_x64():
         loss, moved, label = run(method, case, jnp.float64)
     expected, expected_moved, current = reference.step(
@@ -182,7 +182,7 @@ def test_an_image_without_texts_keeps_its_prototype(case):
 
 def test_absent_classes_do_not_move(case):
     prototypes = jnp.asarray(case.prototypes, jnp.float32)
-    moved = move_prototypes(prototypes, prototypes[:3] * 0.5, jnp.array([0, 1, 1]), 0.5)
+    moved = update_prototypes(prototypes, prototypes[:3] * 0.5, jnp.array([0, 1, 1]), 0.5)
     np.testing.assert_array_equal(moved[2:], prototypes[2:])
     assert np.abs(moved[1] - prototypes[1]).max() > 1e-3
 
@@ -229,7 +229,7 @@ def test_ablations_drop_what_they_name(case):
     assert labels.shape == (1, B)
     only_current = LatteCLIP(0.9, 0.9, label_names=("current",), description_kinds=())
     assert only_current.requires == frozenset()
-    even = LatteCLIP(0.9, 0.9, mixer=False)
+    even = LatteCLIP(0.9, 0.9, use_mixer=False)
     both = jnp.stack([jnp.asarray(case.zero_shot)] * 2)
     _, aux = even.loss(case.features(np.asarray(both), jnp.float32), both, state)
     np.testing.assert_array_equal(aux["class_text_weights"], 1.0)

@@ -50,7 +50,7 @@ def steps(labels: np.ndarray, count: int):
     learning rates that are logged."""
     world, method, mesh, optimizer, step = compiled()
     first = method.init(jnp.asarray(world.class_weights), N)._replace(labels=jnp.asarray(labels))
-    params = sharding.put(mesh, world.checkpoint.params)
+    params = sharding.shard_params(world.checkpoint.params, mesh)
     state = init_state(params, optimizer, first, mesh, method.trainable)
     frozen = unit(np.random.default_rng(0).normal(size=(N, 16))).astype(np.float32)
     device_data = world.device_data(0, 16)._replace(

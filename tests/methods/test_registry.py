@@ -23,7 +23,7 @@ def test_the_presets_make_the_methods_that_they_describe():
         class_text=True,
         description_kinds=("image", "group"),
         label_names=("zero_shot", "current"),
-        mixer=True,
+        use_mixer=True,
         prototype_update="sequential",
         mixer_prototypes="current",
         loss_reduction="sum",
@@ -42,7 +42,7 @@ def test_ablations_of_the_configuration():
     found = method("--config.method.texts=('group',)", "--config.method.labels=('current',)")
     assert (found.class_text, found.description_kinds) == (False, ("group",))
     assert found.requires == {"descriptions"}
-    assert not method("--config.method.mixer=False").mixer
+    assert not method("--config.method.mixer=False").use_mixer
     without_momentum = method("--config.method.momentum=0", "--config.method.alpha=0")
     assert (without_momentum.momentum, without_momentum.alpha) == (0, 0)
     for one in ("zero_shot", "current"):

@@ -1,6 +1,6 @@
 """Six steps by the preset "released_code" against the authors' loop, stated in `released.py`.
 
-The loop of the release has two slips in the weights of the class texts, which are not reproduced
+The loop of the release has two bugs in the weights of the class texts, which are not reproduced
 here. Without them both agree; with either of them they do not.
 """
 
@@ -29,7 +29,7 @@ from tests.openclip_models import flat_params, random_open_clip, shrunken
 torch = pytest.importorskip("torch")
 from tests.methods import released  # noqa: E402 (needs torch)
 
-# B = D, or the slip along D would not run.
+# B = D, or the bug along D would not run.
 N, B, D, C, KINDS, STEPS = 60, 24, 24, 5, 2, 6
 VOCABULARY = 600
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.3, 0.2)
@@ -133,7 +133,7 @@ def setting(one_thread) -> Setting:
         sizes=None,
     )
     state = init_state(
-        sharding.put(mesh, params), optimizer, method.init(jnp.asarray(first), N), mesh
+        sharding.shard_params(params, mesh), optimizer, method.init(jnp.asarray(first), N), mesh
     )
     losses = []
     for host in hosts:
@@ -144,7 +144,7 @@ def setting(one_thread) -> Setting:
             text_images=jnp.asarray(host.text_images),
             ends_epoch=jnp.asarray(host.ends_epoch),
         )
-        state, metrics = step(state, device_data, batch, host.text_lengths)
+        state, metrics = step(state, device_data, batch, host.bucket_lengths)
         losses.append(float(metrics["loss"]))
     moved = {name: np.asarray(value) for name, value in state.params.items()}
     outcome = released.Outcome(losses, np.asarray(state.method.current), to_open_clip(moved, ours))
@@ -159,7 +159,7 @@ class Difference(NamedTuple):
     params: float  # Euclidean, relative to the distance that ours moved
 
 
-def difference(setting: Setting, *slips: str) -> Difference:
+def difference(setting: Setting, *bugs: str) -> Difference:
     theirs = released.train(
         copy.deepcopy(setting.model),
         torch.from_numpy(setting.class_tokens).long(),
@@ -167,7 +167,7 @@ def difference(setting: Setting, *slips: str) -> Difference:
         learning_rate=setting.train.learning_rate,
         warmup=setting.train.warmup_steps,
         weight_decay=setting.train.weight_decay,
-        slips=slips,
+        bugs=bugs,
     )
     ours, start = setting.ours, setting.start
 
@@ -180,7 +180,7 @@ def difference(setting: Setting, *slips: str) -> Difference:
         float(np.abs(theirs.prototypes - ours.prototypes).max()),
         distance(theirs.params, ours.params) / distance(start, ours.params),
     )
-    print(slips, found)
+    print(bugs, found)
     return found
 
 
@@ -192,10 +192,10 @@ def test_without_its_slips_the_released_loop_and_the_preset_agree(setting):
     assert found.params <= 2e-4
 
 
-@pytest.mark.parametrize("slip", [released.ALONG_FEATURES, released.WEIGHTS_OF_CURRENT])
-def test_with_either_slip_they_do_not(setting, slip):
+@pytest.mark.parametrize("bug", [released.ALONG_FEATURES, released.WEIGHTS_OF_CURRENT])
+def test_with_either_bug_they_do_not(setting, bug):
     """Measured: at least 0.025, 0.022 and 0.56."""
-    found = difference(setting, slip)
+    found = difference(setting, bug)
     assert found.losses > 2e-3
     assert found.prototypes > 2e-3
     assert found.params > 0.05

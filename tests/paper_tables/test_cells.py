@@ -112,7 +112,7 @@ def test_averages_and_changes_take_the_seeds_that_are_common(sweep, write_run):
             write_run(dataset, "latteclip", seed, 0.6 + seed / 10)
     sheet = make_sheet(plan, plan.tables[0], read_results(plan))
     eurosat, _, average = sheet.cells[sheet.rows.index("latteclip")]
-    assert average.values == pytest.approx((60,)) and average.wanted == 3
+    assert average.values == pytest.approx((60,)) and average.num_runs == 3
     assert eurosat.rank == 0
     assert "65.00 ± 7.07 (2 of 3)" in written(plan)
 

@@ -62,11 +62,11 @@ def test_rows_make_the_methods_that_they_name():
         made[row.name] = (config, method)
         assert row.needs_descriptions == ("descriptions" in method.requires)
     whole = made["latteclip"][1]
-    assert (whole.alpha, whole.momentum, whole.mixer) == (0.99, 0.99, True)
+    assert (whole.alpha, whole.momentum, whole.use_mixer) == (0.99, 0.99, True)
     assert made["texts-image"][1].description_kinds == ("image",)
     assert not made["texts-image+group"][1].class_text
     assert made["texts-class"][1].description_kinds == ()
-    assert not made["without-mixer"][1].mixer
+    assert not made["without-mixer"][1].use_mixer
     assert made["without-L_ft"][1].label_names == ("zero_shot",)
     assert made["without-L_zs"][1].label_names == ("current",)
     momentum = made["without-momentum"][1]

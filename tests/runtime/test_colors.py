@@ -105,8 +105,10 @@ def test_color_jitter_touches_the_share_that_it_is_told_to():
 
     def touched(probability: float) -> np.ndarray:
         strength = (0.5, 0.5, 0.5, 0.1)
-        draws = augmentation.draw_color_jitter(jax.random.key(3), 400, strength, probability)
-        found = apply(images, draws)
+        params = augmentation.sample_color_jitter_params(
+            jax.random.key(3), 400, strength, probability
+        )
+        found = apply(images, params)
         return np.asarray((found != images).any(axis=(1, 2, 3)))
 
     assert not touched(0.0).any()
@@ -116,12 +118,12 @@ def test_color_jitter_touches_the_share_that_it_is_told_to():
 
 def test_color_jitter_draws_torchvision_s_factors_and_orders():
     strength = (0.4, 1.5, 0.2, 0.1)  # a strength above 1 does not go below black
-    draws = augmentation.draw_color_jitter(jax.random.key(4), 2400, strength, 1.0)
+    params = augmentation.sample_color_jitter_params(jax.random.key(4), 2400, strength, 1.0)
     bounds = [(0.6, 1.4), (0.0, 2.5), (0.8, 1.2), (-0.1, 0.1)]
-    for found, (low, high) in zip(np.asarray(draws.factors).T, bounds, strict=True):
+    for found, (low, high) in zip(np.asarray(params.factors).T, bounds, strict=True):
         assert scipy.stats.kstest(found, "uniform", args=(low, high - low)).pvalue > 1e-3
-    assert np.abs(np.corrcoef(np.asarray(draws.factors).T) - np.eye(4)).max() < 0.1
+    assert np.abs(np.corrcoef(np.asarray(params.factors).T) - np.eye(4)).max() < 0.1
     # Every image has an order of its own, all 24 equally often.
-    orders, counts = np.unique(np.asarray(draws.orders), axis=0, return_counts=True)
+    orders, counts = np.unique(np.asarray(params.orders), axis=0, return_counts=True)
     np.testing.assert_array_equal(orders, list(itertools.permutations(range(4))))
     assert scipy.stats.chisquare(counts).pvalue > 1e-3

@@ -203,10 +203,10 @@ def test_the_three_variables_are_read_together_or_not_at_all():
 @pytest.mark.parametrize("variable", ["SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"])
 def test_processes_that_are_not_joined_are_warned(variable, monkeypatch, capsys):
     monkeypatch.setenv(variable, "1")
-    distributed.join(False)
+    distributed.initialize(False)
     assert capsys.readouterr().err == ""
     monkeypatch.setenv(variable, "16")
-    distributed.join(False)
+    distributed.initialize(False)
     said = capsys.readouterr().err
     assert f"{variable} is 16" in said and "--distributed joins them" in said
 
@@ -221,7 +221,7 @@ def test_without_a_cluster_joining_is_refused(monkeypatch):
     monkeypatch.setattr(jax.distributed, "initialize", nobody)
     monkeypatch.setattr(jax.config, "update", lambda name, value: None)
     with pytest.raises(ConfigError, match=r"Slurm \(srun\).*coordinator_address should be"):
-        distributed.join(True)
+        distributed.initialize(True)
 
 
 # ------------------------------------------------------------------------------------ agreement
@@ -289,7 +289,11 @@ def test_processes_with_other_configurations_or_files_are_refused(monkeypatch, t
 def test_one_process_agrees_with_itself(tmp_path):
     assert distributed.broadcast_from_main(lambda: True) and not distributed.all_agree(False)
     signals = distributed.SignalAgreement()
-    assert signals.soon(True) and signals.now(True) and not signals.soon(False)
+    assert (
+        signals.any_process_delayed(True)
+        and signals.any_process_now(True)
+        and not signals.any_process_delayed(False)
+    )
     tree = {"a": jax.numpy.arange(3)}
     assert distributed.broadcast(tree) is tree
     np.testing.assert_array_equal(distributed.fetch(tree)["a"], [0, 1, 2])
@@ -299,7 +303,7 @@ def test_signals_are_acted_on_some_steps_later(monkeypatch):
     """The devices of this process play those of both."""
     monkeypatch.setattr(distributed, "count", lambda: 2)
     signals = distributed.SignalAgreement()
-    heard = [signals.soon(step == 3) for step in range(8)]
+    heard = [signals.any_process_delayed(step == 3) for step in range(8)]
     assert heard == [step == 3 + distributed.SIGNAL_LAG_STEPS for step in range(8)]
 
 
@@ -353,6 +357,6 @@ def test_the_feature_extractor_reads_images_of_its_own_devices_only(monkeypatch)
     place_all = sharding.place_process_local
     zeros = np.zeros((8, 16, 16, 3), np.uint8)
     monkeypatch.setattr(sharding, "place_process_local", lambda m, n, rows: place_all(m, n, zeros))
-    extractor.images(sharding.put(mesh, checkpoint.params), pixels)
+    extractor.encode_images(sharding.shard_params(checkpoint.params, mesh), pixels)
     read = [np.arange(11)[index].tolist() for index in pixels.seen]
     assert read == [[2, 3, 6], [10, 8, 8]]  # the last batch is filled up with its first image

@@ -132,11 +132,11 @@ class Together:
     def __init__(self, theirs: bool) -> None:
         self._told, self._theirs = False, theirs
 
-    def soon(self, mine: bool) -> bool:
+    def any_process_delayed(self, mine: bool) -> bool:
         told, self._told = self._told, mine
         return told
 
-    def now(self, mine: bool) -> bool:
+    def any_process_now(self, mine: bool) -> bool:
         return mine or self._theirs
 
 

@@ -38,7 +38,9 @@ def test_the_largest_dimension_that_divides_is_split():
 
 def test_parameters_are_placed_by_the_rule():
     mesh = sharding.make_mesh(fsdp=8)
-    placed = sharding.put(mesh, {"big": np.ones((64, 512), np.float32), "small": np.ones(3)})
+    placed = sharding.shard_params(
+        {"big": np.ones((64, 512), np.float32), "small": np.ones(3)}, mesh
+    )
     assert placed["big"].addressable_shards[0].data.shape == (64, 64)
     assert placed["small"].is_fully_replicated
 
@@ -46,7 +48,7 @@ def test_parameters_are_placed_by_the_rule():
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():
     mesh = sharding.make_mesh()
     sharding.check_batch(64, mesh)
-    with pytest.raises(ConfigError, match="multiple of the 8 devices, found 20; 16 would do"):
+    with pytest.raises(ConfigError, match="multiple of the 8 devices, found 20; use 16"):
         sharding.check_batch(20, mesh)
-    with pytest.raises(ConfigError, match="found 5; 8 would do"):
+    with pytest.raises(ConfigError, match="found 5; use 8"):
         sharding.check_batch(5, mesh)

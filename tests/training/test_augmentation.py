@@ -19,6 +19,7 @@ from lattec_jax.data.images.preprocess import Preprocess, open_image
 from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import ConfigError
 from lattec_jax.training import augmentation
+from lattec_jax.training.augmentation import sample_augment_params
 
 SIZE = (24, 32)
 RATIO = (3 / 4, 4 / 3)
@@ -187,7 +188,7 @@ ALL = augmentation.Augmentation((0.3, 1.0), RATIO, (0.5, 0.5, 0.5, 0.1), 0.8, 0.
 
 @partial(jax.jit, static_argnums=(3, 4))
 def apply(key, images, sizes, size, settings):
-    return augmentation.apply_draws(images, augmentation.draw(key, sizes, settings), size)
+    return augmentation.apply_augment(images, sample_augment_params(key, sizes, settings), size)
 
 
 def squares() -> tuple[np.ndarray, np.ndarray]:
@@ -219,15 +220,17 @@ def test_flips_all_or_none():
 
 
 @pytest.mark.full
-def test_flips_have_their_share_and_leave_the_other_draws_alone():
+def test_flips_have_their_share_and_leave_the_other_parameters_alone():
     sizes = jnp.full((4000, 2), 40, jnp.int32)
     settings = ALL._replace(flip_probability=0.3)
-    draws = augmentation.draw(jax.random.key(4), sizes, settings)
-    without = augmentation.draw(jax.random.key(4), sizes, settings._replace(flip_probability=0.0))
-    assert abs(np.mean(draws.flip) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 4000)
-    assert abs(np.corrcoef(draws.flip, draws.gray)[0, 1]) < 0.08
+    params = sample_augment_params(jax.random.key(4), sizes, settings)
+    without = sample_augment_params(
+        jax.random.key(4), sizes, settings._replace(flip_probability=0.0)
+    )
+    assert abs(np.mean(params.flip) - 0.3) < 5 * np.sqrt(0.3 * 0.7 / 4000)
+    assert abs(np.corrcoef(params.flip, params.gray)[0, 1]) < 0.08
     assert without.flip is None
-    jax.tree.map(np.testing.assert_array_equal, draws._replace(flip=None), without)
+    jax.tree.map(np.testing.assert_array_equal, params._replace(flip=None), without)
 
 
 @pytest.mark.parametrize(
@@ -288,11 +291,11 @@ def test_device_crops_are_torchvision_s_of_the_original_file(torchvision, tmp_pa
     preprocess = Preprocess(size=SIZE, mean=(0.5,) * 3, std=(0.5,) * 3)
     cache = open_image_caches(split, tmp_path / "image_caches", preprocess, 90).training
     settings = PLAIN._replace(scale=(0.3, 1.0), ratio=RATIO, flip_probability=0.5)
-    draws = augmentation.draw(jax.random.key(11), jnp.asarray(cache.sizes), settings)
-    assert 0.15 < np.mean(draws.flip) < 0.85
-    crops = jax.jit(augmentation.apply_draws, static_argnums=2)(cache.pixels, draws, SIZE)
+    params = sample_augment_params(jax.random.key(11), jnp.asarray(cache.sizes), settings)
+    assert 0.15 < np.mean(params.flip) < 0.85
+    crops = jax.jit(augmentation.apply_augment, static_argnums=2)(cache.pixels, params, SIZE)
     differences = []
-    for path, crop, box, flip in zip(images, crops, draws.boxes, draws.flip, strict=True):
+    for path, crop, box, flip in zip(images, crops, params.boxes, params.flip, strict=True):
         original = open_image(path).convert("RGB")
         expected = functional.resized_crop(
             original, *map(int, box), SIZE, torchvision.InterpolationMode.BICUBIC
@@ -331,12 +334,12 @@ def test_the_key_decides_everything():
     assert all(np.abs(a - b).max() > 0.05 for a, b in itertools.combinations(same, 2))
 
 
-def test_images_cropped_piece_by_piece_are_those_of_the_batch():
+def test_the_crops_of_microbatches_are_those_of_the_batch():
     images, sizes = squares()
-    draws = jax.jit(augmentation.draw, static_argnums=2)(jax.random.key(2), sizes, ALL)
-    crop = jax.jit(augmentation.apply_draws, static_argnums=2)
+    params = jax.jit(sample_augment_params, static_argnums=2)(jax.random.key(2), sizes, ALL)
+    crop = jax.jit(augmentation.apply_augment, static_argnums=2)
     num_microbatches = [
-        crop(images[i::2], jax.tree.map(lambda x, i=i: x[i::2], draws), (24, 24)) for i in (0, 1)
+        crop(images[i::2], jax.tree.map(lambda x, i=i: x[i::2], params), (24, 24)) for i in (0, 1)
     ]
     whole = apply(jax.random.key(2), images, sizes, (24, 24), ALL)
     np.testing.assert_array_equal(whole[0::2], num_microbatches[0])

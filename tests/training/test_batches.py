@@ -46,8 +46,8 @@ def test_text_rows_and_places_lead_back_to_each_images_texts(batches):
     for host in map(batches.at, range(12)):
         rows = np.concatenate(host.text_indices)[host.text_positions].reshape(B, K)
         np.testing.assert_array_equal(rows, host.images[:, None] * K + np.arange(K))
-        for group, room in zip(host.text_indices, host.text_lengths, strict=True):
-            assert batches.lengths.reshape(-1)[group].max(initial=0) <= room
+        for bucket, max_length in zip(host.text_indices, host.bucket_lengths, strict=True):
+            assert batches.lengths.reshape(-1)[bucket].max(initial=0) <= max_length
 
 
 @pytest.mark.parametrize("redraw", [(), (1,)])
@@ -56,14 +56,14 @@ def test_one_plan_holds_all_batches_of_a_run_however_rare_long_texts_are(
     batches, seed, redraw, monkeypatch
 ):
     """Another plan would be another program, compiled in the middle of the run."""
-    monkeypatch.setattr(bucketing, "DEVIATIONS", 0.0)  # nothing but counting makes room
+    monkeypatch.setattr(bucketing, "CAPACITY_MARGIN_STDS", 0.0)  # nothing but counting makes room
     lengths = np.full((N, K), 10, np.int32)
     lengths[[3, 30], [0, 1]] = 40  # one in a batch on average, two in some
     lengths[7] = 20
     run = dataclasses.replace(batches, lengths=lengths, seed=seed, steps=600, redraw=redraw)
     shapes, longest = set(), 0
     for host in map(run.at, range(600)):
-        shapes.add((host.text_lengths, tuple(map(len, host.text_indices))))
+        shapes.add((host.bucket_lengths, tuple(map(len, host.text_indices))))
         longest = max(longest, int((lengths[host.text_images, np.arange(K)] == 40).sum()))
     assert shapes == {(run.plan.lengths, run.plan.sizes)}
     assert longest > 1 and run.plan.sizes[0] == longest

@@ -18,7 +18,7 @@ import pytest
 from lattec_jax.runtime import sharding
 from lattec_jax.runtime.errors import ConfigError, TrainingError, WeightsError
 from lattec_jax.training.checkpoint_checksums import CHECKSUMS, damage
-from lattec_jax.training.checkpoints import Checkpoints, read
+from lattec_jax.training.checkpoints import CheckpointManager, read
 from lattec_jax.training.state import TrainState, init_state
 
 
@@ -35,14 +35,14 @@ MESH = sharding.make_mesh(devices=jax.devices()[:1])
 
 
 def save(directory: Path, steps: tuple[int, ...], max_to_keep: int = 5, **kinds: int) -> None:
-    with Checkpoints(directory, max_to_keep) as checkpoints:
+    with CheckpointManager(directory, max_to_keep) as checkpoints:
         for step in steps:
             checkpoints.save(state_at(step, **kinds), step, {"seconds": step / 2})
 
 
 def restore(directory: Path, expected: int) -> None:
     """Restore, and compare every number with those of the expected step."""
-    with Checkpoints(directory, 5) as checkpoints:
+    with CheckpointManager(directory, 5) as checkpoints:
         state, extra = checkpoints.restore(state_at(0), MESH)
         assert checkpoints.latest == (expected or None)
     assert extra == ({"seconds": expected / 2} if expected else {})
@@ -135,13 +135,13 @@ def test_a_checkpoint_of_other_shapes_tree_or_run_is_set_aside(tmp_path, caplog)
     save(tmp_path / "other", (4,), width=6)
     shutil.move(tmp_path / "other" / "4", tmp_path / "4")
     restore(tmp_path, 2)
-    assert "damaged-4: it is not of this run" in caplog.text
+    assert "damaged-4: it cannot be restored into this run" in caplog.text
     save(tmp_path / "seed", (4,), seed=8)
     shutil.move(tmp_path / "seed" / "4", tmp_path / "4")
     restore(tmp_path, 2)
     shutil.copytree(tmp_path / "2", tmp_path / "6")  # a step under another name
     restore(tmp_path, 2)
-    with Checkpoints(tmp_path / "tree", 2) as checkpoints:
+    with CheckpointManager(tmp_path / "tree", 2) as checkpoints:
         state = state_at(4).replace(method={"other": jnp.ones(2)})
         checkpoints.save(state, 4, {})
     shutil.move(tmp_path / "tree" / "4", tmp_path / "4")
@@ -177,7 +177,7 @@ def test_what_a_killed_process_left_is_no_obstacle(tmp_path):
 def test_a_file_instead_of_the_directory_is_an_error(tmp_path):
     (tmp_path / "checkpoints").write_text("mine")
     with pytest.raises(ConfigError, match="expected a directory of checkpoints, found a file"):
-        Checkpoints(tmp_path / "checkpoints", 2)
+        CheckpointManager(tmp_path / "checkpoints", 2)
     assert (tmp_path / "checkpoints").read_text() == "mine"
 
 
@@ -209,7 +209,7 @@ def test_what_must_come_before_a_checkpoint_is_done_before_it_is_complete(tmp_pa
     def before() -> None:
         seen.append(sorted(p.name for p in tmp_path.iterdir() if p.name.isdigit()))
 
-    with Checkpoints(tmp_path, 5) as checkpoints:
+    with CheckpointManager(tmp_path, 5) as checkpoints:
         checkpoints.save(state_at(1), 1, {}, before)
         checkpoints.wait()
         checkpoints.save(state_at(2), 2, {}, before)
@@ -220,12 +220,12 @@ def test_where_that_fails_the_checkpoint_is_not_complete(tmp_path):
     def full() -> None:
         raise OSError(28, "No space left on device")
 
-    with Checkpoints(tmp_path, 5) as checkpoints:
+    with CheckpointManager(tmp_path, 5) as checkpoints:
         checkpoints.save(state_at(1), 1, {})
         checkpoints.save(state_at(2), 2, {}, full)
         with pytest.raises(TrainingError, match=r"step 2 cannot be written.*step 1 is kept"):
             checkpoints.wait()
-    with Checkpoints(tmp_path, 5) as checkpoints:
+    with CheckpointManager(tmp_path, 5) as checkpoints:
         state, _ = checkpoints.restore(state_at(0), MESH)
     jax.tree.map(np.testing.assert_array_equal, state, state_at(1))
 
@@ -273,7 +273,7 @@ def test_what_orbax_cannot_read_is_an_error_of_ours_whatever_the_checksums(name,
     with pytest.raises(WeightsError, match=r"checkpoint .*2 cannot be read \("):
         read(tmp_path, 2)
     shutil.rmtree(tmp_path / "1")
-    with Checkpoints(tmp_path, 5) as checkpoints:
+    with CheckpointManager(tmp_path, 5) as checkpoints:
         checkpoints.restore(state_at(0), MESH)  # from this step, or from none
 
 
@@ -282,7 +282,7 @@ def test_a_checkpoint_that_a_killed_process_had_half_deleted_is_deleted(tmp_path
     shutil.copytree(tmp_path / "2", tmp_path / "1")
     (tmp_path / "1" / CHECKSUMS).unlink()
     (tmp_path / "1" / METADATA).unlink()
-    with Checkpoints(tmp_path, 1) as checkpoints:
+    with CheckpointManager(tmp_path, 1) as checkpoints:
         state, _ = checkpoints.restore(state_at(0), MESH)
     assert int(state.step) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["2"]

@@ -21,7 +21,13 @@ from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.batches import Batches
 from lattec_jax.training.microbatches import StepEncoder
-from lattec_jax.training.step import Batch, DeviceData, StepSettings, encode_images, gather_features
+from lattec_jax.training.step import (
+    Batch,
+    DeviceData,
+    StepSettings,
+    compute_features_and_labels,
+    encode_images,
+)
 from tests.dummy import WORDS, dummy_checkpoint
 
 BATCH, CLASSES, KINDS, CONTEXT = 256, 37, 2, 24
@@ -29,7 +35,7 @@ LATTECLIP = LatteCLIP(0.5, 0.9)
 
 
 class World:
-    """One batch of random images and texts, whose lengths make groups that do not divide."""
+    """One batch of random images and texts, whose lengths make buckets that do not divide."""
 
     def __init__(self, streamed: bool = False) -> None:
         rng = np.random.default_rng(12)
@@ -47,7 +53,7 @@ class World:
             np.stack([rng.integers(10, 21, BATCH), rng.integers(10, 25, BATCH)], axis=1)
         )
         labels = jnp.asarray(rng.integers(0, CLASSES, BATCH).astype(np.int32))
-        self.text_lengths = host.text_lengths
+        self.bucket_lengths = host.bucket_lengths
         self.device_data = DeviceData(
             class_tokens=jnp.asarray(class_tokens),
             description_tokens=jnp.asarray(tokens),
@@ -86,13 +92,13 @@ class World:
         def loss(params, device_data, batch):
             encoder = StepEncoder(definition, params, mesh, settings.num_microbatches)
             images = encode_images(encoder, jax.random.key(1), device_data, batch, settings)
-            lengths = self.text_lengths if method.description_kinds else ()
-            features, labels = gather_features(
+            lengths = self.bucket_lengths if method.description_kinds else ()
+            features, labels = compute_features_and_labels(
                 encoder, method, state, images, device_data, batch, lengths
             )
             return method.loss(features, labels, state)[0]
 
-        params = sharding.put(mesh, self.checkpoint.params)
+        params = sharding.shard_params(self.checkpoint.params, mesh)
         arguments = (params, *jax.device_put((self.device_data, batch), sharding.replicated(mesh)))
         return jax.jit(jax.value_and_grad(loss)).lower(*arguments).compile(), arguments
 
@@ -125,7 +131,7 @@ FULL = pytest.mark.full
 
 
 @pytest.mark.parametrize("micro", [pytest.param(16, marks=FULL), 32, pytest.param(64, marks=FULL)])
-def test_pieces_give_the_gradient_of_the_whole_batch(micro):
+def test_microbatches_give_the_gradient_of_the_whole_batch(micro):
     assert_equal(gradient(LATTECLIP, micro), gradient(LATTECLIP, BATCH))
 
 
@@ -139,28 +145,28 @@ def test_pieces_give_the_gradient_of_the_whole_batch(micro):
         (FLYP(), 8, False, False, 5e-5),
     ],
 )
-def test_pieces_with_devices_streams_and_methods(method, devices, streamed, remat, bound):
+def test_microbatches_with_devices_streams_and_methods(method, devices, streamed, remat, bound):
     found = gradient(method, 64, devices, streamed, remat)
     assert_equal(found, gradient(method, BATCH), bound)
 
 
-def test_pieces_keep_less_in_memory():
+def test_microbatches_keep_less_in_memory():
     sizes = [
         compiled(LATTECLIP, micro)[0].memory_analysis().temp_size_in_bytes for micro in (BATCH, 32)
     ]
     assert sizes[1] < sizes[0] / 3
 
 
-def test_the_number_of_pieces():
+def test_the_number_of_microbatches():
     config, one, eight = get_config(), *(sharding.make_mesh(1, jax.devices()[:n]) for n in (1, 8))
     assert input_pipeline.choose_num_microbatches(config, 512, one) == 1
     config.train.batch_size, config.train.microbatch_size = 512, 64
     assert input_pipeline.choose_num_microbatches(config, 512, eight) == 8
     assert (
         input_pipeline.choose_num_microbatches(config, 500, one) == 8
-    )  # a small set; the last piece is filled up
+    )  # a small set; the last microbatch is padded
     assert input_pipeline.choose_num_microbatches(config, 40, one) == 1
-    for micro, message in [(100, "found 100; 8, 16, 32"), (4, "8 devices")]:
+    for micro, message in [(100, "found 100; use one of 8, 16, 32"), (4, "8 devices")]:
         config.train.microbatch_size = micro
         with pytest.raises(ConfigError, match=rf"config\.train\.microbatch_size: .*{message}"):
             input_pipeline.choose_num_microbatches(config, 512, eight)

@@ -13,13 +13,13 @@ ZERO_SHOT = ("labeled", ":method=zero_shot")
 
 def test_training_images_are_encoded_once_where_they_are_tested_too(place, monkeypatch):
     encoded = []
-    images = FeatureExtractor.images
+    images = FeatureExtractor.encode_images
 
     def counting(self, params, pixels, progress=None):
         encoded.append((progress, len(pixels)))
         return images(self, params, pixels, progress)
 
-    monkeypatch.setattr(FeatureExtractor, "images", counting)
+    monkeypatch.setattr(FeatureExtractor, "encode_images", counting)
     alone = ("--config.dataset.test=", "--config.dataset.held_out_fraction=0", "--workdir=alone")
     found = run(*ZERO_SHOT, *alone)
     assert encoded == [("pseudo-labels", 36), ("evaluation", 36), ("evaluation", 36)]

@@ -220,7 +220,7 @@ def test_a_constant_schedule_stays_after_its_warm_up():
 def test_the_optimizer_knows_the_trained_parameters_only():
     mesh = sharding.make_mesh()
     optimizer = make_optimizer(settings(optimizer="sgd"), 10)
-    params = sharding.put(mesh, parameters())
+    params = sharding.shard_params(parameters(), mesh)
     made = state.init_state(params, optimizer, (), mesh, lambda name: "ln_pre" in name)
     sizes = sorted(x.shape for x in jax.tree.leaves(made.optimizer) if x.ndim)
     assert sizes == [(6,), (6,)]  # the momentum of weight and bias
@@ -288,8 +288,8 @@ class Prototypes:
 def first_state(fsdp: int = 1) -> tuple[dict[str, jax.Array], jax.Array, state.TrainState]:
     """Parameters, prototypes and the state made of them."""
     mesh = sharding.make_mesh(fsdp)
-    params = sharding.put(
-        mesh, {**parameters(), "large": np.ones((256, 128), np.float32), "twin": np.ones(3)}
+    params = sharding.shard_params(
+        {**parameters(), "large": np.ones((256, 128), np.float32), "twin": np.ones(3)}, mesh
     )
     params["also twin"] = params["twin"]
     prototypes = jax.device_put(jnp.eye(3), sharding.replicated(mesh))

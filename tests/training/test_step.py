@@ -28,8 +28,8 @@ from lattec_jax.training.step import (
     Batch,
     DeviceData,
     StepSettings,
+    compute_features_and_labels,
     encode_images,
-    gather_features,
     make_train_step,
     unique_classes,
 )
@@ -74,12 +74,12 @@ class World:
         )
 
     def batches(
-        self, batch_size: int, kinds: int, steps: int, multiple: int = 1, grouped: bool = True
+        self, batch_size: int, kinds: int, steps: int, multiple: int = 1, bucketed: bool = True
     ) -> Batches:
-        """Batches of images with texts in groups by length, or all at full length."""
+        """Batches of images with texts in buckets by length, or all at full length."""
         width = self.texts.shape[1]
         lengths = self.lengths.reshape(N, K)[:, :kinds]
-        if not grouped:
+        if not bucketed:
             lengths = np.full_like(lengths, width)
         return Batches(N, batch_size, 0, steps, lengths, width, multiple)
 
@@ -111,7 +111,7 @@ def train(
         mesh: the devices.
         batch_size: of each step.
         steps: how many.
-        whole: augment the images, and encode the texts in groups by length.
+        whole: augment the images, and encode the texts in buckets by length.
     """
     from configs.common import get_config
 
@@ -126,7 +126,7 @@ def train(
     )
     definition = define(world.checkpoint.config, mesh=mesh)
     step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
-    params = sharding.put(mesh, world.checkpoint.params)
+    params = sharding.shard_params(world.checkpoint.params, mesh)
     first = method.init(jnp.asarray(world.class_weights), N)
     state = init_state(params, optimizer, first, mesh, seed=3)
     before = jax.device_get(state)
@@ -134,7 +134,7 @@ def train(
     device_data = jax.device_put(world.device_data(kinds, whole), sharding.replicated(mesh))
     for host in map(world.batches(batch_size, kinds, steps, mesh.size, whole).at, range(steps)):
         batch = jax.device_put(on_device(host), sharding.replicated(mesh))
-        state, metrics = step(state, device_data, batch, host.text_lengths)
+        state, metrics = step(state, device_data, batch, host.bucket_lengths)
         assert np.isfinite(float(metrics["loss"]))
     return before, jax.device_get(state)
 
@@ -158,7 +158,7 @@ def run(whole: bool, devices: int = 1, fsdp: int = 1) -> tuple[TrainState, Train
 @pytest.mark.parametrize("fsdp", [pytest.param(1, marks=pytest.mark.full), 4])
 def test_one_and_eight_devices_give_the_same_run(fsdp, whole, monkeypatch):
     before, single = run(whole)
-    monkeypatch.setattr(sharding, "SMALLEST_SPLIT", 64)  # so that the dummy's matrices are split
+    monkeypatch.setattr(sharding, "MIN_SHARDED_SIZE", 64)  # so that the dummy's matrices are split
     _, many = run(whole, 8, fsdp)
     # Relative to the distance moved, ten times what was measured: 1.2e-4 and 1.2e-6.
     for part, tolerance in (("params", 1e-3), ("method", 1e-5)):
@@ -183,16 +183,16 @@ def test_cropping_and_deduplication_change_nothing(classes):
     definition = define(world.checkpoint.config)
     images = unit(np.random.default_rng(1), batch_size)
     host = world.batches(batch_size, K, 3).at(2)
-    assert len(host.text_lengths) > 1  # several groups, or the test shows nothing
+    assert len(host.bucket_lengths) > 1  # several buckets, or the test shows nothing
     features, labels = jax.jit(
-        lambda params: gather_features(
+        lambda params: compute_features_and_labels(
             StepEncoder(definition, params, mesh),
             method,
             state,
             jnp.asarray(images),
             world.device_data(K),
             on_device(host),
-            host.text_lengths,
+            host.bucket_lengths,
         )
     )(world.checkpoint.params)
 
@@ -268,11 +268,11 @@ def test_the_norm_of_the_update_is_computed_for_logged_steps_only():
     host = world.batches(16, 0, 1, mesh.size).at(0)
     found = []
     for is_logged in (None, jnp.array(True), jnp.array(False)):
-        params = sharding.put(mesh, world.checkpoint.params)
+        params = sharding.shard_params(world.checkpoint.params, mesh)
         state = init_state(params, optimizer, (), mesh)
         batch = on_device(host)._replace(is_logged=is_logged)
         batch = jax.device_put(batch, sharding.replicated(mesh))
-        found.append(jax.device_get(step(state, device_data, batch, host.text_lengths)))
+        found.append(jax.device_get(step(state, device_data, batch, host.bucket_lengths)))
     (always, metrics), (logged, logged_metrics), (other, other_metrics) = found
     change = {k: after - world.checkpoint.params[k] for k, after in always.params.items()}
     size = np.sqrt(sum(np.square(x.astype(np.float64)).sum() for x in change.values()))

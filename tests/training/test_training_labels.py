@@ -78,18 +78,18 @@ def trained_on(prepared: Prepared, mesh, *overrides: str) -> list[np.ndarray]:
     config, _ = parse(arguments("unlabeled", *own, *overrides))
     inputs, method = prepared.inputs, make_method(config.method)
     batches, texts, present = input_pipeline.make_batches(config, inputs, method, 16, 4, mesh)
-    params = sharding.put(mesh, inputs.weights.params)
-    pixels = inputs.images.evaluation.pixels  # of which an epoch may ask features
+    params = sharding.shard_params(inputs.weights.params, mesh)
+    pixels = inputs.train.eval_cache.pixels  # of which an epoch may ask features
     features = None
     if "pretrained_features" in method.requires:
-        features = inputs.extractor.images(params, pixels)
+        features = inputs.extractor.encode_images(params, pixels)
     device_data = input_pipeline.make_device_data(
         config, inputs, method, texts, present, features, mesh
     )
     stream = input_pipeline.device_batches(
-        batches, inputs.images.trained_on, device_data, 0, 4, mesh
+        batches, inputs.train.train_cache, device_data, 0, 4, mesh
     )
-    classes = inputs.extractor.classes(params, inputs.prompts)
+    classes = inputs.extractor.encode_classes(params, inputs.prompts)
     leaves = jax.tree.leaves((device_data, [batch for _, batch in stream], classes, pixels))
     return [np.asarray(leaf) for leaf in leaves]
 
@@ -100,7 +100,7 @@ def same(one: list[np.ndarray], other: list[np.ndarray]) -> bool:
 
 
 def test_the_labels_are_there_and_differ(prepared):
-    absent, true, permuted = (prepared[name].inputs.images.labels for name in LABELS)
+    absent, true, permuted = (prepared[name].inputs.train.labels for name in LABELS)
     assert absent is None
     assert 0 < np.mean(true == permuted) < 1
 

@@ -57,7 +57,7 @@ class Dataset:
     write_images: Callable[[], None] | None = None
 
     @property
-    def names(self) -> tuple[tuple[str, ...], ...]:
+    def class_synonyms(self) -> tuple[tuple[str, ...], ...]:
         """All names of each class, the display name first."""
         further = self.synonyms or ((),) * len(self.class_names)
         return tuple((name, *more) for name, more in zip(self.class_names, further, strict=True))
@@ -117,7 +117,7 @@ def check(dataset: Dataset) -> None:
             f"{where}expected at least two class names, found {len(names)}: "
             f"{', '.join(names) or 'none'}"
         )
-    counts = Counter(name for synonyms in dataset.names for name in synonyms)
+    counts = Counter(name for synonyms in dataset.class_synonyms for name in synonyms)
     wrong = [name for name, count in counts.items() if count > 1 or not name.strip()]
     if wrong:
         raise DataError(

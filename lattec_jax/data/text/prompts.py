@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from lattec_jax.data.text.bucketing import TextTower, bucket_length, text_lengths
+from lattec_jax.data.text.bucketing import TextTowerConfig, bucket_length, text_lengths
 from lattec_jax.data.text.tokenizer import Tokenizer
 
 CLASS = "{class}"  # placeholder in prompts for a vision-language model
@@ -40,7 +40,7 @@ def class_prompts(
     names: Sequence[Sequence[str]],
     templates: Sequence[str],
     tokenizer: Tokenizer,
-    config: TextTower,
+    config: TextTowerConfig,
 ) -> ClassPrompts:
     """Return the class-descriptions, cropped to the length bucket of the longest.
 
@@ -53,6 +53,6 @@ def class_prompts(
     return ClassPrompts(_crop(tokens, config), classes, _crop(first, config))
 
 
-def _crop(tokens: Int[np.ndarray, "P L"], config: TextTower) -> Int[np.ndarray, "P M"]:
+def _crop(tokens: Int[np.ndarray, "P L"], config: TextTowerConfig) -> Int[np.ndarray, "P M"]:
     longest = int(text_lengths(tokens, config).max())
     return tokens[:, : bucket_length(longest, config.context_length)]

@@ -270,7 +270,7 @@ def test_several_names_of_a_class(tmp_path):
     (tmp_path / "names.txt").write_text("dog\nautomobile | car|motor car\n", encoding="utf-8")
     dataset = load(tmp_path, class_names="names.txt", held_out_fraction=0.0)
     assert dataset.class_names == ("dog", "automobile")
-    assert dataset.names == (("dog",), ("automobile", "car", "motor car"))
+    assert dataset.class_synonyms == (("dog",), ("automobile", "car", "motor car"))
     assert dataset.train.ids[0] == "Automobile/2.jpg"
     assert dataset.train.labels.tolist() == [1, 1, 0, 1]
     (tmp_path / "labels.csv").write_text("image,label\n" + "dog/3.jpg,Motor_Car\n")

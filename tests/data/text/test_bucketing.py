@@ -1,4 +1,4 @@
-"""Length bucketing: capacity of the groups, and cost."""
+"""Length bucketing: capacity of the buckets, and cost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def tokens(plan: BucketPlan) -> int:
 
 
 @pytest.mark.parametrize("multiple", [1, 8])
-def test_every_text_fits_into_its_group(multiple):
+def test_every_text_fits_into_its_bucket(multiple):
     rng = np.random.default_rng(0)
     lengths = realistic_lengths(rng, 5000)
     batches = np.stack([rng.choice(lengths, 512, replace=False) for _ in range(200)])
@@ -37,12 +37,12 @@ def test_every_text_fits_into_its_group(multiple):
     assert sum(plan.sizes) == 512
     assert all(size % multiple == 0 for size in plan.sizes)
     for batch in batches:
-        groups, places = plan.assign(batch)
-        for positions, room, size in zip(groups, plan.lengths, plan.sizes, strict=True):
-            assert len(positions) == size
-            assert batch[positions].max(initial=0) <= room
-        # Concatenated groups, read at the places, are the batch again.
-        np.testing.assert_array_equal(np.concatenate(groups)[places], np.arange(512))
+        buckets, positions = plan.assign(batch)
+        for indices, max_length, size in zip(buckets, plan.lengths, plan.sizes, strict=True):
+            assert len(indices) == size
+            assert batch[indices].max(initial=0) <= max_length
+        # Concatenated buckets, read at the positions, are the batch again.
+        np.testing.assert_array_equal(np.concatenate(buckets)[positions], np.arange(512))
 
 
 def test_a_plan_costs_less_than_full_length():
@@ -74,21 +74,21 @@ def test_capacity_is_at_least_the_largest_count():
 def test_too_many_long_texts_are_refused():
     lengths = np.array([10] * 990 + [70] * 10)
     plan = make_bucket_plan(lengths, np.zeros(6), 100, 77)
-    with pytest.raises(ValueError, match="at most 16 tokens in a group, found one of 70"):
+    with pytest.raises(ValueError, match="at most 16 tokens in a bucket, found one of 70"):
         plan.assign(np.full(100, 70))
 
 
 @pytest.mark.parametrize("length", [1, 16, 17, 48, 77])
-def test_texts_of_one_length_make_one_group(length):
+def test_texts_of_one_length_make_one_bucket(length):
     plan = make_bucket_plan(np.full(50, length), np.zeros(6), 20, 77)
     assert (plan.lengths, plan.sizes) == ((bucket_length(length, 77),), (20,))
 
 
-def test_a_batch_without_texts_has_no_groups():
+def test_a_batch_without_texts_has_no_buckets():
     plan = make_bucket_plan(np.zeros((50, 0), np.int32), np.zeros(6), 0, 77)
     assert plan == BucketPlan((), ())
-    groups, places = plan.assign(np.zeros(0, np.int32))
-    assert groups == [] and len(places) == 0
+    buckets, positions = plan.assign(np.zeros(0, np.int32))
+    assert buckets == [] and len(positions) == 0
 
 
 def test_buckets_end_at_the_context_length():

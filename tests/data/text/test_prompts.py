@@ -36,20 +36,20 @@ def test_an_ensemble_is_open_clip_s_zero_shot_classifier():
 
     tokenizer = SimpleTokenizer()
     tokenize = lambda texts: tokenizer(texts).numpy()  # noqa: E731
-    encode = extractor(ours)
+    extract = extractor(ours)
 
     names = ("car", "sea lake", "dog")
     prompts = class_prompts([(name,) for name in names], TEMPLATES, tokenize, ours.text)
-    found = encode.classes(params, prompts)
+    found = extract.encode_classes(params, prompts)
     called = [lambda name, t=t: t.replace("{}", name) for t in TEMPLATES]
     with torch.no_grad():
         expected = build_zero_shot_classifier(model, tokenizer, names, called, device="cpu")
     np.testing.assert_allclose(found, expected.numpy().T, atol=1e-6)
-    assert np.abs(found - encode.texts(params, prompts.first)).max() > 1e-3
+    assert np.abs(found - extract.encode_texts(params, prompts.first)).max() > 1e-3
 
     # A class of two names is an ensemble over both.
     synonyms = [("car", "automobile"), ("sea lake",), ("dog",)]
-    found = encode.classes(params, class_prompts(synonyms, TEMPLATES, tokenize, ours.text))
+    found = extract.encode_classes(params, class_prompts(synonyms, TEMPLATES, tokenize, ours.text))
     both = [lambda _, t=t, n=n: t.replace("{}", n) for t in TEMPLATES for n in synonyms[0]]
     with torch.no_grad():
         car = build_zero_shot_classifier(model, tokenizer, ["car"], both, device="cpu")
@@ -64,9 +64,10 @@ def test_one_template_and_one_name_are_the_plain_descriptions():
         names, ("a photo of a {}",), checkpoint.tokenizer, checkpoint.config.text
     )
     np.testing.assert_array_equal(prompts.tokens, prompts.first)
-    encode = extractor(checkpoint.config)
+    extract = extractor(checkpoint.config)
     np.testing.assert_array_equal(
-        encode.classes(checkpoint.params, prompts), encode.texts(checkpoint.params, prompts.first)
+        extract.encode_classes(checkpoint.params, prompts),
+        extract.encode_texts(checkpoint.params, prompts.first),
     )
 
 
