@@ -40,28 +40,10 @@ _MARKER = re.compile(
 _LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\[\]]*\])*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 
 
-def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Leave pages out of the navigation whose file does not exist."""
-    for section in config.nav or ():
-        for name, entries in section.items():
-            if isinstance(entries, list):
-                section[name] = [
-                    entry
-                    for entry in entries
-                    if all(
-                        page not in INCLUDED or (ROOT / INCLUDED[page]).exists()
-                        for page in entry.values()
-                    )
-                ]
-    return config
-
-
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the included files, and the images that they show."""
     for page, source in INCLUDED.items():
         path = ROOT / source
-        if not path.exists():
-            continue
         text = path.read_text(encoding="utf-8")
         if path.suffix == ".ipynb":
             text = _notebook(text)

@@ -42,6 +42,7 @@ SOURCE_FILES = (
     "LICENSE",
     "README.md",
     "SECURITY.md",
+    "mkdocs.yml",
     "pyproject.toml",
     "setup.py",
 )
@@ -132,8 +133,7 @@ def test_the_version_is_shown(capsys):
 def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The sdist, and the wheel that is built from it, of a copy. Needs no network."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    optional = ["mkdocs.yml"] if (ROOT / "mkdocs.yml").exists() else []
-    for name in (*sources(*SOURCE_FOLDERS), *SOURCE_FILES, "MANIFEST.in", *optional):
+    for name in (*sources(*SOURCE_FOLDERS), *SOURCE_FILES, "MANIFEST.in"):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, source / name)
     command = [sys.executable, "-m", "build", "--no-isolation", f"--outdir={out}", str(source)]

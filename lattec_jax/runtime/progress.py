@@ -106,7 +106,8 @@ def _in_notebook() -> bool:
 class ProgressLines:
     """Prints what is done and what is left, at most every `INTERVAL` seconds.
 
-    A loop that ends before prints nothing. Speed and time left are those since the line before.
+    A loop shorter than `INTERVAL` prints nothing. Speed and time left are those since the line
+    before.
 
     Args:
         clock: returns seconds.
@@ -183,7 +184,7 @@ class ProgressLines:
 
 
 def duration(seconds: float) -> str:
-    """Return a time as a person says it: "40 s", "9 min", "2 h 5 min"."""
+    """Return a duration in words: "40 s", "9 min", "2 h 5 min"."""
     if round(seconds) < 60:
         return f"{seconds:.0f} s"
     hours, minutes = divmod(round(seconds / 60), 60)

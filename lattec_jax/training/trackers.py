@@ -74,9 +74,9 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases. Its own settings, such as WANDB_PROJECT and WANDB_MODE, hold.
+    """A run of Weights & Biases. Settings such as WANDB_PROJECT and WANDB_MODE apply.
 
-    The file `RUN/wandb_id` has the id of the run, which a continued run takes again. Steps that an
+    The file `RUN/wandb_id` has the id of the run, which a continued run reuses. Steps that an
     interrupted run has already sent are not accepted twice; their metrics are the same.
     """
 
@@ -92,6 +92,7 @@ class WeightsAndBiases:
                 dir=workdir,
                 id=_wandb_id(workdir),
                 resume="allow",
+                reinit="create_new",  # beside a run that the caller's program may have
                 name=workdir.resolve().name,
                 config=dict(config),
             )
@@ -103,7 +104,8 @@ class WeightsAndBiases:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics."""
-        self._run.log(dict(metrics), step=step)
+        # Committed at once: a killed process must not leave the row of a saved step open.
+        self._run.log(dict(metrics), step=step, commit=True)
 
     def flush(self) -> None:
         """Do nothing: the library's own process has the metrics already."""
@@ -132,9 +134,10 @@ TRACKERS: dict[str, Callable[[Path, int, Mapping[str, Any]], Tracker]] = {
 
 def check_installed(names: Sequence[str]) -> None:
     """Raise ConfigError if the package of a tracker is missing."""
-    if "wandb" in names and find_spec("wandb") is None:
+    # The library makes folders `wandb`, which are found as packages without origin.
+    if "wandb" in names and getattr(find_spec("wandb"), "origin", None) is None:
         raise ConfigError(
-            "config.trackers: the tracker wandb needs the package of this name; install it with "
+            "config.trackers: the tracker wandb needs the package wandb; install it with "
             "pip install 'lattec_jax[wandb]' (in a clone: pip install -e '.[wandb]')"
         )
 

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.machinery import ModuleSpec
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -134,7 +135,8 @@ class FakeWandb:
         self.calls.append(("init", settings))
         return self
 
-    def log(self, metrics, step):
+    def log(self, metrics, step, commit):
+        assert commit  # or a kill loses the row
         self.calls.append(("log", step, metrics))
 
     def finish(self, exit_code):
@@ -165,6 +167,7 @@ def test_weights_and_biases_gets_the_log_and_continues_its_run(tmp_path, fake_wa
     assert kinds == ["init", "log", "log", "finish", "init", "log", "finish"]
     first, second = (call[1] for call in fake_wandb.calls if call[0] == "init")
     assert first == second and first["resume"] == "allow" and first["config"] == {"seed": 3}
+    assert first["reinit"] == "create_new"  # a run of the caller's own program is left alone
     assert (first["id"], first["name"]) == ((tmp_path / "run/wandb_id").read_text().strip(), "run")
     logged = [(step, metrics["loss"]) for kind, step, metrics in filter(is_log, fake_wandb.calls)]
     assert logged == [(line["step"], line["loss"]) for line in lines(tmp_path / "run")]
@@ -188,8 +191,10 @@ def test_weights_and_biases_cannot_start(tmp_path, fake_wandb, monkeypatch):
         RunLog(tmp_path, 0, 10, ("wandb",))
 
 
-def test_a_missing_package_names_the_extra(monkeypatch):
-    monkeypatch.setattr(trackers, "find_spec", lambda name: None)
+@pytest.mark.parametrize("found", [None, ModuleSpec("wandb", None)])
+def test_a_missing_package_names_the_extra(monkeypatch, found):
+    """The folder `wandb` that the library makes is a module spec without origin."""
+    monkeypatch.setattr(trackers, "find_spec", lambda name: found)
     trackers.check_installed(("tensorboard",))
     with pytest.raises(ConfigError, match=r"pip install 'lattec_jax\[wandb\]'"):
         trackers.check_installed(("tensorboard", "wandb"))

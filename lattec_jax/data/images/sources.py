@@ -39,7 +39,7 @@ def image_or_path(item: object, position: int) -> Image.Image | str | os.PathLik
 
 def is_collection(path: str | os.PathLike[str]) -> bool:
     """Return whether a path is a folder, or a pattern such as `photos/*.jpg`."""
-    return os.path.isdir(path) or is_pattern(path)
+    return os.path.isdir(os.path.expanduser(path)) or is_pattern(path)
 
 
 def is_pattern(path: str | os.PathLike[str]) -> bool:
@@ -56,12 +56,15 @@ def files_at(path: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
     Raises:
         DataError: there is no image.
     """
-    if os.path.isdir(path):
-        where, images = f"below {Path(path)}", find_images(Path(path))
-        files = [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+    expanded = os.path.expanduser(os.fspath(path))
+    files: list[Path] = []
+    if os.path.isdir(expanded):
+        where, images = f"below {expanded}", find_images(Path(expanded))
+        for parent, folders, names in os.walk(expanded):
+            folders[:] = [folder for folder in folders if folder[0] != "."]
+            files += [Path(parent, name) for name in names]
     else:
         where = f"that {os.fspath(path)!r} matches"
-        expanded = os.path.expanduser(os.fspath(path))
         files = [Path(p) for p in glob.glob(expanded, recursive=True) if os.path.isfile(p)]
         images = [file for file in files if file.name.lower().endswith(SUFFIXES)]
     others = [f for f in files if not f.name.lower().endswith(SUFFIXES) and f.name[0] != "."]
