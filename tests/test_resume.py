@@ -18,12 +18,12 @@ from tests.runs import arguments, assert_equal, logged, run
 
 @contextlib.contextmanager
 def sigterm_in(monkeypatch, step: int) -> Iterator[None]:
-    """Within it a run of batches of 16 gets SIGTERM in its step `step`."""
+    """Within it a run gets SIGTERM in its step `step`."""
     advance = RunLog.advance
 
     def interrupt(self):
         advance(self)
-        if self._bar.n == step * 16:
+        if self._bar.n == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
