@@ -1,6 +1,7 @@
 """Write one self-contained HTML page of images, collages, descriptions and pseudo-labels.
 
     python -m captioning.browse --config=configs/eurosat.py [--limit=500] [--out=browse.html]
+    python -m captioning.browse --workdir=runs/pets
 
 The page needs no server and no network; it can be filtered by class and by words. It shows `limit`
 images (0: all), evenly spaced in the training set, 10 to 30 KB each: a thumbnail, the collage of
@@ -13,6 +14,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,16 @@ from lattec_jax.data import datasets, pseudo_labels
 from lattec_jax.data.datasets.dataset import Dataset
 from lattec_jax.data.descriptions import Record, descriptions_path, records
 from lattec_jax.data.images.preprocess import UnreadableImage, open_image
-from lattec_jax.runtime.cli import command, read_config
-from lattec_jax.runtime.config import artifacts_dir
+from lattec_jax.runtime import run_directory
+from lattec_jax.runtime.cli import (
+    WORKDIR,
+    asks_for_help,
+    command,
+    define_workdir,
+    read,
+    read_config,
+)
+from lattec_jax.runtime.config import artifacts_dir, load_run_config
 from lattec_jax.runtime.errors import ConfigError, DataError, WeightsError
 from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.progress import progress_bar
@@ -91,19 +101,20 @@ def render(data: dict[str, Any]) -> str:
 def _descriptions(config: ConfigDict, kind: str, dataset: Dataset) -> dict[str, Record]:
     """Return image -> record for the configured images, prompts and engine, merged or not.
 
-    A file of other software, without keys, is used as it is.
+    A file of other software, without keys, or of a Python function is used as it is.
     """
     path = descriptions_path(config, kind)
-    without_key = {r.image: r for r in records(path) if not r.key} if path.exists() else {}
+    found = list(records(path)) if path.exists() else []
     if config.descriptions.engine not in ENGINES:
-        return without_key
+        return {record.image: record for record in found}
+    without_key = {record.image: record for record in found if not record.key}
     identity = engine_module(config).identity(config)
     try:
         tasks = make_tasks(config, [kind], dataset, identity)[kind].tasks
     except (DataError, WeightsError):  # this kind needs pseudo-labels, and there are none
         return without_key
-    found = read_records(path)
-    return without_key | {task.image: found[task.key] for task in tasks if task.key in found}
+    by_key = read_records(path)
+    return without_key | {task.image: by_key[task.key] for task in tasks if task.key in by_key}
 
 
 def _pseudo_labels(config: ConfigDict, dataset: Dataset) -> dict[str, tuple[str, float, float]]:
@@ -158,6 +169,7 @@ def _thumbnail(paths: Sequence[Path]) -> str | None:
 
 
 def define_flags(values: flags.FlagValues) -> None:
+    define_workdir(values, "Work directory of a run, whose configuration replaces --config.")
     flags.DEFINE_string(
         "out", "", "Path of the page; default: beside the descriptions.", flag_values=values
     )
@@ -165,7 +177,11 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
-    config, values = read_config(argv, __doc__, define_flags)
+    if any(re.match(r"--?workdir\b", argument) for argument in argv) and not asks_for_help(argv):
+        values, _ = read(argv, __doc__, define_flags, WORKDIR)
+        config = load_run_config(Path(values.workdir) / run_directory.CONFIG)
+    else:
+        config, values = read_config(argv, __doc__, define_flags)
     content, count = page(config, values.limit)
     path = Path(values.out or artifacts_dir(config) / "descriptions" / "browse.html")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -132,7 +132,8 @@ def main(argv: Sequence[str]) -> None:
             failed = out.failed + classify(classifier, left, kind, top, out.append, True)
         print_escaped(f"predictions of {len(paths)} images in {values.out}")
     if failed:
-        print(f"{failed} images could not be read", file=sys.stderr)
+        images = "image" if failed == 1 else "images"
+        print(f"{failed} {images} could not be read", file=sys.stderr)
         sys.exit(1)
 
 

@@ -163,6 +163,11 @@ class Classifier:
         classifier.directory = directory
         return classifier
 
+    def __repr__(self) -> str:
+        """Show the number of classes and the run."""
+        where = f", {self.directory}" if self.directory else ""
+        return f"{type(self).__name__}({len(self.class_names)} classes{where})"
+
     def report(self) -> Path:
         """Print the table of the run, and return the path of its report page.
 

@@ -185,7 +185,7 @@ def _uninformative_descriptions(kind: str, ratio: float, step: int) -> Alarm:
         MIN_WEIGHT_RATIO, (),
         f"Up to step {step}, the {kind} descriptions hardly distinguish the classes, so their "
         "mixer weights are almost zero.",
-        "Read some of them (python -m captioning.browse --config=...). Ask for what distinguishes "
+        "Read some of them (python -m captioning.browse --workdir=RUN). Ask for what distinguishes "
         f"your classes in config.descriptions.prompts.{kind}, or remove this kind from "
         "--config.method.texts.",
     )  # fmt: skip

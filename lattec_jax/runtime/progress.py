@@ -107,7 +107,7 @@ class ProgressLines:
     """Prints what is done and what is left, at most every `INTERVAL` seconds.
 
     A loop shorter than `INTERVAL` prints nothing. Speed and time left are those since the line
-    before.
+    before. If the first item alone takes that long (a compilation), its line says no more.
 
     Args:
         clock: returns seconds.
@@ -149,7 +149,11 @@ class ProgressLines:
         now = self._clock()
         seconds = now - self._last_time
         if seconds >= INTERVAL:
-            self._print(f", {self._speed((self.n - self._last_n) / seconds)}{self._postfix}")
+            done = self.n - self._last_n
+            speed = f", {self._speed(done / seconds)}"
+            if done == 1 and self._last_time == self._start:
+                speed = f" after {duration(seconds)}"
+            self._print(f"{speed}{self._postfix}")
             self._last_time, self._last_n = now, self.n
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:

@@ -23,6 +23,7 @@ from captioning.groups import sample_groups
 from captioning.shards import Shard
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
 from lattec_jax.data.images.preprocess import open_image
+from lattec_jax.runtime.config import to_json
 from lattec_jax.runtime.errors import ConfigError, DataError
 from tests.captioning.hostile_page import hostile_data
 from tests.captioning.ruler import IDS, LABELS, Ruler, write_config_file, write_labels
@@ -239,3 +240,19 @@ def test_the_command(config, tmp_path, capsys):
         first, last = capsys.readouterr().out.splitlines()
         assert first.startswith("4 images") and last == str(out)
         assert len(data_of(out.read_text(encoding="utf-8"))["images"]) == 4
+
+
+def test_a_run_of_a_python_function_is_shown_by_its_work_directory(config, tmp_path, capsys):
+    config.descriptions.engine = "function-says"
+    for kind, path in ((k, descriptions_path(config, k)) for k in ("image", "group")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(
+            to_line(Record(image=IDS[0], kind=kind, text=f"{kind}: a cat", key="0" * 64))
+        )
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.json").write_text(to_json(config))
+    browse.main(["browse", f"--workdir={tmp_path / 'run'}"])
+    page = Path(capsys.readouterr().out.splitlines()[-1])
+    assert page.name == "browse.html" and "image: a cat" in page.read_text()
+    with pytest.raises(ConfigError, match="nothere"):
+        browse.main(["browse", f"--workdir={tmp_path / 'nothere'}"])

@@ -66,13 +66,13 @@ def test_steps_of_an_earlier_process_are_not_part_of_the_speed(capsys):
 def test_slow_steps_are_told_in_seconds(capsys):
     clock = Clock()
     bar = ProgressLines(None, "describing", "image", total=100, clock=clock)
-    clock.seconds += 120
-    bar.update()
-    clock.seconds += 40
-    bar.update(0)
+    for seconds in (300, 120, 40):  # the first contains a compilation, which says nothing
+        clock.seconds += seconds
+        bar.update(seconds > 40)
     assert lines_of(capsys) == [
-        "describing: 1/100 images, 120.0 s/image, 3 h 18 min left",
-        "describing: 1/100 images, no progress",
+        "describing: 1/100 images after 5 min",
+        "describing: 2/100 images, 120.0 s/image, 3 h 16 min left",
+        "describing: 2/100 images, no progress",
     ]
 
 
@@ -103,7 +103,10 @@ def test_without_a_total_nothing_is_said_to_be_left(capsys):
     clock = Clock()
     for _ in ProgressLines(iter("ab"), "reading", "file", clock=clock):
         clock.seconds += INTERVAL
-    assert lines_of(capsys)[0] == "reading: 1 files, 30.0 s/file"
+    assert lines_of(capsys)[:2] == [
+        "reading: 1 files after 30 s",
+        "reading: 2 files, 30.0 s/file",
+    ]
 
 
 def test_a_message_is_printed_at_once(capsys):
