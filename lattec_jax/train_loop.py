@@ -103,6 +103,8 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager
     device_data = input_pipeline.make_device_data(
         config, run.inputs, method, tokens, present, pretrained.training, run.mesh
     )
+    if start < run.steps:
+        print("compiling the train step", flush=True)
     cache = run.inputs.train.train_cache
     stream = input_pipeline.device_batches(
         batches, cache, device_data, start, run.steps, run.mesh, run.should_log
