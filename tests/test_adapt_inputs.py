@@ -72,10 +72,10 @@ def test_a_test_folder_may_be_inside_by_a_relative_path(photos, monkeypatch):
         (photos / "labeled" / name).mkdir(parents=True)
         Image.new("RGB", (9, 8), (9, 9, len(name))).save(photos / "labeled" / name / "x.png")
     found = []
-    monkeypatch.setattr(adaptation, "_train", lambda config, *rest: found.append(config))
+    monkeypatch.setattr(adaptation, "_train", lambda arguments, *rest: found.append(arguments))
     with pytest.raises(ConfigError, match="expected the work directory of a finished run"):
         adapt("my photos", ["cat", "dog"], test="my photos/labeled")
-    dataset = datasets.read(found[0])
+    dataset = datasets.read(adaptation._parse(found[0]))
     assert len(dataset.train.ids) == 4 and len(dataset.test.ids) == 2
 
 

@@ -106,15 +106,11 @@ def adapt(
         arguments = _arguments(images, classes, describer, given, {
             "preset": preset, "method": method, "weights": weights, "test": test, "seed": seed,
         })  # fmt: skip
-        config = _parse(arguments)
-        directory = Path(workdir).expanduser() if workdir else default_workdir(config)
+        directory = Path(workdir).expanduser() if workdir else default_workdir(_parse(arguments))
         arguments += _overrides(_recorded(directory, given))
         arguments += _model(_parse(arguments), describer)
-        config = _parse(arguments)
-        # Before descriptions are made, which may take hours.
-        run_directory.check_available(directory, config)
         try:
-            _train(config, directory, describer, arguments, given, progress)
+            _train(arguments, directory, describer, given, progress)
         finally:
             run_directory.release(directory)
         from lattec_jax.inference.classifier import Classifier
@@ -244,10 +240,9 @@ def _os_errors() -> Iterator[None]:
 
 
 def _train(
-    config: ConfigDict,
+    arguments: list[str],
     directory: Path,
     describer: Describer,
-    arguments: list[str],
     given: Mapping[str, Any],
     progress: bool,
 ) -> None:
@@ -260,6 +255,9 @@ def _train(
     from lattec_jax.runtime import compilation_cache, distributed
     from lattec_jax.training.prepare import load_weights, open_images
 
+    config = _parse(arguments)
+    # Before descriptions are made, which may take hours.
+    run_directory.check_available(directory, config)
     distributed.initialize(False)
     compilation_cache.enable()
     for line in parts_in_use(config):
