@@ -109,6 +109,16 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def main(argv: Sequence[str]) -> None:
+    module = "lattec_jax.train"
+    if run(argv) != UNSHARDED:
+        module = "captioning.merge"
+        print("when all shards are described:")
+    print_next(f"python -m {module} {shlex.join(config_arguments(argv[1:]))}")
+
+
+def run(argv: Sequence[str]) -> Shard:
+    """Do what the command line asks for, and return its shard; without the advice on what to do
+    next."""
     config, values = read_config(argv, __doc__, define_flags)
     shard = Shard.parse(values.shard)
     kinds = check_kinds(config, values.kind)
@@ -128,22 +138,13 @@ def main(argv: Sequence[str]) -> None:
         if shard == UNSHARDED:
             for tasks, _ in plans:
                 print_escaped(f"{tasks.kind}: {merge_kind(config, tasks, identity).report()}")
-        _print_next(argv, shard)
-        return
+        return shard
     for kind, outcome in describe(config, kinds, None, shard).items():
         stats = outcome.stats
         counts = f"{stats.written} written, {stats.reused} reused, {len(stats.failed)} failed"
         details = "\n" + outcome.merged.report() if outcome.merged else list_failures(stats.failed)
         print_escaped(f"{kind}: {counts}{details}")
-    _print_next(argv, shard)
-
-
-def _print_next(argv: Sequence[str], shard: Shard) -> None:
-    module = "lattec_jax.train"
-    if shard != UNSHARDED:
-        module = "captioning.merge"
-        print("when all shards are described:")
-    print_next(f"python -m {module} {shlex.join(config_arguments(argv[1:]))}")
+    return shard
 
 
 if __name__ == "__main__":

@@ -25,6 +25,12 @@ from lattec_jax.runtime.text import escape_unprintable, print_escaped
 
 def main(argv: Sequence[str]) -> None:
     """Run the command."""
+    run(argv)
+    print_next(f"python -m lattec_jax.train {shlex.join(config_arguments(argv[1:]))}")
+
+
+def run(argv: Sequence[str]) -> None:
+    """Do what the command line asks for, without the advice on what to do next."""
     config, values = read_config(argv, __doc__, define_distributed)
     # These import JAX, which --help must not wait for.
     import numpy as np
@@ -54,7 +60,6 @@ def main(argv: Sequence[str]) -> None:
     print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
     source = provenance(weights.sha256, dataset.class_synonyms, config.templates)
     print_escaped(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
-    print_next(f"python -m lattec_jax.train {shlex.join(config_arguments(argv[1:]))}")
 
 
 if __name__ == "__main__":

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +18,9 @@ from PIL import Image
 
 import lattec_jax as lj
 from lattec_jax import train, train_loop
-from lattec_jax.adaptation import adapt
+from lattec_jax.adaptation import adapt, describing
 from lattec_jax.data.descriptions import records
-from lattec_jax.runtime.errors import ConfigError, EngineError
+from lattec_jax.runtime.errors import ConfigError, DataError, EngineError
 from lattec_jax.training.metrics_log import RunLog
 from tests.captioning.chat_server import MODEL, ChatServer, status
 from tests.runs import CLASSES
@@ -55,6 +57,7 @@ def interrupt_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_folder_becomes_a_classifier_and_an_interrupted_call_continues(
     place, monkeypatch, capsys
 ):
+    (place / "unlabeled/train/broken.jpg").write_bytes(b"torn")
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
 
     def call(classes=CLASSES, **changes):
@@ -68,10 +71,16 @@ def test_a_folder_becomes_a_classifier_and_an_interrupted_call_continues(
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     classifier = call()
     shown = capsys.readouterr().out
+    assert "\n36 images from" in shown  # those that can be read
+    assert "train.warmup_steps = 0: as at the start of the run" in shown
     assert "continuing at step 3 of 4" in shown and "accuracy on 36 test images" in shown
     assert "method.alpha = 0.01: 0.99^(1800 / 4), because the run is shorter" in shown
     directory = Path("runs/train-latteclip-s0")
     assert classifier.directory == directory
+    assert shown.splitlines()[-2:] == [
+        f"open the report: {(directory / 'report.html').absolute().as_uri()}",
+        f"next: python -m lattec_jax.predict --workdir={directory} IMAGE_OR_FOLDER ...",
+    ]
     found = json.loads((directory / "results.json").read_text())
     assert (found["n_train"], found["n_test"], found["descriptions"]) == (36, 36, None)
     assert (found["alpha"], found["steps"], found["template"]) == (0.01, 4, "a photo of a {}.")
@@ -82,6 +91,7 @@ def test_a_folder_becomes_a_classifier_and_an_interrupted_call_continues(
     # A finished run is returned as it is; other arguments are refused, with the keys.
     before = (directory / "model/model.safetensors").stat().st_mtime_ns
     assert call(progress=False).predict("labeled/test/cat/*.jpg") == predictions
+    assert lj.Classifier.load(directory).predict("labeled/test/cat/*.jpg") == predictions
     assert (directory / "model/model.safetensors").stat().st_mtime_ns == before
     other = {**SHORT, "method.momentum": 0.5}
     with pytest.raises(ConfigError, match=r"Differing keys:[\s\S]*method\.momentum: was 0\.01"):
@@ -115,7 +125,12 @@ class Captioner:
         return [f"red {np.asarray(image)[..., 0].mean():.0f}" for image in images]
 
 
-def test_a_function_describes_and_is_not_asked_twice(place):
+def test_a_function_describes_and_is_not_asked_twice(place, monkeypatch, capsys):
+    def run_here(module: str, arguments: Sequence[str], progress: bool) -> None:
+        assert progress
+        importlib.import_module(module).run([module, *arguments])
+
+    monkeypatch.setattr(describing, "_run", run_here)  # a process takes seconds to start
     captioner = Captioner()
     paths = sorted(Path("unlabeled/train").iterdir())
     arrays = [np.asarray(Image.open(path).convert("RGB")) for path in paths]
@@ -128,17 +143,26 @@ def test_a_function_describes_and_is_not_asked_twice(place):
     def half(images: list[Image.Image]) -> list[str]:
         return ["text"] * (len(images) // 2)
 
+    def some(images: list[Image.Image]) -> list[str]:
+        return ["text" if n else "" for n in range(len(images))]
+
     with pytest.raises(EngineError, match=r"function-half returned 4 texts for 8 images"):
         call(descriptions=half)
+    with pytest.raises(DataError, match="return a text for each image, and call adapt again"):
+        call(descriptions=some)
     call()
+    assert "python -m lattec_jax.train" not in capsys.readouterr().out
     assert len(captioner.sizes) == 72
     assert sorted(captioner.sizes[:36]) == sorted(array.shape[1::-1] for array in arrays)
     assert captioner.sizes[36:] == [(672, 672)] * 36  # collages
-    (stored,) = Path("artifacts").glob("images-*/descriptions/function-Captioner-image.jsonl")
+    (stored,) = Path("artifacts").glob("images-*/descriptions/function-Captioner-*-image.jsonl")
     record = next(records(stored))
-    assert (record.engine, record.model) == ("function-Captioner", "mean-1")
+    assert (record.engine, record.model) == ("function-Captioner-84a7b609", "mean-1")
     assert re.fullmatch(r"red \d+", record.text)
     assert call().class_names == CLASSES and len(captioner.sizes) == 72
+    captioner.identity = "mean-2"
+    with pytest.raises(ConfigError, match=r"Differing keys:[\s\S]*descriptions\.engine: was"):
+        call()
 
 
 @pytest.mark.full
@@ -183,11 +207,11 @@ def test_the_command_from_photos_to_predictions(place):
     flags = ["--classes=unlabeled/classes.txt", "--weights=weights", "--workdir=runs/mine"]
     settings = [f"--config.{key}={value}" for key, value in SHORT.items()]
     command = [sys.executable, "-m", "lattec_jax", "adapt", "unlabeled/train", *flags, *settings]
-    for _ in range(2):
+    for warned in (True, False):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        assert bool(re.search(r"1 of 37 images .*broken\.jpg", done.stderr)) == warned
         assert "fraction of 36 images per predicted class" in done.stdout
-    assert "broken.jpg" in done.stdout + done.stderr or "37 images" in done.stdout
     last = done.stdout.splitlines()[-1].partition(": ")[2].split()
     assert last[:3] == ["python", "-m", "lattec_jax.predict"]
     predict = [sys.executable, *last[1:-2], "labeled/test/cat"]

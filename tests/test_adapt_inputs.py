@@ -1,25 +1,25 @@
-"""What `adapt` is given: images, class names, sources of descriptions; and what it chooses."""
+"""What `adapt` is given: images, class names and flags."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lattec_jax import adaptation
 from lattec_jax.adaptation import __main__ as command
-from lattec_jax.adaptation import adapt, choices, describing
-from lattec_jax.adaptation.images import class_names_file, read_class_names, read_images
-from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
-from lattec_jax.runtime.config import parse
-from lattec_jax.runtime.errors import ConfigError, DataError, EngineError, UserError
-from tests.captioning.chat_server import MODEL, ChatServer
+from lattec_jax.adaptation import adapt
+from lattec_jax.adaptation.images import (
+    class_names_file,
+    parts_in_use,
+    read_class_names,
+    read_images,
+)
+from lattec_jax.data import datasets
+from lattec_jax.runtime.errors import ConfigError, DataError, UserError
+from tests.test_adapt_choices import configured
 
 
 @pytest.fixture
@@ -39,11 +39,50 @@ def listed(source) -> list[str]:
 
 def test_a_folder_is_used_where_it_is(photos, tmp_path):
     found = read_images("my photos/", Path("artifacts"))
-    assert found.settings == {"name": "my-photos", "root": "my photos"}
+    assert found.settings == {"name": "my-photos", "root": str(photos)}
     (warning,) = found.warnings
     assert warning.startswith("3 files of other formats are not used (2 .heic, 1 .mov); save")
     assert read_images(photos / "sub", Path("artifacts")).warnings == []
     assert not Path("artifacts").exists()
+
+
+def test_the_parts_of_a_folder_that_are_used_are_named(photos):
+    config = configured(f"--config.dataset.root={photos}")
+    assert parts_in_use(config) == []
+    for part in ("train", "test"):
+        (photos / part).mkdir()
+    assert parts_in_use(config) == [
+        f"training images: only those in {photos}/train",
+        f"test images: those in {photos}/test; their labels are used for measuring only",
+    ]
+    config.dataset.train = config.dataset.test = ""
+    assert parts_in_use(config) == []
+
+
+def test_test_images_are_left_out(photos):
+    found = read_images("my photos/**/*.*", Path("artifacts"), photos / "sub")
+    assert [Path(line).name for line in listed(found)] == ["a.jpg", "b.png"]
+    assert f"2 images in {photos}/sub are test images, and not used for training" in found.warnings
+    with pytest.raises(DataError, match=r"all 1 are in the folder of test images"):
+        read_images([photos / "sub/d.bmp"], Path("artifacts"), photos / "sub")
+
+
+def test_a_test_folder_may_be_inside_by_a_relative_path(photos, monkeypatch):
+    for name in ("cat", "dog"):
+        (photos / "labeled" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 8), (9, 9, len(name))).save(photos / "labeled" / name / "x.png")
+    found = []
+    monkeypatch.setattr(adaptation, "_train", lambda arguments, *rest: found.append(arguments))
+    with pytest.raises(ConfigError, match="expected the work directory of a finished run"):
+        adapt("my photos", ["cat", "dog"], test="my photos/labeled")
+    dataset = datasets.read(adaptation._parse(found[0]))
+    assert len(dataset.train.ids) == 4 and len(dataset.test.ids) == 2
+
+
+def test_files_that_cannot_be_written_are_named(photos):
+    Path("artifacts").write_text("a file")
+    with pytest.raises(DataError, match=r"cannot read or write artifacts/my-photos: "):
+        adapt(photos, ["cat", "dog"])
 
 
 def test_a_pattern_and_a_list_of_paths_become_a_list_file(photos):
@@ -180,137 +219,11 @@ def test_what_cannot_be_used_is_refused(photos, changes, message):
         adapt(photos, ["cat", "dog"], **changes)
 
 
-# ---------------------------------------------------------------------------------- what is chosen
-
-
-def pretrained(vision: VisionConfig | None = None, text: TextConfig | None = None) -> Any:
-    """The parts of a checkpoint that matter for the memory."""
-    vision = vision or VisionConfig(32, 2, 2, 8, (16, 16))
-    text = text or TextConfig(24, 2, 2, 24, 30)
-    params = {"w": np.zeros(20_000, np.float32)}
-    return SimpleNamespace(config=CLIPConfig(16, vision=vision, text=text), params=params)
-
-
-def configured(*overrides: str, options: str = ""):
-    file = f"configs/folder.py:{options}" if options else "configs/folder.py"
-    return parse(["adapt", f"--config={file}", *overrides])[0]
-
-
-@pytest.mark.parametrize(
-    ("images", "batch", "steps", "alpha", "warmup"),
-    [
-        (18_900, 512, 1800, 0.99, 40),  # EuroSAT: the paper's values
-        (3_680, 512, 350, 0.99, 35),  # Oxford Pets
-        (1_000, 128, 350, 0.99, 35),  # the demo's images and batch
-        (300, 32, 450, 0.99, 40),
-        (100, 32, 150, 0.89, 15),
-        (20, 20, 50, 0.7, 5),
-        (100_000, 512, 2000, 0.99, 40),
-    ],
-)
-def test_the_rules(images, batch, steps, alpha, warmup):
-    found = choices.choose(configured(), (), images, pretrained())
-    assert found.settings["train.batch_size"] == batch
-    assert f"steps = {steps:,}: min(2,000 steps, 50 epochs)" in "\n".join(found.lines)
-    assert found.settings["method.alpha"] == found.settings["method.momentum"] == alpha
-    assert found.settings["train.warmup_steps"] == warmup
-    assert found.settings["train.microbatch_size"] == 0
-    assert found.lines[0] == "1 x cpu"
-    assert parse(["x", "--config=configs/folder.py", *(
-        f"--config.{key}={value}" for key, value in found.settings.items()
-    )])  # fmt: skip
-
-
-def test_the_demos_rule():
-    config = configured("--config.train.max_steps=60")
-    found = choices.choose(config, ("train.max_steps",), 1000, pretrained())
-    assert found.settings["method.alpha"] == 0.74  # as in configs/demo.py
-    given = ("train.max_steps", "method.alpha", "train.batch_size")
-    config = configured("--config.train.max_steps=60", "--config.train.batch_size=64")
-    found = choices.choose(config, given, 1000, pretrained())
-    assert "method.alpha" not in found.settings and "train.batch_size" not in found.settings
-    assert "train.batch_size = 64: as given" in found.lines
-    assert "method.alpha = 0.99: as given" in found.lines
-
-
-def test_other_methods_and_presets_keep_their_values():
-    reclip = choices.choose(configured(options="method=reclip"), (), 1000, pretrained())
-    assert reclip.settings.keys() == {"train.microbatch_size"}
-    assert "train.batch_size = 64: the method's" in reclip.lines
-    released = configured("--config.train.epochs=2", options="preset=released_code")
-    found = choices.choose(released, (), 1000, pretrained())
-    assert not {"method.alpha", "method.momentum"} & found.settings.keys()
-    zero_shot = choices.choose(configured(options="method=zero_shot"), (), 100, pretrained())
-    assert not zero_shot.settings and not zero_shot.lines
-
-
-@pytest.mark.parametrize(("capacity", "size"), [(2**40, 0), (60e6, 64), (9e6, 8), (1, 1)])
-def test_a_batch_is_encoded_in_parts_where_memory_is_small(monkeypatch, capacity, size):
-    monkeypatch.setattr(choices, "_memory", lambda devices: (capacity, "of the device"))
-    found = choices.choose(configured(), (), 10_000, pretrained())
-    assert found.settings["train.microbatch_size"] == size
-    assert ("so it is encoded in parts" in "".join(found.lines)) == bool(size)
-
-
-def test_the_memory_estimate_is_that_of_the_measured_step():
-    """ViT-B-32, 512 images: 42.44 GiB of temporary buffers (benchmarks/README.md)."""
-    vision, text = VisionConfig(768, 12, 12, 32, (224, 224)), TextConfig(512, 12, 8, 77, 49408)
-    checkpoint = pretrained(vision, text)
-    checkpoint.params["w"] = np.zeros(60_000_000, np.int8)
-    line = choices.choose(configured(), (), 1000, checkpoint).lines[0]
-    assert line.startswith("1 x cpu: no GPU or TPU was found") and "60 million" in line
-    found = 512 * choices._bytes_per_image(checkpoint, "float32") / 2**30
-    assert found == pytest.approx(42.44, rel=0.05)
-
-
-# ------------------------------------------------------------------ servers, and the command itself
-
-
-@pytest.fixture
-def server() -> Iterator[ChatServer]:
-    server = ChatServer()
-    yield server
-    server.stop()
-
-
-def test_the_only_model_of_a_server_is_taken(server, monkeypatch):
-    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
-    assert describing.served_model(server.url, "OPENAI_API_KEY") == MODEL
-
-    def models(handler) -> None:
-        names = [{"id": "one"}, {"id": f"two {handler.headers['Authorization']}"}]
-        handler.send(200, json.dumps({"data": names}))
-
-    server.models = models
-    with pytest.raises(ConfigError, match=r"has 2 models \(one, two Bearer \*\*\*\); name the"):
-        describing.served_model(server.url, "OPENAI_API_KEY")
-    for status, body in ((404, "{}"), (200, "[1]"), (200, "<html>"), (302, "")):
-        server.models = lambda h, s=status, b=body: h.send(s, b, Location=server.url)
-        with pytest.raises(EngineError, match="does not list its models"):
-            describing.served_model(server.url, "OPENAI_API_KEY")
-
-
-def test_an_address_stands_for_its_server():
-    found = describing.make_describer("http://localhost:8000", "bird")
-    assert found.settings["descriptions.openai.base_url"] == "http://localhost:8000/v1"
-    assert found.engine == "openai"
-    assert found.settings["descriptions.prompts.image"] == (
-        "Describe the bird in the photo concisely, using less than 20 words."
-    )
-    other = describing.make_describer("https://host/api/v2/", "")
-    assert other.settings["descriptions.openai.base_url"] == "https://host/api/v2"
-    assert describing.make_describer(lambda images: [], "").engine == "function-lambda"
-
-
-def test_the_command_passes_its_flags_on(monkeypatch, capsys):
+def test_the_command_passes_its_flags_on(monkeypatch):
     calls = []
-
-    class Found:
-        directory = Path("runs/my pets")
 
     def fake(*arguments, **named):
         calls.append((arguments, named))
-        return Found()
 
     monkeypatch.setattr(command, "adapt", fake)
     command.main(["adapt", "photos", "--classes=cat,dog", "--config.train.max_steps=3",
@@ -324,9 +237,6 @@ def test_the_command_passes_its_flags_on(monkeypatch, capsys):
         None,
         "ViT-B-32:laion2b_s34b_b79k",
     )
-    shown = capsys.readouterr().out
-    assert f"open the report: file://{os.getcwd()}/runs/my%20pets/report.html" in shown
-    assert "python -m lattec_jax.predict --workdir='runs/my pets' IMAGE_OR_FOLDER" in shown
 
 
 @pytest.mark.parametrize(

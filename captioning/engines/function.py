@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from PIL import Image
 
 from captioning.collage import single_image
-from captioning.engines import Identity, Request, Results
+from captioning.engines import REQUEST_ERRORS, Failure, Identity, Request, Results
 from lattec_jax.runtime.errors import EngineError, short_repr
 
 BATCH_SIZE = 8  # images that the function gets at once
@@ -35,8 +35,16 @@ class FunctionEngine:
         """
         requests = iter(requests)
         while batch := list(itertools.islice(requests, BATCH_SIZE)):
-            images = [single_image(request.images) for request in batch]
-            yield from zip(batch, self._checked(self._function(images), len(images)), strict=True)
+            requested, images = [], []
+            for request in batch:
+                try:
+                    images.append(single_image(request.images))
+                    requested.append(request)
+                except REQUEST_ERRORS as error:
+                    yield request, Failure.from_error(error)
+            if images:
+                texts = self._checked(self._function(images), len(images))
+                yield from zip(requested, texts, strict=True)
 
     def _checked(self, texts: object, count: int) -> list[str]:
         name = self.identity.engine

@@ -6,8 +6,10 @@ that it makes itself (`choices`); any of them continues the run, given the same 
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +22,13 @@ from lattec_jax.adaptation.describing import (
     make_describer,
     served_model,
 )
-from lattec_jax.adaptation.images import Images, class_names_file, read_class_names, read_images
+from lattec_jax.adaptation.images import (
+    Images,
+    class_names_file,
+    parts_in_use,
+    read_class_names,
+    read_images,
+)
 from lattec_jax.runtime import progress as progress_bars
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.config import default_workdir, flatten, from_json, parse
@@ -35,10 +43,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = "ViT-B-32:laion2b_s34b_b79k"  # the paper's
 MAX_UNREADABLE = 0.1  # of the images; a few broken photos of a small folder are no reason to stop
-# Keys that are chosen when the devices are known (`choices`).
-_CHOSEN_LATER = (
-    "train.batch_size", "train.microbatch_size", "train.warmup_steps", "method.alpha",
-    "method.momentum",
+# Keys that are chosen once for a run (`choices`, `_model`).
+_RECORDED = (
+    "train.batch_size", "train.warmup_steps", "method.alpha", "method.momentum",
+    "descriptions.openai.model",
 )  # fmt: skip
 
 
@@ -65,7 +73,9 @@ def adapt(
     Args:
         images: a folder (with sub-folders, JPEG, PNG, WebP, BMP, GIF and TIFF), a pattern such as
             "photos/*.jpg", or several paths, PIL images or arrays (`[H, W, 3]` or `[H, W]`, uint8).
-            Images in memory are saved as PNG below `artifacts/`, named by their content.
+            Images in memory are saved as PNG below `artifacts/`, named by their content. Of a
+            folder with a sub-folder `train`, only that is used; `test` is the folder of test
+            images.
         classes: the class names, in the order of the labels; "car | automobile" has two names. Or
             a text file with one line for each class.
         weights: as `config.weights`: a tag of OpenCLIP, a file, a directory or hf:REPOSITORY.
@@ -84,24 +94,23 @@ def adapt(
         workdir: of the run; default: runs/<name>-<method>-s<seed>.
         settings: further values of the configuration (docs/configuration.md) by dotted keys, such
             as {"train.max_steps": 200}. They have priority over all chosen values.
-        progress: print what was chosen and the results, and show progress bars.
+        progress: print what was chosen and the results, and show progress bars. Warnings are
+            shown on the standard error in any case.
 
     Raises:
-        UserError: something that the caller can repair; its subclasses are in
-            `lattec_jax.runtime.errors`.
+        UserError: invalid input; its subclasses are in `lattec_jax.runtime.errors`.
     """
     given = _as_mapping(settings)
     describer = make_describer(descriptions, domain)
-    arguments = _arguments(images, classes, describer, given, {
-        "preset": preset, "method": method, "weights": weights, "test": test, "seed": seed,
-    })  # fmt: skip
-    with progress_bars.hidden(not progress), terminating():
-        arguments = _with_model(arguments, describer)
-        config = _parse(arguments)
-        directory = Path(workdir).expanduser() if workdir else default_workdir(config)
+    with progress_bars.hidden(not progress), terminating(), _os_errors():
+        arguments = _arguments(images, classes, describer, given, {
+            "preset": preset, "method": method, "weights": weights, "test": test, "seed": seed,
+        })  # fmt: skip
+        directory = Path(workdir).expanduser() if workdir else default_workdir(_parse(arguments))
+        arguments += _overrides(_recorded(directory, given))
+        arguments += _model(_parse(arguments), describer)
         try:
-            _check_available(directory, config, given)
-            _train(config, directory, describer, arguments, given)
+            _train(arguments, directory, describer, given, progress)
         finally:
             run_directory.release(directory)
         from lattec_jax.inference.classifier import Classifier
@@ -137,9 +146,14 @@ def _arguments(
     _check_types(options)
     artifacts = Path(str(given.get("artifacts") or "artifacts"))
     names = read_class_names(classes)
-    source = read_images(images, artifacts)
+    test = None
+    if options["test"] is not None:
+        test = Path(os.path.abspath(Path(options["test"]).expanduser()))
+        if not test.is_dir():
+            raise DataError(f"test: no folder {options['test']} (looked in {Path.cwd()})")
+    source = read_images(images, artifacts, test)
     for warning in source.warnings:
-        print_escaped(f"warning: {warning}")
+        print_escaped(f"warning: {warning}", sys.stderr)
     folder = artifacts / str(given.get("dataset.name") or source.settings["name"])
     values = {f"dataset.{key}": value for key, value in source.settings.items()}
     values |= {
@@ -150,11 +164,8 @@ def _arguments(
         "weights": options["weights"],
         **describer.settings,
     }
-    if options["test"] is not None:
-        test = Path(options["test"]).expanduser()
-        if not test.is_dir():
-            raise DataError(f"test: no folder {test} (looked in {Path.cwd()})")
-        values["dataset.test"] = test.absolute()
+    if test is not None:
+        values["dataset.test"] = test
     file = f"{PACKAGED_CONFIGS / 'common.py'}:preset={options['preset']},method={options['method']}"
     return [f"--config={file}", *_overrides(values), *_overrides(given)]
 
@@ -189,56 +200,78 @@ def _parse(arguments: list[str]) -> ConfigDict:
     return parse(["adapt", *arguments])[0]
 
 
-def _with_model(arguments: list[str], describer: Describer) -> list[str]:
-    """Add the model of the server, if the caller has named none."""
-    if describer.engine != "openai":
-        return arguments
-    settings = _parse(arguments).descriptions.openai
-    if settings.model:
-        return arguments
+def _recorded(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run in this work directory has chosen, without what the caller sets: another
+    host, or another number of readable images, does not change a run."""
+    path = directory / run_directory.CONFIG
+    if not path.exists():
+        return {}
+    recorded = dict(flatten(from_json(path)))
+    keys = [key for key in _RECORDED if key not in given]
+    return {key: recorded[key] for key in keys if recorded.get(key) not in (None, "")}
+
+
+def _model(config: ConfigDict, describer: Describer) -> list[str]:
+    """Return the model of the server as an argument, if none is known and one is needed."""
+    from lattec_jax.methods import make_method
+
+    settings = config.descriptions.openai
+    if describer.engine != "openai" or settings.model:
+        return []
+    if not make_method(config.method).description_kinds:
+        return []
     model = served_model(settings.base_url, settings.key_variable)
     print_escaped(f"descriptions by {model} at {settings.base_url}")
-    return [*arguments, f"--config.descriptions.openai.model={model}"]
+    return [f"--config.descriptions.openai.model={model}"]
 
 
-def _check_available(directory: Path, config: ConfigDict, given: Mapping[str, Any]) -> None:
-    """Refuse a work directory of another run before descriptions are made, which may take hours.
-
-    The values that are chosen later are compared later, by the training run.
-    """
-    path = directory / run_directory.CONFIG
-    config = config.copy_and_resolve_references().unlock()
-    if path.exists():
-        recorded = dict(flatten(from_json(path)))
-        later = {key: recorded[key] for key in _CHOSEN_LATER if key in recorded.keys() - given}
-        with config.ignore_type():
-            config.update_from_flattened_dict(later)
-    run_directory.check_available(directory, config)
+@contextlib.contextmanager
+def _os_errors() -> Iterator[None]:
+    """Raise DataError where a file cannot be read or written."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or isinstance(error, (ConnectionError, TimeoutError)):
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        raise DataError(
+            f"cannot read or write{where}: {error.strerror}. Fix this; the same call continues"
+        ) from error
 
 
 def _train(
-    config: ConfigDict,
+    arguments: list[str],
     directory: Path,
     describer: Describer,
-    arguments: list[str],
     given: Mapping[str, Any],
+    progress: bool,
 ) -> None:
     import shlex
 
     from lattec_jax import train, train_loop
     from lattec_jax.adaptation.choices import choose
     from lattec_jax.data import datasets
-    from lattec_jax.runtime import compilation_cache
-    from lattec_jax.training.prepare import load_weights
+    from lattec_jax.methods import make_method
+    from lattec_jax.runtime import compilation_cache, distributed
+    from lattec_jax.training.prepare import load_weights, open_images
 
+    config = _parse(arguments)
+    # Before descriptions are made, which may take hours.
+    run_directory.check_available(directory, config)
+    distributed.initialize(False)
     compilation_cache.enable()
-    images = len(datasets.read(config).train.ids)
-    if images < 2:
+    for line in parts_in_use(config):
+        print_escaped(line)
+    dataset, method = datasets.read(config), make_method(config.method)
+    if len(dataset.train.ids) < 2:
         raise DataError("images: expected at least two images to learn from, found one")
     if not (directory / run_directory.RESULTS).exists():
-        describe(config, describer, arguments)
-    choices = choose(config, given, images, load_weights(config))
-    head = f"{images:,} images from {config.dataset.root}; work directory {directory}"
+        describe(config, describer, arguments, progress)
+    weights = load_weights(config)
+    readable = open_images(config, dataset, "train", weights, method.trains and method.augments)
+    recorded = _recorded(directory, given)
+    choices = choose(config, given, len(readable.ids), weights, recorded)
+    head = f"{len(readable.ids):,} images from {config.dataset.root}; work directory {directory}"
     print_escaped("\n".join([head, *choices.lines]))
     arguments = [*arguments, *_overrides(choices.settings)]
     train_loop.train(_parse(arguments), directory, shlex.join(arguments), train.describe)

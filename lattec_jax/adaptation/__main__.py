@@ -20,15 +20,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
 from absl import flags
 
 from lattec_jax.adaptation import WEIGHTS, adapt
 from lattec_jax.runtime.cli import command, define_workdir, read
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.runtime.run_directory import REPORT
-from lattec_jax.runtime.text import print_escaped
 
 REQUIRED = {"classes": "cat,dog"}
 
@@ -66,7 +63,7 @@ def main(argv: Sequence[str]) -> None:
         )
     if values.describe_model:
         settings["descriptions.openai.model"] = values.describe_model
-    classifier = adapt(
+    adapt(
         images[0],
         values.classes,
         weights=values.weights,
@@ -78,8 +75,6 @@ def main(argv: Sequence[str]) -> None:
         workdir=values.workdir or None,
         settings=settings,
     )
-    directory = Path(classifier.directory or "")
-    print_escaped(f"open the report: {(directory / REPORT).absolute().as_uri()}")
 
 
 def _split(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:

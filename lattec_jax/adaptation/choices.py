@@ -10,8 +10,8 @@ is kept, and the rules behind it use it.
     steps       the paper's min(2000, 50 epochs).
     warm-up     40 steps, or a tenth of a shorter run.
     α and μ     the paper's 0.99; in a run of fewer than 350 steps, which is the paper's shortest,
-                0.99^(1800 / steps), so that a prototype turns over as much as in the paper's 1,800
-                steps on EuroSAT. `configs/demo.py` uses the same rule.
+                0.99^(1800 / steps), so that the total decay of a prototype equals that of the
+                paper's 1,800 steps on EuroSAT. `configs/demo.py` uses the same rule.
 """
 
 from __future__ import annotations
@@ -43,13 +43,19 @@ STATE_BYTES = 16  # of a parameter, its gradient and the two moments of AdamW
 class Choices:
     """Values of the configuration by dotted keys, and a line for each that says why."""
 
-    def __init__(self, config: ConfigDict, given: Collection[str]) -> None:
-        """Start from a configuration in which the user set the keys `given`."""
+    def __init__(
+        self, config: ConfigDict, given: Collection[str], recorded: Collection[str]
+    ) -> None:
+        """Start from a configuration with the keys that are given or recorded already set."""
         own = packaged_module("presets").METHODS.get(config.method.name, {})
         self.config = ConfigDict(config.to_dict())
         self.settings: dict[str, Any] = {}
         self.lines: list[str] = []
-        self._fixed = {**dict.fromkeys(own, "the method's"), **dict.fromkeys(given, "as given")}
+        self._fixed = {
+            **dict.fromkeys(recorded, "as at the start of the run"),
+            **dict.fromkeys(own, "the method's"),
+            **dict.fromkeys(given, "as given"),
+        }
 
     def choose(self, key: str, value: Any, why: str) -> Any:
         """Set a key, unless the user or the method has; return its value."""
@@ -64,17 +70,22 @@ class Choices:
 
 
 def choose(
-    config: ConfigDict, given: Collection[str], images: int, checkpoint: Checkpoint
+    config: ConfigDict,
+    given: Collection[str],
+    images: int,
+    checkpoint: Checkpoint,
+    recorded: Collection[str] = (),
 ) -> Choices:
     """Choose what the rules at the top of this file decide.
 
     Args:
         config: with the defaults and what the user gave.
         given: the keys that the user gave.
-        images: number of training images.
+        images: number of readable training images.
         checkpoint: the pre-trained CLIP.
+        recorded: the keys that the run has in its work directory.
     """
-    choices, method = Choices(config, given), make_method(config.method)
+    choices, method = Choices(config, given, recorded), make_method(config.method)
     if not method.trains:
         return choices
     devices = sharding.make_mesh(config.compute.fsdp).size
@@ -90,7 +101,7 @@ def choose(
     tenth = min(config.train.warmup_steps, steps // 10)
     choices.choose("train.warmup_steps", tenth, "at most a tenth of the steps")
     if config.preset == "paper" and config.method.name == "latteclip":
-        _choose_damping(choices, steps)
+        _choose_alpha_and_momentum(choices, steps)
     return choices
 
 
@@ -106,7 +117,7 @@ def _device_line(devices: int, checkpoint: Checkpoint) -> str:
     return line
 
 
-def _choose_damping(choices: Choices, steps: int) -> None:
+def _choose_alpha_and_momentum(choices: Choices, steps: int) -> None:
     value, why = choices.config.method.alpha, "the paper's"
     if steps < SHORTEST_STEPS:
         value = round(0.99 ** (PAPER_STEPS / max(steps, 1)), 2)
@@ -117,11 +128,17 @@ def _choose_damping(choices: Choices, steps: int) -> None:
 
 def _batch_size(images: int, devices: int) -> tuple[int, str]:
     size = 2 ** (max(images // BATCHES_PER_EPOCH, 1).bit_length() - 1)
-    size = min(max(size, MIN_BATCH), MAX_BATCH)
-    why = f"a power of two from {MIN_BATCH} to {MAX_BATCH}, {BATCHES_PER_EPOCH} batches in an epoch"
-    if size > images:
+    why = f"the largest power of two with at least {BATCHES_PER_EPOCH} batches in an epoch"
+    if images < MIN_BATCH:
         size, why = max(images, 2), "all images, because there are few"
-    return -(-size // devices) * devices, why
+    elif size < MIN_BATCH:
+        size, why = MIN_BATCH, f"the minimum, {MIN_BATCH}"
+    elif size > MAX_BATCH:
+        size, why = MAX_BATCH, f"the paper's maximum, {MAX_BATCH}"
+    if size % devices:
+        size = -(-size // devices) * devices
+        why += f", rounded up to a multiple of the {devices} devices"
+    return size, why
 
 
 def _microbatch_size(

@@ -1,23 +1,26 @@
 """Where the descriptions of an adaptation come from: nowhere, an engine, or a function.
 
 A language model needs PyTorch or a server. It is run by `python -m captioning.describe`, in a
-process of its own, and so are the pseudo-labels before it: JAX would take most of the memory of a
-GPU that the language model needs. Imports no JAX.
+process of its own; a function is called in this process. The pseudo-labels before are made in a
+process of their own: JAX would take most of the memory of a GPU that the language model or the
+function needs. Imports no JAX.
 """
 
 from __future__ import annotations
 
 import codecs
+import hashlib
 import http.client
 import os
 import re
+import selectors
 import subprocess
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple, TextIO
 
 from ml_collections import ConfigDict
 from PIL import Image
@@ -32,6 +35,7 @@ ENGINES = ("pixels", "llava", "openai")
 _IN_PROCESS = ("llava", "openai")
 _MODEL_LIST_TIMEOUT_S = 20
 _MAX_MODEL_LIST_BYTES = 2**20
+_MIN_KEY_CHARS = 16  # a shorter one is a placeholder for a local server, such as "vllm"
 
 
 class Describer(NamedTuple):
@@ -55,7 +59,7 @@ def make_describer(descriptions: str | DescribeImages | None, domain: str) -> De
         domain: what the images show, for the prompts.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: any other value.
     """
     prompts = _prompts(domain)
     if descriptions is None:
@@ -82,6 +86,8 @@ def make_describer(descriptions: str | DescribeImages | None, domain: str) -> De
     name = getattr(descriptions, "__name__", type(descriptions).__name__)
     engine = f"function-{re.sub(r'[^A-Za-z0-9_.-]+', '', name)[:60] or 'unnamed'}"
     identity = str(getattr(descriptions, "identity", ""))
+    if identity:  # another identity is another configuration, which a run in progress refuses
+        engine += f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     return Describer({**prompts, "descriptions.engine": engine}, descriptions, identity)
 
 
@@ -99,7 +105,9 @@ def _prompts(domain: str) -> dict[str, Any]:
     }
 
 
-def describe(config: ConfigDict, describer: Describer, arguments: Sequence[str]) -> None:
+def describe(
+    config: ConfigDict, describer: Describer, arguments: Sequence[str], progress: bool
+) -> None:
     """Write the descriptions that a function or a language model has to make.
 
     Descriptions by `pixels` are made by the training run itself.
@@ -108,23 +116,24 @@ def describe(config: ConfigDict, describer: Describer, arguments: Sequence[str])
         config: a checked configuration.
         describer: see `make_describer`.
         arguments: the `--config...` arguments that give the configuration.
+        progress: whether other processes print, and show progress bars.
 
     Raises:
         UserError: see `captioning.describe.describe`.
     """
-    from lattec_jax import pseudo_label, train
+    from lattec_jax import train
     from lattec_jax.methods import make_method
 
     kinds = make_method(config.method).description_kinds
     if not kinds:
         return
     if describer.function is not None:
-        pseudo_label.main(["pseudo_label", *arguments])
+        _run("lattec_jax.pseudo_label", arguments, progress)
         function = (describer.function, describer.identity)
         train.describe(config, kinds, function=function)
     elif config.descriptions.engine in _IN_PROCESS:
-        _run("lattec_jax.pseudo_label", arguments)
-        _run("captioning.describe", [*arguments, f"--kind={','.join(kinds)}"])
+        _run("lattec_jax.pseudo_label", arguments, progress)
+        _run("captioning.describe", [*arguments, f"--kind={','.join(kinds)}"], progress)
 
 
 # Runs in the child process, which writes the message of an error for the user to a file.
@@ -132,9 +141,12 @@ _CHILD = """
 import importlib, sys
 from pathlib import Path
 from lattec_jax.runtime.errors import UserError
-message, module, *arguments = sys.argv[1:]
+from lattec_jax.runtime.preemption import terminating
+from lattec_jax.runtime.progress import hidden
+message, progress, module, *arguments = sys.argv[1:]
 try:
-    importlib.import_module(module).main([module, *arguments])
+    with hidden(progress == "False"), terminating():
+        importlib.import_module(module).run([module, *arguments])
 except UserError as error:
     names = [c.__name__ for c in type(error).__mro__ if c.__module__ == UserError.__module__]
     text = names[0] + "\\n" + str(error)
@@ -145,8 +157,8 @@ except KeyboardInterrupt:
 """
 
 
-def _run(module: str, arguments: Sequence[str]) -> None:
-    """Run a command in a process of its own.
+def _run(module: str, arguments: Sequence[str], progress: bool) -> None:
+    """Call the function `run` of a command's module in a process of its own.
 
     Its output goes where that of this process goes; the cell of a notebook gets it piece by piece.
 
@@ -154,25 +166,26 @@ def _run(module: str, arguments: Sequence[str]) -> None:
         UserError: the command's own, with its class and message.
         EngineError: it ended otherwise.
     """
-    has_terminal = sys.stdout is sys.__stdout__
+    inherited = sys.stdout is sys.__stdout__, sys.stderr is sys.__stderr__
+    stdout, stderr = (None if inherit else subprocess.PIPE for inherit in inherited)
     with tempfile.TemporaryDirectory() as folder:
         message = Path(folder) / "error.txt"
         process = subprocess.Popen(
-            [sys.executable, "-c", _CHILD, str(message), module, *arguments],
-            stdout=None if has_terminal else subprocess.PIPE,
-            stderr=None if has_terminal else subprocess.STDOUT,
+            [sys.executable, "-c", _CHILD, str(message), str(progress), module, *arguments],
+            stdout=stdout,
+            stderr=stderr,
         )
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        pipes = [(process.stdout, sys.stdout), (process.stderr, sys.stderr)]
         try:
-            while process.stdout is not None and (piece := os.read(process.stdout.fileno(), 4096)):
-                sys.stdout.write(decoder.decode(piece))
+            _copy([(pipe, target) for pipe, target in pipes if pipe is not None])
             status = process.wait()
         finally:  # also after Ctrl-C; what is described is stored
             if process.poll() is None:
                 process.terminate()
                 process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
+            for pipe, _ in pipes:
+                if pipe is not None:
+                    pipe.close()
         if message.is_file():
             kind, _, text = message.read_text(encoding="utf-8").partition("\n")
             raise getattr(errors, kind)(text)
@@ -181,6 +194,21 @@ def _run(module: str, arguments: Sequence[str]) -> None:
             f"python -m {module} ended with status {status} (its messages are above; a negative "
             "status is a signal, and -9 often means too little memory). The same call continues"
         )
+
+
+def _copy(pipes: Sequence[tuple[IO[bytes], TextIO]]) -> None:
+    """Write what comes from pipes, piece by piece, until all of them end."""
+    with selectors.DefaultSelector() as selector:
+        for pipe, target in pipes:
+            decoder = codecs.getincrementaldecoder("utf-8")("replace")
+            selector.register(pipe, selectors.EVENT_READ, (decoder, target))
+        while selector.get_map():
+            for key, _ in selector.select():
+                piece = os.read(key.fd, 4096)
+                decoder, target = key.data
+                target.write(decoder.decode(piece, final=not piece))
+                if not piece:
+                    selector.unregister(key.fileobj)
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -197,10 +225,15 @@ def served_model(base_url: str, key_variable: str) -> str:
 
     Raises:
         ConfigError: it has several.
-        EngineError: it does not answer.
+        EngineError: it does not answer, the key cannot be sent, or the model's name contains it.
     """
     request = urllib.request.Request(f"{base_url.rstrip('/')}/models")
     key = os.environ.get(key_variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise EngineError(
+            f"the environment variable {key_variable} (config.descriptions.openai.key_variable) "
+            "contains characters that no key has; expected printable ASCII. Set it again"
+        )
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     advice = "name the model (--describe_model, or settings={'descriptions.openai.model': ...})"
@@ -211,15 +244,18 @@ def served_model(base_url: str, key_variable: str) -> str:
         names = [sanitize(str(model["id"])) for model in content["data"]]
     except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
         status = getattr(error, "code", None)  # of an HTTPError, whose reason the server chooses
-        reason = f"status {status}" if status else truncate(str(error), 200)
+        reason = f"status {status}" if status else truncate(_masked(str(error), key), 200)
         raise EngineError(
             f"the server at {base_url} does not list its models ({reason}); start it, check the "
             f"address, or {advice}"
         ) from None
     if len(names) != 1:
-        listed = truncate(", ".join(names), 300)
-        raise ConfigError(
-            f"the server at {base_url} has {len(names)} models "
-            f"({listed.replace(key, '***') if key else listed}); {advice}"
-        )
+        listed = truncate(_masked(", ".join(names), key), 300)
+        raise ConfigError(f"the server at {base_url} has {len(names)} models ({listed}); {advice}")
+    if len(key) >= _MIN_KEY_CHARS and key in names[0]:
+        raise EngineError(f"the model's name at {base_url} contains the API key; {advice}")
     return names[0]
+
+
+def _masked(text: str, key: str) -> str:
+    return text.replace(key, "***") if key else text

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
 from PIL import Image
 
 from lattec_jax.data.datasets import class_names
@@ -39,12 +40,14 @@ class Source(NamedTuple):
     warnings: list[str]
 
 
-def read_images(images: Images, artifacts: Path) -> Source:
+def read_images(images: Images, artifacts: Path, test: Path | None = None) -> Source:
     """Return the data set of the images that `adapt` was given.
 
     Args:
         images: a folder, a pattern, or several paths, PIL images and arrays.
         artifacts: `config.artifacts`.
+        test: absolute path of a folder, whose images are left out of lists and patterns. (The
+            folder data set itself leaves them out of a folder.)
 
     Raises:
         DataError: there are no images, or something is no image.
@@ -57,18 +60,32 @@ def read_images(images: Images, artifacts: Path) -> Source:
         if not is_pattern(path):
             raise _no_folder(path)
         found, others = files_at(path)
-        return _from_paths(found, _ignored(others), artifacts)
+        return _from_paths(found, _ignored(others), artifacts, test)
     if isinstance(images, (Image.Image, bytes)) or not isinstance(images, Iterable):
         raise DataError(
             "images: expected a folder, a pattern such as 'photos/*.jpg', or several paths, PIL "
             f"images or arrays, found {type(images).__name__}"
         )
-    return _from_items(list(images), artifacts)
+    return _from_items(list(images), artifacts, test)
+
+
+def parts_in_use(config: ConfigDict) -> list[str]:
+    """Return a line for each sub-folder `train` or `test` that splits a folder of images."""
+    uses = {
+        "train": "training images: only those in {}",
+        "test": "test images: those in {}; their labels are used for measuring only",
+    }
+    folders = {part: Path(config.dataset.root, part) for part in uses}
+    return [
+        uses[part].format(folder)
+        for part, folder in folders.items()
+        if config.dataset[part] == part and folder.exists()
+    ]
 
 
 def _folder_settings(folder: Path) -> dict[str, Any]:
     name = re.sub(r"[^\w.+-]+", "-", Path(os.path.abspath(folder)).name)[:_MAX_NAME_CHARS]
-    return {"name": name.strip("-.") or "images", "root": str(folder)}
+    return {"name": name.strip("-.") or "images", "root": os.path.abspath(folder)}
 
 
 def _no_folder(path: Path) -> DataError:
@@ -94,14 +111,14 @@ def _ignored(others: Sequence[Path]) -> list[str]:
     ]
 
 
-def _from_items(items: Sequence[object], artifacts: Path) -> Source:
+def _from_items(items: Sequence[object], artifacts: Path, test: Path | None) -> Source:
     """Return the data set of several images, of which some may be in memory."""
     given = [image_or_path(item, position) for position, item in enumerate(items)]
     if not given:
         raise DataError("images: expected several images, found none")
     in_memory = {n: _storable(i, n) for n, i in enumerate(given) if isinstance(i, Image.Image)}
     if not in_memory:
-        return _from_paths(_existing(given), [], artifacts)
+        return _from_paths(_existing(given), [], artifacts, test)
     names = {n: f"{_content_hash(image)}.png" for n, image in in_memory.items()}
     digest = hashlib.sha256("\n".join(sorted(set(names.values()))).encode()).hexdigest()[:8]
     folder = artifacts / f"images-{digest}" / "images"
@@ -113,10 +130,10 @@ def _from_items(items: Sequence[object], artifacts: Path) -> Source:
             write_atomic(folder / name, stream.getvalue())
     warnings = _repeated(len(names) - len(set(names.values())))
     if len(names) == len(given):
-        settings = {"name": f"images-{digest}", "root": str(folder), "train": "", "test": ""}
-        return Source(settings, warnings)
+        settings = {"name": f"images-{digest}", "root": os.path.abspath(folder)}
+        return Source({**settings, "train": "", "test": ""}, warnings)
     paths = _existing([folder / names[n] if n in names else image for n, image in enumerate(given)])
-    return _from_paths(list(dict.fromkeys(paths)), warnings, artifacts)
+    return _from_paths(list(dict.fromkeys(paths)), warnings, artifacts, test)
 
 
 def _existing(given: Sequence[object]) -> list[Path]:
@@ -137,9 +154,18 @@ def _repeated(count: int) -> list[str]:
     return [f"repeated images: {count}; each is used once"]
 
 
-def _from_paths(paths: Sequence[Path], warnings: list[str], artifacts: Path) -> Source:
+def _from_paths(
+    paths: Sequence[Path], warnings: list[str], artifacts: Path, test: Path | None
+) -> Source:
     """Return the data set of image files, which a list names."""
-    absolute = sorted({os.path.abspath(path) for path in paths})
+    found = sorted({os.path.abspath(path) for path in paths})
+    warnings = [*warnings, *_repeated(len(paths) - len(found))]
+    absolute = [path for path in found if test is None or not Path(path).is_relative_to(test)]
+    if not absolute:
+        raise DataError(f"images: all {len(found)} are in the folder of test images {test}")
+    if len(absolute) < len(found):
+        left_out = len(found) - len(absolute)
+        warnings.append(f"{left_out} images in {test} are test images, and not used for training")
     root = Path(os.path.commonpath([os.path.dirname(path) for path in absolute]))
     for path in absolute:
         if INVALID.search(path) or path != path.rstrip():
@@ -154,7 +180,7 @@ def _from_paths(paths: Sequence[Path], warnings: list[str], artifacts: Path) -> 
     file = artifacts / settings["name"] / "images.txt"
     write_once(file, content)
     settings |= {"train": str(file.absolute()), "test": ""}
-    return Source(settings, [*warnings, *_repeated(len(paths) - len(absolute))])
+    return Source(settings, warnings)
 
 
 def _storable(image: Image.Image, position: int) -> Image.Image:
@@ -187,7 +213,7 @@ def read_class_names(classes: str | os.PathLike[str] | Iterable[str]) -> list[st
             separated by commas.
 
     Raises:
-        ConfigError: something else.
+        ConfigError: any other value.
         DataError: a name is empty or repeated, or there are fewer than two.
     """
     where = "classes"

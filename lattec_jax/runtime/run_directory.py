@@ -11,6 +11,7 @@ import fcntl
 import json
 import logging
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -54,7 +55,8 @@ MAY_CHANGE_ON_RESUME = frozenset(
 )
 
 log = logging.getLogger(__name__)
-_held: dict[Path, int] = {}  # work directory locked by this process -> descriptor of the lock
+# Work directory locked by this process -> thread that locked it, and descriptor of the lock.
+_held: dict[Path, tuple[int, int]] = {}
 
 
 def check_available(workdir: Path, config: ConfigDict) -> None:
@@ -78,7 +80,7 @@ def check_available(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} is not empty and is not a work directory (it has no {CONFIG}); choose "
             "another --workdir"
         )
-    if (workdir / LOCK).exists() and workdir.resolve() not in _held:
+    if (workdir / LOCK).exists() and not _is_held(workdir):
         os.close(_lock(workdir, os.O_RDONLY, fcntl.LOCK_SH))
 
 
@@ -110,8 +112,9 @@ def acquire(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> Non
     check_same_inputs(workdir, inputs)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if workdir.resolve() not in _held:
-            _held[workdir.resolve()] = _lock(workdir, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+        if not _is_held(workdir):
+            descriptor = _lock(workdir, os.O_RDWR | os.O_CREAT, fcntl.LOCK_EX)
+            _held[workdir.resolve()] = threading.get_ident(), descriptor
         remove_abandoned(workdir)
         # The configuration is written last: where it exists, the inputs exist too.
         if not (workdir / INPUTS).exists():
@@ -123,11 +126,17 @@ def acquire(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> Non
 
 
 def release(workdir: Path) -> None:
-    """Unlock a work directory, so that other processes may use it; the end of a process does it
-    too."""
-    descriptor = _held.pop(workdir.resolve(), None)
-    if descriptor is not None:
+    """Unlock a work directory that this thread has locked, so that others may use it; the end of a
+    process does it too."""
+    if _is_held(workdir):
+        _, descriptor = _held.pop(workdir.resolve())
         os.close(descriptor)
+
+
+def _is_held(workdir: Path) -> bool:
+    """Return whether this thread has locked a work directory."""
+    thread, _ = _held.get(workdir.resolve(), (None, None))
+    return thread == threading.get_ident()
 
 
 def check_acquired(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any]) -> None:
@@ -155,7 +164,8 @@ def _lock(workdir: Path, mode: int, kind: int) -> int:
         if not isinstance(error, BlockingIOError):
             raise
         raise ConfigError(
-            f"another process works in {workdir}; wait until it ends, or choose another --workdir"
+            f"another process works in {workdir}, or another thread of this one; wait until it "
+            "ends, or choose another --workdir"
         ) from error
     if unsupported and kind == fcntl.LOCK_EX:
         log.warning(

@@ -257,12 +257,14 @@ def load_descriptions(
 
     if config.descriptions.engine in CHEAP_ENGINES and distributed.is_main_process():
         describe(config, kinds, Sources(dataset, contents(), pseudo_labels))
-    command = f"python -m captioning.describe {arguments}"
+    remedy = f" with: python -m captioning.describe {arguments}"
+    if config.descriptions.engine.startswith("function-"):
+        remedy = ": return a text for each image, and call adapt again"
     missing = [kind for kind, path in paths.items() if not path.exists()]
     if missing:
         raise DataError(
             f"no descriptions of kind {' and '.join(missing)} for {config.dataset.name} (looked "
-            f"for {', '.join(str(paths[kind]) for kind in missing)}). Make them with: {command}, "
+            f"for {', '.join(str(paths[kind]) for kind in missing)}). Make them{remedy}, "
             "or write them with a captioner of your own (docs/descriptions.md). To train on the "
             "class names alone, set --config.method.texts='(\"class\",)'"
         )
@@ -273,14 +275,14 @@ def load_descriptions(
         {kind: [description_prompt(prompts[kind], name) for name in names] for kind in kinds},
     )
     found = description_files.read(list(paths.values()), kinds, images.ids, expected)
-    _check_missing(config, found, paths, len(images.ids), command)
+    _check_missing(config, found, paths, len(images.ids), remedy)
     if config.descriptions.shuffle:
         found = description_files.shuffled(found, config.seed)
     return found
 
 
 def _check_missing(
-    config: ConfigDict, found: Descriptions, paths: dict[str, Path], total: int, command: str
+    config: ConfigDict, found: Descriptions, paths: dict[str, Path], total: int, remedy: str
 ) -> None:
     """Log what was found. Raise DataError if too many images lack a description."""
     for note in found.notes:
@@ -294,5 +296,5 @@ def _check_missing(
                 f"{paths[kind]} ({fraction:.1%}; {counts['empty']} are empty, {counts['changed']} "
                 f"of images that have changed, {counts['other_prompt']} for another prompt); "
                 f"config.descriptions.max_missing_fraction allows "
-                f"{config.descriptions.max_missing_fraction:.1%}. Finish them with: {command}"
+                f"{config.descriptions.max_missing_fraction:.1%}. Finish them{remedy}"
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from PIL import Image
 
-from captioning.engines import Identity, Request
+from captioning.engines import Failure, Identity, Request
 from captioning.engines.function import BATCH_SIZE, FunctionEngine
 from lattec_jax.runtime.errors import EngineError
 
@@ -45,3 +45,12 @@ def test_each_image_gets_its_text():
 def test_other_answers_are_refused(texts, message):
     with pytest.raises(EngineError, match=message):
         list(FunctionEngine(lambda images: texts, IDENTITY).describe(requests(2)))
+
+
+def test_an_image_that_cannot_be_converted_is_a_failure_of_its_request():
+    asked = requests(3)
+    asked[1] = Request("1.png", "group", "", ())  # `collage` raises ValueError
+    found = FunctionEngine(lambda images: ["text"] * len(images), IDENTITY).describe(asked)
+    results = {request.image_id: result for request, result in found}
+    assert results["0.png"] == results["2.png"] == "text"
+    assert results["1.png"] == Failure("ValueError: expected at least one image")

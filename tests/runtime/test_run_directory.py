@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from ml_collections import ConfigDict
@@ -126,6 +127,26 @@ def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
     with pytest.raises(BlockingIOError):
         locked(tmp_path / run_directory.LOCK)
     run_directory.acquire(tmp_path, config(), RECORD)  # the process that holds the lock
+
+
+def test_a_second_thread_is_refused_and_releases_nothing(tmp_path):
+    run_directory.acquire(tmp_path, config(), RECORD)
+
+    def attempt(function, *arguments) -> BaseException | None:
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(function, *arguments).exception()
+
+    for function, arguments in (
+        (run_directory.check_available, (tmp_path, config())),
+        (run_directory.acquire, (tmp_path, config(), RECORD)),
+    ):
+        error = attempt(function, *arguments)
+        assert isinstance(error, ConfigError) and "another thread of this one" in str(error)
+    assert attempt(run_directory.release, tmp_path) is None
+    with pytest.raises(BlockingIOError):
+        locked(tmp_path / run_directory.LOCK)
+    run_directory.release(tmp_path)
+    assert attempt(run_directory.acquire, tmp_path, config(), RECORD) is None
 
 
 def test_a_file_system_without_locks_leads_to_a_warning(tmp_path, monkeypatch, caplog):
