@@ -120,7 +120,8 @@ def show_finished(directory: Path) -> dict[str, Any]:
 
 
 def _print_next(directory: Path) -> None:
-    report = (directory / run_directory.REPORT).absolute()
-    print_escaped(f"open the report: {report.as_uri()}")
+    report = directory / run_directory.REPORT
+    if report.exists():
+        print_escaped(f"report in {report}")
     workdir = shlex.quote(str(directory))
     print_next(f"python -m lattec_jax.predict --workdir={workdir} IMAGE_OR_FOLDER ...")

@@ -78,7 +78,7 @@ def test_a_folder_becomes_a_classifier_and_an_interrupted_call_continues(
     directory = Path("runs/train-latteclip-s0")
     assert classifier.directory == directory
     assert shown.splitlines()[-2:] == [
-        f"open the report: {(directory / 'report.html').absolute().as_uri()}",
+        f"report in {directory / 'report.html'}",
         f"next: python -m lattec_jax.predict --workdir={directory} IMAGE_OR_FOLDER ...",
     ]
     found = json.loads((directory / "results.json").read_text())

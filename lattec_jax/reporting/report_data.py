@@ -76,7 +76,7 @@ def save(directory: Path, data: Mapping[str, Any]) -> None:
 def write_page(directory: Path) -> None:
     """Write `report.html`. The results are on disk already, so an error is only printed."""
     try:
-        print_escaped(f"report in {page.write(directory)}")
+        page.write(directory)
     except (OSError, UserError) as error:
         print_escaped(
             f"warning: the report could not be written: {error}. The results are complete; "
