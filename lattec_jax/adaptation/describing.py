@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lattec_jax.runtime import errors
+from lattec_jax.runtime.api_key import KeyFilter, read_api_key
 from lattec_jax.runtime.errors import ConfigError, EngineError, did_you_mean, short_repr
 from lattec_jax.runtime.safe_read import parse_json
 from lattec_jax.runtime.text import sanitize, truncate
@@ -35,7 +36,6 @@ ENGINES = ("pixels", "llava", "openai")
 _IN_PROCESS = ("llava", "openai")
 _MODEL_LIST_TIMEOUT_S = 20
 _MAX_MODEL_LIST_BYTES = 2**20
-_MIN_KEY_CHARS = 16  # a shorter one is a placeholder for a local server, such as "vllm"
 
 
 class Describer(NamedTuple):
@@ -228,12 +228,8 @@ def served_model(base_url: str, key_variable: str) -> str:
         EngineError: it does not answer, the key cannot be sent, or the model's name contains it.
     """
     request = urllib.request.Request(f"{base_url.rstrip('/')}/models")
-    key = os.environ.get(key_variable, "").strip()
-    if not (key.isascii() and key.isprintable()):
-        raise EngineError(
-            f"the environment variable {key_variable} (config.descriptions.openai.key_variable) "
-            "contains characters that no key has; expected printable ASCII. Set it again"
-        )
+    key = read_api_key(key_variable)
+    known = KeyFilter(key)
     if key:
         request.add_header("Authorization", f"Bearer {key}")
     advice = "name the model (--describe_model, or settings={'descriptions.openai.model': ...})"
@@ -244,18 +240,14 @@ def served_model(base_url: str, key_variable: str) -> str:
         names = [sanitize(str(model["id"])) for model in content["data"]]
     except (OSError, ValueError, LookupError, TypeError, http.client.HTTPException) as error:
         status = getattr(error, "code", None)  # of an HTTPError, whose reason the server chooses
-        reason = f"status {status}" if status else truncate(_masked(str(error), key), 200)
+        reason = f"status {status}" if status else truncate(known.mask(str(error)), 200)
         raise EngineError(
             f"the server at {base_url} does not list its models ({reason}); start it, check the "
             f"address, or {advice}"
         ) from None
     if len(names) != 1:
-        listed = truncate(_masked(", ".join(names), key), 300)
+        listed = truncate(known.mask(", ".join(names)), 300)
         raise ConfigError(f"the server at {base_url} has {len(names)} models ({listed}); {advice}")
-    if len(key) >= _MIN_KEY_CHARS and key in names[0]:
+    if known.contains_key(names[0]):
         raise EngineError(f"the model's name at {base_url} contains the API key; {advice}")
     return names[0]
-
-
-def _masked(text: str, key: str) -> str:
-    return text.replace(key, "***") if key else text

@@ -24,12 +24,12 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from captioning.engines import openai as engine
-from captioning.engines.openai.key_filter import KeyFilter
 from captioning.shards import ShardWriter
 from captioning.tasks import Task
 from captioning.worker import describe_tasks
 from configs import common
 from lattec_jax.data.descriptions import records
+from lattec_jax.runtime.api_key import KeyFilter
 from lattec_jax.runtime.config import validate
 from lattec_jax.runtime.errors import EngineError
 from lattec_jax.runtime.progress import progress_bar

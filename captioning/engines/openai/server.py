@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
 from ml_collections import ConfigDict
 
 from captioning.engines import Failure, clean_result
 from captioning.engines.openai.http_client import make_client, request_errors
-from captioning.engines.openai.key_filter import KeyFilter
 from captioning.engines.openai.protocol import (
     RedirectError,
     RequestRefused,
@@ -18,6 +16,7 @@ from captioning.engines.openai.protocol import (
     collapse,
     model_names,
 )
+from lattec_jax.runtime.api_key import KeyFilter, read_api_key
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import ConfigError, EngineError
 from lattec_jax.runtime.text import sanitize
@@ -40,13 +39,7 @@ class Server:
         self.timeout: float = settings.timeout
         self._allow_redirects: bool = settings.allow_redirects
         self._key_variable: str = settings.key_variable
-        self._key = os.environ.get(self._key_variable, "").strip()
-        if not (self._key.isascii() and self._key.isprintable()):
-            raise EngineError(
-                f"the environment variable {self._key_variable} "
-                "(config.descriptions.openai.key_variable) contains characters that no key has; "
-                "expected printable ASCII. Set it again"
-            )
+        self._key = read_api_key(self._key_variable)
         self._key_filter = KeyFilter(self._key)
 
     def client(self) -> openai.AsyncOpenAI:

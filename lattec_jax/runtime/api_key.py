@@ -1,4 +1,5 @@
-"""Search for the API key, or a long part of it, in what a server sends.
+"""The API key of a description server: read from the environment, and searched for, whole or in
+long parts, in what the server sends.
 
 Searched for are runs of 12 of the key's letters and digits: plain, in hexadecimal,
 percent-encoded, and in base64 at its three alignments. Case, white space and punctuation are
@@ -13,12 +14,27 @@ contain its words, so texts are not searched for it; messages mask it where it o
 from __future__ import annotations
 
 import base64
+import os
 import unicodedata
 from urllib.parse import unquote
+
+from lattec_jax.runtime.errors import EngineError
 
 _RUN = 12  # letters and digits that count as a long part of the key
 _MIN_SECRET = 16  # letters and digits; a shorter key is a placeholder
 MASK = "***"
+
+
+def read_api_key(variable: str) -> str:
+    """Return the key in an environment variable, or "" without one; raise EngineError if it cannot
+    be sent."""
+    key = os.environ.get(variable, "").strip()
+    if not (key.isascii() and key.isprintable()):
+        raise EngineError(
+            f"the environment variable {variable} (config.descriptions.openai.key_variable) "
+            "contains characters that no key has; expected printable ASCII. Set it again"
+        )
+    return key
 
 
 class KeyFilter:

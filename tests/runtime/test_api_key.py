@@ -6,7 +6,7 @@ import base64
 
 import pytest
 
-from captioning.engines.openai.key_filter import KeyFilter
+from lattec_jax.runtime.api_key import KeyFilter
 
 KEY = "sk-proj-Zq83hVb2LmX0yTrW5nKc"
 
