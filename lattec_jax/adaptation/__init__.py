@@ -107,10 +107,11 @@ def adapt(
             "preset": preset, "method": method, "weights": weights, "test": test, "seed": seed,
         })  # fmt: skip
         directory = Path(workdir).expanduser() if workdir else default_workdir(_parse(arguments))
-        arguments += _overrides(_recorded(directory, given))
+        recorded = _recorded(directory, given)
+        arguments += _overrides(recorded)
         arguments += _model(_parse(arguments), describer)
         try:
-            _train(arguments, directory, describer, given, progress)
+            _train(arguments, directory, describer, given, recorded, progress)
         finally:
             run_directory.release(directory)
         from lattec_jax.inference.classifier import Classifier
@@ -244,6 +245,7 @@ def _train(
     directory: Path,
     describer: Describer,
     given: Mapping[str, Any],
+    recorded: Mapping[str, Any],
     progress: bool,
 ) -> None:
     import shlex
@@ -269,7 +271,6 @@ def _train(
         describe(config, describer, arguments, progress)
     weights = load_weights(config)
     readable = open_images(config, dataset, "train", weights, method.trains and method.augments)
-    recorded = _recorded(directory, given)
     choices = choose(config, given, len(readable.ids), weights, recorded)
     head = f"{len(readable.ids):,} images from {config.dataset.root}; work directory {directory}"
     print_escaped("\n".join([head, *choices.lines]))
