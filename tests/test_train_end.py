@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -39,8 +41,11 @@ def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(
     again(directory)
     shown = capsys.readouterr().out
     assert "holds a finished run" in shown
-    last = f"next: python -m lattec_jax.predict --workdir={directory} IMAGE_OR_FOLDER ...\n"
-    assert shown.endswith(last)
+    last = shown.splitlines()[-1]
+    named = re.fullmatch(
+        r"next: python -m lattec_jax\.predict --workdir=(\S+) IMAGE_OR_FOLDER \.\.\.", last
+    )
+    assert named is not None and Path(named[1]).resolve() == directory.resolve()
     assert names(directory) == before
     assert (directory / "report.html").read_bytes() == page
 
