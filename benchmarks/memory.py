@@ -97,6 +97,7 @@ def arguments(
         text_positions=shape(rest),
         text_images=shape(batch_size, kinds),
         ends_epoch=shape(dtype=bool),
+        is_logged=shape(dtype=bool),
     )
 
     def shard(tree: Any, shardings: Any) -> Any:

@@ -61,9 +61,9 @@ class Batch(NamedTuple):
     text_positions: Int[Array, " BK"]
     text_images: Int[Array, "B K"]
     ends_epoch: Bool[Array, ""]
+    is_logged: Bool[Array, ""]  # whether the step's metrics are
     pixels: UInt8[Array, "B H W 3"] | None = None  # only where the image cache is streamed
     sizes: Int[Array, "B 2"] | None = None
-    is_logged: Bool[Array, ""] | None = None  # whether the step's metrics are logged; None: yes
 
 
 class StepSettings(NamedTuple):
@@ -228,7 +228,7 @@ def apply_gradient(
     state: TrainState,
     gradient: Params,
     labels: Int[Array, "J B"],
-    is_logged: Bool[Array, ""] | None,
+    is_logged: Bool[Array, ""],
 ) -> tuple[Params, optax.OptState, Float[Array, ""]]:
     """Return the next parameters and optimizer state, and the norm of the update, or 0 where it is
     not logged.
@@ -240,10 +240,7 @@ def apply_gradient(
         updates, optimizer_state = optimizer.update(gradient, state.optimizer, trainable_params)
     # optax returns the tree that it was given; its type does not say so.
     updated = cast(Params, optax.apply_updates(trainable_params, updates))
-    if is_logged is None:
-        norm = optax.tree.norm(updates)
-    else:
-        norm = jax.lax.cond(is_logged, optax.tree.norm, lambda _: jnp.float32(0), updates)
+    norm = jax.lax.cond(is_logged, optax.tree.norm, lambda _: jnp.float32(0), updates)
     if isinstance(method, EpochMethod):
         accepted = method.should_update(labels)
         updated, optimizer_state, norm = jax.tree.map(

@@ -75,6 +75,7 @@ class Setting:
             text_positions=jnp.arange(B * kinds),
             text_images=jnp.repeat(images[:, None], kinds, axis=1),
             ends_epoch=jnp.asarray(False),
+            is_logged=jnp.asarray(True),
         )
 
         def loss(params):

@@ -143,6 +143,7 @@ def setting(one_thread) -> Setting:
             text_positions=jnp.asarray(host.text_positions),
             text_images=jnp.asarray(host.text_images),
             ends_epoch=jnp.asarray(host.ends_epoch),
+            is_logged=jnp.asarray(True),
         )
         state, metrics = step(state, device_data, batch, host.bucket_lengths)
         losses.append(float(metrics["loss"]))

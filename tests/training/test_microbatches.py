@@ -68,6 +68,7 @@ class World:
             text_positions=jnp.asarray(host.text_positions),
             text_images=jnp.asarray(host.text_images),
             ends_epoch=jnp.asarray(False),
+            is_logged=jnp.asarray(True),
             pixels=pixels[host.images] if streamed else None,
             sizes=sizes[host.images] if streamed else None,
         )
