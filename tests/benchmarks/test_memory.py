@@ -12,7 +12,7 @@ DEVICES = 8
 
 
 @pytest.mark.soak
-def test_parameters_and_optimizer_take_an_eighth_of_each_device():
+def test_parameters_and_optimizer_take_an_eighth_of_each_device(all_devices):
     model, mesh = memory.model_config("ViT-bigG-14"), sharding.make_mesh(DEVICES)
     found = memory.measure(model, 64, 64, True, jnp.float32, mesh)
     assert found.state <= 1.15 * found.full_state / DEVICES
