@@ -8,6 +8,9 @@ scatter. `compiling` applies `torch.compile` to both encoders.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 
@@ -73,7 +76,10 @@ def encode_text(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     return F.normalize((model.ln_final(x) @ model.text_projection).float(), dim=-1)
 
 
-COMPILED = tuple(torch.compile(f, dynamic=False) for f in (encode_image, encode_text))
+@cache
+def compiled_encoders() -> tuple[Callable, Callable]:
+    """Return `encode_image` and `encode_text` by `torch.compile`, which is slow to import."""
+    return torch.compile(encode_image, dynamic=False), torch.compile(encode_text, dynamic=False)
 
 
 class Best(Program):
@@ -85,7 +91,8 @@ class Best(Program):
 
     def compiling(self, enable: bool) -> None:
         """Use compiled encoders; each text length is compiled separately, when first used."""
-        self.encode_image, self.encode_text = COMPILED if enable else (encode_image, encode_text)
+        plain = encode_image, encode_text
+        self.encode_image, self.encode_text = compiled_encoders() if enable else plain
 
     def load_texts(self, host: HostBatch) -> None:
         """Place a token matrix for each bucket of the plan."""

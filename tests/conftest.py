@@ -39,7 +39,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
     scratch = tempfile.mkdtemp(prefix="lattec_jax-tests-")
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     os.environ["JAX_COMPILATION_CACHE_DIR"] = f"{scratch}/compiled"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     # Compilation is what most tests cost; the generated code need not be fast.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     # PyTorch's threads wait for each other in busy loops: for small tensors that costs most.
@@ -66,6 +66,17 @@ install_import_hook(
     ],
     "beartype.beartype",
 )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection():
+    """Imported modules stay: looking through them for garbage, now or later, is lost time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
