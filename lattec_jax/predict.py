@@ -23,6 +23,7 @@ from absl import flags
 
 from lattec_jax.data.datasets.image_files import find_images
 from lattec_jax.inference import prediction_files
+from lattec_jax.models import run_artifacts
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.progress import progress_bar
@@ -106,6 +107,7 @@ def main(argv: Sequence[str]) -> None:
     kind = values.format or ("table" if not values.out else _format_of(values.out))
     if values.out and kind == "table":
         raise ConfigError("--out takes --format=jsonl or csv: a table cannot be continued")
+    run_artifacts.check_finished(Path(values.workdir))
     paths = prediction_files.read_list(Path(values.list)) if values.list else []
     paths += [os.fspath(p) for argument in arguments for p in images_at(Path(argument))]
     paths = list(dict.fromkeys(paths))

@@ -42,6 +42,20 @@ class ZeroShotHeads(NamedTuple):
         return 0.5 * (cosines + pretrained @ self.pretrained.T)
 
 
+def check_finished(workdir: Path) -> None:
+    """Raise ConfigError if the directory does not exist, WeightsError if it has no classifier."""
+    if not workdir.is_dir():
+        raise ConfigError(
+            f"no directory {workdir}; expected the work directory of a finished run of "
+            "python -m lattec_jax.train or adapt"
+        )
+    if not (workdir / CLASSIFIER).exists():
+        raise WeightsError(
+            f"no {CLASSIFIER} in {workdir}: the run there has not finished; repeat its command to "
+            "continue it"
+        )
+
+
 def load(workdir: Path) -> tuple[Checkpoint, ZeroShotHeads]:
     """Read the files that `results.save_adapted_model` wrote.
 
@@ -49,17 +63,8 @@ def load(workdir: Path) -> tuple[Checkpoint, ZeroShotHeads]:
         ConfigError: the directory does not exist.
         WeightsError: the run has not finished, or one of its files is missing or damaged.
     """
-    if not workdir.is_dir():
-        raise ConfigError(
-            f"no directory {workdir}; expected the work directory of a finished run of "
-            "python -m lattec_jax.train"
-        )
+    check_finished(workdir)
     path = workdir / CLASSIFIER
-    if not path.exists():
-        raise WeightsError(
-            f"no {CLASSIFIER} in {workdir}: the run there has not finished; repeat its command of "
-            "python -m lattec_jax.train to continue it"
-        )
     arrays = read_safetensors(path)
     checkpoint = Checkpoint.load(workdir / MODEL)
     names = checkpoint.source.get("class_names", [])

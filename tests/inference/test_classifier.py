@@ -427,6 +427,8 @@ def test_a_file_of_other_settings_is_refused(finished, strange):
         run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0])
     with pytest.raises(DataError, match="no image or folder aaa"):
         run(f"--workdir={run_dir}", "a" * 300)
+    with pytest.raises(ConfigError, match="no directory nowhere"):  # not the image
+        run("--workdir=nowhere", "missing.png")
     with pytest.raises(ConfigError, match="a table cannot be continued"):
         run(f"--workdir={run_dir}", "--out=b", "--format=table", paths_of(finished)[0])
     with pytest.raises(DataError, match=r"cannot write .*nowhere"):
