@@ -72,6 +72,7 @@ def test_a_folder_becomes_a_classifier_and_an_interrupted_call_continues(
     classifier = call()
     shown = capsys.readouterr().out
     assert "\n36 images from" in shown  # those that can be read
+    assert "\nweights: weights\n" in shown
     assert "train.warmup_steps = 0: as at the start of the run" in shown
     assert "continuing at step 3 of 4" in shown and "accuracy on 36 test images" in shown
     assert "method.alpha = 0.01: 0.99^(1800 / 4), because the run is shorter" in shown
@@ -97,7 +98,7 @@ def test_a_folder_becomes_a_classifier_and_an_interrupted_call_continues(
     with pytest.raises(ConfigError, match=r"Differing keys:[\s\S]*method\.momentum: was 0\.01"):
         call(settings=other)
     with pytest.raises(ConfigError, match=r"Differing keys:[\s\S]*dataset\.class_names: was"):
-        call(classes=["cat", "dog"])
+        call(classes=CLASSES[::-1])
     # The command `train` takes the run too: the lock is free, and these are all values.
     given = {}
 

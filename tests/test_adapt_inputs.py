@@ -18,7 +18,7 @@ from lattec_jax.adaptation.images import (
     read_images,
 )
 from lattec_jax.data import datasets
-from lattec_jax.runtime.errors import ConfigError, DataError, UserError
+from lattec_jax.runtime.errors import ConfigError, DataError, UserError, WeightsError
 from tests.test_adapt_choices import configured
 
 
@@ -77,6 +77,24 @@ def test_a_test_folder_may_be_inside_by_a_relative_path(photos, monkeypatch):
         adapt("my photos", ["cat", "dog"], test="my photos/labeled")
     dataset = datasets.read(adaptation._parse(found[0]))
     assert len(dataset.train.ids) == 4 and len(dataset.test.ids) == 2
+
+
+def test_a_test_image_without_a_class_is_an_error_before_training(photos):
+    for name in ("cat", "dgo"):
+        (photos / "labeled" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 8), (9, 9, 9)).save(photos / "labeled" / name / "x.png")
+    message = (
+        r"test: expected every image below a folder named like a class, but 1 of 2 in \S+ photos/"
+        r"labeled are not, the first: 'dgo/x\.png'\. The class names are cat, dog; "
+    )
+    with pytest.raises(DataError, match=message):
+        adapt("my photos", ["cat", "dog"], test="my photos/labeled", weights="nowhere")
+    # Labels that another file gives are not looked for in the names of the folders.
+    with pytest.raises(WeightsError, match="nowhere"):
+        adapt(
+            "my photos", ["cat", "dog"], test="my photos/labeled", weights="nowhere",
+            settings={"dataset.labels": "none"},
+        )  # fmt: skip
 
 
 def test_files_that_cannot_be_written_are_named(photos):
@@ -172,6 +190,8 @@ def test_class_names(classes, names):
     file = class_names_file(names, Path("artifacts"))
     assert file.read_text(encoding="utf-8").splitlines() == names
     assert class_names_file(names[::-1], Path("artifacts")) != file
+    with pytest.raises(DataError, match=r"no file nams\.txt .*Did you mean 'names\.txt'"):
+        read_class_names("nams.txt")
 
 
 @pytest.mark.parametrize(
@@ -186,7 +206,7 @@ def test_class_names(classes, names):
         (["cat", "d\nog"], r"without control characters, found U\+000A"),
         ([0, 1], r"classes: expected names, found 0 \(int\)"),
         (2, "classes: expected class names such as .*found int"),
-        ("missing.txt", r"cannot read missing\.txt: No such file"),
+        ("missing.txt", r"classes: no file missing\.txt .*one class name per line"),
     ],
 )
 def test_what_are_no_class_names_is_refused(photos, classes, message):

@@ -24,6 +24,7 @@ from lattec_jax.adaptation.describing import (
 )
 from lattec_jax.adaptation.images import (
     Images,
+    check_test_folder,
     class_names_file,
     parts_in_use,
     read_class_names,
@@ -152,6 +153,8 @@ def _arguments(
         test = Path(os.path.abspath(Path(options["test"]).expanduser()))
         if not test.is_dir():
             raise DataError(f"test: no folder {options['test']} (looked in {Path.cwd()})")
+        if "dataset.labels" not in given:
+            check_test_folder(test, names)
     source = read_images(images, artifacts, test)
     for warning in source.warnings:
         print_escaped(f"warning: {warning}", sys.stderr)
@@ -272,7 +275,10 @@ def _train(
     weights = load_weights(config)
     readable = open_images(config, dataset, "train", weights, method.trains and method.augments)
     choices = choose(config, given, len(readable.ids), weights, recorded)
-    head = f"{len(readable.ids):,} images from {config.dataset.root}; work directory {directory}"
-    print_escaped("\n".join([head, *choices.lines]))
+    head = [
+        f"{len(readable.ids):,} images from {config.dataset.root}; work directory {directory}",
+        f"weights: {config.weights}",
+    ]
+    print_escaped("\n".join([*head, *choices.lines]))
     arguments = [*arguments, *_overrides(choices.settings)]
     train_loop.train(_parse(arguments), directory, shlex.join(arguments), train.describe)

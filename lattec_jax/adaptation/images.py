@@ -20,6 +20,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lattec_jax.data.datasets import class_names
+from lattec_jax.data.datasets.error_messages import list_inline
+from lattec_jax.data.datasets.folder_labels import label_of
 from lattec_jax.data.datasets.text_files import text_lines
 from lattec_jax.data.images.preprocess import image_errors
 from lattec_jax.data.images.sources import ImageLike, files_at, image_or_path, is_pattern
@@ -220,6 +222,8 @@ def read_class_names(classes: str | os.PathLike[str] | Iterable[str]) -> list[st
     if isinstance(classes, (str, os.PathLike)):
         file = Path(classes).expanduser()
         if file.suffix == ".txt" or isinstance(classes, os.PathLike) or file.is_file():
+            if not file.exists():
+                raise _no_class_file(file)
             lines, where = text_lines(file), str(file)
         else:
             lines = [name.strip() for name in os.fspath(classes).split(",")]
@@ -241,6 +245,36 @@ def read_class_names(classes: str | os.PathLike[str] | Iterable[str]) -> list[st
     names = class_names.parse(lines, Path(where))
     class_names.check(names, where, "Name all classes that the images may show")
     return [" | ".join(synonyms) for synonyms in names]
+
+
+def _no_class_file(file: Path) -> DataError:
+    folder = file.parent if file.parent.is_dir() else Path()
+    hint = did_you_mean(file.name, sorted(p.name for p in folder.glob("*.txt")))
+    return DataError(
+        f"classes: no file {file} (looked in {Path.cwd()}); expected a text file with one class "
+        f"name per line, or the names themselves. {hint}".rstrip()
+    )
+
+
+def check_test_folder(folder: Path, lines: Sequence[str]) -> None:
+    """Raise DataError unless each test image is below a folder named like a class.
+
+    Args:
+        folder: of test images.
+        lines: the class names, as `read_class_names` returns them.
+    """
+    names = class_names.parse(lines, folder)
+    labels_by_key = class_names.labels_by_key(names)
+    images, _ = files_at(folder)
+    unlabeled = [path for path in images if label_of(path, folder, labels_by_key) is None]
+    if unlabeled:
+        raise DataError(
+            f"test: expected every image below a folder named like a class, but {len(unlabeled)} "
+            f"of {len(images)} in {folder} are not, the first: "
+            f"{short_repr(str(unlabeled[0].relative_to(folder)))}. The class names are "
+            f"{list_inline([synonyms[0] for synonyms in names])}; rename the folder or the class, "
+            "or move the images elsewhere"
+        )
 
 
 def class_names_file(lines: Sequence[str], folder: Path) -> Path:

@@ -93,12 +93,12 @@ def read_labels(
     found: dict[str, np.ndarray | None] = {}
     for part, images in parts.items():
         base = sources[part] if sources[part].is_dir() else root
-        labels = {image: _label_of(path, base, labels_by_key) for image, path in images.items()}
+        labels = {image: label_of(path, base, labels_by_key) for image, path in images.items()}
         found[part] = _labels_from_folders(part, labels, names, required=setting == "folders")
     return found
 
 
-def _label_of(path: Path, base: Path, labels_by_key: Mapping[str, int]) -> int | None:
+def label_of(path: Path, base: Path, labels_by_key: Mapping[str, int]) -> int | None:
     """Return the label of the nearest folder above an image, below `base`, named like a class."""
     for folder in reversed(Path(os.path.relpath(path, base)).parts[:-1]):
         if key(folder) in labels_by_key:
