@@ -99,7 +99,8 @@ def test_an_address_stands_for_its_server():
     )
     other = describing.make_describer("https://host/api/v2/", "")
     assert other.settings["descriptions.openai.base_url"] == "https://host/api/v2"
-    assert describing.make_describer(lambda images: [], "").engine == "function-lambda"
+    with pytest.raises(ConfigError, match="found a lambda; write it with def, or set"):
+        describing.make_describer(lambda images: [], "")
 
 
 def test_hidden_progress_prints_warnings_only(monkeypatch, capfd):

@@ -86,6 +86,11 @@ def make_describer(descriptions: str | DescribeImages | None, domain: str) -> De
     name = getattr(descriptions, "__name__", type(descriptions).__name__)
     engine = f"function-{re.sub(r'[^A-Za-z0-9_.-]+', '', name)[:60] or 'unnamed'}"
     identity = str(getattr(descriptions, "identity", ""))
+    if name == "<lambda>" and not identity:  # two of them would be stored under one name
+        raise ConfigError(
+            "descriptions: expected a function with a name, under which its answers are stored, "
+            "found a lambda; write it with def, or set its attribute `identity`"
+        )
     if identity:  # another identity is another configuration, which a run in progress refuses
         engine += f"-{hashlib.sha256(identity.encode()).hexdigest()[:8]}"
     return Describer({**prompts, "descriptions.engine": engine}, descriptions, identity)

@@ -235,7 +235,7 @@ def _usable_texts(
         raise DataError(
             f"{len(unknown_members)} descriptions of groups have members that are not training "
             f"images, the first: the {kind} description of {image!r} with {other!r}; describe them "
-            "again with python -m captioning.describe"
+            "again (python -m captioning.describe; of a function: adapt)"
         )
     return texts
 
@@ -263,7 +263,7 @@ def _check_kind(
 ) -> None:
     """Raise DataError if a kind has no texts, or texts from different sources."""
     where = ", ".join(map(str, paths)) or "no file"
-    command = f"python -m captioning.describe --config=... --kind={kind}"
+    command = f"python -m captioning.describe --config=... --kind={kind} (of a function: adapt)"
     if not found:
         raise DataError(
             f"no {kind!r} description for any of the {counts['missing']} images in {where} "

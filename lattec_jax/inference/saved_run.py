@@ -39,7 +39,7 @@ def show_report(directory: Path) -> Path:
             f"no {page.name} in {directory}; python -m lattec_jax.report --workdir={directory} "
             "writes it"
         )
-    print_escaped("\n".join([*lines, f"report: {page}"]))
+    print_escaped("\n".join([*lines, f"report in {page}"]))
     return page
 
 

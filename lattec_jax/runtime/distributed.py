@@ -68,7 +68,7 @@ def initialize(requested: bool) -> None:
             if os.environ.get(name, "1") not in ("", "1"):
                 print(
                     f"note: {name} is {os.environ[name]}, but each of these processes works alone; "
-                    "--distributed joins them",
+                    "lattec_jax.train --distributed joins them",
                     file=sys.stderr,
                 )
                 break

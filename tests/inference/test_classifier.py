@@ -188,7 +188,7 @@ def test_a_classifier_is_saved_and_shows_its_report(finished, classifier, tmp_pa
     paths = paths_of(finished)[:2]
     assert saved.predict(paths) == loaded.predict(paths)
     assert saved.report() == copy / "report.html"
-    assert capsys.readouterr().out == "the table\nfine\nreport: models/pets/report.html\n"
+    assert capsys.readouterr().out == "the table\nfine\nreport in models/pets/report.html\n"
     with pytest.raises(ConfigError, match="models/pets exists already; choose another directory"):
         loaded.save("models/pets")
     (tmp_path / "file").write_text("")
