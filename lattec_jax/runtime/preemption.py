@@ -90,7 +90,7 @@ class PreemptionHandler:
         if number == signal.SIGINT and self._received == signal.SIGINT:
             raise KeyboardInterrupt("nothing of the last steps is saved")
         self._received = signal.Signals(number)
-        print(f"{self._received.name}: saving, then ending", file=sys.stderr)
+        print(f"{self._received.name}: saving after the current step, then ending", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -107,7 +107,7 @@ class ProgressLines:
     """Prints what is done and what is left, at most every `INTERVAL` seconds.
 
     A loop shorter than `INTERVAL` prints nothing. Speed and time left are those since the line
-    before. If the first item alone takes that long (a compilation), its line says no more.
+    before. The time to the first update counts for neither: it may include a compilation.
 
     Args:
         clock: returns seconds.
@@ -129,7 +129,7 @@ class ProgressLines:
         self._postfix = ""
         self.n: float = initial
         self._start = self._last_time = clock()
-        self._last_n = initial
+        self._measured_from: tuple[float, float] | None = None  # time, and what was done then
 
     def __enter__(self) -> Self:
         return self
@@ -147,14 +147,13 @@ class ProgressLines:
         """Count `n` more as done, and print a line if the last one is old."""
         self.n += n
         now = self._clock()
-        seconds = now - self._last_time
-        if seconds >= INTERVAL:
-            done = self.n - self._last_n
-            speed = f", {self._speed(done / seconds)}"
-            if done == 1 and self._last_time == self._start:
-                speed = f" after {duration(seconds)}"
+        before, self._measured_from = self._measured_from, self._measured_from or (now, self.n)
+        if now - self._last_time >= INTERVAL:
+            speed = f" after {duration(now - self._start)}"
+            if before is not None:
+                speed = f", {self._speed((self.n - before[1]) / (now - before[0]))}"
             self._print(f"{speed}{self._postfix}")
-            self._last_time, self._last_n = now, self.n
+            self._last_time, self._measured_from = now, (now, self.n)
 
     def set_postfix_str(self, s: str = "", refresh: bool = True) -> None:
         """Add this text to the lines that follow."""
