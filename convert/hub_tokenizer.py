@@ -22,6 +22,7 @@ from convert.tokenizer_files import CONFIG, copy_tokenizer
 from lattec_jax.data.text.tokenizer import HubTokenizer, largest_token_id
 from lattec_jax.data.text.tokenizer_rules import check_rules
 from lattec_jax.runtime.errors import WeightsError, short_repr
+from lattec_jax.runtime.extras import install_command
 from lattec_jax.runtime.rust_errors import rust_errors
 from lattec_jax.runtime.text import escape_unprintable, truncate
 
@@ -129,7 +130,7 @@ def _load(name: str, folder: Path | None, where: str) -> Any:
     except ImportError as error:
         raise WeightsError(
             f"{where} has the tokenizer {name}, which transformers reads: "
-            "pip install -e '.[convert]'"
+            f"{install_command('convert')}"
         ) from error
     if folder is not None:
         with tempfile.TemporaryDirectory(prefix="tokenizer-") as copies:

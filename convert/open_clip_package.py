@@ -14,10 +14,10 @@ from typing import Any
 from convert import hub
 from lattec_jax.runtime.config import did_you_mean
 from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.extras import install_command
 from lattec_jax.runtime.safe_read import read_json
 
 MAX_CONFIG_BYTES = 2**24
-_INSTALL = "pip install -e '.[convert]'"
 
 
 def open_clip_folder() -> Path:
@@ -26,7 +26,7 @@ def open_clip_folder() -> Path:
     if spec is None or not spec.submodule_search_locations:
         raise WeightsError(
             "conversion reads the architectures and CLIP's vocabulary from the open_clip package, "
-            f"which is not installed: {_INSTALL}"
+            f"which is not installed: {install_command('convert')}"
         )
     return Path(spec.submodule_search_locations[0])
 
@@ -102,7 +102,7 @@ def _import_open_clip() -> ModuleType:
     except (ImportError, RuntimeError) as error:  # torchvision's operators raise RuntimeError
         raise WeightsError(
             f"a pretrained tag needs open_clip, which cannot be imported: {error}. Install a "
-            f"matching pair of torch and torchvision ({_INSTALL}), or convert a .safetensors file, "
-            "which needs neither"
+            f"matching pair of torch and torchvision ({install_command('convert')}), or convert a "
+            ".safetensors file, which needs neither"
         ) from error
     return open_clip

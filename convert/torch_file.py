@@ -16,6 +16,7 @@ import numpy as np
 from convert.hub import first_line
 from lattec_jax.models.tensor_files import listed, path_of, refuse_not_finite
 from lattec_jax.runtime.errors import WeightsError
+from lattec_jax.runtime.extras import install_command
 from lattec_jax.runtime.safe_read import open_regular
 
 _NUMPY_TYPES = {"float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool"}
@@ -82,7 +83,7 @@ def _read_state_dict(file: BinaryIO, path: Path) -> dict[str, np.ndarray]:
         import torch
     except ImportError as error:
         raise WeightsError(
-            f"{path} needs torch, which is not installed: pip install -e '.[convert]'"
+            f"{path} needs torch, which is not installed: {install_command('convert')}"
         ) from error
     try:
         file.seek(0)

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from lattec_jax.runtime.errors import DataError
+from lattec_jax.runtime.extras import install_command
 
 # The TrueType fonts of matplotlib that have lining digits.
 TRAINING_FONTS = (
@@ -39,14 +40,14 @@ class Renderer:
         except ImportError as error:
             raise DataError(
                 "expected matplotlib, whose fonts are used to draw the demo's digits, found none; "
-                "pip install -e '.[demo]'"
+                f"{install_command('demo')}"
             ) from error
         folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
         missing = [name for name in fonts if not (folder / f"{name}.ttf").is_file()]
         if missing:
             raise DataError(
                 f"expected matplotlib's fonts in {folder}, found no {', '.join(missing)}; "
-                "install a matplotlib that has them: pip install -e '.[demo]'"
+                f"install a matplotlib that has them: {install_command('demo')}"
             )
         self.size = size  # side of the images in pixels
         self._fonts = [ImageFont.truetype(str(folder / f"{name}.ttf"), 46) for name in fonts]

@@ -26,6 +26,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore[repo
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from lattec_jax.runtime.errors import ConfigError
+from lattec_jax.runtime.extras import install_command
 from lattec_jax.runtime.files import write_atomic
 from lattec_jax.runtime.safe_read import read_text
 
@@ -138,7 +139,7 @@ def check_installed(names: Sequence[str]) -> None:
     if "wandb" in names and getattr(find_spec("wandb"), "origin", None) is None:
         raise ConfigError(
             "config.trackers: the tracker wandb needs the package wandb; install it with "
-            "pip install 'lattec_jax[wandb]' (in a clone: pip install -e '.[wandb]')"
+            f"{install_command('wandb')}"
         )
 
 

@@ -111,7 +111,7 @@ def test_a_missing_server_is_reported_with_what_to_do(config, server):
 
 def test_a_missing_package_is_reported_with_the_command(config, monkeypatch):
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(EngineError, match=r"pip install -e '\.\[openai\]'"):
+    with pytest.raises(EngineError, match=r"pip install .*\[openai\]'"):
         engine.load(config)
 
 

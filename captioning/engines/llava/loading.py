@@ -20,9 +20,9 @@ from captioning.engines.llava.memory import (
     unquantized_bytes,
 )
 from lattec_jax.runtime.errors import EngineError
+from lattec_jax.runtime.extras import install_command
 
 MAX_CPU_PARAMETERS = 1e9  # a larger model runs on the CPU only with device=cpu
-INSTALL = "pip install -e '.[captioning]'"
 
 
 def load(settings: ConfigDict, new_tokens: int) -> tuple[Any, Any, Memory]:
@@ -107,7 +107,9 @@ def _check_packages(quantized: bool) -> None:
     packages += ["bitsandbytes"] if quantized else []
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise EngineError(f"engine llava needs {', '.join(missing)}; install: {INSTALL}")
+        raise EngineError(
+            f"engine llava needs {', '.join(missing)}; install: {install_command('captioning')}"
+        )
     for name in packages:
         try:
             importlib.import_module(name)
@@ -115,7 +117,7 @@ def _check_packages(quantized: bool) -> None:
             # Typically a torchvision that was built for another torch.
             raise EngineError(
                 f"engine llava needs {name}, which cannot be imported ({error}); install "
-                f"versions that fit each other: {INSTALL}"
+                f"versions that fit each other: {install_command('captioning')}"
             ) from error
 
 
@@ -147,7 +149,8 @@ def check_quantized(model: Any) -> None:
         raise EngineError(
             f"{len(wrong)} linear layers, the first {wrong[0]}, are quantized where they should "
             "not be, or the reverse; this version of transformers names modules differently. "
-            f"Install the versions that were tested ({INSTALL}) or choose the precision bfloat16"
+            f"Install the versions that were tested ({install_command('captioning')}) or choose "
+            "the precision bfloat16"
         )
 
 

@@ -16,6 +16,7 @@ from captioning.engines import Identity
 from captioning.engines.openai.engine import OpenAIEngine
 from captioning.engines.openai.protocol import MAX_SIDE
 from lattec_jax.runtime.errors import ConfigError, EngineError
+from lattec_jax.runtime.extras import install_command
 
 
 def identity(config: ConfigDict) -> Identity:
@@ -48,7 +49,7 @@ def load(config: ConfigDict) -> OpenAIEngine:
     except ImportError as error:
         raise EngineError(
             f"the engine 'openai' needs the package of this name ({error}); install it with "
-            "pip install -e '.[openai]'"
+            f"{install_command('openai')}"
         ) from error
     engine = OpenAIEngine(identity(config), config.descriptions)
     with start_blocking_portal() as portal:

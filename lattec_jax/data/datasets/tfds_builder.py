@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from lattec_jax.runtime.errors import ConfigError, DataError
+from lattec_jax.runtime.extras import install_command
 from lattec_jax.runtime.files import partial_file, remove_abandoned, write_json
 from lattec_jax.runtime.progress import progress_bar
 from lattec_jax.runtime.safe_read import MAX_FILE_BYTES, read_json
@@ -31,7 +32,7 @@ def import_tfds() -> Any:
     except ImportError as error:
         raise DataError(
             'config.dataset.kind="tfds": expected TensorFlow Datasets and array_record, but '
-            f"{error.name or error} is not installed; pip install -e '.[tfds]'"
+            f"{error.name or error} is not installed; {install_command('tfds')}"
         ) from error
     return tfds
 
