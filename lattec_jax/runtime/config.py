@@ -126,9 +126,21 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
         return values(argv)
     except (flags.Error, ImportError, OSError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())
-        if option := re.search(r"Unknown command line flag '(preset|method)'", message):
-            message += f"; write --config=FILE:{option[1]}=NAME"
+        if option := re.search(r"Unknown command line flag '(\w+)'", message):
+            message += _as_config_flag(option[1])
+        message = message.replace("could not convert string to float:", "expected a number, found")
+        message = re.sub(
+            r"invalid literal for int\(\) with base \d+:", "expected a whole number, found", message
+        )
         raise ConfigError(message) from error
+
+
+def _as_config_flag(name: str) -> str:
+    """Return the advice for a key of the configuration that was given as a flag, or ""."""
+    if name in ("preset", "method"):
+        return f"; write --config=FILE:{name}=NAME"
+    keys = [key for key in config_schema.SCHEMA if key.rpartition(".")[2] == name]
+    return f"; write --config.{keys[0]}=VALUE" if keys else ""
 
 
 def validate(config: ConfigDict) -> ConfigDict:

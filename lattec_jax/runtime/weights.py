@@ -73,7 +73,10 @@ def locate(weights: str | os.PathLike[str]) -> Path:
         return _converted(path.stem, ["file", str(path.resolve()), *states], str(path))
     model, colon, tag = weights.partition(":")
     if not (colon and model and tag) or os.sep in weights:
-        raise WeightsError(f"config.weights: expected {_EXPECTED}, found {short_repr(weights)}")
+        raise WeightsError(
+            f"config.weights: expected {_EXPECTED}, found {short_repr(weights)}, and there is no "
+            f"file or directory of this name in {Path.cwd()}"
+        )
     return _converted(f"{model}-{tag}", ["tag", model, tag], tag, f"--model={model}")
 
 

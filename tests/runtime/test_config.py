@@ -169,8 +169,10 @@ def test_preset_and_method_cannot_be_assigned(tmp_path):
             "--config.train.epoch=3",
             r"unknown configuration key config\.train\.epoch\. Did you mean 'train\.epochs'\?",
         ),
-        ("--config.train.epochs=many", "config.train.epochs=many: invalid literal"),
+        ("--config.train.epochs=many", "epochs=many: expected a whole number, found 'many'"),
+        ("--config.train.learning_rate=a", "learning_rate=a: expected a number, found 'a'"),
         ("--confg.train.epochs=3", "Unknown command line flag"),
+        ("--epochs=3", r"'epochs'; write --config\.train\.epochs=VALUE"),
         ("stray", "unexpected argument 'stray'"),
     ],
 )

@@ -34,6 +34,7 @@ def parse(lines: Sequence[str], path: Path) -> list[tuple[str, ...]]:
             raise DataError(
                 f"{path}, line {number}: expected a class name, found nothing"
                 + (f" beside a '|' in {short_repr(lines[number - 1])}" if len(names) > 1 else "")
+                + "; remove it"
             )
         for name in names:
             check_characters(name, f"{path}, line {number}")
@@ -55,10 +56,10 @@ def check(names_by_class: NamesByClass, where: str, advice: str) -> None:
     seen: dict[str, str] = {}
     for name in (name for names in names_by_class for name in names):
         if key(name) in seen:
-            raise DataError(
-                f"class names in {where}: {seen[key(name)]!r} and {name!r} are the same name "
-                "(case and '_' do not count); remove one"
-            )
+            same = f"{seen[key(name)]!r} and {name!r} are the same name (case and '_' do not count)"
+            if seen[key(name)] == name:
+                same = f"{name!r} is there twice"
+            raise DataError(f"class names in {where}: {same}; remove one")
         seen[key(name)] = name
     if len(names_by_class) < 2:
         raise DataError(
