@@ -55,9 +55,11 @@ def run(argv: Sequence[str]) -> None:
     labels = prepare.prepare_pseudo_labels(config, dataset, weights, images, extractor, mesh)
 
     fractions = class_fractions(labels.labels, len(dataset.class_names))
+    print("pseudo-labels of each class")
     for name, fraction in zip(dataset.class_names, fractions, strict=True):
         print(f"{fraction:7.1%}  {escape_unprintable(name)}")
-    print(f"mean score {np.mean(labels.scores):.3f}, mean margin {np.mean(labels.margins):.3f}")
+    score, margin = np.mean(labels.scores), np.mean(labels.margins)
+    print(f"mean probability {score:.3f}, {margin:.3f} above the second class")
     source = provenance(weights.sha256, dataset.class_synonyms, config.templates)
     print_escaped(f"{len(labels.ids)} pseudo-labels in {pseudo_labels_path(config, source)}")
 

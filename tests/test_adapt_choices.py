@@ -65,6 +65,7 @@ def test_the_demos_rule():
     found = choices.choose(config, given, 1000, pretrained())
     assert "method.alpha" not in found.settings and "train.batch_size" not in found.settings
     assert "train.batch_size = 64: as given" in found.lines
+    assert "train.learning_rate = 1e-07: the preset paper's" in found.lines
     assert "method.alpha = 0.99: as given" in found.lines
 
 

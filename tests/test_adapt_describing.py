@@ -90,6 +90,15 @@ def test_the_identity_of_a_function_is_part_of_the_engine():
     assert names[0] == "function-function-7692c3ad" == names[2] != names[1]
 
 
+def test_a_missing_package_is_named_before_the_pseudo_labels(monkeypatch):
+    monkeypatch.setattr(describing, "find_spec", lambda name: None)
+    monkeypatch.setattr(describing, "_run", lambda *arguments: pytest.fail("it started"))
+    for engine, extra in (("openai", "openai"), ("llava", "captioning")):
+        config = configured(f"--config.descriptions.engine={engine}")
+        with pytest.raises(EngineError, match=rf"by {engine} need .*\[{extra}\]"):
+            describing.describe(config, describing.make_describer(engine, ""), (), False)
+
+
 def test_an_address_stands_for_its_server():
     found = describing.make_describer("http://localhost:8000", "bird")
     assert found.settings["descriptions.openai.base_url"] == "http://localhost:8000/v1"
@@ -112,7 +121,7 @@ def test_hidden_progress_prints_warnings_only(monkeypatch, capfd):
         adapt("photos", ["cat", "dog"], progress=False)
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert "warning: 1 files of other formats are not used" in shown.err
+    assert "warning: files of other formats are not used: 1" in shown.err
     assert shown.err.endswith("warning of the child\n")
 
 

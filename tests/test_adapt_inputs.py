@@ -41,7 +41,7 @@ def test_a_folder_is_used_where_it_is(photos, tmp_path):
     found = read_images("my photos/", Path("artifacts"))
     assert found.settings == {"name": "my-photos", "root": str(photos)}
     (warning,) = found.warnings
-    assert warning.startswith("3 files of other formats are not used (2 .heic, 1 .mov); save")
+    assert warning.startswith("files of other formats are not used: 3 (2 .heic, 1 .mov), such as ")
     assert read_images(photos / "sub", Path("artifacts")).warnings == []
     assert not Path("artifacts").exists()
 
@@ -89,6 +89,8 @@ def test_a_test_image_without_a_class_is_an_error_before_training(photos):
     )
     with pytest.raises(DataError, match=message):
         adapt("my photos", ["cat", "dog"], test="my photos/labeled", weights="nowhere")
+    with pytest.raises(DataError, match=r"test: no folder .*labelled .*Did you mean 'labeled'"):
+        adapt("my photos", ["cat", "dog"], test=photos / "labelled", weights="nowhere")
     # Labels that another file gives are not looked for in the names of the folders.
     with pytest.raises(WeightsError, match="nowhere"):
         adapt(
@@ -201,6 +203,8 @@ def test_class_names(classes, names):
         ("cat", "at least two class names in classes, found 1: cat"),
         ([], "at least two class names in classes, found 0"),
         (["cat", "dog", "Cat"], "'cat' and 'Cat' are the same name"),
+        (["cat", "dog", "cat"], "class names in classes: 'cat' is there twice; remove one"),
+        ("one line.txt", "found 1: cat,dog. Name all classes .*, one per line"),
         (["cat", ""], "classes, line 2: expected a class name|at least two"),
         ("cat,,dog", "classes, line 2: expected a class name"),
         (["cat", "d\nog"], r"without control characters, found U\+000A"),
@@ -210,6 +214,7 @@ def test_class_names(classes, names):
     ],
 )
 def test_what_are_no_class_names_is_refused(photos, classes, message):
+    Path("one line.txt").write_text("cat,dog\n", encoding="utf-8")
     with pytest.raises(UserError, match=message):
         adapt(photos, classes, weights="nowhere")
 

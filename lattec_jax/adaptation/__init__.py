@@ -26,6 +26,7 @@ from lattec_jax.adaptation.images import (
     Images,
     check_test_folder,
     class_names_file,
+    no_folder,
     parts_in_use,
     read_class_names,
     read_images,
@@ -152,7 +153,7 @@ def _arguments(
     if options["test"] is not None:
         test = Path(os.path.abspath(Path(options["test"]).expanduser()))
         if not test.is_dir():
-            raise DataError(f"test: no folder {options['test']} (looked in {Path.cwd()})")
+            raise no_folder("test", Path(options["test"]).expanduser())
         if "dataset.labels" not in given:
             check_test_folder(test, names)
     source = read_images(images, artifacts, test)

@@ -98,6 +98,8 @@ def choose(
     limits = f"min({config.train.max_steps:,} steps, {config.train.epochs} epochs)"
     per_epoch = images // batch
     choices.lines.append(f"steps = {steps:,}: {limits}; batches in an epoch: {per_epoch:,}")
+    rate = "as given" if "train.learning_rate" in given else f"the preset {config.preset}'s"
+    choices.lines.append(f"train.learning_rate = {config.train.learning_rate:g}: {rate}")
     tenth = min(config.train.warmup_steps, steps // 10)
     choices.choose("train.warmup_steps", tenth, "at most a tenth of the steps")
     if config.preset == "paper" and config.method.name == "latteclip":
@@ -151,7 +153,7 @@ def _microbatch_size(
     step = (STATE_BYTES * parameters + per_image * batch / devices) / 2**30
     needs = f"the whole batch needs about {step:.1f} GiB of the {memory / 2**30:.0f} GiB {of_what}"
     if batch <= capacity * devices:
-        return 0, needs
+        return 0, f"no microbatches, because {needs}"
     size = 2 ** max(0, int(max(capacity, 1)).bit_length() - 1)
     while config.train.batch_size % (size * devices) and size > 1:
         size //= 2

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO
 
@@ -28,12 +29,14 @@ from PIL import Image
 from lattec_jax.runtime import errors
 from lattec_jax.runtime.api_key import KeyFilter, read_api_key
 from lattec_jax.runtime.errors import ConfigError, EngineError, did_you_mean, short_repr
+from lattec_jax.runtime.extras import install_command
 from lattec_jax.runtime.safe_read import parse_json
 from lattec_jax.runtime.text import sanitize, truncate
 
 DescribeImages = Callable[[list[Image.Image]], Sequence[str]]
 ENGINES = ("pixels", "llava", "openai")
-_IN_PROCESS = ("llava", "openai")
+# Engines that run in another process: the package that each needs most, and the extra with it.
+_IN_PROCESS = {"llava": ("transformers", "captioning"), "openai": ("openai", "openai")}
 _MODEL_LIST_TIMEOUT_S = 20
 _MAX_MODEL_LIST_BYTES = 2**20
 
@@ -137,8 +140,18 @@ def describe(
         function = (describer.function, describer.identity)
         train.describe(config, kinds, function=function)
     elif config.descriptions.engine in _IN_PROCESS:
+        _check_installed(config.descriptions.engine)  # before the pseudo-labels, which take longer
         _run("lattec_jax.pseudo_label", arguments, progress)
         _run("captioning.describe", [*arguments, f"--kind={','.join(kinds)}"], progress)
+
+
+def _check_installed(engine: str) -> None:
+    package, extra = _IN_PROCESS[engine]
+    if find_spec(package) is None:
+        raise EngineError(
+            f"descriptions by {engine} need the package {package}, which is not installed: "
+            f"{install_command(extra)}"
+        )
 
 
 # Runs in the child process, which writes the message of an error for the user to a file.

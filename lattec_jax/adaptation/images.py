@@ -60,7 +60,7 @@ def read_images(images: Images, artifacts: Path, test: Path | None = None) -> So
             _, others = files_at(path)
             return Source(_folder_settings(path), _ignored(others))
         if not is_pattern(path):
-            raise _no_folder(path)
+            raise no_folder("images", path)
         found, others = files_at(path)
         return _from_paths(found, _ignored(others), artifacts, test)
     if isinstance(images, (Image.Image, bytes)) or not isinstance(images, Iterable):
@@ -90,14 +90,16 @@ def _folder_settings(folder: Path) -> dict[str, Any]:
     return {"name": name.strip("-.") or "images", "root": os.path.abspath(folder)}
 
 
-def _no_folder(path: Path) -> DataError:
+def no_folder(what: str, path: Path) -> DataError:
+    """Return the error for a folder that does not exist; `what` names the argument."""
     if path.is_file():
+        expected = "a folder, a pattern such as '*.jpg', or a list"
         return DataError(
-            f"images: {path} is one file; expected a folder, a pattern such as '*.jpg', or a list"
+            f"{what}: {path} is one file; expected {expected if what == 'images' else 'a folder'}"
         )
     parent = path.parent if path.parent.is_dir() else Path()
     hint = did_you_mean(path.name, [p.name for p in sorted(parent.iterdir()) if p.is_dir()])
-    return DataError(f"images: no folder {path} (looked in {Path.cwd()}). {hint}".rstrip())
+    return DataError(f"{what}: no folder {path} (looked in {Path.cwd()}). {hint}".rstrip())
 
 
 def _ignored(others: Sequence[Path]) -> list[str]:
@@ -108,8 +110,8 @@ def _ignored(others: Sequence[Path]) -> list[str]:
         return []
     listed = ", ".join(f"{n} {suffix}" for suffix, n in kinds.most_common(_MAX_OTHERS))
     return [
-        f"{kinds.total()} files of other formats are not used ({listed}); save photos as JPEG or "
-        "PNG"
+        f"files of other formats are not used: {kinds.total()} ({listed}), such as "
+        f"{others[0].name}; save photos as JPEG or PNG"
     ]
 
 
@@ -243,7 +245,10 @@ def read_class_names(classes: str | os.PathLike[str] | Iterable[str]) -> list[st
             f"line, found {type(classes).__name__}"
         )
     names = class_names.parse(lines, Path(where))
-    class_names.check(names, where, "Name all classes that the images may show")
+    advice = "Name all classes that the images may show"
+    if where != "classes":
+        advice += ", one per line"
+    class_names.check(names, where, advice)
     return [" | ".join(synonyms) for synonyms in names]
 
 
