@@ -3,7 +3,8 @@
     python -m lattec_jax
     python -m lattec_jax train --config=configs/demo.py
 
-Each command has --help, and also runs as `python -m PACKAGE.NAME`. --version prints the version.
+Each command has --help, and also runs as `python -m PACKAGE.NAME` (adapt: as
+`python -m lattec_jax.adaptation`). --version prints the version.
 """
 
 from __future__ import annotations
