@@ -189,6 +189,25 @@ def page_path(config: ConfigDict) -> Path:
     return artifacts_dir(config) / "descriptions" / f"{name}.html"
 
 
+def check_uses_descriptions(workdir: Path, config: ConfigDict) -> None:
+    """Raise DataError for a run that used no descriptions: those of its configured engine, which
+    may be the default, would be of other runs."""
+    path = workdir / run_directory.RESULTS
+    used = tuple(config.method.texts) != ("class",)
+    if used and path.exists():
+        from lattec_jax.runtime import schemas
+
+        advice = "restore the run's own file"
+        results = schemas.read(path, schemas.DescriptionCounts, DataError, advice)
+        used = results.get("descriptions", {}) is not None
+    if not used:
+        raise DataError(
+            f"the run in {workdir} was trained on the class names alone, without descriptions. To "
+            "train with descriptions, use a new work directory: adapt with --describe=..., or run "
+            "python -m captioning.describe and then python -m lattec_jax.train"
+        )
+
+
 def define_flags(values: flags.FlagValues) -> None:
     define_workdir(values, "Work directory of a run, whose configuration replaces --config.")
     flags.DEFINE_string(
@@ -201,6 +220,7 @@ def main(argv: Sequence[str]) -> None:
     if any(re.match(r"--?workdir\b", argument) for argument in argv) and not asks_for_help(argv):
         values, _ = read(argv, __doc__, define_flags, WORKDIR)
         config = load_run_config(Path(values.workdir) / run_directory.CONFIG)
+        check_uses_descriptions(Path(values.workdir), config)
     else:
         config, values = read_config(argv, __doc__, define_flags)
     content, count = page(config, values.limit)

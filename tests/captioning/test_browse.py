@@ -297,6 +297,32 @@ def test_the_path_of_the_page_depends_on_what_it_shows(config):
     assert len(set(paths)) == len(paths) - 1
 
 
+@pytest.mark.parametrize(
+    ("texts", "results", "used"),
+    [
+        (("class",), None, False),
+        (("class", "image"), '{"descriptions": null}', False),
+        (("class", "image"), '{"descriptions": {"image": {"missing": 0}}}', True),
+        (("class", "image"), "{}", True),
+        (("class", "image"), None, True),
+    ],
+)
+def test_a_run_without_descriptions(config, tmp_path, texts, results, used):
+    describe(config, ["image"], Ruler())  # of another run on the same images
+    config.method.texts = texts
+    write_run(config, tmp_path / "run")
+    if results:
+        (tmp_path / "run/results.json").write_text(results)
+    if used:
+        browse.main(["browse", f"--workdir={tmp_path / 'run'}"])
+        return
+    with pytest.raises(DataError, match="was trained on the class names alone") as refused:
+        browse.main(["browse", f"--workdir={tmp_path / 'run'}"])
+    message = str(refused.value)
+    assert "--describe=" in message and "new work directory" in message
+    assert "ruler" not in message and "--config" not in message
+
+
 def test_a_run_of_a_python_function_is_shown_by_its_work_directory(config, tmp_path, capsys):
     config.descriptions.engine = "function-says"
     for kind, path in ((k, descriptions_path(config, k)) for k in ("image", "group")):
