@@ -1,12 +1,13 @@
 """Write one self-contained HTML page of images, collages, descriptions and pseudo-labels.
 
-    python -m captioning.browse --config=configs/eurosat.py [--limit=500] [--out=browse.html]
+    python -m captioning.browse --config=configs/eurosat.py [--limit=500] [--out=page.html]
     python -m captioning.browse --workdir=runs/pets
 
 The page needs no server and no network; it can be filtered by class and by words. It shows `limit`
 images (0: all), evenly spaced in the training set, 10 to 30 KB each: a thumbnail, the collage of
 the image's group, and the descriptions of the configured engine, merged or not. By default it is
-written beside them, to `<artifacts>/<dataset>/descriptions/browse.html`.
+written beside them, to `<artifacts>/<dataset>/descriptions/<engine>-<model>-<digest>.html`: other
+engines, models, prompts, groups, classes and weights have pages of their own.
 """
 
 from __future__ import annotations
@@ -168,6 +169,45 @@ def _thumbnail(paths: Sequence[Path]) -> str | None:
     return data_uri(image, kind, quality=80)
 
 
+def page_path(config: ConfigDict) -> Path:
+    """Return the default path of the page. It depends on all settings that decide which texts and
+    pseudo-labels are shown."""
+    settings = config.descriptions
+    engine = settings.engine
+    identity = engine_module(config).identity(config) if engine in ENGINES else None
+    shown = [
+        identity,
+        {
+            kind: (text, descriptions_path(config, kind).name)
+            for kind, text in settings.prompts.items()
+        },
+        (settings.seed, config.dataset.class_names, config.weights, config.templates),
+    ]
+    digest = hashlib.sha256(json.dumps(shown, sort_keys=True).encode()).hexdigest()[:8]
+    model = re.sub(r"[^\w.+]+", "-", identity.model)[:60].strip("-.") if identity else ""
+    name = "-".join(filter(None, (engine, model, digest)))
+    return artifacts_dir(config) / "descriptions" / f"{name}.html"
+
+
+def check_uses_descriptions(workdir: Path, config: ConfigDict) -> None:
+    """Raise DataError for a run that used no descriptions: those of its configured engine, which
+    may be the default, would be of other runs."""
+    path = workdir / run_directory.RESULTS
+    used = tuple(config.method.texts) != ("class",)
+    if used and path.exists():
+        from lattec_jax.runtime import schemas
+
+        advice = "restore the run's own file"
+        results = schemas.read(path, schemas.DescriptionCounts, DataError, advice)
+        used = results.get("descriptions", {}) is not None
+    if not used:
+        raise DataError(
+            f"the run in {workdir} was trained on the class names alone, without descriptions. To "
+            "train with descriptions, use a new work directory: adapt with --describe=..., or run "
+            "python -m captioning.describe and then python -m lattec_jax.train"
+        )
+
+
 def define_flags(values: flags.FlagValues) -> None:
     define_workdir(values, "Work directory of a run, whose configuration replaces --config.")
     flags.DEFINE_string(
@@ -180,10 +220,11 @@ def main(argv: Sequence[str]) -> None:
     if any(re.match(r"--?workdir\b", argument) for argument in argv) and not asks_for_help(argv):
         values, _ = read(argv, __doc__, define_flags, WORKDIR)
         config = load_run_config(Path(values.workdir) / run_directory.CONFIG)
+        check_uses_descriptions(Path(values.workdir), config)
     else:
         config, values = read_config(argv, __doc__, define_flags)
     content, count = page(config, values.limit)
-    path = Path(values.out or artifacts_dir(config) / "descriptions" / "browse.html")
+    path = Path(values.out) if values.out else page_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)
     print_escaped(

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,7 +33,7 @@ from convert import example_script, flax_to_openclip, to_huggingface
 from lattec_jax.models import run_artifacts
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.run_artifacts import ZeroShotHeads
-from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
+from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, print_next, read
 from lattec_jax.runtime.config import load_run_config
 from lattec_jax.runtime.errors import WeightsError
 from lattec_jax.runtime.files import partial_directory, remove_abandoned, write_safetensors
@@ -122,10 +123,10 @@ def main(argv: Sequence[str]) -> None:
     values, _ = read(argv, __doc__, define_flags, REQUIRED)
     out = Path(values.out)
     export(Path(values.workdir), values.to, out)
-    print_escaped(f"wrote {out}")
+    print_escaped(f"wrote {', '.join(sorted(p.name for p in out.iterdir()))} to {out}")
     script = out / "use.py"
     if script.exists():
-        print_escaped(f"\n{script.read_text(encoding='utf-8')}\npython {script} IMAGE ...")
+        print_next(f"python {shlex.quote(str(script))} IMAGE ...")
 
 
 if __name__ == "__main__":

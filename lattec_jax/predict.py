@@ -42,7 +42,8 @@ def images_at(path: Path) -> list[Path]:
         DataError: there are none.
     """
     if not os.path.exists(path):  # False also for a name that is too long
-        raise DataError(f"no image or folder {path}")
+        where = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
+        raise DataError(f"no image or folder {path}{where}")
     paths = sorted(find_images(path)) if path.is_dir() else [path]
     if not paths:
         raise DataError(f"no images below {path}")

@@ -27,6 +27,7 @@ from lattec_jax.runtime.files import write_atomic, write_json
 from lattec_jax.runtime.weights import WEIGHTS_FILE, locate
 
 COMMAND = "python -m lattec_jax.pseudo_label --config=..."
+_ADVICE = f"make the pseudo-labels with {COMMAND}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,46 +96,45 @@ def write(
 
 
 def read(
-    path: str | os.PathLike[str], image_ids: Sequence[str] | None, source: Mapping[str, Any]
+    path: str | os.PathLike[str],
+    image_ids: Sequence[str] | None,
+    source: Mapping[str, Any],
+    advice: str = _ADVICE,
 ) -> PseudoLabels:
     """Read the labels of the given images (None: all in the file), in their order.
 
     Raise DataError if the file does not exist, has another provenance or a malformed line, or lacks
-    an image.
+    an image; its message ends with `advice`.
     """
     from lattec_jax.runtime import schemas
 
     path = Path(path)
     sidecar = path.with_suffix(".json")
     if not sidecar.exists():
-        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}")
-    advice = f"make the pseudo-labels again with {COMMAND}"
+        raise DataError(f"no pseudo-labels at {path}; {advice}")
     written = schemas.read(sidecar, schemas.Provenance, DataError, advice)
     for key, expected in source.items():
         if written.get(key) != expected:
             raise DataError(
                 f"the pseudo-labels at {path} are of other {key}: expected "
-                f"{short_repr(expected, 100)}, found {short_repr(written.get(key), 100)}; make "
-                f"them again with {COMMAND}"
+                f"{short_repr(expected, 100)}, found {short_repr(written.get(key), 100)}; {advice}"
             )
     names = source["class_names"]
     found: dict[str, tuple[int, float, float]] = {}
     try:
         with safe_read.open_regular(path) as file:
             for number, line in enumerate(safe_read.bounded_lines(file), 1):
-                image, values = _parse(line, path, number, names)
+                image, values = _parse(line, path, number, names, advice)
                 found[image] = values
     except FileNotFoundError as error:
-        raise DataError(f"no pseudo-labels at {path}; make them with {COMMAND}") from error
+        raise DataError(f"no pseudo-labels at {path}; {advice}") from error
     except (OSError, ValueError) as error:
-        raise DataError(
-            f"{path} cannot be read: {error}; make them again with {COMMAND}"
-        ) from error
+        raise DataError(f"{path} cannot be read: {error}; {advice}") from error
     ids = tuple(found if image_ids is None else image_ids)
     if missing := [image for image in ids if image not in found]:
         raise DataError(
             f"{path} has no pseudo-label for {len(missing)} of {len(ids)} images, the first: "
-            f"{missing[0]!r}; make them again with {COMMAND}"
+            f"{missing[0]!r}; {advice}"
         )
     return PseudoLabels(
         ids=ids,
@@ -145,7 +145,7 @@ def read(
 
 
 def _parse(
-    line: bytes, path: Path, number: int, names: Sequence[str]
+    line: bytes, path: Path, number: int, names: Sequence[str], advice: str
 ) -> tuple[str, tuple[int, float, float]]:
     """Parse one line to its image, and label, score and margin."""
     try:
@@ -165,6 +165,6 @@ def _parse(
         raise DataError(
             f"{path}:{number}: expected a pseudo-label, found "
             f"{line[:80].decode(errors='replace').strip()!r} ({type(error).__name__}: {error}); "
-            f"make them again with {COMMAND}"
+            f"{advice}"
         ) from error
     return image, (label, float(score), float(margin))

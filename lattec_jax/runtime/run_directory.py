@@ -12,14 +12,15 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.config import flatten, from_json, to_json
-from lattec_jax.runtime.errors import ConfigError, differences
+from lattec_jax.runtime.errors import ConfigError, differences, short_repr
 from lattec_jax.runtime.files import (
     PARTIAL,
     lock,
@@ -39,6 +40,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"  # the adapted CLIP, a checkpoint directory
 CLASSIFIER = "classifier.safetensors"  # the class weights of the zero-shot head
 LOCK = "lock"
+MAX_NAMES = 5  # class names listed in a message
 
 # Configuration keys that may differ when a run is resumed: they do not change the results, except
 # for the order of summation.
@@ -88,7 +90,9 @@ def check_same_inputs(workdir: Path, inputs: Mapping[str, Any]) -> None:
     """Raise ConfigError unless a run is resumed with the data, weights and texts of its start."""
     if not (workdir / INPUTS).exists():
         return
-    if listed := differences(read_inputs(workdir), _as_json(inputs)):
+    before, now = read_inputs(workdir), _as_json(inputs)
+    names = (values.get("class_names", []) for values in (before, now))
+    if listed := differences(before, now) + _name_differences(*names):
         raise ConfigError(
             f"the run in {workdir} started with other inputs; restore them to continue it, or "
             f"choose another --workdir. Differences:{listed}"
@@ -178,7 +182,39 @@ def _lock(workdir: Path, mode: int, kind: int) -> int:
 def _config_differences(before: ConfigDict, now: ConfigDict) -> str:
     values = _fixed_values(before), _fixed_values(now)
     keys = sorted(values[0].keys() | values[1].keys())
-    return differences(*({key: own.get(key, "(absent)") for key in keys} for own in values))
+    listed = differences(*({key: own.get(key, "(absent)") for key in keys} for own in values))
+    return listed + _name_differences(*map(_class_lines, values))
+
+
+def _class_lines(values: Mapping[str, Any]) -> list[str]:
+    """Return the lines of the file of class names; none if it cannot be read."""
+    setting = Path(str(values.get("dataset.class_names"))).expanduser()
+    for path in (Path(str(values.get("dataset.root"))).expanduser() / setting, setting):
+        try:
+            lines = safe_read.read_text(path, encoding="utf-8-sig").split("\n")
+        except (OSError, ValueError):
+            continue
+        return [line.strip() for line in lines if line.strip()]
+    return []
+
+
+def _name_differences(before: Sequence[str], now: Sequence[str]) -> str:
+    """Return a line with the class names that were removed and added; "" for the same names, or if
+    either list is empty."""
+    if not before or not now or list(before) == list(now):
+        return ""
+    old, new = dict.fromkeys(before), dict.fromkeys(now)
+    changes = {
+        "without": [name for name in old if name not in new],
+        "with": [name for name in new if name not in old],
+    }
+    parts = [f"{word} {_first_names(names)}" for word, names in changes.items() if names]
+    return f"\n  class names: now {', '.join(parts) or 'in another order'}"
+
+
+def _first_names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(map(short_repr, names[:MAX_NAMES])) + more
 
 
 def _fixed_values(config: ConfigDict) -> dict[str, Any]:

@@ -101,6 +101,12 @@ class Inputs(Record):
     class_names: list[str] | None = None
 
 
+class DescriptionCounts(Record):
+    """What `results.json` of a training run counts of its descriptions; None: it used none."""
+
+    descriptions: dict[str, Any] | None = None
+
+
 class Provenance(Record):
     """The sidecar file of pseudo-labels: what they depend on."""
 

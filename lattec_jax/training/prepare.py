@@ -210,9 +210,10 @@ def prepare_pseudo_labels(
     found = None
     if distributed.broadcast_from_main(path.exists):
         try:
-            found = pseudo_label_files.read(path, images.ids, source)
+            advice = "the pseudo-labels are made again"
+            found = pseudo_label_files.read(path, images.ids, source, advice)
         except DataError as error:  # images were added, or the file is damaged
-            log.warning("making the pseudo-labels again: %s", error)
+            log.warning("%s", error)
     if distributed.all_agree(found is not None) and found is not None:
         return found
     params = sharding.shard_params(weights.params, mesh)

@@ -19,6 +19,7 @@ from PIL import Image
 from captioning import browse
 from captioning.collage import collage
 from captioning.describe import describe
+from captioning.engines import engine_module
 from captioning.groups import sample_groups
 from captioning.shards import Shard
 from lattec_jax.data.descriptions import Record, descriptions_path, to_line
@@ -112,6 +113,11 @@ def test_files_of_another_captioner_and_missing_weights(config):
     path.write_bytes(to_line(Record(IDS[0], "image", "by hand")))
     images = data_of(browse.page(config, 0)[0])["images"]
     assert images[0]["texts"][0]["text"] == "by hand" and images[0]["label"] is None
+
+
+def write_run(config, workdir: Path) -> None:
+    workdir.mkdir(parents=True)
+    (workdir / "config.json").write_text(to_json(config))
 
 
 class Page(HTMLParser):
@@ -233,13 +239,88 @@ def test_mistakes(config):
 def test_the_command(config, tmp_path, capsys):
     describe(config, ["image"], Ruler())
     write_config_file(config, tmp_path / "mine.py")
-    beside = descriptions_path(config, "image").with_name("browse.html")
+    beside = browse.page_path(config)
+    assert beside.parent == descriptions_path(config, "image").parent
     for out in (beside, tmp_path / "new" / "page.html"):
         flags = [] if out == beside else [f"--out={out}"]
         browse.main(["browse", f"--config={tmp_path / 'mine.py'}", "--limit=4", *flags])
         first, last = capsys.readouterr().out.splitlines()
         assert first.startswith("4 images") and last == str(out)
         assert len(data_of(out.read_text(encoding="utf-8"))["images"]) == 4
+
+
+def test_each_model_has_a_page_of_its_own(config, tmp_path, capsys):
+    describe(config, ["image"], Ruler())
+    config.descriptions.engine = "openai"
+    shown = {}
+    for model in ("org/small v1", "org/small v2"):
+        config.descriptions.openai.model = model
+
+        class Says(Ruler):
+            identity = engine_module(config).identity(config)
+
+            def __init__(self, model=model):
+                self.requests, self.fails, self.says = [], set(), model
+
+            def describe(self, requests):
+                for request, _ in super().describe(requests):
+                    yield request, self.says
+
+        describe(config, ["image"], Says())
+        write_run(config, tmp_path / model)
+    for model in ("org/small v1", "org/small v2"):
+        browse.main(["browse", f"--workdir={tmp_path / model}"])
+        shown[model] = Path(capsys.readouterr().out.splitlines()[-1])
+    assert len(set(shown.values())) == 2
+    for model, path in shown.items():
+        assert path.name.startswith(f"openai-{model.replace('/', '-').replace(' ', '-')}-")
+        images = data_of(path.read_text(encoding="utf-8"))["images"]
+        assert {t["text"] for i in images for t in i["texts"]} == {model}
+
+
+def test_the_path_of_the_page_depends_on_what_it_shows(config):
+    paths = [browse.page_path(config)]
+    assert re.fullmatch(r"ruler-1-[0-9a-f]{8}\.html", paths[0].name)
+    for key, value in (
+        ("descriptions.prompts.image", "How high?"),
+        ("descriptions.prompts.scene", "Where?"),
+        ("descriptions.group_size", 2),
+        ("descriptions.seed", 1),
+        ("dataset.class_names", "others.txt"),
+        ("weights", "others"),
+        ("templates", ("a drawing of a {}.",)),
+        ("descriptions.openai.concurrency", 1),
+    ):
+        config.update_from_flattened_dict({key: value})
+        paths.append(browse.page_path(config))
+    assert paths[-1] == paths[-2]  # the last changes nothing on the page
+    assert len(set(paths)) == len(paths) - 1
+
+
+@pytest.mark.parametrize(
+    ("texts", "results", "used"),
+    [
+        (("class",), None, False),
+        (("class", "image"), '{"descriptions": null}', False),
+        (("class", "image"), '{"descriptions": {"image": {"missing": 0}}}', True),
+        (("class", "image"), "{}", True),
+        (("class", "image"), None, True),
+    ],
+)
+def test_a_run_without_descriptions(config, tmp_path, texts, results, used):
+    describe(config, ["image"], Ruler())  # of another run on the same images
+    config.method.texts = texts
+    write_run(config, tmp_path / "run")
+    if results:
+        (tmp_path / "run/results.json").write_text(results)
+    if used:
+        browse.main(["browse", f"--workdir={tmp_path / 'run'}"])
+        return
+    with pytest.raises(DataError, match="was trained on the class names alone") as refused:
+        browse.main(["browse", f"--workdir={tmp_path / 'run'}"])
+    message = str(refused.value)
+    assert "--describe=" in message and "new work directory" in message
+    assert "ruler" not in message and "--config" not in message
 
 
 def test_a_run_of_a_python_function_is_shown_by_its_work_directory(config, tmp_path, capsys):
@@ -249,10 +330,10 @@ def test_a_run_of_a_python_function_is_shown_by_its_work_directory(config, tmp_p
         path.write_bytes(
             to_line(Record(image=IDS[0], kind=kind, text=f"{kind}: a cat", key="0" * 64))
         )
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.json").write_text(to_json(config))
+    write_run(config, tmp_path / "run")
     browse.main(["browse", f"--workdir={tmp_path / 'run'}"])
     page = Path(capsys.readouterr().out.splitlines()[-1])
-    assert page.name == "browse.html" and "image: a cat" in page.read_text()
+    assert re.fullmatch(r"function-says-[0-9a-f]{8}\.html", page.name)
+    assert "image: a cat" in page.read_text()
     with pytest.raises(ConfigError, match="nothere"):
         browse.main(["browse", f"--workdir={tmp_path / 'nothere'}"])

@@ -125,7 +125,12 @@ def test_the_script_gives_the_same_predictions(to, architecture, preprocess, tmp
     out = tmp_path / "out"
     export.main(["export", f"--workdir={run}", f"--to={to}", f"--out={out}"])
     shown = capsys.readouterr().out
-    assert (out / "use.py").read_text(encoding="utf-8") in shown
+    written = sorted(path.name for path in out.iterdir())
+    assert {"classes.json", "prototypes.safetensors", "use.py"} < set(written)
+    assert shown.splitlines()[-2:] == [
+        f"wrote {', '.join(written)} to {out}",
+        f"next: python {out / 'use.py'} IMAGE ...",
+    ]
     assert_same_predictions(out, run, images(tmp_path))
     classes = json.loads((out / "classes.json").read_text(encoding="utf-8"))
     assert classes["class_names"] == CLASSES

@@ -71,6 +71,30 @@ def test_missing(path):
         pseudo_labels.read(path.with_name("none.jsonl"), IDS, SOURCE)
 
 
+def without_provenance(path):
+    path.with_suffix(".json").unlink()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        without_provenance,
+        lambda path: path.with_suffix(".json").write_text("{"),
+        lambda path: path.with_suffix(".json").write_text("{}"),
+        lambda path: path.write_text("none\n"),
+        lambda path: path.write_bytes(b" " * (2**20 + 1)),
+        lambda path: path.write_bytes(path.read_bytes().splitlines()[0]),
+        lambda path: path.unlink(),
+    ],
+)
+def test_the_caller_says_what_is_done_about_it(path, spoil):
+    spoil(path)
+    for advice, arguments in (("make .* --config=...$", ()), ("remade here$", ("remade here",))):
+        with pytest.raises(DataError, match=f"; {advice}") as refused:
+            pseudo_labels.read(path, IDS, SOURCE, *arguments)
+        assert ("make the" in str(refused.value)) == (not arguments)
+
+
 @pytest.mark.parametrize(
     "line",
     [

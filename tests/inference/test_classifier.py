@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -425,8 +426,11 @@ def test_a_file_of_other_settings_is_refused(finished, strange):
     (strange / "a.jsonl.settings.json").write_text("[1]")
     with pytest.raises(ConfigError, match=r"a\.jsonl\.settings\.json: expected a JSON object"):
         run(f"--workdir={run_dir}", "--out=a.jsonl", paths_of(finished)[0])
-    with pytest.raises(DataError, match="no image or folder aaa"):
+    looked = re.escape(f"(looked in {Path.cwd()})")
+    with pytest.raises(DataError, match=f"no image or folder a{{300}} {looked}$"):
         run(f"--workdir={run_dir}", "a" * 300)
+    with pytest.raises(DataError, match=r"no image or folder /none/5\.jpg$"):
+        run(f"--workdir={run_dir}", "/none/5.jpg")
     with pytest.raises(ConfigError, match="no directory nowhere"):  # not the image
         run("--workdir=nowhere", "missing.png")
     with pytest.raises(ConfigError, match="a table cannot be continued"):

@@ -50,6 +50,40 @@ def test_another_configuration_is_refused_and_the_keys_are_listed(tmp_path):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "line"),
+    [
+        ("eight\nnine\n", "eight\nnein\n", "now without 'nine', with 'nein'"),
+        ("one\ntwo\nthree", "one\n three", "now without 'two'"),
+        ("one\n", "\ufeffone\ntwo | 2\n", "now with 'two | 2'"),
+        ("one\ntwo", "two\none", "now in another order"),
+        ("\n".join("abcdefg"), "a\n", "now without 'b', 'c', 'd', 'e', 'f' and 1 more"),
+        ("one\ntwo\n", "one\n\ntwo", None),  # another file with the same names
+        ("one\n", None, None),
+        (None, "one\n", None),
+        ("one\n", b"\xff\n", None),
+    ],
+)
+def test_the_class_names_that_differ_are_listed(tmp_path, before, now, line):
+    """The first file is named by its absolute path, the second relative to the images."""
+    (tmp_path / "images").mkdir()
+    files = tmp_path / "first.txt", tmp_path / "images/second.txt"
+    for file, content in zip(files, (before, now), strict=True):
+        if content is not None:
+            file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    root = str(tmp_path / "images")
+    configs = [
+        config(dataset={"root": root, "class_names": name})
+        for name in (str(files[0]), "second.txt")
+    ]
+    run_directory.acquire(tmp_path / "run", configs[0], RECORD)
+    with pytest.raises(ConfigError) as refused:
+        run_directory.check_available(tmp_path / "run", configs[1])
+    listed = str(refused.value).splitlines()[1:]
+    assert listed[0].startswith("  dataset.class_names: was '") and "second.txt" in listed[0]
+    assert listed[1:] == ([f"  class names: {line}"] if line else [])
+
+
 def test_some_keys_may_change_on_resume(tmp_path):
     assert {key for key, _ in flatten(get_config())} >= run_directory.MAY_CHANGE_ON_RESUME
     run_directory.acquire(tmp_path, config(compute={"fsdp": 1}), RECORD)
@@ -99,6 +133,7 @@ def test_other_inputs_are_refused_and_listed(tmp_path):
     with pytest.raises(ConfigError) as refused:
         run_directory.acquire(tmp_path, config(), {**RECORD, "class_names": ["dog", "cat"]})
     assert "class_names: was ['cat', 'dog'], is now ['dog', 'cat']" in str(refused.value)
+    assert str(refused.value).endswith("\n  class names: now in another order")
     assert "weights_sha256" not in str(refused.value)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
     run_directory.check_same_inputs(tmp_path / "new", RECORD)  # a new directory

@@ -46,6 +46,16 @@ def test_only_what_augments_makes_a_training_cache(place, capsys):
     assert {path.name.split("-")[0] for path in caches.iterdir()} == {"evaluation", "training"}
 
 
+def test_pseudo_labels_of_other_images_are_made_again(place, caplog):
+    run(*ZERO_SHOT)
+    assert not caplog.messages
+    (place / "labeled/train/cat/c000.jpg").unlink()
+    run(*ZERO_SHOT, "--workdir=fewer")
+    (warning,) = [message for message in caplog.messages if "pseudo-labels" in message]
+    assert "are of other images" in warning
+    assert warning.endswith("; the pseudo-labels are made again")
+
+
 def test_the_cheap_engine_reads_nothing_that_preparation_has_read(place, monkeypatch):
     def refuse(*arguments):
         raise AssertionError("this was read before")

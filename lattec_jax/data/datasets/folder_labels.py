@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -120,13 +121,18 @@ def _labels_from_folders(
             f"{unlabeled[0]!r}. The class names are {_display_names(names)}"
         )
     if len(unlabeled) < len(labels):
-        log.warning(
-            "%d of %d images of the %s part are in folders named like a class, but others, the "
-            "first %r, are not, so no labels are read there. Rename their folders, or set "
-            "config.dataset.labels",
-            *(len(labels) - len(unlabeled), len(labels), part, unlabeled[0]),
+        _warn_once(
+            f"{len(labels) - len(unlabeled)} of {len(labels)} images of the {part} part are in "
+            f"folders named like a class, but others, the first {unlabeled[0]!r}, are not, so no "
+            "labels are read there. Rename their folders, or set config.dataset.labels"
         )
     return None
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    """Log a warning that this process has not logged yet: a command may read a data set twice."""
+    log.warning("%s", text)
 
 
 def _display_names(names: NamesByClass) -> str:

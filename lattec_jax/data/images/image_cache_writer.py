@@ -108,7 +108,7 @@ def write_image_caches(
                 f"the image caches cannot be written to {directory}: {error.strerror}; "
                 "make room, or set --config.artifacts to another disk, and repeat the command"
             ) from error
-        _check_failed(failed, len(split.ids), max_unreadable_fraction)
+        _check_failed(failed, len(split.ids), max_unreadable_fraction, next(iter(layouts)))
         for source, target in zip(written, layouts, strict=True):
             replace_directory(source, target)
 
@@ -177,15 +177,17 @@ def _header_size(path: Path) -> tuple[int, int] | None:
 
 
 def _check_failed(
-    failed: Sequence[dict[str, str]], total: int, max_unreadable_fraction: float
+    failed: Sequence[dict[str, str]], total: int, max_unreadable_fraction: float, directory: Path
 ) -> None:
+    """Warn of unreadable images; raise DataError for too many. `directory`: of an image cache."""
     if not failed:
         return
     if len(failed) <= max_unreadable_fraction * total and len(failed) < total:
         log.warning(
             "%d of %d images cannot be read and are left out; the first: %s (%s). "
-            "index.json in the image cache lists them all",
+            "%s lists them all",
             *(len(failed), total, failed[0]["image"], failed[0]["reason"]),
+            directory / "index.json",
         )
         return
     listed = list_lines([f"{entry['image']}: {entry['reason']}" for entry in failed], "  ")

@@ -131,6 +131,15 @@ def test_auto_labels_want_every_image_in_a_class_folder(usual):
     assert load(usual, labels="none").test.labels is None
 
 
+def test_labels_that_are_not_read_are_mentioned_once(usual, caplog):
+    for stray in ("b.jpg", "b.jpg", "a.jpg"):
+        touch(usual, f"train/named_nowhere_else_{stray}")
+        load(usual)
+    first, second = caplog.messages
+    assert first.startswith("6 of 7 images of the train part") and "else_b.jpg" in first
+    assert second.startswith("6 of 8 images of the train part") and "else_a.jpg" in second
+
+
 def test_labels_from_csv(usual, tmp_path):
     touch(tmp_path, "unused.jpg")
     lines = ["label, image", "DOG,test/dog/7.PNG", "0,./test/big_cat/8.webp", "dog,unused.jpg"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -128,6 +129,9 @@ def test_unreadable_images_are_left_out_and_named(split, tmp_path, caplog):
     )
     assert caches.training.sizes.tolist() == [[16, 32], [32, 32]]
     assert "3 of 5 images cannot be read" in caplog.text
+    (listed,) = re.findall(r"(\S+index\.json) lists them all", caplog.text)
+    failed = json.loads(Path(listed).read_text(encoding="utf-8"))["failed"]
+    assert [entry["image"] for entry in failed] == ["1.png", "2.png", "4.png"]
 
 
 def test_too_many_unreadable_images(tmp_path):
