@@ -12,6 +12,7 @@ from jaxtyping import Int
 
 from lattec_jax.models.run_artifacts import ZeroShotHeads
 from lattec_jax.reporting import health, report_data, results
+from lattec_jax.reporting.alarms import LabeledTest
 from lattec_jax.runtime import distributed, run_directory
 from lattec_jax.runtime.cli import print_next
 from lattec_jax.runtime.errors import DataError
@@ -81,7 +82,7 @@ def write_results(
         "batch_size": run.batch_size,
         **results.compare_accuracies(inputs, *adapted.scores),
         "label_free": results.label_free_metrics(pretrained.baseline, predictions, class_weights),
-        "health": health.health_report(pretrained.baseline, class_weights, predictions, result.log),
+        "health": _health(run, pretrained, result, adapted),
         "train_seconds": result.seconds,
         "images_per_second": result.images_per_second,
     }
@@ -93,6 +94,24 @@ def write_results(
     report_data.write_page(run.directory)
     _print_next(run.directory)
     return content
+
+
+def _health(
+    run: Run, pretrained: PretrainedFeatures, result: FitResult, adapted: Adapted
+) -> dict[str, Any]:
+    """Return the entry "health" of `results.json`."""
+    labels, test = run.inputs.test_labels, None
+    if labels is not None:
+        test = LabeledTest(labels, *(found["predictions"] for found in adapted.scores))
+    trained = run.method.trains and run.steps > 0 and run.config.wise_ft != 0
+    return health.health_report(
+        pretrained.baseline,
+        adapted.heads.adapted,
+        adapted.predictions,
+        result.log,
+        test,
+        trained,
+    )
 
 
 def show_finished(directory: Path) -> dict[str, Any]:

@@ -117,6 +117,7 @@ def test_wise_ft_averages_the_model_before_and_after(reclip, method, fractions):
     none = json.loads((reclip / "a0/results.json").read_text(encoding="utf-8"))
     assert none["adapted"] == none["zero_shot"] == plain["zero_shot"]
     assert none["per_class"]["adapted"] == none["per_class"]["zero_shot"]
+    assert "hardly changed" not in none["health"]["verdict"]  # the fraction 0 trains nothing
     for name, value in model_of(reclip / "a0").items():
         np.testing.assert_array_equal(value, base[name])
     if 1 in fractions:

@@ -37,7 +37,7 @@ def class_fractions(predictions: Int[np.ndarray, " N"], classes: int) -> list[fl
 def entropy(fractions: list[float]) -> float:
     """Return the normalized entropy of class fractions: 1 if uniform, 0 for a single class."""
     p = np.asarray([fraction for fraction in fractions if fraction > 0])
-    return float(-(p * np.log(p)).sum() / np.log(len(fractions)))
+    return float(-(p * np.log(p)).sum() / np.log(len(fractions))) + 0.0  # never -0.0
 
 
 def drift(before: Float[np.ndarray, "C D"], after: Float[np.ndarray, "C D"]) -> list[float]:

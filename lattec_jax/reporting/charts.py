@@ -27,7 +27,7 @@ def format_number(value: float | None) -> str:
         return UNKNOWN
     if value == 0 or 0.001 <= abs(value) < 100_000:
         digits = 2 - math.floor(math.log10(abs(value))) if value else 0
-        return f"{value:,.{min(max(digits, 0), 4)}f}"
+        return f"{value:z,.{min(max(digits, 0), 4)}f}"
     return f"{value:.2g}"
 
 

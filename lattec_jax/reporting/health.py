@@ -11,7 +11,13 @@ from jaxtyping import Float, Int
 from tqdm import tqdm
 
 from lattec_jax.data.evaluation_metrics import class_fractions
-from lattec_jax.reporting.alarms import Alarm, final_alarms, window_alarms
+from lattec_jax.reporting.alarms import (
+    Alarm,
+    LabeledTest,
+    accuracy_alarms,
+    final_alarms,
+    window_alarms,
+)
 from lattec_jax.reporting.health_metrics import (
     WINDOW,
     Baseline,
@@ -19,23 +25,36 @@ from lattec_jax.reporting.health_metrics import (
     final_metrics,
 )
 
+MIN_CHANGED_FRACTION = 0.01  # of the training images; below, the model hardly changed
+
 
 def health_report(
     baseline: Baseline,
     class_weights: Float[np.ndarray, "C D"],
     predictions: Int[np.ndarray, " N"],
     log: Sequence[LogLine],
+    test: LabeledTest | None = None,
+    trained: bool = True,
 ) -> dict[str, Any]:
-    """Return the entry "health" of `results.json`, from the adapted model, its predictions for
-    the training images, and all lines of `metrics.jsonl`."""
-    alarms = {alarm.name: alarm for alarm in final_alarms(baseline, class_weights, predictions)}
+    """Return the entry "health" of `results.json`.
+
+    Args:
+        class_weights: of the adapted model.
+        predictions: of the adapted model for the training images.
+        log: all lines of `metrics.jsonl`.
+        test: labeled test images, if there are any. Only the alarms on accuracy read them.
+        trained: whether training could change the model.
+    """
+    measured = accuracy_alarms(test, len(baseline.class_names)) if test else []
+    at_end = [*measured, *final_alarms(baseline, class_weights, predictions)]
+    alarms = {alarm.name: alarm for alarm in at_end}
     lines = _training_lines(log)
     for alarm in _logged_alarms(baseline, lines):
         alarms.setdefault(alarm.name, alarm)
     metrics = final_metrics(baseline, class_weights, predictions, lines)
     adapted = class_fractions(predictions, len(baseline.class_names))
     return {
-        "verdict": verdict(metrics, list(alarms)),
+        "verdict": verdict(metrics, list(alarms), test is not None, trained),
         "alarms": [{**a._asdict(), "classes": list(a.classes)} for a in alarms.values()],
         "metrics": metrics,
         "class_fractions": {"zero_shot": baseline.class_fractions, "adapted": adapted},
@@ -52,17 +71,33 @@ def _training_lines(log: Sequence[LogLine]) -> list[LogLine]:
     return [line for line in log if line.get("loss") is not None]
 
 
-def verdict(metrics: Mapping[str, float], alarms: Sequence[str]) -> str:
-    """Return a summary of a few lines: the alarms by name, and the main metrics."""
+def verdict(
+    metrics: Mapping[str, float], alarms: Sequence[str], measured: bool, trained: bool
+) -> str:
+    """Return a summary of a few lines: the alarms by name, and the main metrics.
+
+    Args:
+        measured: whether there are labeled test images.
+        trained: see `health_report`.
+    """
     entropy, before = metrics["class_entropy"], metrics["class_entropy_zero_shot"]
     summary = (
         f"The model agrees with the frozen model on {metrics['agreement_with_frozen']:.0%} of the "
-        f"training images; the entropy of its predictions is {entropy:.2f} (zero-shot "
-        f"{before:.2f}; uniform 1); the distance between classes is {metrics['separation']:.0%} of "
-        "that at the start."
+        f"training images; the entropy of its predictions is {entropy:z.2f} (zero-shot "
+        f"{before:z.2f}; uniform 1); the distance between classes is {metrics['separation']:.0%} "
+        "of that at the start."
     )
+    changed = 1 - metrics["agreement_with_frozen"]
+    if trained and changed < MIN_CHANGED_FRACTION:
+        summary += (
+            f"\nThe model hardly changed: only {changed:.1%} of the training images changed class "
+            f'(below {MIN_CHANGED_FRACTION:.0%}). See docs/trust.md, "Nothing changed. What now?"'
+        )
     if not alarms:
-        return f"Healthy: no alarms.\n{summary}"
+        unchecked = (
+            " Alarms detect collapse and drift, not wrong classes; accuracy is not measured."
+        )
+        return f"Healthy: no alarms.{'' if measured else unchecked}\n{summary}"
     count = "1 alarm" if len(alarms) == 1 else f"{len(alarms)} alarms"
     return f"Check this model before you use it: {count}.\nAlarms: {', '.join(alarms)}.\n{summary}"
 

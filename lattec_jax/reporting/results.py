@@ -99,7 +99,7 @@ def comparison_table(
             lines.append(f"{name:{width}}{'no images':>10}")
         else:
             change = 100 * (second - first)
-            lines.append(f"{name:{width}}{first:10.1%}{second:10.1%}{change:+9.1f}")
+            lines.append(f"{name:{width}}{first:10.1%}{second:10.1%}{change:+z9.1f}")
     return "\n".join(lines)
 
 

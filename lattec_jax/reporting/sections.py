@@ -46,6 +46,22 @@ CHARTS = (
     ),
     ("Accuracy", "On the test images.", {"test_top1": "top-1", "test_top5": "top-5"}),
 )
+# Labels of the health metrics; after a prefix comes a kind of text.
+METRIC_LABELS = {
+    "agreement_with_frozen": "agreement with the frozen model",
+    "class_entropy": "entropy of the predictions, adapted (1 is uniform)",
+    "class_entropy_zero_shot": "entropy of the predictions, zero-shot (1 is uniform)",
+    "drift_mean": "drift of the class vectors (1 − cosine to the start), mean",
+    "drift_largest": "drift of the class vectors (1 − cosine to the start), maximum",
+    "nearest_similarity": "maximum cosine between two classes",
+    "separation": "distance between classes, relative to the start",
+    "gradient_norm": "gradient norm",
+    "logit_scale": "logit scale",
+}
+METRIC_PREFIXES = {
+    "coverage_": "fraction of images with a description",
+    "weight_": "mean mixer weight of the texts",
+}
 RESULTS_VALUES = (
     "method", "preset", "dataset", "protocol", "model", "weights", "weights_sha256",
     "seed", "steps", "learning_rate", "alpha", "momentum", "wise_ft", "template",
@@ -89,9 +105,16 @@ def health(run: RunFiles) -> str:
             f'<p class="soft">{escape(alarm["metric"])} = {format_number(alarm["value"])}, '
             f"threshold {format_number(alarm['threshold'])}</p></div>"
         )
-    rows = [(k.replace("_", " "), format_number(v)) for k, v in found["metrics"].items()]
+    rows = [(_metric_label(k), format_number(v)) for k, v in found["metrics"].items()]
     parts.append(table("Metrics on the training images, without labels", ("metric", "value"), rows))
     return "\n".join(parts)
+
+
+def _metric_label(name: str) -> str:
+    for prefix, label in METRIC_PREFIXES.items():
+        if name.startswith(prefix):
+            return f"{label}: {name.removeprefix(prefix)}"
+    return METRIC_LABELS.get(name, name)
 
 
 def accuracy(run: RunFiles) -> str:
@@ -143,7 +166,7 @@ def _change(before: float, after: float) -> tuple[str, str, str]:
     """Return both values in percent, and their difference with an arrow and a sign."""
     change = 100 * (after - before)
     arrow = "▲" if change >= 0.05 else "▼" if change <= -0.05 else "="
-    return f"{before:.1%}", f"{after:.1%}", f"{arrow} {change:+.1f}"
+    return f"{before:.1%}", f"{after:.1%}", f"{arrow} {change:+z.1f}"
 
 
 def confusion(run: RunFiles) -> str:
@@ -221,7 +244,7 @@ def prototypes(run: RunFiles) -> str:
     parts = [table(caption, header, rows, (1,))]
     if found["cosines"]:
         cells = {
-            (i, j): (max(value, 0.0), f"{value:.1f}")
+            (i, j): (max(value, 0.0), f"{value:z.1f}")
             for i, row in enumerate(found["cosines"])
             for j, value in enumerate(row)
             if is_finite(value)
@@ -233,7 +256,7 @@ def prototypes(run: RunFiles) -> str:
 
 
 def _cosine(value: float | None) -> str:
-    return f"{value:.3f}" if is_finite(value) else UNKNOWN
+    return f"{value:z.3f}" if is_finite(value) else UNKNOWN
 
 
 def _card(entry: Mapping[str, Any], alt: str, lines: Sequence[str]) -> str:

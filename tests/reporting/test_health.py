@@ -12,10 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.stats
 
 from lattec_jax import train_loop
 from lattec_jax.reporting import alarms as thresholds
-from lattec_jax.reporting.alarms import Alarm, final_alarms, window_alarms
+from lattec_jax.reporting.alarms import (
+    Alarm,
+    LabeledTest,
+    accuracy_alarms,
+    final_alarms,
+    window_alarms,
+)
 from lattec_jax.reporting.health import HealthMonitor, health_report
 from lattec_jax.reporting.health_metrics import Baseline, nearest_classes
 from lattec_jax.runtime.errors import TrainingError
@@ -158,6 +165,81 @@ def test_prototype_collapse_names_the_pairs():
     assert alarm.value == pytest.approx(np.mean(1 - np.array(expected)), rel=1e-4)
 
 
+def two_models(images: int, before: int, after: int, classes: int = 10) -> LabeledTest:
+    """Predictions of which the first `before` and the first `after` are right."""
+    labels = np.arange(images) % classes
+    wrong, order = (labels + 1) % classes, np.arange(images)
+    zero_shot, adapted = (np.where(order < right, labels, wrong) for right in (before, after))
+    return LabeledTest(labels, zero_shot, adapted)
+
+
+@pytest.mark.parametrize("after", [0.985, 1.0])
+def test_a_single_class_is_an_alarm_also_if_zero_shot_predicts_it(after):
+    """Nothing changed, so no other alarm sees it."""
+    labels = np.where(np.arange(COUNT) < after * COUNT, 4, 5).astype(np.int32)
+    same = dataclasses.replace(start(), labels=labels)
+    alarms = final_alarms(same, same.class_weights, labels)
+    assert names_of(alarms) == ({"single class"} if after == 1 else set())
+    if after == 1:
+        assert alarms[0].classes == ("four",) and alarms[0].value == 1
+        assert "zero-shot: 100.0%" in alarms[0].message
+        found = health_report(same, same.class_weights, labels, records())["verdict"]
+        assert "entropy of its predictions is 0.00 (zero-shot 0.00;" in found
+        few = dataclasses.replace(start(), labels=labels[:9])
+        assert final_alarms(few, few.class_weights, few.labels) == []
+
+
+def test_accuracy_at_chance():
+    (alarm,) = accuracy_alarms(two_models(100, 11, 11), 10)
+    assert alarm.name == "accuracy at chance"
+    assert "11.0% on 100 test images" in alarm.message and "10.0% for 10 classes" in alarm.message
+    for images, right, classes in ((100, 11, 10), (20, 0, 2), (7, 4, 3)):
+        (alarm,) = accuracy_alarms(two_models(images, right, right, classes), classes)
+        expected = scipy.stats.binomtest(right, images, 1 / classes, "greater").pvalue
+        assert alarm.value == pytest.approx(expected) and alarm.value >= alarm.threshold
+    # The smallest accuracy that random predictions reach in less than 5% of the cases.
+    right = int(scipy.stats.binom.isf(0.05, 500, 0.1)) + 1
+    assert names_of(accuracy_alarms(two_models(500, right - 1, right - 1), 10))
+    assert accuracy_alarms(two_models(500, right, right), 10) == []
+    assert accuracy_alarms(two_models(5, 5, 5, classes=1), 1) == []
+
+
+def test_accuracy_loss():
+    loss, chance = accuracy_alarms(two_models(100, 11, 5), 10)
+    assert (loss.name, chance.name) == ("accuracy loss", "accuracy at chance")
+    assert loss.value == pytest.approx(0.06) and "fell from 11.0% to 5.0%" in loss.message
+    assert names_of(accuracy_alarms(two_models(1000, 700, 679), 10)) == {"accuracy loss"}
+    assert accuracy_alarms(two_models(1000, 700, 681), 10) == []  # below 2 points
+    assert accuracy_alarms(two_models(40, 30, 29), 10) == []  # one image is no evidence
+    assert accuracy_alarms(two_models(1000, 600, 740), 10) == []
+    # 13 of 100 images became wrong and 9 right: a loss of 4, which is below the root of 22.
+    test, order = two_models(100, 60, 60), np.arange(100)
+    right = (order >= 13) & (order < 69)
+    changed = test._replace(adapted=np.where(right, test.labels, test.labels + 1))
+    assert accuracy_alarms(changed, 10) == []
+    right &= order != 68  # a loss of 5, which is above the root of 21
+    changed = test._replace(adapted=np.where(right, test.labels, test.labels + 1))
+    assert names_of(accuracy_alarms(changed, 10)) == {"accuracy loss"}
+
+
+def test_the_verdict_says_whether_accuracy_was_measured_and_whether_anything_changed():
+    """`health_report` with a model that changes 9 or 10 of 1,000 predictions."""
+    unchecked = "not wrong classes; accuracy is not measured."
+    labels, weights = start().labels, start().class_weights
+    for images, hardly in ((9, True), (10, False)):
+        predictions = np.where(np.arange(COUNT) < images, 1, labels)
+        for test in (None, two_models(100, 60, 60)):
+            found = health_report(start(), weights, predictions, records(), test)
+            verdict = found["verdict"]
+            assert verdict.startswith("Healthy: no alarms.") and found["alarms"] == []
+            assert (unchecked in verdict) == (test is None)
+            assert ("hardly changed: only 0.9%" in verdict) == hardly
+        still = health_report(start(), weights, predictions, records(), trained=False)
+        assert "hardly changed" not in still["verdict"]
+    fell = health_report(start(), weights, labels, records(), two_models(100, 11, 5))
+    assert fell["verdict"].startswith("Check this model before you use it: 2 alarms.\nAlarms: acc")
+
+
 def test_missing_descriptions():
     (alarm,) = final_alarms(start(0.8), start().class_weights, start().labels)
     assert alarm.name == "missing image descriptions" and alarm.value == 0.8
@@ -216,7 +298,9 @@ def test_a_run_watches_its_log_and_states_its_health(place, monkeypatch, capsys)
     fake_steps(monkeypatch, lambda step: log)
     found = run("labeled")["health"]
     assert capsys.readouterr().err.count("warning: pseudo-label drift: ") == 1
-    assert [alarm["name"] for alarm in found["alarms"]] == ["pseudo-label drift"]
+    assert "pseudo-label drift" in [alarm["name"] for alarm in found["alarms"]]
+    assert "hardly changed: only 0.0%" in found["verdict"]
+    assert "accuracy is not measured" not in found["verdict"]
     metrics = found["metrics"]
     assert metrics["agreement_with_frozen"] == 1 and metrics["drift_largest"] < 1e-6
     assert metrics["weight_image"] == pytest.approx(log["weight_image"])
@@ -228,7 +312,7 @@ def health_of(*args: str) -> dict:
 
 @pytest.mark.full
 def test_labels_never_steer_health(place):
-    """The same with the labels of training images absent, true and shuffled."""
+    """Only what says it measures depends on labels that are absent, true or shuffled."""
     paths = sorted(p for p in (place / "unlabeled").rglob("*.*") if p.suffix != ".txt")
     true = [CLASSES["cdb".index(p.name[0])] for p in paths]
     shuffled = np.random.default_rng(0).permutation(true)
@@ -243,6 +327,10 @@ def test_labels_never_steer_health(place):
         found.append(health_of(f"--workdir={name}", f"--config.dataset.labels={place / name}.csv"))
     results = [json.loads((place / d / "results.json").read_text()) for d in ("true", "shuffled")]
     assert results[0]["zero_shot"] != results[1]["zero_shot"]  # the labels were read
+    for health in found:
+        del health["verdict"]
+        measured = ("accuracy loss", "accuracy at chance")
+        health["alarms"] = [a for a in health["alarms"] if a["name"] not in measured]
     assert found[0] == found[1] == found[2]
 
 
@@ -261,6 +349,7 @@ def test_every_method_has_its_health(place, method):
     assert all(math.isfinite(value) for value in metrics.values())
     assert ("weight_image" in metrics) == (method == "latteclip")
     if method == "zero_shot":
+        assert "hardly changed" not in found["verdict"]
         assert metrics["agreement_with_frozen"] == 1 and metrics["drift_largest"] < 1e-6
     log = (place / f"runs/labeled-{method}-s0/metrics.jsonl").read_text().splitlines()
     first = json.loads(log[0]) if log else {}

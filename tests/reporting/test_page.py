@@ -133,6 +133,18 @@ def test_the_verdict_comes_first_and_all_alarms_are_shown():
     assert run.results["health"]["alarms"]
 
 
+def test_metrics_have_labels_and_zero_has_no_sign():
+    run = example()
+    run.results["per_class"]["adapted"][1] = 0.5 - 1e-9
+    run.results["health"]["metrics"] |= {"drift_mean": -0.0, "coverage_group": 0.5}
+    text = outline(page.render(run)).text
+    for name in ("class_entropy_zero_shot", "drift_mean", "weight_class", "coverage_group"):
+        assert not {name, name.replace("_", " ")} & {*text}
+    assert "mean mixer weight of the texts: class" in text
+    assert "fraction of images with a description: group" in text
+    assert "= +0.0" in text and not {"= -0.0", "-0", "-0.00", "-0.000"} & {*text}
+
+
 def test_a_run_without_report_data_has_a_page_without_images():
     found = outline(page.render(example()._replace(data=None)))
     assert "img" not in {tag for tag, _ in found.tags}
