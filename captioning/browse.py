@@ -55,8 +55,10 @@ MAX_PNG_SIDE = 96
 TEMPLATE = Path(__file__).with_name("browse.html")
 
 
-def page(config: ConfigDict, limit: int) -> tuple[str, int]:
-    """Return the page and the number of images on it, at most `limit` (0: all).
+def page(config: ConfigDict, limit: int) -> tuple[str, str]:
+    """Return the page, and what it shows: "500 of 1,000 images".
+
+    `limit`: show at most so many images; 0: all.
 
     Raises:
         ConfigError: a negative limit, or an engine without a model.
@@ -83,7 +85,10 @@ def page(config: ConfigDict, limit: int) -> tuple[str, int]:
         for index in progress_bar(indices.tolist(), desc="thumbnails", unit="image")
     ]
     data = {"name": dataset.name, "classes": list(dataset.class_names), "images": cards}
-    return render(data), len(cards)
+    shown = f"{count:,} images"
+    if len(cards) < count:
+        shown = f"{len(cards):,} of {shown} (--limit=0 shows all)"
+    return render(data), shown
 
 
 def render(data: dict[str, Any]) -> str:
@@ -223,13 +228,11 @@ def main(argv: Sequence[str]) -> None:
         check_uses_descriptions(Path(values.workdir), config)
     else:
         config, values = read_config(argv, __doc__, define_flags)
-    content, count = page(config, values.limit)
+    content, shown = page(config, values.limit)
     path = Path(values.out) if values.out else page_path(config)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, content)
-    print_escaped(
-        f"{count} images, {path.stat().st_size / 1e6:.1f} MB; open it in a browser:\n{path}"
-    )
+    print_escaped(f"{shown}, {path.stat().st_size / 1e6:.1f} MB; open it in a browser:\n{path}")
 
 
 if __name__ == "__main__":

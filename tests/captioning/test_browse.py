@@ -46,8 +46,8 @@ def decoded(uri: str, kind: str) -> Image.Image:
 def test_everything_that_is_known_is_on_the_page(config):
     write_labels(config)
     describe(config, None, Ruler(fails=[IDS[2]]))
-    page, count = browse.page(config, 0)
-    assert count == 10 and "http" not in page.replace("http-equiv", "")
+    page, shown = browse.page(config, 0)
+    assert shown == "10 images" and "http" not in page.replace("http-equiv", "")
     data = data_of(page)
     assert data["classes"] == ["cat", "dog"]
     assert [image["id"] for image in data["images"]] == IDS
@@ -73,7 +73,8 @@ def test_what_was_described_stays_data(config):
                 yield request, HOSTILE
 
     describe(config, ["image"], Hostile())
-    page, _ = browse.page(config, 3)
+    page, shown = browse.page(config, 3)
+    assert shown == "3 of 10 images (--limit=0 shows all)"
     data = data_of(page)
     assert len(data["images"]) == 3
     assert data["images"][0]["texts"][0]["text"] == " ".join(HOSTILE.split())
@@ -245,7 +246,7 @@ def test_the_command(config, tmp_path, capsys):
         flags = [] if out == beside else [f"--out={out}"]
         browse.main(["browse", f"--config={tmp_path / 'mine.py'}", "--limit=4", *flags])
         first, last = capsys.readouterr().out.splitlines()
-        assert first.startswith("4 images") and last == str(out)
+        assert first.startswith("4 of 10 images") and last == str(out)
         assert len(data_of(out.read_text(encoding="utf-8"))["images"]) == 4
 
 
