@@ -54,7 +54,9 @@ def health_report(
     metrics = final_metrics(baseline, class_weights, predictions, lines)
     adapted = class_fractions(predictions, len(baseline.class_names))
     return {
-        "verdict": verdict(metrics, list(alarms), test is not None, trained),
+        "verdict": verdict(
+            metrics, list(alarms), test is not None, _notes(metrics, lines, trained)
+        ),
         "alarms": [{**a._asdict(), "classes": list(a.classes)} for a in alarms.values()],
         "metrics": metrics,
         "class_fractions": {"zero_shot": baseline.class_fractions, "adapted": adapted},
@@ -72,13 +74,13 @@ def _training_lines(log: Sequence[LogLine]) -> list[LogLine]:
 
 
 def verdict(
-    metrics: Mapping[str, float], alarms: Sequence[str], measured: bool, trained: bool
+    metrics: Mapping[str, float], alarms: Sequence[str], measured: bool, notes: Sequence[str] = ()
 ) -> str:
     """Return a summary of a few lines: the alarms by name, and the main metrics.
 
     Args:
         measured: whether there are labeled test images.
-        trained: see `health_report`.
+        notes: lines at the end.
     """
     entropy, before = metrics["class_entropy"], metrics["class_entropy_zero_shot"]
     summary = (
@@ -87,12 +89,7 @@ def verdict(
         f"{before:z.2f}; uniform 1); the distance between classes is {metrics['separation']:.0%} "
         "of that at the start."
     )
-    changed = 1 - metrics["agreement_with_frozen"]
-    if trained and changed < MIN_CHANGED_FRACTION:
-        summary += (
-            f"\nThe model hardly changed: only {changed:.1%} of the training images changed class "
-            f'(below {MIN_CHANGED_FRACTION:.0%}). See docs/trust.md, "Nothing changed. What now?"'
-        )
+    summary = "\n".join([summary, *notes])
     if not alarms:
         unchecked = (
             " Alarms detect collapse and drift, not wrong classes; accuracy is not measured."
@@ -100,6 +97,24 @@ def verdict(
         return f"Healthy: no alarms.{'' if measured else unchecked}\n{summary}"
     count = "1 alarm" if len(alarms) == 1 else f"{len(alarms)} alarms"
     return f"Check this model before you use it: {count}.\nAlarms: {', '.join(alarms)}.\n{summary}"
+
+
+def _notes(metrics: Mapping[str, float], lines: Sequence[LogLine], trained: bool) -> list[str]:
+    """Return what is no alarm, but should be known. `trained`: see `health_report`."""
+    if not trained:
+        return []
+    notes, changed = [], 1 - metrics["agreement_with_frozen"]
+    if len(lines) < WINDOW:
+        notes.append(
+            f"The run is too short to judge batches and descriptions: {len(lines)} logged steps, "
+            f"of which {WINDOW} are needed (config.train.max_steps, config.log_every)."
+        )
+    if changed < MIN_CHANGED_FRACTION:
+        notes.append(
+            f"The model hardly changed: only {changed:.1%} of the training images changed class "
+            f'(below {MIN_CHANGED_FRACTION:.0%}). See docs/trust.md, "Nothing changed. What now?"'
+        )
+    return notes
 
 
 class HealthMonitor:

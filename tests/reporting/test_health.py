@@ -236,6 +236,9 @@ def test_the_verdict_says_whether_accuracy_was_measured_and_whether_anything_cha
             assert ("hardly changed: only 0.9%" in verdict) == hardly
         still = health_report(start(), weights, predictions, records(), trained=False)
         assert "hardly changed" not in still["verdict"]
+        assert "too short" not in found["verdict"]
+    short = health_report(start(), weights, labels, records()[:2])
+    assert "too short to judge batches and descriptions: 2 logged steps" in short["verdict"]
     fell = health_report(start(), weights, labels, records(), two_models(100, 11, 5))
     assert fell["verdict"].startswith("Check this model before you use it: 2 alarms.\nAlarms: acc")
 
