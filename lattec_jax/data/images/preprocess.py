@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import logging
 import os
 import struct
+import threading
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +26,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from lattec_jax.runtime.errors import DataError, WeightsError
 from lattec_jax.runtime.safe_read import MAX_FILE_BYTES, open_regular
 from lattec_jax.runtime.validation import STRICT, STRICT_OPEN, validate
+
+log = logging.getLogger(__name__)
 
 # Only these decoders are used, whatever the file name: some others (EPS) start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
@@ -78,7 +82,23 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
         if 0 in image.size:
             raise ValueError(f"a side of length 0 (width {image.width}, height {image.height})")
         image.load()
-        return image
+    if image.mode.startswith("I;16"):
+        _warn_of_16_bits(path)
+    return image
+
+
+_warned_of_16_bits = threading.Event()
+
+
+def _warn_of_16_bits(path: str | os.PathLike[str]) -> None:
+    """Warn of the first image with 16 bits per pixel that this process reads."""
+    if not _warned_of_16_bits.is_set():
+        _warned_of_16_bits.set()
+        log.warning(
+            "%s has 16 bits per pixel: values above 255 become white, as in open_clip. Scale such "
+            "images to 8 bits",
+            os.fspath(path),
+        )
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import itertools
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from lattec_jax.data.images import preprocess as preprocess_module
 from lattec_jax.data.images.preprocess import Preprocess, UnreadableImage, open_image
 from lattec_jax.runtime.errors import WeightsError
 
@@ -228,3 +230,12 @@ def test_random_damage_is_either_read_or_reported(tmp_path, count):
             assert error.reason and "\n" not in error.reason
             outcomes.append(False)
     assert 0.1 < np.mean(outcomes) < 0.9  # both happen
+
+
+def test_the_first_image_with_16_bits_is_warned_of(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(preprocess_module, "_warned_of_16_bits", threading.Event())
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.full((8, 9), 40_000, np.uint16)).save(tmp_path / name)
+        assert open_image(tmp_path / name).mode == "I;16"
+    (record,) = caplog.records
+    assert "a.png has 16 bits per pixel: values above 255 become white" in record.getMessage()
