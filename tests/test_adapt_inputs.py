@@ -42,6 +42,7 @@ def test_a_folder_is_used_where_it_is(photos, tmp_path):
     assert found.settings == {"name": "my-photos", "root": str(photos)}
     (warning,) = found.warnings
     assert warning.startswith("files of other formats are not used: 3 (2 .heic, 1 .mov), such as ")
+    assert "such as classes.txt" not in warning
     assert read_images(photos / "sub", Path("artifacts")).warnings == []
     assert not Path("artifacts").exists()
 

@@ -275,6 +275,12 @@ def _train(
         describe(config, describer, arguments, progress)
     weights = load_weights(config)
     readable = open_images(config, dataset, "train", weights, method.trains and method.augments)
+    if len(readable.ids) < len(dataset.class_names):
+        print(
+            f"warning: {len(readable.ids)} images for {len(dataset.class_names)} classes are too "
+            "few to learn from; use several images of each class",
+            file=sys.stderr,
+        )
     choices = choose(config, given, len(readable.ids), weights, recorded)
     head = [
         f"{len(readable.ids):,} images from {config.dataset.root}; work directory {directory}",

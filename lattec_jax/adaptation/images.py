@@ -104,14 +104,15 @@ def no_folder(what: str, path: Path) -> DataError:
 
 def _ignored(others: Sequence[Path]) -> list[str]:
     """Return a warning of files that are no images by their suffix."""
-    kinds = Counter(file.suffix.lower() or "no suffix" for file in others)
-    kinds.pop(".txt", None)  # such as a list of class names
+    # A text file may be a list of class names.
+    unused = [file for file in others if file.suffix.lower() != ".txt"]
+    kinds = Counter(file.suffix.lower() or "no suffix" for file in unused)
     if not kinds:
         return []
     listed = ", ".join(f"{n} {suffix}" for suffix, n in kinds.most_common(_MAX_OTHERS))
     return [
         f"files of other formats are not used: {kinds.total()} ({listed}), such as "
-        f"{others[0].name}; save photos as JPEG or PNG"
+        f"{unused[0].name}; save photos as JPEG or PNG"
     ]
 
 
