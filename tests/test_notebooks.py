@@ -68,6 +68,10 @@ def store() -> None:
             cell.metadata = {}
             if cell.cell_type == "code":
                 cell.outputs = kept(cell)
+            for output in cell.get("outputs", []):
+                if "text" in output:  # without the folders of this machine
+                    output["text"] = output["text"].replace(f"{directory}/", "")
+                    output["text"] = output["text"].replace(f"{ROOT}/", "")
         notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
         nbformat.write(notebook, path)
 
