@@ -71,7 +71,7 @@ def test_a_folder_becomes_a_classifier_and_an_interrupted_call_continues(
     assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)] == handlers
     classifier = call()
     shown = capsys.readouterr().out
-    assert "\n36 images from" in shown  # those that can be read
+    assert "\n36 of 37 images from" in shown  # those that can be read
     assert "\nweights: weights\n" in shown
     assert "train.warmup_steps = 0: as at the start of the run" in shown
     assert "continuing at step 3 of 4" in shown and "accuracy on 36 test images" in shown

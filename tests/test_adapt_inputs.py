@@ -90,7 +90,7 @@ def test_a_test_image_without_a_class_is_an_error_before_training(photos):
     )
     with pytest.raises(DataError, match=message):
         adapt("my photos", ["cat", "dog"], test="my photos/labeled", weights="nowhere")
-    with pytest.raises(DataError, match=r"test: no folder .*labelled .*Did you mean 'labeled'"):
+    with pytest.raises(DataError, match=r"test: no folder .*labelled .*Did you mean '.*/labeled'"):
         adapt("my photos", ["cat", "dog"], test=photos / "labelled", weights="nowhere")
     # Labels that another file gives are not looked for in the names of the folders.
     with pytest.raises(WeightsError, match="nowhere"):
@@ -148,6 +148,8 @@ def test_images_in_memory_are_stored_once_without_loss(tmp_path):
     ("images", "message"),
     [
         ("foto", r"images: no folder foto .*Did you mean 'photo'"),
+        ("../nowhere/photo", r"images: no folder \.\./nowhere/photo \(looked in \S+\)\.$"),
+        ("photo/../foto", r"Did you mean 'photo/\.\./photo'\?"),
         ("photo/a.png", "is one file; expected a folder"),
         ("empty", "no images below empty"),
         ("photo/*.gif", r"no images that 'photo/\*\.gif' matches"),

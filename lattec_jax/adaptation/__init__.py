@@ -282,8 +282,11 @@ def _train(
             file=sys.stderr,
         )
     choices = choose(config, given, len(readable.ids), weights, recorded)
+    count = f"{len(readable.ids):,}"
+    if len(readable.ids) < len(dataset.train.ids):
+        count += f" of {len(dataset.train.ids):,}"
     head = [
-        f"{len(readable.ids):,} images from {config.dataset.root}; work directory {directory}",
+        f"{count} images from {config.dataset.root}; work directory {directory}",
         f"weights: {config.weights}",
     ]
     print_escaped("\n".join([*head, *choices.lines]))

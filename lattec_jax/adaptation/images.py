@@ -97,8 +97,10 @@ def no_folder(what: str, path: Path) -> DataError:
         return DataError(
             f"{what}: {path} is one file; expected {expected if what == 'images' else 'a folder'}"
         )
-    parent = path.parent if path.parent.is_dir() else Path()
-    hint = did_you_mean(path.name, [p.name for p in sorted(parent.iterdir()) if p.is_dir()])
+    hint = ""
+    if path.parent.is_dir():
+        folders = sorted(p.name for p in path.parent.iterdir() if p.is_dir())
+        hint = did_you_mean(path.name, folders, path.parent)
     return DataError(f"{what}: no folder {path} (looked in {Path.cwd()}). {hint}".rstrip())
 
 
@@ -254,8 +256,8 @@ def read_class_names(classes: str | os.PathLike[str] | Iterable[str]) -> list[st
 
 
 def _no_class_file(file: Path) -> DataError:
-    folder = file.parent if file.parent.is_dir() else Path()
-    hint = did_you_mean(file.name, sorted(p.name for p in folder.glob("*.txt")))
+    files = sorted(p.name for p in file.parent.glob("*.txt"))
+    hint = did_you_mean(file.name, files, file.parent)
     return DataError(
         f"classes: no file {file} (looked in {Path.cwd()}); expected a text file with one class "
         f"name per line, or the names themselves. {hint}".rstrip()

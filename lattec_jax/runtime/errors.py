@@ -9,6 +9,7 @@ import difflib
 import itertools
 import reprlib
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 
@@ -49,15 +50,19 @@ def short_repr(value: Any, max_chars: int = 80) -> str:
     return text if len(text) <= max_chars else f"{text[: max_chars - 3]}..."
 
 
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: str, names: Iterable[str], folder: Path | None = None) -> str:
     """Return a sentence with the closest of `names`, or an empty string if none is close.
+
+    `folder`: the names are of files in it; the sentence has the path.
 
     Compares only the first 1,000 names of at most 200 characters: the names may come from a server,
     and the time grows with the square of their length.
     """
     compared = [n for n in itertools.islice(names, 1000) if len(n) <= 200]
     near = difflib.get_close_matches(name[:100], compared, n=1)
-    return f"Did you mean {near[0]!r}?" if near else ""
+    if not near:
+        return ""
+    return f"Did you mean {str(folder / near[0]) if folder else near[0]!r}?"
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
