@@ -115,7 +115,7 @@ def _health(
 
 
 def show_finished(directory: Path) -> dict[str, Any]:
-    """Return the `results.json` of a finished run, and print its table.
+    """Return the `results.json` of a finished run, and print its table and verdict.
 
     A run that was killed before its report page was written gets it now. Raises DataError if the
     results are damaged.
@@ -123,13 +123,13 @@ def show_finished(directory: Path) -> dict[str, Any]:
     path = directory / run_directory.RESULTS
     try:
         finished = read_json(path)
-        table = finished["table"]
+        lines = [finished["table"], finished["health"]["verdict"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(
             f"{path}: expected the results of a finished run, but it is damaged ({error}). Move it "
             "away: the same command then makes it again from the last checkpoint"
         ) from error
-    print_escaped(f"{directory} holds a finished run\n{table}")
+    print_escaped("\n".join([f"{directory} holds a finished run", *lines]))
     if distributed.is_main_process():
         remove_abandoned(directory)
         if not (directory / run_directory.REPORT).exists():

@@ -41,6 +41,7 @@ def test_a_finished_run_without_its_page_makes_it_and_sweeps_what_a_kill_left(
     again(directory)
     shown = capsys.readouterr().out
     assert "holds a finished run" in shown
+    assert "The model agrees with the frozen model on" in shown  # the verdict
     last = shown.splitlines()[-1]
     named = re.fullmatch(
         r"next: python -m lattec_jax\.predict --workdir=(\S+) IMAGE_OR_FOLDER \.\.\.", last

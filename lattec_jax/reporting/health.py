@@ -82,9 +82,10 @@ def verdict(
         measured: whether there are labeled test images.
         notes: lines at the end.
     """
+    agreement = metrics["agreement_with_frozen"]
     entropy, before = metrics["class_entropy"], metrics["class_entropy_zero_shot"]
     summary = (
-        f"The model agrees with the frozen model on {metrics['agreement_with_frozen']:.0%} of the "
+        f"The model agrees with the frozen model on {_percent(agreement)} of the "
         f"training images; the entropy of its predictions is {entropy:z.2f} (zero-shot "
         f"{before:z.2f}; uniform 1); the distance between classes is {metrics['separation']:.0%} "
         "of that at the start."
@@ -97,6 +98,11 @@ def verdict(
         return f"Healthy: no alarms.{'' if measured else unchecked}\n{summary}"
     count = "1 alarm" if len(alarms) == 1 else f"{len(alarms)} alarms"
     return f"Check this model before you use it: {count}.\nAlarms: {', '.join(alarms)}.\n{summary}"
+
+
+def _percent(fraction: float) -> str:
+    """Return a percentage, in which 299 of 300 is not 100%."""
+    return f"{fraction:.0%}" if fraction in (0, 1) or 0.01 < fraction < 0.99 else f"{fraction:.1%}"
 
 
 def _notes(metrics: Mapping[str, float], lines: Sequence[LogLine], trained: bool) -> list[str]:
