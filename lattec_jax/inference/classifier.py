@@ -235,7 +235,7 @@ class Classifier:
 
     def stream(
         self,
-        images: Iterable[ImageLike],
+        images: str | os.PathLike[str] | Iterable[ImageLike],
         *,
         top_k: int = 1,
         embeddings: bool = False,
@@ -244,8 +244,10 @@ class Classifier:
         """Like `predict`, for any number of images: results are yielded as they are computed.
 
         Threads decode the next batches while the device computes. `images` is consumed in order, at
-        most a few batches ahead.
+        most a few batches ahead; a folder or a pattern is listed at once.
         """
+        if isinstance(images, (str, os.PathLike)):
+            images = files_at(images)[0] if is_collection(images) else [images]
         if on_error not in ("raise", "record"):
             raise ConfigError(f"on_error: expected 'raise' or 'record', found {on_error!r}")
         if top_k < 1:

@@ -202,6 +202,14 @@ def test_a_classifier_is_saved_and_shows_its_report(finished, classifier, tmp_pa
             method()
 
 
+def test_a_stream_takes_a_folder_a_pattern_and_one_path(classifier, finished):
+    expected = classifier.predict(finished / "images")
+    assert list(classifier.stream(str(finished / "images"))) == expected
+    assert list(classifier.stream(f"{finished}/images/*.png")) == expected
+    (one,) = classifier.stream(finished / "images/00.png")
+    assert (one.image, one.labels) == (expected[0].image, expected[0].labels)
+
+
 def test_a_stream_is_lazy_and_compiles_once(finished):
     checkpoint, vectors = run_artifacts.load(finished / "run")
     classifier = Classifier(checkpoint, vectors, batch_size=9)  # a size of this test only
