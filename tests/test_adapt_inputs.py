@@ -236,7 +236,7 @@ def test_what_are_no_class_names_is_refused(photos, classes, message):
         ({"seed": -1}, r"config\.seed: expected a whole number"),
         ({"seed": "one"}, r"seed: expected int, found 'one'"),
         ({"weights": None}, r"weights: expected str or PathLike, found None"),
-        ({"descriptions": "lava"}, "descriptions: expected None, .*'llava'"),
+        ({"descriptions": "lava"}, "descriptions: expected one of .*'llava'"),
         ({"descriptions": 3}, "descriptions: expected None, .*found int"),
         ({"test": "nowhere"}, "test: no folder nowhere"),
         ({"weights": "nowhere"}, r"config\.weights: expected a converted directory"),

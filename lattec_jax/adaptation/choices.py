@@ -121,8 +121,8 @@ def _device_line(devices: int, checkpoint: Checkpoint) -> str:
 
 def _choose_alpha_and_momentum(choices: Choices, steps: int) -> None:
     value, why = choices.config.method.alpha, "the paper's"
-    if steps < SHORTEST_STEPS:
-        value = round(0.99 ** (PAPER_STEPS / max(steps, 1)), 2)
+    if 0 < steps < SHORTEST_STEPS:
+        value = round(0.99 ** (PAPER_STEPS / steps), 2)
         why = f"0.99^({PAPER_STEPS} / {steps}), because the run is shorter than the paper's"
     for key in ("method.alpha", "method.momentum"):
         choices.choose(key, value, why)

@@ -76,8 +76,9 @@ def make_describer(descriptions: str | DescribeImages | None, domain: str) -> De
             descriptions = "openai"
         if descriptions not in ENGINES:
             raise ConfigError(
-                f"descriptions: expected None, one of {', '.join(ENGINES)}, the address of a "
-                f"server, or a function, found {short_repr(descriptions)}. "
+                f"descriptions: expected one of {', '.join(ENGINES)}, the address of a server such "
+                f"as http://localhost:8000/v1 or, in Python, a function, found "
+                f"{short_repr(descriptions)}. "
                 f"{did_you_mean(descriptions, ENGINES)}".rstrip()
             )
         return Describer({**prompts, "descriptions.engine": descriptions})
