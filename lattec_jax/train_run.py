@@ -80,6 +80,9 @@ def prepare_run(
     mesh = sharding.make_mesh(config.compute.fsdp)
     inputs = prepare.prepare_inputs(config, dataset, arguments, method, mesh, describe)
     num_images = len(inputs.train.ids)
+    unreadable = len(dataset.train.ids) - num_images
+    if unreadable and distributed.is_main_process():
+        print(f"training on {num_images:,} images; {unreadable:,} cannot be read")
     batch_size = input_pipeline.choose_batch_size(config, num_images, mesh)
     with distributed.raise_on_all():
         fingerprints = results.input_fingerprints(inputs, batch_size)

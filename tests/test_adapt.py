@@ -73,6 +73,7 @@ def test_a_folder_becomes_a_classifier_and_an_interrupted_call_continues(
     shown = capsys.readouterr().out
     assert "\n36 of 37 images from" in shown  # those that can be read
     assert "\nweights: weights\n" in shown
+    assert "\ntraining on 36 images; 1 cannot be read\n" in shown
     assert "train.warmup_steps = 0: as at the start of the run" in shown
     assert "continuing at step 3 of 4" in shown and "accuracy on 36 test images" in shown
     assert "method.alpha = 0.01: 0.99^(1800 / 4), because the run is shorter" in shown
