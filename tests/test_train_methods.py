@@ -38,6 +38,7 @@ def reclip(finished_reclip, tmp_path) -> Path:
     return shutil.copytree(finished_reclip, tmp_path, dirs_exist_ok=True)
 
 
+@pytest.mark.full
 def test_reclip_from_images_to_predictions(reclip, capsys):
     directory = reclip / "reclip"
     found = json.loads((directory / "results.json").read_text(encoding="utf-8"))
@@ -69,6 +70,7 @@ def test_reclip_from_images_to_predictions(reclip, capsys):
         predict.main(command)
 
 
+@pytest.mark.full
 def test_reclip_killed_inside_of_an_epoch_continues_as_if_nothing_had_been(reclip, monkeypatch):
     """Two steps an epoch and a checkpoint after three: the labels of step 4 come from it."""
     written = RunLog.write
