@@ -20,8 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lattec_jax.data.datasets import class_names
-from lattec_jax.data.datasets.error_messages import list_inline
-from lattec_jax.data.datasets.folder_labels import label_of
+from lattec_jax.data.datasets.folder_labels import label_of, unlabeled_message
 from lattec_jax.data.datasets.text_files import text_lines
 from lattec_jax.data.images.preprocess import image_errors
 from lattec_jax.data.images.sources import ImageLike, files_at, image_or_path, is_pattern
@@ -274,14 +273,15 @@ def check_test_folder(folder: Path, lines: Sequence[str]) -> None:
     names = class_names.parse(lines, folder)
     labels_by_key = class_names.labels_by_key(names)
     images, _ = files_at(folder)
-    unlabeled = [path for path in images if label_of(path, folder, labels_by_key) is None]
+    unlabeled = [
+        str(path.relative_to(folder))
+        for path in images
+        if label_of(path, folder, labels_by_key) is None
+    ]
     if unlabeled:
+        message = unlabeled_message(unlabeled, len(images), str(folder), names)
         raise DataError(
-            f"test: expected every image below a folder named like a class, but {len(unlabeled)} "
-            f"of {len(images)} in {folder} are not, the first: "
-            f"{short_repr(str(unlabeled[0].relative_to(folder)))}. The class names are "
-            f"{list_inline([synonyms[0] for synonyms in names])}; rename the folder or the class, "
-            "or move the images elsewhere"
+            f"test: {message}; rename the folder or the class, or move the images elsewhere"
         )
 
 

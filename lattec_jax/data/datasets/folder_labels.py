@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -115,11 +115,9 @@ def _labels_from_folders(
     if not unlabeled:
         return np.array(list(labels.values()), np.int32)
     if required:
-        raise DataError(
-            f'config.dataset.labels="folders": expected every image below a folder named like a '
-            f"class, but {len(unlabeled)} of {len(labels)} in the {part} part are not, the first: "
-            f"{unlabeled[0]!r}. The class names are {_display_names(names)}"
-        )
+        where = f"the {part} part"
+        message = unlabeled_message(unlabeled, len(labels), where, names)
+        raise DataError(f'config.dataset.labels="folders": {message}')
     if len(unlabeled) < len(labels):
         _warn_once(
             f"{len(labels) - len(unlabeled)} of {len(labels)} images of the {part} part are in "
@@ -127,6 +125,15 @@ def _labels_from_folders(
             "labels are read there. Rename their folders, or set config.dataset.labels"
         )
     return None
+
+
+def unlabeled_message(unlabeled: Sequence[str], total: int, where: str, names: NamesByClass) -> str:
+    """Return the message about images that are in no folder named like a class."""
+    return (
+        f"expected every image below a folder named like a class, but {len(unlabeled)} of {total} "
+        f"in {where} are not, the first: {unlabeled[0]!r}. The class names are "
+        f"{_display_names(names)}"
+    )
 
 
 @functools.cache
