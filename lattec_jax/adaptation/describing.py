@@ -36,7 +36,7 @@ from lattec_jax.runtime.text import sanitize, truncate
 DescribeImages = Callable[[list[Image.Image]], Sequence[str]]
 ENGINES = ("pixels", "llava", "openai")
 # Engines that run in another process: the package that each needs most, and the extra with it.
-_IN_PROCESS = {"llava": ("transformers", "captioning"), "openai": ("openai", "openai")}
+_CHILD_PROCESS_ENGINES = {"llava": ("transformers", "captioning"), "openai": ("openai", "openai")}
 _MODEL_LIST_TIMEOUT_S = 20
 _MAX_MODEL_LIST_BYTES = 2**20
 
@@ -140,14 +140,14 @@ def describe(
         _run("lattec_jax.pseudo_label", arguments, progress)
         function = (describer.function, describer.identity)
         train.describe(config, kinds, function=function)
-    elif config.descriptions.engine in _IN_PROCESS:
+    elif config.descriptions.engine in _CHILD_PROCESS_ENGINES:
         _check_installed(config.descriptions.engine)  # before the pseudo-labels, which take longer
         _run("lattec_jax.pseudo_label", arguments, progress)
         _run("captioning.describe", [*arguments, f"--kind={','.join(kinds)}"], progress)
 
 
 def _check_installed(engine: str) -> None:
-    package, extra = _IN_PROCESS[engine]
+    package, extra = _CHILD_PROCESS_ENGINES[engine]
     if find_spec(package) is None:
         raise EngineError(
             f"descriptions by {engine} need the package {package}, which is not installed: "
