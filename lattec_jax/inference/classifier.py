@@ -224,11 +224,12 @@ class Classifier:
                 without images.
             ConfigError: an invalid `on_error`, or a `top_k` below 1.
         """
-        if isinstance(images, (str, os.PathLike)) and is_collection(images):
-            images = files_at(images)[0]
-        single = isinstance(images, (str, os.PathLike, Image.Image)) or (
-            isinstance(images, np.ndarray) and images.ndim < 4
-        )
+        if isinstance(images, (str, os.PathLike)):
+            single = not is_collection(images)
+        else:
+            single = isinstance(images, Image.Image) or (
+                isinstance(images, np.ndarray) and images.ndim < 4
+            )
         many: Iterable[Any] = [images] if single else images  # pyright: ignore[reportAssignmentType]
         found = list(self.stream(many, top_k=top_k, embeddings=embeddings, on_error=on_error))
         return found[0] if single else found
