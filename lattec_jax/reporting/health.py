@@ -108,7 +108,7 @@ def _percent(fraction: float) -> str:
 def _notes(metrics: Mapping[str, float], lines: Sequence[LogLine], trained: bool) -> list[str]:
     """Return what is no alarm, but should be known. `trained`: see `health_report`."""
     if not trained:
-        return []
+        return ["Nothing was trained: this is the zero-shot model."]
     notes, changed = [], 1 - metrics["agreement_with_frozen"]
     if len(lines) < WINDOW:
         notes.append(

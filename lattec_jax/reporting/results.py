@@ -156,6 +156,8 @@ def input_fingerprints(inputs: Inputs, batch_size: int) -> dict[str, Any]:
         "weights_sha256": inputs.weights.sha256,
         "init_sha256": inputs.warm_start.sha256 if inputs.warm_start else None,
         "class_names": list(inputs.dataset.class_names),
+        "n_train": len(inputs.train.ids),
+        "n_test": len(inputs.test.ids) if inputs.test else 0,
         "training_images": inputs.train.fingerprint,
         "test_images": inputs.test.fingerprint if inputs.test else None,
         "pseudo_labels_sha256": hashlib.sha256(labels.tobytes()).hexdigest(),

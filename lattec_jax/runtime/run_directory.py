@@ -40,6 +40,7 @@ CHECKPOINTS = "checkpoints"
 MODEL = "model"  # the adapted CLIP, a checkpoint directory
 CLASSIFIER = "classifier.safetensors"  # the class weights of the zero-shot head
 LOCK = "lock"
+COUNTS = ("n_train", "n_test")  # keys of `inputs.json` that a run of 0.2.0 lacks
 MAX_NAMES = 5  # class names listed in a message
 
 # Configuration keys that may differ when a run is resumed: they do not change the results, except
@@ -90,9 +91,7 @@ def check_same_inputs(workdir: Path, inputs: Mapping[str, Any]) -> None:
     """Raise ConfigError unless a run is resumed with the data, weights and texts of its start."""
     if not (workdir / INPUTS).exists():
         return
-    before, now = read_inputs(workdir), _as_json(inputs)
-    names = (values.get("class_names", []) for values in (before, now))
-    if listed := differences(before, now) + _name_differences(*names):
+    if listed := _input_differences(read_inputs(workdir), inputs):
         raise ConfigError(
             f"the run in {workdir} started with other inputs; restore them to continue it, or "
             f"choose another --workdir. Differences:{listed}"
@@ -147,7 +146,7 @@ def check_acquired(workdir: Path, config: ConfigDict, inputs: Mapping[str, Any])
     """Raise ConfigError unless the main process acquired the directory for this process's run."""
     wait_until_visible(workdir / CONFIG)
     listed = _config_differences(from_json(workdir / CONFIG), config)
-    if listed := listed + differences(read_inputs(workdir), _as_json(inputs)):
+    if listed := listed + _input_differences(read_inputs(workdir), inputs):
         raise ConfigError(
             f"the main process of the run in {workdir} has other inputs than this process; all "
             "processes need the same command line, and the same weights and images. "
@@ -177,6 +176,12 @@ def _lock(workdir: Path, mode: int, kind: int) -> int:
             "directory", workdir, unsupported.strerror,
         )  # fmt: skip
     return descriptor
+
+
+def _input_differences(before: Mapping[str, Any], inputs: Mapping[str, Any]) -> str:
+    now = {k: v for k, v in _as_json(inputs).items() if k in before or k not in COUNTS}
+    names = (values.get("class_names", []) for values in (before, now))
+    return differences(before, now) + _name_differences(*names)
 
 
 def _config_differences(before: ConfigDict, now: ConfigDict) -> str:

@@ -139,6 +139,15 @@ def test_other_inputs_are_refused_and_listed(tmp_path):
     run_directory.check_same_inputs(tmp_path / "new", RECORD)  # a new directory
 
 
+def test_the_numbers_of_images_are_listed_but_not_required(tmp_path):
+    counted = {**RECORD, "n_train": 300, "n_test": 0}
+    run_directory.acquire(tmp_path / "without", config(), RECORD)
+    run_directory.check_same_inputs(tmp_path / "without", counted)
+    run_directory.acquire(tmp_path / "with", config(), counted)
+    with pytest.raises(ConfigError, match="n_train: was 300, is now 301"):
+        run_directory.check_same_inputs(tmp_path / "with", {**counted, "n_train": 301})
+
+
 def locked(path) -> int:
     """Lock a file as another process would: each descriptor from `open` has a separate lock."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT)
