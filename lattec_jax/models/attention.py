@@ -20,7 +20,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from lattec_jax.models.config import TextConfig, VisionConfig
 from lattec_jax.runtime import sharding
@@ -42,7 +42,7 @@ class Packing(NamedTuple):
     shapes: tuple[tuple[int, int], ...]  # number and length of the sequences of each bucket
     num_devices: int  # a divisor of every number of sequences
 
-    def pack(self, buckets: Sequence[Float[Array, "_N _L W"]]) -> Float[Array, "T W"]:
+    def pack(self, buckets: Sequence[Shaped[Array, "_N _L W"]]) -> Shaped[Array, "T W"]:
         """Concatenate the tokens of all buckets, device by device."""
         width = buckets[0].shape[2]
         # [N, L, W] -> [devices, N / devices · L, W]: the first dimension of a bucket is split over

@@ -137,9 +137,10 @@ class TextTower(nnx.Module):
         self.projection = nnx.Param(width**-0.5 * jax.random.normal(rngs(), (width, embed_dim)))
 
     def __call__(self, buckets: Sequence[Int[Array, "_N _L"]]) -> list[Float[Array, "_N D"]]:
-        embedded = [self._embed(tokens) for tokens in buckets]
-        packing = Packing(tuple((x.shape[0], x.shape[1]) for x in embedded), num_devices(self.mesh))
-        x = packing.pack(embedded)  # of each bucket [N, M, W] -> [T, W]
+        # A token more than the texts need changes nothing: pad L to M, the next multiple.
+        padded = [jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.multiple))) for x in buckets]
+        packing = Packing(tuple((x.shape[0], x.shape[1]) for x in padded), num_devices(self.mesh))
+        x = self._embed(padded, packing)
         constrain = activation_constraint(self.mesh)
         positions = [self._pool_positions(tokens) for tokens in buckets]
         x = run_blocks(self.blocks, x, packing, self.remat, constrain, positions)  # [S, W]
@@ -147,14 +148,21 @@ class TextTower(nnx.Module):
         # -> of each bucket [N, 1, D] -> [N, D]
         return [bucket[:, 0] for bucket in packing.one_per_sequence().unpack(features)]
 
-    def _embed(self, tokens: Int[Array, "N L"]) -> Float[Array, "N M W"]:
-        """Embed tokens and pad L to M, the next multiple of `self.multiple`, with zeros."""
-        # Look up, then cast: the gradient of a frequent token is a sum over all its positions, of
-        # which bfloat16 would lose most. [N, L] -> [N, L, W]
+    def _embed(self, buckets: list[Int[Array, "_N _M"]], packing: Packing) -> Float[Array, "T W"]:
+        """Embed the tokens of all buckets, with their positions."""
+        # One lookup for all buckets: its gradient has the size of the vocabulary, and is reduced
+        # over the devices once. Look up, then cast: the gradient of a frequent token is a sum over
+        # all its positions, of which bfloat16 would lose most. Of each bucket [N, M, 1] -> [T, 1]
+        tokens = packing.pack([x[:, :, None] for x in buckets])[:, 0]
         x = self.token_embedding[...][tokens].astype(self.dtype)
-        x = x + self.positional_embedding[...].astype(self.dtype)[: tokens.shape[1]]
-        # [N, L, W] -> [N, M, W]
-        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % self.multiple), (0, 0)))
+        table = self.positional_embedding[...].astype(self.dtype)
+        # Of each bucket [M, W] -> [N, M, W]; all of them -> [T, W]
+        longest = max(x.shape[1] for x in buckets)
+        table = jnp.pad(table, ((0, max(0, longest - table.shape[0])), (0, 0)))
+        positions = [
+            jnp.broadcast_to(table[: x.shape[1]], (*x.shape, table.shape[1])) for x in buckets
+        ]
+        return x + packing.pack(positions)
 
     def _pool_positions(self, tokens: Int[Array, "N L"]) -> Int[Array, " N"]:
         """Return the position of each text's pooled token."""
