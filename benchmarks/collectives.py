@@ -217,7 +217,7 @@ def print_links(rows: dict[tuple[str, int], Row], devices: int, batch: int) -> N
             row = rows[parameters, devices]
             computing, sending = row.flops / flops_rate, row.sent / rate
             bound = "computing" if computing > sending else "the link"
-            print(f"| {link} | {parameters} | {1e3 * computing:,.1f} | {1e3 * sending:,.1f} | "
+            print(f"| {link} | {parameters} | {1e3 * computing:.3g} | {1e3 * sending:.3g} | "
                   f"{bound} | {math.ceil(batch * sending / computing):,} |")  # fmt: skip
 
 
