@@ -8,10 +8,12 @@ process runs, the others wait, so that each has all cores and a separate peak me
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import json
 import os
+import select
 import subprocess
 import sys
 import time
@@ -67,15 +69,20 @@ class WorkerProcess:
 
     def send(self, do: str, variant: str, **arguments: int) -> None:
         """Send a request: a method of the worker and its arguments."""
-        self.process.stdin.write(json.dumps({"do": do, "variant": variant, **arguments}) + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # `receive` says that the process has ended
+            self.process.stdin.write(json.dumps({"do": do, "variant": variant, **arguments}) + "\n")
+            self.process.stdin.flush()
 
-    def receive(self) -> dict[str, Any]:
-        """Wait for a reply.
+    def receive(self, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for a reply, `timeout` seconds at most.
 
         Raises:
-            RuntimeError: the process has ended; its message is on standard error.
+            RuntimeError: the process has ended, its message is on standard error; or the time is
+                over, and the process was killed.
         """
+        if not select.select([self.process.stdout], [], [], timeout)[0]:
+            self.process.kill()
+            raise RuntimeError(f"the process of {self.program} gave no reply in {timeout:.0f} s")
         line = self.process.stdout.readline()
         if not line:
             raise RuntimeError(f"the process of {self.program} has ended; see its message")
@@ -83,7 +90,8 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the process."""
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
 

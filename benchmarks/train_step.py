@@ -1,14 +1,15 @@
 """Compare one training step with two equivalent PyTorch programs on open_clip's model.
 
     python -m benchmarks.train_step [--model=ViT-B-32] [--batch=64] [--dtype=float32] [--rounds=5]
+        [--json=FILE]
 
 Programs: ours (`benchmarks/ours.py`); the step of the authors' released code, with and without
 gradient checkpointing (`torch_release.py`); and the fastest that we could write in PyTorch, with
 and without `torch.compile` (`torch_best.py`). Each runs in a separate process. Before the timing,
 each must reproduce our loss, gradients and prototypes in float32, on at most 64 images. Then they
 alternate, each with one step on the same batch (ten on a GPU), and medians are reported. Our timed
-step includes cropping and resizing; the other programs receive the crops on the device. Prints
-Markdown and a line of JSON.
+step includes cropping and resizing; the other programs receive the crops on the device. A program
+that fails is left out of the tables, unless it is ours. Prints Markdown and a line of JSON.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ import numpy as np
 from benchmarks import workload
 from benchmarks.step_worker import SMALL, WorkerProcess
 from benchmarks.workload import Cost, Workload
-from convert.open_clip_package import built_in_model_cfg
 from lattec_jax.models.clip import LENGTH_MULTIPLE
 
 # Each variant and its program. On a CPU variants of a program share a process, to save memory.
@@ -123,11 +123,26 @@ def start(folder: Path, dtype: str) -> tuple[dict[str, WorkerProcess], str]:
     return workers, platform
 
 
-def build(workers: dict[str, WorkerProcess], platform: str) -> dict[str, dict[str, Any]]:
-    """Create and compile the programs.
+def drop(workers: dict[str, WorkerProcess], variant: str, error: RuntimeError) -> None:
+    """Go on without a program that has failed; without ours there is nothing to compare."""
+    if variant == "ours":
+        raise error
+    print(f"{NAMES[variant]} failed: {error}", file=sys.stderr, flush=True)
+    del workers[variant]
+
+
+def build(
+    workers: dict[str, WorkerProcess], platform: str, limit: float | None
+) -> dict[str, dict[str, Any]]:
+    """Create and compile the programs; drop those that fail.
 
     On a GPU, `torch.compile`, which takes minutes, runs in parallel to the others, so its time is
     on shared cores.
+
+    Args:
+        workers: the process of each variant.
+        platform: "cpu" or "gpu".
+        limit: seconds to wait for a program; on a GPU for the compiled one after the others.
     """
     workers["ours"].call("prepare", "ours")
     parallel = "best-compiled" if platform != "cpu" else None
@@ -135,10 +150,14 @@ def build(workers: dict[str, WorkerProcess], platform: str) -> dict[str, dict[st
         workers[parallel].send("build", parallel)
     built = {}
     for variant, worker in sorted(workers.items(), key=lambda item: item[0] == parallel):
-        if variant != parallel:
-            worker.send("build", variant)
-        built[variant] = worker.receive()
-        worker.call("free_memory", variant)
+        try:
+            if variant != parallel:
+                worker.send("build", variant)
+            built[variant] = worker.receive(limit)
+            worker.call("free_memory", variant)
+        except RuntimeError as error:
+            drop(workers, variant, error)
+            continue
         print(f"built {NAMES[variant]}", file=sys.stderr, flush=True)
     return built
 
@@ -146,7 +165,7 @@ def build(workers: dict[str, WorkerProcess], platform: str) -> dict[str, dict[st
 def run_rounds(
     workers: dict[str, WorkerProcess], rounds: int, steps: int, each: int
 ) -> dict[str, Any]:
-    """Return seconds and peak memory of every counted step, by variant.
+    """Return seconds and peak memory of every counted step, by variant; drop those that fail.
 
     Args:
         workers: the process of each variant.
@@ -154,16 +173,22 @@ def run_rounds(
         steps: number of different batches.
         each: steps per variant and round; if several, after one uncounted step.
     """
-    found = {variant: {"seconds": [], "peak": []} for variant in VARIANTS}
+    found = {variant: {"seconds": [], "peak": []} for variant in workers}
     for round_number in range(WARM_UP + rounds):
-        for variant, worker in workers.items():
-            for repeat in range(each + (each > 1)):
-                reply = worker.call("run", variant, step=round_number % steps)
-                if round_number >= WARM_UP and (repeat or each == 1):
-                    for key, values in found[variant].items():
-                        values.append(reply[key])
-            worker.call("free_memory", variant)
-            milliseconds = 1e3 * reply["seconds"]
+        for variant, worker in list(workers.items()):
+            replies = []
+            try:
+                for _ in range(each + (each > 1)):
+                    replies.append(worker.call("run", variant, step=round_number % steps))
+                worker.call("free_memory", variant)
+            except RuntimeError as error:
+                drop(workers, variant, error)
+                del found[variant]
+                continue
+            if round_number >= WARM_UP:
+                for key, values in found[variant].items():
+                    values += [reply[key] for reply in replies[-each:]]
+            milliseconds = 1e3 * replies[-1]["seconds"]
             print(f"round {round_number} of {rounds}: {NAMES[variant]}, {milliseconds:.1f} ms",
                   file=sys.stderr, flush=True)  # fmt: skip
     return found
@@ -251,7 +276,7 @@ def print_table(rows: list[dict[str, Any]], needed: float, rate: float) -> None:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> None:
     """Run and print the comparison."""
-    model_cfg = built_in_model_cfg(arguments.model)
+    model_cfg = workload.shortened(arguments.model, arguments.layers)
     work = workload.make(model_cfg, arguments.batch, arguments.classes, WARM_UP + arguments.rounds)
     work.save(folder)
     if arguments.compare:
@@ -260,16 +285,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         workload.make(model_cfg, compared, arguments.classes, 1).save(folder / SMALL)
     load = os.getloadavg()[0]
     workers, platform = start(folder, arguments.dtype)
+    processes = set(workers.values())
     try:
         facts = {v: workers[v].call("describe", v) for v in ("ours", "best")}
         differences = check(workers, folder) if arguments.compare else {}
-        built = build(workers, platform)
-        size = MATMUL["cpu" if platform == "cpu" else "gpu"]
-        rates = {v: workers[v].call("matmul", v, size=size)["rate"] for v in facts}
+        built = build(workers, platform, arguments.limit)
+        size = arguments.matmul or MATMUL["cpu" if platform == "cpu" else "gpu"]
+        rates = {v: workers[v].call("matmul", v, size=size)["rate"] for v in facts if v in workers}
         each = 1 if platform == "cpu" else GPU_STEPS
         turns = run_rounds(workers, arguments.rounds, work.batches.steps_per_epoch, each)
     finally:
-        for worker in set(workers.values()):
+        for worker in processes:
             worker.close()
     lengths = work.batches.lengths
     rate = max(rates.values())
@@ -282,11 +308,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
           f"{facts['ours']['version']}, {facts['best']['version']}, "
           f"{datetime.date.today()}, load average {load:.1f} at the start.")  # fmt: skip
     print_table(rows, needed, rate)
-    print("\n" + json.dumps({
+    line = json.dumps({
         **vars(arguments), "facts": facts, "differences": differences, "needed_flop": needed,
         "matmul_flop_per_second": rates, "load_average": load, "rows": rows,
         "plan": dataclasses.asdict(work.batches.plan),
-    }))  # fmt: skip
+    }, default=str)  # fmt: skip
+    print("\n" + line)
+    if arguments.json:
+        arguments.json.write_text(line, encoding="utf-8")
 
 
 def main() -> None:
@@ -301,6 +330,10 @@ def main() -> None:
         "--compare", action=argparse.BooleanOptionalAction, default=True,
         help="compare the programs' results first",
     )  # fmt: skip
+    parser.add_argument("--layers", type=int, default=0, help="of each tower; 0: the model's")
+    parser.add_argument("--matmul", type=int, default=0, help="size of the products for the peak")
+    parser.add_argument("--limit", type=float, help="seconds to wait for a program to be built")
+    parser.add_argument("--json", type=Path, help="file for the line of JSON")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="train_step-") as folder:
         measure(arguments, Path(folder))

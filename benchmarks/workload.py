@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.open_clip_package import built_in_model_cfg
 from lattec_jax.data.text.bucketing import bucket_length, text_lengths
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.training.batches import Batches, HostBatch
@@ -92,6 +93,15 @@ class Workload:
 
 
 _ARRAYS = ("pixels", "class_tokens", "description_tokens", "zero_shot")
+
+
+def shortened(name: str, layers: int) -> dict[str, Any]:
+    """Return open_clip's configuration of a model, with `layers` in each tower unless that is 0."""
+    found = built_in_model_cfg(name)
+    if layers:
+        for tower in ("vision_cfg", "text_cfg"):
+            found[tower]["layers"] = layers
+    return found
 
 
 def make(
