@@ -4,14 +4,15 @@
     python -m benchmarks.end_to_end --eurosat       # ViT-B-32, 18,900 of 64 x 64; for a GPU
 
 Creates JPEG files of noise and descriptions of random words, then runs `python -m lattec_jax.train`
-as selected by --ways: with the image cache on the device, streamed, and again on the device with
-the first run's image caches, pseudo-labels and compiled programs. Then it runs `python -m
-lattec_jax.predict` on --predict files (0: none), in two sizes, and again with nothing left to do.
+as selected by --ways: with the image cache on the device, streamed, and again on the device or
+streamed with the first run's image caches, pseudo-labels and compiled programs. Then it runs
+`python -m lattec_jax.predict` on --predict files (0: none), in two sizes, and again with nothing
+left to do.
 With ViT-B-32 the weights are random too (open_clip_torch has the vocabulary). Losses and accuracies
 mean nothing here.
 
 Every second of a run counts in one row: a function's time excludes the timed functions that it
-calls. Prints Markdown tables and a JSON line.
+calls. Prints Markdown tables and a JSON line, which --json writes to a file after each run.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ WAYS = {  # name of the column, folder of artifacts, placement of the image cach
     "device": ("on the device", "first", "device"),
     "streamed": ("streamed", "second", "host"),
     "again": ("again", "first", "device"),
+    "streamed-again": ("again, streamed", "first", "host"),
 }
 WORDS = "a bright dark field river of long narrow open closed shape and line"
 BPE = "bpe_simple_vocab_16e6.txt.gz"
@@ -96,7 +98,9 @@ def save_random(directory: Path) -> None:
     Checkpoint(model, params, tokenizer, preprocess, {"model": "random"}).save(directory)
 
 
-def train_arguments(root: Path, values: argparse.Namespace, name: str, placement: str) -> list[str]:
+def train_arguments(
+    root: Path, values: argparse.Namespace, name: str, placement: str, steps: int
+) -> list[str]:
     """Return the command line of a run."""
     weights = root / "weights"
     if values.model != "ViT-B-32":
@@ -112,7 +116,7 @@ def train_arguments(root: Path, values: argparse.Namespace, name: str, placement
         "image_cache.placement": placement,
         "compute.dtype": values.dtype,
         "train.batch_size": values.batch,
-        "train.max_steps": values.steps,
+        "train.max_steps": steps,
         "train.epochs": 1_000_000,
     }
     return ["--config=configs/folder.py", *(f"--config.{k}={v}" for k, v in settings.items())]
@@ -211,7 +215,7 @@ def child(*arguments: str, environment: dict[str, str] | None = None) -> tuple[f
 
 
 def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Return the seconds by row for each way of running."""
+    """Return the seconds by row, and images/s, for each way of running."""
     found = {}
     cache = {"LATTECLIP_CACHE": str(root / "cache")}
     for way in values.ways:
@@ -221,7 +225,8 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
         for path in root.glob("made-*.jsonl"):
             (folder / path.name).write_bytes(path.read_bytes())
         environment = cache | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if way == "streamed" else {})
-        arguments = train_arguments(root, values, artifacts, placement)
+        steps = values.again_steps or values.steps if "again" in way else values.steps
+        arguments = train_arguments(root, values, artifacts, placement, steps)
         workdir = root / "runs" / way
         seconds, output = child(
             "-m", "benchmarks.end_to_end", f"--child={time.time()}", *arguments,
@@ -232,7 +237,17 @@ def adapt(root: Path, values: argparse.Namespace) -> dict[str, dict[str, float]]
         rows[ROWS[11]] = seconds - sum(rows.values())
         found[name] = {"total": seconds, LOOP: loop, **rows}
         found[name]["images_per_second"] = read_json(workdir / RESULTS)["images_per_second"]
+        found[name]["step_images_per_second"] = (steps - 1) * values.batch / loop
+        if values.json:
+            values.json.write_text(to_json(values, found, []), encoding="utf-8")
     return found
+
+
+def to_json(values: argparse.Namespace, runs: dict, predicted: list) -> str:
+    """Return the line of JSON."""
+    return json.dumps(
+        {"settings": vars(values), "runs": runs, "prediction": predicted}, default=str
+    )
 
 
 def predict(root: Path, values: argparse.Namespace) -> list[tuple[str, float, float]]:
@@ -275,8 +290,11 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--model", choices=["demo", "ViT-B-32"], default="demo")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    ways = ["device", "streamed", "again"]
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=ways)
+    parser.add_argument("--again-steps", type=int, default=0, help="of these runs; 0: --steps")
     parser.add_argument("--predict", type=int, default=20_000, help="files to classify; 0: none")
+    parser.add_argument("--json", type=Path, help="file for the line of JSON")
     values = parser.parse_args()
     if values.eurosat:
         values.images, values.side, values.batch, values.steps = 18_900, 64, 512, 1800
@@ -292,9 +310,8 @@ def main() -> None:
             cells = (f"{run.get(row, 0.0):.1f}" for run in found.values())
             print(f"| {row} | {' | '.join(cells)} |")
         for name, run in found.items():
-            rate = (values.steps - 1) * values.batch / run[LOOP]
-            print(f"\n{name}: {rate:,.0f} images/s after the first step, log included; with "
-                  "checkpoints, except the end of the last, "
+            print(f"\n{name}: {run['step_images_per_second']:,.0f} images/s after the first step, "
+                  "log included; with checkpoints, except the end of the last, "
                   f"{run['images_per_second']:,.0f}")  # fmt: skip
         predicted = predict(root, values) if values.predict else []
     if predicted:
@@ -303,7 +320,9 @@ def main() -> None:
             print(f"| {label} | {seconds:.1f} | {memory:.2f} |")
         rate = 0.9 * values.predict / (predicted[1][1] - predicted[0][1])
         print(f"\n{rate:,.0f} images/s, without the start")
-    print(json.dumps({"settings": vars(values), "runs": found, "prediction": predicted}))
+    print(line := to_json(values, found, predicted))
+    if values.json:
+        values.json.write_text(line, encoding="utf-8")
 
 
 if __name__ == "__main__":

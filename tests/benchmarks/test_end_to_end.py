@@ -48,5 +48,5 @@ def test_a_small_run_accounts_for_all_of_its_time(monkeypatch, capsys):
     assert [label for label, _, _ in found["prediction"]] == [
         "4 files",
         "40 files",
-        "40 files, all done before",
+        "40 files, already done",
     ]
