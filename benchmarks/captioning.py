@@ -1,18 +1,21 @@
 """Descriptions per second of the engine llava: one by one against batched, 4-bit against bfloat16.
 
-    python -m benchmarks.captioning [--descriptions=64] [--batch=0]
+    python -m benchmarks.captioning [--descriptions=64] [--batch=0] [--precisions nf4 bfloat16]
 
 On a GPU the architecture of llava-v1.6-mistral-7b-hf, on the CPU a small one of the same classes,
 both with random weights: every description has exactly 25 new tokens. The whole path of the engine
 is timed: preparing images, chat template, generation, decoding. Both rates of a row are taken in
-one process, one after the other, after a warm-up. Prints a Markdown table.
+one process, one after the other, after a warm-up. Prints a Markdown table; --json writes its rows
+to a file, after each of them.
 """
 
 from __future__ import annotations
 
 import argparse
 import gc
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -94,9 +97,10 @@ def rate(engine: LlavaEngine, requests: list[Request], batch: int, device: str) 
     return len(requests) / seconds
 
 
-def measure(precision: str, device: str, descriptions: int, batch: int) -> str:
+def measure(precision: str, device: str, descriptions: int, batch: int) -> dict[str, Any]:
     """One row of the table."""
     gc.collect()  # quantized weights and their layers refer to each other: the last row's remain
+    torch.cuda.empty_cache()  # the batch is chosen by the free memory
     config = architecture(device)
     model = random_model(config, precision, device)
     processor = tiny_llava.processor(config)
@@ -116,13 +120,13 @@ def measure(precision: str, device: str, descriptions: int, batch: int) -> str:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     batched = rate(engine, requests, batch, device)
-    peak = "not measured"
-    if device == "cuda":
-        peak = f"{torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
-    return (
-        f"| {precision} | {single:.2f} | {batched:.2f} ({engine.batch_size}) | "
-        f"{batched / single:.1f} | {peak} |"
-    )
+    return {
+        "precision": precision,
+        "single": single,
+        "batched": batched,
+        "batch": engine.batch_size,
+        "peak_bytes": torch.cuda.max_memory_allocated() if device == "cuda" else None,
+    }
 
 
 def main() -> None:
@@ -130,14 +134,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--descriptions", type=int, default=64)
     parser.add_argument("--batch", type=int, default=0, help="0: by the free memory")
+    parser.add_argument(
+        "--precisions", nargs="+", choices=["nf4", "bfloat16"], default=["nf4", "bfloat16"]
+    )
+    parser.add_argument("--json", type=Path, help="file for the rows")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()}"
     print(f"{name}; PyTorch {torch.__version__}; {TOKENS} new tokens each\n")
     print("| precision | one by one, 1/s | batched, 1/s (batch) | ratio | peak memory |")
     print("|---|---|---|---|---|")
-    for precision in ("nf4", "bfloat16"):
-        print(measure(precision, device, arguments.descriptions, arguments.batch), flush=True)
+    rows = []
+    for precision in arguments.precisions:
+        row = measure(precision, device, arguments.descriptions, arguments.batch)
+        rows.append(row)
+        peak = f"{row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] else "not measured"
+        print(f"| {precision} | {row['single']:.2f} | {row['batched']:.2f} ({row['batch']}) | "
+              f"{row['batched'] / row['single']:.1f} | {peak} |", flush=True)  # fmt: skip
+        if arguments.json:
+            arguments.json.write_text(json.dumps(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
