@@ -141,7 +141,8 @@ def get_config(options: str = "") -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.batch_size = 512  # images in a step, over all devices
-    config.train.microbatch_size = 0  # images encoded at once, a divisor of the batch; 0: all
+    # Images encoded at once, a divisor of the batch; 0: all; "auto": as many as fit into memory.
+    config.train.microbatch_size = config_dict.FieldReference("auto", field_type=object)
     config.train.max_steps = preset["train.max_steps"]  # at most; `epochs` may end a run earlier
     config.train.epochs = 50  # passes over the training images
     # 0: an epoch drops its incomplete last batch (the paper names no rule). n: an epoch has enough

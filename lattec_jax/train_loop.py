@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from lattec_jax.train_run import (
 )
 from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
+from lattec_jax.training.batches import Batches
 from lattec_jax.training.checkpoints import CheckpointManager
 from lattec_jax.training.metrics_log import NoLog, RunLog
 from lattec_jax.training.prepare import Describe
@@ -46,7 +48,14 @@ from lattec_jax.training.state import (
     make_optimizer,
     replicate,
 )
-from lattec_jax.training.step import StepSettings, make_train_step, parameter_norm
+from lattec_jax.training.step import DeviceData, StepSettings, make_train_step, parameter_norm
+from lattec_jax.training.step_memory import (
+    AUTO,
+    StepOutOfMemory,
+    StepPlan,
+    compile_step,
+    out_of_memory_handled,
+)
 from lattec_jax.training.step_timer import StepTimer
 
 
@@ -72,13 +81,26 @@ def train(
     with CheckpointManager(
         directory / run_directory.CHECKPOINTS, config.max_checkpoints
     ) as checkpoints:
-        result = fit(run, pretrained, checkpoints)
+        result = fit_in_memory(run, pretrained, checkpoints)
         # While the last checkpoint is still being written.
         adapted = evaluate_adapted(run, pretrained, result.state)
     return distributed.write_then_read(
         lambda: write_results(run, pretrained, result, adapted),
         lambda: read_json(run.results_path),
     )
+
+
+def fit_in_memory(
+    run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager
+) -> FitResult:
+    """`fit`, which is repeated with a smaller microbatch if a device is out of memory."""
+    while True:
+        try:
+            return fit(run, pretrained, checkpoints)
+        except StepOutOfMemory as error:
+            print(f"{error}; training again from the newest checkpoint, with smaller microbatches")
+            checkpoints.wait()  # the newest one may still be being written
+            run = dataclasses.replace(run, step_plans=error.remaining)
 
 
 def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager) -> FitResult:
@@ -90,7 +112,6 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager
     )
     schedule = learning_rate_schedule(config.train, run.steps)
     optimizer = make_optimizer(config.train, schedule)
-    train_step = build_train_step(run, optimizer, schedule)
     params, method_state = initial_params_and_state(run, pretrained)
     initial_state = init_state(
         params, optimizer, method_state, run.mesh, method.trainable, config.seed
@@ -103,13 +124,13 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager
     device_data = input_pipeline.make_device_data(
         config, run.inputs, method, tokens, present, pretrained.training, run.mesh
     )
-    if start < run.steps:
-        print("compiling the train step", flush=True)
     cache = run.inputs.train.train_cache
     stream = input_pipeline.device_batches(
         batches, cache, device_data, start, run.steps, run.mesh, run.should_log
     )
+    plan, train_step = choose_step(run, optimizer, schedule, batches, state, device_data)
     with (
+        out_of_memory_handled(run.step_plans, plan, config.train.microbatch_size == AUTO),
         make_log(run, start) as log,
         PreemptionHandler(distributed.SignalAgreement()) as signals,
         Profile(config.profile, start, run.steps) as profile,
@@ -136,8 +157,31 @@ def fit(run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager
     return FitResult(state, log.lines(), seconds, timer.rate())
 
 
+def choose_step(
+    run: Run,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    batches: Batches,
+    state: TrainState,
+    device_data: DeviceData,
+) -> tuple[StepPlan, Callable]:
+    """Return the plan of this run whose step fits into memory (`step_memory`), and the step."""
+    plans, start = run.step_plans, int(state.step)
+    build = functools.partial(build_train_step, run, optimizer, schedule)
+    if start < run.steps:
+        print("compiling the train step", flush=True)
+    if start == run.steps or len(plans) == 1:  # no choice: compiled at the first call, if any
+        return plans[0], build(plans[0])
+    ((host_batch, batch),) = input_pipeline.device_batches(
+        batches, run.inputs.train.train_cache, device_data, start, start + 1, run.mesh
+    )
+    model, dtype = run.inputs.weights.config, compute_dtype(run.config)
+    arguments = (state, device_data, batch, host_batch.bucket_lengths)
+    return compile_step(plans, build, model, dtype, run.mesh, arguments)
+
+
 def build_train_step(
-    run: Run, optimizer: optax.GradientTransformation, schedule: optax.Schedule
+    run: Run, optimizer: optax.GradientTransformation, schedule: optax.Schedule, plan: StepPlan
 ) -> Callable:
     """Return the train step of this run, which is compiled at its first call."""
     config, preprocess = run.config, run.inputs.weights.preprocess
@@ -146,10 +190,10 @@ def build_train_step(
         mean=preprocess.mean,
         std=preprocess.std,
         augmentation=Augmentation.from_config(config.augment) if run.method.augments else None,
-        num_microbatches=run.num_microbatches,
+        num_microbatches=plan.num_microbatches,
     )
     model, dtype = run.inputs.weights.config, compute_dtype(config)
-    definition = define(model, dtype=dtype, remat=config.compute.remat, mesh=run.mesh)
+    definition = define(model, dtype=dtype, remat=plan.remat, mesh=run.mesh)
     return make_train_step(definition, run.method, optimizer, schedule, settings, run.mesh)
 
 

@@ -23,6 +23,7 @@ from lattec_jax.runtime.config import to_json
 from lattec_jax.training import input_pipeline, prepare
 from lattec_jax.training.batches import steps_per_epoch
 from lattec_jax.training.state import replicate
+from lattec_jax.training.step_memory import StepPlan, step_plans
 from lattec_jax.training.trackers import check_installed
 
 
@@ -37,7 +38,7 @@ class Run:
     inputs: prepare.Inputs
     fingerprints: dict[str, Any]  # of the inputs, as in `inputs.json`
     batch_size: int
-    num_microbatches: int
+    step_plans: tuple[StepPlan, ...]  # that may fit into memory, the preferred one first
     steps: int
 
     @property
@@ -95,7 +96,7 @@ def prepare_run(
         inputs=inputs,
         fingerprints=fingerprints,
         batch_size=batch_size,
-        num_microbatches=input_pipeline.choose_num_microbatches(config, batch_size, mesh),
+        step_plans=step_plans(config, batch_size, mesh),
         steps=total_steps(config, method, num_images, batch_size),
     )
 

@@ -154,21 +154,21 @@ def shared_steps():
 
     made, build_train_step = {}, train_loop.build_train_step
 
-    def shared(run, optimizer, schedule):
+    def shared(run, optimizer, schedule, plan):
         config, inputs = run.config, run.inputs
         sections = tuple(map(to_json, (config.train, config.augment, config.compute)))
         model = (inputs.weights.config, repr(inputs.weights.preprocess))
         rest = (
             run.method,
             run.steps,
-            run.num_microbatches,
+            plan,
             run.mesh,
             sharding.MIN_SHARDED_SIZE,
             train_loop.make_train_step,
         )
         key = (*sections, *model, *rest)
         if key not in made:
-            made[key] = build_train_step(run, optimizer, schedule)
+            made[key] = build_train_step(run, optimizer, schedule, plan)
         return made[key]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -103,6 +103,15 @@ def optional(allowed: Allowed) -> Allowed:
     )
 
 
+def auto_or(allowed: Allowed) -> Allowed:
+    """The string "auto", or a value that `allowed` accepts."""
+    return Allowed(
+        f"'auto' or {allowed.description}",
+        lambda value: value == "auto" or allowed.accepts(value),
+        ("auto",),
+    )
+
+
 def ordered_pair(high: float) -> Allowed:
     """Two numbers above 0, the smaller one first."""
     return Allowed(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,7 +14,8 @@ from lattec_jax.data.prefetch import prefetch
 from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.methods.base import Method, Targets
 from lattec_jax.runtime import distributed, sharding
-from lattec_jax.runtime.errors import ConfigError, DataError
+from lattec_jax.runtime.device_memory import device_memory
+from lattec_jax.runtime.errors import DataError
 from lattec_jax.training.batches import Batches, HostBatch
 from lattec_jax.training.prepare import Inputs
 from lattec_jax.training.step import Batch, DeviceData
@@ -41,27 +41,6 @@ def choose_batch_size(config: ConfigDict, images: int, mesh: Mesh) -> int:
         )
     print(f"batch of {size} instead of {wanted}: there are only {images} training images")
     return size
-
-
-def choose_num_microbatches(config: ConfigDict, batch_size: int, mesh: Mesh) -> int:
-    """Return how many microbatches a batch is encoded in (`lattec_jax.training.microbatches`).
-
-    A batch that is smaller than configured, because there are few images, need not be divisible:
-    its last microbatch is padded. Raises ConfigError if the microbatch size does not divide the
-    configured batch size, or is not a multiple of the number of devices.
-    """
-    size, configured = config.train.microbatch_size, config.train.batch_size
-    if size == 0:
-        return 1
-    if configured % size or size % mesh.size:
-        fitting = [n for n in range(mesh.size, configured + 1, mesh.size) if configured % n == 0]
-        advice = f"use one of {', '.join(map(str, fitting))}" if fitting else "use 0"
-        raise ConfigError(
-            "config.train.microbatch_size: expected 0 (the whole batch) or a divisor of "
-            f"config.train.batch_size={configured} that is a multiple of the {mesh.size} devices, "
-            f"found {size}; {advice}"
-        )
-    return -(-batch_size // size)
 
 
 def make_batches(
@@ -130,11 +109,8 @@ def cache_on_device(config: ConfigDict, cache: ImageCache) -> bool:
     placement = config.image_cache.placement
     if placement != "auto":
         return placement == "device"
-    device = jax.local_devices()[0]
-    memory = (device.memory_stats() or {}).get("bytes_limit")
-    if memory is None:  # the CPU backend computes in the host's memory, one copy per device
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
-    return distributed.all_agree(cache.pixels.nbytes <= DEVICE_MEMORY_FRACTION * memory)
+    fits = cache.pixels.nbytes <= DEVICE_MEMORY_FRACTION * device_memory()
+    return distributed.all_agree(fits)
 
 
 def device_batches(

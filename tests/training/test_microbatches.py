@@ -9,15 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs.common import get_config
 from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.methods.base import Method, Targets
 from lattec_jax.methods.flyp import FLYP
 from lattec_jax.methods.latteclip import LatteCLIP
 from lattec_jax.models.clip import define
 from lattec_jax.runtime import sharding
-from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.training import input_pipeline
 from lattec_jax.training.augmentation import Augmentation
 from lattec_jax.training.batches import Batches
 from lattec_jax.training.microbatches import StepEncoder
@@ -156,18 +153,3 @@ def test_microbatches_keep_less_in_memory():
         compiled(LATTECLIP, micro)[0].memory_analysis().temp_size_in_bytes for micro in (BATCH, 32)
     ]
     assert sizes[1] < sizes[0] / 3
-
-
-def test_the_number_of_microbatches():
-    config, one, eight = get_config(), *(sharding.make_mesh(1, jax.devices()[:n]) for n in (1, 8))
-    assert input_pipeline.choose_num_microbatches(config, 512, one) == 1
-    config.train.batch_size, config.train.microbatch_size = 512, 64
-    assert input_pipeline.choose_num_microbatches(config, 512, eight) == 8
-    assert (
-        input_pipeline.choose_num_microbatches(config, 500, one) == 8
-    )  # a small set; the last microbatch is padded
-    assert input_pipeline.choose_num_microbatches(config, 40, one) == 1
-    for micro, message in [(100, "found 100; use one of 8, 16, 32"), (4, "8 devices")]:
-        config.train.microbatch_size = micro
-        with pytest.raises(ConfigError, match=rf"config\.train\.microbatch_size: .*{message}"):
-            input_pipeline.choose_num_microbatches(config, 512, eight)
