@@ -1,4 +1,4 @@
-"""What `adapt` chooses from the number of images and the memory."""
+"""What `adapt` chooses from the number of images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from lattec_jax.adaptation import choices
-from lattec_jax.models.config import CLIPConfig, TextConfig, VisionConfig
 from lattec_jax.runtime.config import parse
 
 
-def pretrained(vision: VisionConfig | None = None, text: TextConfig | None = None) -> Any:
-    """The parts of a checkpoint that matter for the memory."""
-    vision = vision or VisionConfig(32, 2, 2, 8, (16, 16))
-    text = text or TextConfig(24, 2, 2, 24, 30)
-    params = {"w": np.zeros(20_000, np.float32)}
-    return SimpleNamespace(config=CLIPConfig(16, vision=vision, text=text), params=params)
+def pretrained() -> Any:
+    """The part of a checkpoint that matters."""
+    return SimpleNamespace(params={"w": np.zeros(20_000, np.float32)})
 
 
 def configured(*overrides: str, options: str = ""):
@@ -48,7 +44,7 @@ def test_the_rules(images, batch, steps, alpha, warmup, reason):
     assert f"steps = {steps:,}: min(2,000 steps, 50 epochs)" in "\n".join(found.lines)
     assert found.settings["method.alpha"] == found.settings["method.momentum"] == alpha
     assert found.settings["train.warmup_steps"] == warmup
-    assert found.settings["train.microbatch_size"] == 0
+    assert "train.microbatch_size" not in found.settings  # the default, "auto"
     assert found.lines[0] == "1 x cpu"
     assert f"train.batch_size = {batch}: {reason}" in found.lines
     assert parse(["x", "--config=configs/folder.py", *(
@@ -79,7 +75,7 @@ def test_a_run_in_progress_keeps_its_values():
 
 def test_other_methods_and_presets_keep_their_values():
     reclip = choices.choose(configured(options="method=reclip"), (), 1000, pretrained())
-    assert reclip.settings.keys() == {"train.microbatch_size"}
+    assert not reclip.settings
     assert "train.batch_size = 64: the method's" in reclip.lines
     released = configured("--config.train.epochs=2", options="preset=released_code")
     found = choices.choose(released, (), 1000, pretrained())
@@ -88,20 +84,8 @@ def test_other_methods_and_presets_keep_their_values():
     assert not zero_shot.settings and not zero_shot.lines
 
 
-@pytest.mark.parametrize(("capacity", "size"), [(2**40, 0), (60e6, 64), (9e6, 8), (1, 1)])
-def test_a_batch_is_encoded_in_parts_where_memory_is_small(monkeypatch, capacity, size):
-    monkeypatch.setattr(choices, "_memory", lambda devices: (capacity, "of the device"))
-    found = choices.choose(configured(), (), 10_000, pretrained())
-    assert found.settings["train.microbatch_size"] == size
-    assert ("so it is encoded in parts" in "".join(found.lines)) == bool(size)
-
-
-def test_the_memory_estimate_is_that_of_the_measured_step():
-    """ViT-B-32, 512 images: 42.44 GiB of temporary buffers (benchmarks/README.md)."""
-    vision, text = VisionConfig(768, 12, 12, 32, (224, 224)), TextConfig(512, 12, 8, 77, 49408)
-    checkpoint = pretrained(vision, text)
+def test_a_large_model_on_a_cpu_is_said_to_be_slow():
+    checkpoint = pretrained()
     checkpoint.params["w"] = np.zeros(60_000_000, np.int8)
     line = choices.choose(configured(), (), 1000, checkpoint).lines[0]
     assert line.startswith("1 x cpu: no GPU or TPU was found") and "60 million" in line
-    found = 512 * choices._bytes_per_image(checkpoint, "float32") / 2**30
-    assert found == pytest.approx(42.44, rel=0.05)

@@ -7,10 +7,10 @@
 PHOTOS is a folder (with its sub-folders) or a quoted pattern such as 'photos/*.jpg'. No labels are
 needed; a folder of labeled test images, with one sub-folder for each class, is used to measure.
 
-Batch size, microbatch size, warm-up, α and μ are chosen from the number of images and the memory,
-by the rules of `lattec_jax/adaptation/choices.py`; each is printed with its reason, and
-`--config.KEY=VALUE` (docs/configuration.md) replaces any of them. Without --describe the model
-learns from the class names alone.
+Batch size, warm-up, α and μ are chosen from the number of images, by the rules of
+`lattec_jax/adaptation/choices.py`; each is printed with its reason, and `--config.KEY=VALUE`
+(docs/configuration.md) replaces any of them. Without --describe the model learns from the class
+names alone.
 
 The same command continues an interrupted run, and shows a finished one. In Python:
 `lattec_jax.adapt("photos", ["cat", "dog"])`.

@@ -1,12 +1,10 @@
-"""The values that `adapt` chooses from the number of images and the memory.
+"""The values that `adapt` chooses from the number of images.
 
 Each rule is stated where it is applied, and printed with what it chose. A value that the user gave
 is kept, and the rules behind it use it.
 
     batch       the largest power of two that gives an epoch 7 batches, from 32 to 512. The paper's
                 batch is 512, and its smallest set has 7 batches in an epoch.
-    microbatch  the whole batch if a step needs less than half of the memory; otherwise the largest
-                power of two for which it does.
     steps       the paper's min(2000, 50 epochs).
     warm-up     40 steps, or a tenth of a shorter run.
     α and μ     the paper's 0.99; in a run of fewer than 350 steps, which is the paper's shortest,
@@ -16,9 +14,7 @@ is kept, and the rules behind it use it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -33,11 +29,7 @@ from lattec_jax.train_run import total_steps
 MIN_BATCH, MAX_BATCH = 32, 512
 BATCHES_PER_EPOCH = 7  # Oxford Pets: 3,680 images, 512 in a batch
 PAPER_STEPS, SHORTEST_STEPS = 1800, 350  # on EuroSAT; on Oxford Pets: 50 epochs of 7 batches
-# A step of ViT-B-32 with 512 images takes 42.4 GiB (benchmarks/README.md, "Memory"), which is 26
-# numbers for each token, unit of the width and block, with two texts of 32 tokens for an image.
-NUMBERS_PER_UNIT, TEXTS, TEXT_TOKENS = 26, 2, 32
 SMALL_MODEL = 50e6  # parameters
-STATE_BYTES = 16  # of a parameter, its gradient and the two moments of AdamW
 
 
 class Choices:
@@ -92,8 +84,6 @@ def choose(
     choices.lines.append(_device_line(devices, checkpoint))
     batch = choices.choose("train.batch_size", *_batch_size(images, devices))
     batch = min(batch, max(1, images // devices * devices))
-    microbatch = _microbatch_size(choices.config, batch, devices, checkpoint)
-    choices.choose("train.microbatch_size", *microbatch)
     steps = total_steps(choices.config, method, images, batch)
     limits = f"min({config.train.max_steps:,} steps, {config.train.epochs} epochs)"
     per_epoch = images // batch
@@ -141,42 +131,3 @@ def _batch_size(images: int, devices: int) -> tuple[int, str]:
         size = -(-size // devices) * devices
         why += f", rounded up to a multiple of the {devices} devices"
     return size, why
-
-
-def _microbatch_size(
-    config: ConfigDict, batch: int, devices: int, checkpoint: Checkpoint
-) -> tuple[int, str]:
-    memory, of_what = _memory(devices)
-    parameters = sum(array.size for array in checkpoint.params.values()) / config.compute.fsdp
-    per_image = _bytes_per_image(checkpoint, config.compute.dtype)
-    capacity = (memory / 2 - STATE_BYTES * parameters) / per_image  # images on one device
-    step = (STATE_BYTES * parameters + per_image * batch / devices) / 2**30
-    needs = f"the whole batch needs about {step:.1f} GiB of the {memory / 2**30:.0f} GiB {of_what}"
-    if batch <= capacity * devices:
-        return 0, f"no microbatches, because {needs}"
-    size = 2 ** max(0, int(max(capacity, 1)).bit_length() - 1)
-    while config.train.batch_size % (size * devices) and size > 1:
-        size //= 2
-    return size * devices, f"{needs}, so it is encoded in parts"
-
-
-def _bytes_per_image(checkpoint: Checkpoint, dtype: str) -> float:
-    """Return about how many bytes of activations an image and its texts take in a step."""
-    vision, text = checkpoint.config.vision, checkpoint.config.text
-    units = (vision.grid[0] * vision.grid[1] + 1) * vision.width * vision.layers
-    length = min(TEXT_TOKENS, text.context_length) if text.causal else text.context_length
-    units += TEXTS * length * text.width * text.layers
-    return NUMBERS_PER_UNIT * units * (2 if dtype == "bfloat16" else 4)
-
-
-def _memory(devices: int) -> tuple[float, str]:
-    """Return the bytes for one device, and what they are of. A CPU device has its part of the
-    host's memory, or of what the job's control group allows."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    if limit := stats.get("bytes_limit"):
-        return limit, "of the device"
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    group = Path("/sys/fs/cgroup/memory.max")
-    if group.is_file() and (allowed := group.read_text().strip()).isdigit():
-        memory = min(memory, int(allowed))
-    return memory / devices, "of the host's memory" if devices == 1 else "for each CPU device"
