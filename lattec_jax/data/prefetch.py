@@ -5,6 +5,7 @@ Serves whatever mostly waits (disk, network) or runs outside of Python (image de
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -12,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeVar
 
 MAX_THREADS = 16
@@ -20,6 +22,7 @@ _TIMED = 16  # items that are processed, and timed, before threads are started
 # About how many seconds of an item hold Python's lock. More threads than an item has such parts
 # only queue for the lock, and passing it on then takes most of the time.
 _LOCKED_S = 0.25e-3
+CONTAINER_LIMIT = Path("/sys/fs/cgroup/cpu.max")  # microseconds of CPU time, in how many
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -31,6 +34,7 @@ def prefetch(
     *,
     threads: int | None = None,
     ahead: int | None = None,
+    abort: Callable[[], object] | None = None,
 ) -> Generator[R]:
     """Like `map(function, items)`, computed by threads before the results are asked for.
 
@@ -43,6 +47,8 @@ def prefetch(
         threads: None: as many as the durations of the first items show to be useful. These items
             are computed in the caller's thread.
         ahead: maximum number of results that are computed or queued; None: four per thread.
+        abort: called if the iterator is left before its end, to end the calls that are running:
+            they are waited for.
     """
     items = iter(items)
     if threads is None:
@@ -54,7 +60,7 @@ def prefetch(
             yield result
         median = sorted(durations)[len(durations) // 2] if durations else 0
         useful = max(MIN_THREADS, math.ceil(median / _LOCKED_S))
-        threads = min(MAX_THREADS, os.cpu_count() or 1, useful)
+        threads = min(MAX_THREADS, usable_cores(), useful)
     ahead = 4 * threads if ahead is None else ahead
     queue: deque[Future[R]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="prefetch")
@@ -65,5 +71,19 @@ def prefetch(
                 yield queue.popleft().result()
         while queue:
             yield queue.popleft().result()
+        abort = None  # nothing is running
     finally:
+        if abort is not None:
+            abort()
         pool.shutdown(cancel_futures=True)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use: its affinity, and the limit of its
+    container."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # no container; "max", no limit
+        quota, period = map(int, CONTAINER_LIMIT.read_text().split())
+        cores = min(cores, max(1, quota // period))
+    return cores

@@ -21,7 +21,7 @@ def test_the_order_is_that_of_the_items_whichever_is_done_first():
 
 def test_few_results_are_held_at_once(monkeypatch):
     """The reader never runs far ahead of the writer, so sets may be larger than memory."""
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
     lock, ahead, most = threading.Lock(), 0, 0
 
     def produce(item):
@@ -56,7 +56,7 @@ def test_quick_items_get_few_threads_and_slow_ones_many(monkeypatch):
         assert len(list(prefetch(work, range(50)))) == 50
         return pools.pop()
 
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(module, "usable_cores", lambda: 8)
     monkeypatch.setattr(module, "ThreadPoolExecutor", Pool)
     monkeypatch.setattr(module.time, "perf_counter", lambda: now)
     assert threads_of(0.0) == MIN_THREADS
@@ -65,7 +65,7 @@ def test_quick_items_get_few_threads_and_slow_ones_many(monkeypatch):
 
 
 def test_an_error_comes_in_its_turn_and_what_waits_is_given_up(monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr(module, "usable_cores", lambda: 2)
     begun = []
 
     def fails(item):
@@ -101,3 +101,24 @@ def test_one_thread_passes_an_exception_in_its_turn():
         for item in prefetch(fails, range(50), threads=1, ahead=2):
             seen.append(item)
     assert seen == [0, 1]
+
+
+def test_what_is_running_is_ended_when_the_iterator_is_left():
+    ended = threading.Event()
+    results = prefetch(
+        lambda item: item == 0 or ended.wait(60), range(9), threads=2, abort=ended.set
+    )
+    assert next(results)
+    results.close()
+    assert ended.is_set()
+    unused = threading.Event()
+    assert list(prefetch(str, [1], abort=unused.set)) == ["1"] and not unused.is_set()
+
+
+def test_usable_cores(monkeypatch, tmp_path):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(module, "CONTAINER_LIMIT", tmp_path / "cpu.max")
+    assert module.usable_cores() == 6
+    for limit, cores in (("max 100000", 6), ("250000 100000", 2), ("50000 100000", 1)):
+        (tmp_path / "cpu.max").write_text(f"{limit}\n")
+        assert module.usable_cores() == cores
