@@ -29,12 +29,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 
 from lattec_jax.data.datasets.dataset import Split
-from lattec_jax.data.images.image_cache_writer import (
-    FORMAT,
-    Layout,
-    training_layout,
-    write_image_caches,
-)
+from lattec_jax.data.images.image_cache_writer import FORMAT, write_image_caches
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime import safe_read
 from lattec_jax.runtime.errors import DataError, short_repr
@@ -140,14 +135,10 @@ def open_image_caches(
     for kind in settings:
         text = json.dumps([FORMAT, kind, settings[kind], files], sort_keys=True)
         paths[kind] = directory / f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-    make_layout = {
-        "evaluation": lambda values: Layout(values, preprocess.size, preprocess.pixels, False),
-        "training": lambda values: training_layout(values, split),
-    }
 
     def write(kinds: Iterable[str]) -> None:
-        layouts = {paths[kind]: make_layout[kind](settings[kind]) for kind in kinds}
-        write_image_caches(split, directory, layouts, max_unreadable_fraction)
+        wanted = {paths[kind]: settings[kind] for kind in kinds}
+        write_image_caches(split, directory, wanted, max_unreadable_fraction)
 
     remove_abandoned(directory)
     if missing := [kind for kind, path in paths.items() if not path.is_dir()]:

@@ -7,173 +7,136 @@ image cache.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.datasets.error_messages import list_lines
-from lattec_jax.data.images.preprocess import (
-    UnreadableImage,
-    image_errors,
-    image_size,
-    open_image,
-)
-from lattec_jax.data.prefetch import prefetch
+from lattec_jax.data.images.decoder import Layout, bounded
+from lattec_jax.data.images.decoder_pool import Block, DecoderPool, decoder_pool
 from lattec_jax.runtime.errors import DataError
 from lattec_jax.runtime.files import partial_directory, replace_directory
 from lattec_jax.runtime.progress import progress_bar
 
 FORMAT = "lattec_jax-image-cache-1"
+_MAX_BLOCK = 64  # images
+_MAX_BLOCK_BYTES = 2**22  # if it has several images
 
 log = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """What an image cache stores for each image."""
-
-    settings: dict[str, Any]  # what the pixels depend on, besides the files
-    shape: tuple[int, int]  # height and width of an entry
-    convert: Callable[[Image.Image], np.ndarray]  # image -> [h, w, 3] uint8, at most `shape`
-    stores_sizes: bool
-
-    @property
-    def entry_bytes(self) -> int:
-        """Bytes per image."""
-        return self.shape[0] * self.shape[1] * 3
-
-
-def training_layout(settings: dict[str, Any], split: Split) -> Layout:
-    """The layout of a training image cache: the uncropped image, its long side at most
-    `settings["max_side"]` pixels (0: no bound). Reads the header of every file."""
-    max_side = settings["max_side"]
-
-    def bounded(size: tuple[int, int]) -> tuple[int, int]:
-        """(width, height) -> (height, width) with the long side bounded."""
-        width, height = size
-        factor = min(1.0, max_side / max(size)) if max_side else 1.0
-        return max(1, round(height * factor)), max(1, round(width * factor))
-
-    with closing(prefetch(_header_size, split.paths)) as results:
-        bar = progress_bar(
-            results, total=len(split.ids), desc="reading headers", unit="image", leave=False
-        )
-        sizes = np.array([(1, 1), *(bounded(size) for size in bar if size is not None)])
-    shape = int(sizes[:, 0].max()), int(sizes[:, 1].max())
-
-    def convert(image: Image.Image) -> np.ndarray:
-        height, width = bounded(image.size)
-        if height > shape[0] or width > shape[1]:  # larger than its header stated
-            factor = min(shape[0] / height, shape[1] / width)
-            height, width = max(1, int(height * factor)), max(1, int(width * factor))
-        # With antialiasing.
-        return np.asarray(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
-
-    return Layout(settings, shape, convert, stores_sizes=True)
 
 
 def write_image_caches(
     split: Split,
     directory: Path,
-    layouts: Mapping[Path, Layout],
+    settings: Mapping[Path, Mapping[str, Any]],
     max_unreadable_fraction: float,
 ) -> None:
-    """Decode the images of a split once and write them to the caches of `layouts` in `directory`,
+    """Decode the images of a split once and write the caches with these settings in `directory`,
     replacing existing ones. Raises as `open_image_caches` does."""
-    directory.mkdir(parents=True, exist_ok=True)
-    needed = len(split.ids) * sum(layout.entry_bytes for layout in layouts.values())
-    free = shutil.disk_usage(directory).free
-    if needed > free:  # now, not when the disk is full
-        raise DataError(
-            f"the image caches of {len(split.ids)} images need {needed / 1e9:.1f} GB, found "
-            f"{free / 1e9:.1f} GB free in {directory}; make room, set "
-            "--config.artifacts to another disk, or lower --config.image_cache.max_side"
-        )
-    with partial_directory(next(iter(layouts))) as partial:
-        written = {partial / "made" / path.name: layout for path, layout in layouts.items()}
-        try:
-            failed = _write(split, written)
-        except OSError as error:
+    with closing(decoder_pool(len(split.ids))) as pool:
+        layouts = {path: _layout(values, split, pool) for path, values in settings.items()}
+        directory.mkdir(parents=True, exist_ok=True)
+        needed = len(split.ids) * sum(layout.entry_bytes for layout in layouts.values())
+        free = shutil.disk_usage(directory).free
+        if needed > free:  # now, not when the disk is full
             raise DataError(
-                f"the image caches cannot be written to {directory}: {error.strerror}; "
-                "make room, or set --config.artifacts to another disk, and repeat the command"
-            ) from error
-        _check_failed(failed, len(split.ids), max_unreadable_fraction, next(iter(layouts)))
-        for source, target in zip(written, layouts, strict=True):
-            replace_directory(source, target)
+                f"the image caches of {len(split.ids)} images need {needed / 1e9:.1f} GB, found "
+                f"{free / 1e9:.1f} GB free in {directory}; make room, set "
+                "--config.artifacts to another disk, or lower --config.image_cache.max_side"
+            )
+        with partial_directory(next(iter(layouts))) as partial:
+            written = {partial / "made" / path.name: layout for path, layout in layouts.items()}
+            try:
+                failed = _write(split, written, pool)
+            except OSError as error:
+                raise DataError(
+                    f"the image caches cannot be written to {directory}: {error.strerror}; "
+                    "make room, or set --config.artifacts to another disk, and repeat the command"
+                ) from error
+            _check_failed(failed, len(split.ids), max_unreadable_fraction, next(iter(layouts)))
+            for source, target in zip(written, layouts, strict=True):
+                replace_directory(source, target)
 
 
-def _write(split: Split, layouts: Mapping[Path, Layout]) -> list[dict[str, str]]:
+def _layout(settings: Mapping[str, Any], split: Split, pool: DecoderPool) -> Layout:
+    """Return the layout of an image cache. That of training images has the largest height and width
+    in the split, for which the header of every file is read."""
+    if "preprocess" in settings:
+        return Layout(settings, tuple(settings["preprocess"]["size"]))
+    sizes = [(1, 1)]
+    bar = progress_bar(total=len(split.ids), desc="reading headers", unit="image", leave=False)
+    with bar, closing(pool.map("header_sizes", _blocks(split, pool, 1))) as results:
+        for _, found in results:
+            sizes += [bounded(size, settings["max_side"]) for size in found if size is not None]
+            bar.update(len(found))
+    height, width = np.max(sizes, axis=0).tolist()
+    return Layout(settings, (height, width))
+
+
+def _blocks(split: Split, pool: DecoderPool, image_bytes: int) -> Generator[Block]:
+    """Yield the images in blocks whose results take `image_bytes` for each image."""
+    total = len(split.paths)
+    size = max(1, min(_MAX_BLOCK, _MAX_BLOCK_BYTES // image_bytes, total // pool.blocks))
+    for block, start in enumerate(range(0, total, size)):
+        yield block, [os.fspath(path) for path in split.paths[start : start + size]]
+
+
+def _write(split: Split, layouts: Mapping[Path, Layout], pool: DecoderPool) -> list[dict[str, str]]:
     """Decode every image and write the image caches. Return the unreadable images."""
     total = len(split.ids)
-    sizes = np.zeros((total, 2), np.int32)
-    ids, failed = [], []
-
-    def decode(path: Path) -> list[np.ndarray] | UnreadableImage:
-        try:
-            image = open_image(path)
-            with image_errors(path):
-                return [layout.convert(image) for layout in layouts.values()]
-        except UnreadableImage as error:
-            return error
-
+    ids, failed, sizes, images = [], [], [], iter(split.ids)
     with ExitStack() as stack:
         files = [
             stack.enter_context(_create_pixels(directory, layout, total))
             for directory, layout in layouts.items()
         ]
-        results = stack.enter_context(closing(prefetch(decode, split.paths)))
-        bar = progress_bar(results, total=total, desc="decoding images", unit="image")
-        for image, result in zip(split.ids, bar, strict=True):
-            if isinstance(result, UnreadableImage):
-                failed.append({"image": image, "reason": result.reason})
-                continue
-            for file, pixels, layout in zip(files, result, layouts.values(), strict=True):
-                if layout.stores_sizes:
-                    sizes[len(ids)] = pixels.shape[:2]
-                # [h, w, 3] -> [H, W, 3], with zeros at the bottom and on the right
-                rows, columns = np.subtract(layout.shape, pixels.shape[:2])
-                file.write(np.pad(pixels, ((0, rows), (0, columns), (0, 0))).data)
-            ids.append(image)
-        for file, layout in zip(files, layouts.values(), strict=True):
-            # The header counts all images: zeros at the end stand for the unreadable ones.
-            file.truncate(file.tell() + len(failed) * layout.entry_bytes)
+        pool.open(
+            [
+                (str(file.name), file.tell(), layout.settings, layout.shape)
+                for file, layout in zip(files, layouts.values(), strict=True)
+            ]
+        )
+        image_bytes = sum(layout.entry_bytes for layout in layouts.values())
+        bar = stack.enter_context(progress_bar(total=total, desc="decoding images", unit="image"))
+        decoded = pool.map("decode", _blocks(split, pool, image_bytes))
+        for block, (writer, results) in enumerate(stack.enter_context(closing(decoded))):
+            writer.write(block, len(ids))
+            for result in results:
+                if isinstance(result, str):
+                    failed.append({"image": next(images), "reason": result})
+                else:
+                    ids.append(next(images))
+                    sizes.append(result)
+            bar.update(len(results))
+        pool.finish()
+        for file in files:
             os.fsync(file.fileno())  # before the index states that the pixels are there
-    for directory, layout in layouts.items():
+    for number, (directory, layout) in enumerate(layouts.items()):
         if layout.stores_sizes:
-            np.save(directory / "sizes.npy", sizes[: len(ids)], allow_pickle=False)
+            stored = np.array([size[number] for size in sizes], np.int32).reshape(-1, 2)
+            np.save(directory / "sizes.npy", stored, allow_pickle=False)
         index = {"format": FORMAT, "settings": layout.settings, "ids": ids, "failed": failed}
         (directory / "index.json").write_text(json.dumps(index), encoding="utf-8")
     return failed
 
 
 def _create_pixels(directory: Path, layout: Layout, total: int) -> BinaryIO:
-    """Create `pixels.npy` with its header. The pixels are written as a stream: writing releases
-    Python's lock, which copying into a memory map does not."""
+    """Create `pixels.npy` with its header, for all images: zeros at the end stand for the
+    unreadable ones."""
     directory.mkdir(parents=True)
     file = open(directory / "pixels.npy", "wb")  # noqa: SIM115
     header = {"descr": "|u1", "fortran_order": False, "shape": (total, *layout.shape, 3)}
     np.lib.format.write_array_header_1_0(file, header)
+    file.truncate(file.tell() + total * layout.entry_bytes)
     return file
-
-
-def _header_size(path: Path) -> tuple[int, int] | None:
-    """(width, height) as the header states it, None for a file that decoding will refuse too."""
-    try:
-        size = image_size(path)
-    except UnreadableImage:
-        return None
-    return size if min(size) > 0 else None
 
 
 def _check_failed(

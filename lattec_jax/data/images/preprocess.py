@@ -83,14 +83,14 @@ def open_image(path: str | os.PathLike[str]) -> Image.Image:
             raise ValueError(f"a side of length 0 (width {image.width}, height {image.height})")
         image.load()
     if image.mode.startswith("I;16"):
-        _warn_of_16_bits(path)
+        warn_of_16_bits(path)
     return image
 
 
 _warned_of_16_bits = threading.Event()
 
 
-def _warn_of_16_bits(path: str | os.PathLike[str]) -> None:
+def warn_of_16_bits(path: str | os.PathLike[str]) -> None:
     """Warn of the first image with 16 bits per pixel that this process reads."""
     if not _warned_of_16_bits.is_set():
         _warned_of_16_bits.set()

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from lattec_jax.data.datasets.dataset import Split
-from lattec_jax.data.images import image_cache_writer
+from lattec_jax.data.images import decoder, image_cache_writer
 from lattec_jax.data.images.image_cache import open_image_cache, open_image_caches
 from lattec_jax.data.images.preprocess import Preprocess
 from lattec_jax.runtime.errors import DataError
@@ -84,9 +84,9 @@ def test_entries_are_as_tight_as_the_images(tmp_path):
 def test_each_file_is_decoded_once_and_caches_are_reused(split, tmp_path, monkeypatch):
     decoded = []
     monkeypatch.setattr(
-        image_cache_writer,
+        decoder,
         "open_image",
-        lambda path, real=image_cache_writer.open_image: (decoded.append(path), real(path))[1],
+        lambda path, real=decoder.open_image: (decoded.append(Path(path)), real(path))[1],
     )
 
     def directories(split: Split, preprocess: Preprocess, max_side: int) -> tuple[Path, Path]:
@@ -171,7 +171,7 @@ def test_both_caches_have_the_same_images(split, tmp_path):
 
 
 def test_an_image_larger_than_its_header(split, tmp_path, monkeypatch):
-    monkeypatch.setattr(image_cache_writer, "_header_size", lambda path: (10, 5))
+    monkeypatch.setattr(decoder, "image_size", lambda path: (10, 5))
     training = open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32).training
     assert training.pixels.shape == (5, 5, 10, 3)
     assert training.sizes.tolist() == [[5, 10], [5, 2], [5, 6], [5, 5], [3, 10]]
@@ -188,7 +188,7 @@ def test_interrupt_leaves_nothing(split, tmp_path, monkeypatch):
     def interrupt(path):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(image_cache_writer, "open_image", interrupt)
+    monkeypatch.setattr(decoder, "open_image", interrupt)
     with pytest.raises(KeyboardInterrupt):
         open_image_caches(split, tmp_path / "image_caches", PREPROCESS, 32)
     assert not list((tmp_path / "image_caches").iterdir())
@@ -207,16 +207,16 @@ def test_abandoned_partial_caches_are_removed_also_beside_complete_ones(split, t
 MAKE = """
 import sys
 from pathlib import Path
-from lattec_jax.data.images import image_cache, image_cache_writer
+from lattec_jax.data.images import decoder, image_cache
 from lattec_jax.data.datasets.dataset import Split
 from lattec_jax.data.images.preprocess import Preprocess
 images, target = Path(sys.argv[1]), sys.argv[2]
-opened = image_cache_writer.open_image
+opened = decoder.open_image
 def waiting(path):
     print(path, flush=True)
     sys.stdin.read()  # until it is closed
     return opened(path)
-image_cache_writer.open_image = waiting
+decoder.open_image = waiting
 paths = sorted(images.iterdir())
 split = Split(tuple(p.name for p in paths), tuple(paths), None)
 preprocess = Preprocess(size=(16, 16), mean=(0.5,) * 3, std=(0.5,) * 3)
