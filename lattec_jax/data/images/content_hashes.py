@@ -7,6 +7,7 @@ Files are read once: hashes are stored with the size and modification time of th
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from lattec_jax.runtime.config import artifacts_dir
 from lattec_jax.runtime.files import write_atomic
 
 THREADS = 16  # on a network disk they mostly wait
+_MAX_BLOCK = 64  # files
 UNREADABLE = ""  # replaces the hash of a file that cannot be read
 
 Entry = list  # [size in bytes, modification time in ns, SHA-256]
@@ -38,7 +40,14 @@ def content_hashes(paths: Sequence[str | os.PathLike[str]], cache: Path) -> list
     """
     known = _read(cache)
     names = [os.path.abspath(path) for path in paths]
-    found = list(prefetch(lambda name: _entry(name, known.get(name)), names, threads=THREADS))
+    # In blocks: handing a file to a thread takes as long as hashing a small one.
+    size = max(1, min(_MAX_BLOCK, len(names) // (4 * THREADS)))
+    blocks = (names[start : start + size] for start in range(0, len(names), size))
+
+    def hash_block(block: list[str]) -> list[Entry | None]:
+        return [_entry(name, known.get(name)) for name in block]
+
+    found = list(itertools.chain.from_iterable(prefetch(hash_block, blocks, threads=THREADS)))
     new = {name: entry for name, entry in zip(names, found, strict=True) if entry}
     if any(known.get(name) != entry for name, entry in new.items()):
         cache.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ from lattec_jax.data.images.preprocess import warn_of_16_bits
 from lattec_jax.data.prefetch import prefetch, usable_cores
 from lattec_jax.runtime.errors import DataError
 
-MIN_IMAGES = 256  # of a process: it starts while threads decode as many
+MIN_IMAGES = 256  # of a process: starting it takes the CPU time of about 150 small images
 # Signals are for the process that started this one, which then ends it; they must not end or
 # interrupt it in the middle of its imports. The search path is as there.
 _START = """
@@ -88,6 +88,8 @@ def decoder_pool(images: int) -> DecoderPool:
 
 
 class DecoderThreads:
+    """A `DecoderPool` of threads of this process."""
+
     def __init__(self, images: int) -> None:
         self.blocks = images
         self._decoder = Decoder()
@@ -102,6 +104,8 @@ class DecoderThreads:
 
 
 class DecoderProcesses:
+    """A `DecoderPool` of processes."""
+
     def __init__(self, count: int) -> None:
         self.blocks = 8 * count
         self._idle: queue.SimpleQueue[DecoderProcess] = queue.SimpleQueue()
@@ -143,6 +147,8 @@ class DecoderProcesses:
 
 
 class DecoderProcess:
+    """A process that runs `decoder_process`, and the pipes to it."""
+
     def __init__(self) -> None:
         path = [entry or os.getcwd() for entry in sys.path]
         self._process = subprocess.Popen(

@@ -57,20 +57,24 @@ def files_at(path: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
         DataError: there is no image.
     """
     expanded = os.path.expanduser(os.fspath(path))
-    files: list[Path] = []
     if os.path.isdir(expanded):
         where, images = f"below {expanded}", find_images(Path(expanded))
+        others: list[Path] = []
         for parent, folders, names in os.walk(expanded):
             folders[:] = [folder for folder in folders if folder[0] != "."]
-            files += [Path(parent, name) for name in names]
+            others += [Path(parent, name) for name in names if _is_other(name)]
     else:
         where = f"that {os.fspath(path)!r} matches"
         files = [Path(p) for p in glob.glob(expanded, recursive=True) if os.path.isfile(p)]
         images = [file for file in files if file.name.lower().endswith(SUFFIXES)]
-    others = [f for f in files if not f.name.lower().endswith(SUFFIXES) and f.name[0] != "."]
+        others = [file for file in files if _is_other(file.name)]
     if not images:
         found = f", but {len(others)} other files, such as {others[0]}" if others else ""
         raise DataError(
             f"no images {where} (looked in {Path.cwd()} for {' '.join(SUFFIXES)}){found}"
         )
     return sorted(images), sorted(others)
+
+
+def _is_other(name: str) -> bool:
+    return not name.lower().endswith(SUFFIXES) and name[0] != "."
