@@ -4,10 +4,10 @@
 
 For each number of images, a separate process writes pseudo-labels and two descriptions per image,
 and reads them like training: the labels, the texts joined by id and checked against content hashes,
-the tokens, and the plan of their lengths. Image files are not read. Descriptions have 22 tokens on
-average, up to 77. CPU seconds are of all threads: texts are tokenized on all cores. Prints a
-Markdown table, and a JSON line for each row on standard error. Needs open_clip_torch for CLIP's
-vocabulary.
+the tokens, and the plan of their lengths. Image files (of 3 KB) are listed, and hashed twice: the
+second time their hashes are known. They are not decoded. Descriptions have 22 tokens on average, up
+to 77. CPU seconds are of all threads: texts are tokenized on all cores. Prints a Markdown table and
+a JSON line for each row on standard error. Needs open_clip_torch for CLIP's vocabulary.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ import numpy as np
 
 from lattec_jax.data import descriptions, pseudo_labels
 from lattec_jax.data.descriptions import Expected, Record
+from lattec_jax.data.images.content_hashes import content_hashes
+from lattec_jax.data.images.sources import files_at
 from lattec_jax.data.text.bucketing import text_lengths
 from lattec_jax.data.text.clip_bpe import clip_tokenizer
 from lattec_jax.models.config import TextConfig
@@ -40,7 +42,15 @@ SENTENCE = (
 WORDS = SENTENCE.split()
 BPE = Path(importlib.util.find_spec("open_clip").origin).with_name("bpe_simple_vocab_16e6.txt.gz")
 KINDS = ("image", "group")
-STAGES = ("pseudo-labels", "descriptions", "tokens", "lengths and plan")
+STAGES = (
+    "listing",
+    "hashing",
+    "hashing again",
+    "pseudo-labels",
+    "descriptions",
+    "tokens",
+    "lengths and plan",
+)
 
 
 def texts(count: int, seed: int) -> list[str]:
@@ -68,6 +78,14 @@ def write(directory: Path, ids: list[str], contents: list[str], prompt: str) -> 
     return paths
 
 
+def write_files(folder: Path, ids: list[str]) -> None:
+    """Write a file of 3 KB for each image."""
+    for number in range(10):
+        (folder / f"class_{number}").mkdir(parents=True)
+    for number, image in enumerate(ids):
+        (folder / image).write_bytes(number.to_bytes(8) * 384)
+
+
 def measure(images: int) -> dict[str, Any]:
     """Return the CPU seconds of each stage, and the process's peak memory in GB after it."""
     found: dict[str, Any] = {"images": images}
@@ -81,6 +99,10 @@ def measure(images: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as scratch:
         directory, ids = Path(scratch), [f"class_{n % 10}/image_{n:07}.jpg" for n in range(images)]
+        write_files(directory / "files", ids)
+        files, _ = timed("listing", lambda: files_at(directory / "files"))
+        for stage in ("hashing", "hashing again"):
+            timed(stage, lambda: content_hashes(files, directory / "content.json"))
         contents = [f"{n:064x}" for n in range(images)]
         prompt = "Describe the land use in the photo concisely, using less than 20 words."
         paths = write(directory, ids, contents, prompt)
