@@ -93,12 +93,12 @@ def train(
 def fit_in_memory(
     run: Run, pretrained: PretrainedFeatures, checkpoints: CheckpointManager
 ) -> FitResult:
-    """`fit`, which is repeated with a smaller microbatch if a device is out of memory."""
+    """`fit`, which is repeated with less memory if a device is out of it."""
     while True:
         try:
             return fit(run, pretrained, checkpoints)
         except StepOutOfMemory as error:
-            print(f"{error}; training again from the newest checkpoint, with smaller microbatches")
+            print(f"{error}; training again from the newest checkpoint, with less memory")
             checkpoints.wait()  # the newest one may still be being written
             run = dataclasses.replace(run, step_plans=error.remaining)
 

@@ -1,8 +1,9 @@
 """Choose how a train step is computed, so that it fits into device memory.
 
 `config.train.microbatch_size = "auto"` takes the largest microbatch whose compiled step fits: the
-whole batch, or the next smaller divisor of at most half its size, and so on. Where none fits, the
-step is also rematerialized (`config.compute.remat`). An estimate says which one to compile first,
+whole batch, or the next smaller divisor of at most half its size, and so on. Where none of at least
+MIN_IMAGES on a device fits, the step is rematerialized (`config.compute.remat`), again with the
+largest microbatch that fits. An estimate says which one to compile first,
 and the compiler's own figures decide: usually one step is compiled.
 
 If a device is out of memory all the same, the run continues from its newest checkpoint with the
@@ -35,6 +36,9 @@ RESERVE, CPU_RESERVE = 0.1, 0.5
 # Of each token, unit of the width and block, a step stores about so many numbers (fitted to the
 # table of benchmarks/README.md, "Memory"); with rematerialization one, and all of one block.
 NUMBERS_PER_UNIT = 26
+# Of a microbatch on each device. Below, a larger one with rematerialization is preferred, because
+# few tokens use a device badly; which is faster is not yet measured.
+MIN_IMAGES = 16
 MIB, GIB = 2**20, 2**30
 REFUSED = 2**50  # bytes of a step that the compiler refuses
 
@@ -72,15 +76,21 @@ def step_plans(config: ConfigDict, batch_size: int, mesh: Mesh) -> tuple[StepPla
             f"config.train.batch_size={configured} that is a multiple of the {mesh.size} devices, "
             f"found {size}; {advice}"
         )
-    sizes, remats = [batch_size], [config.compute.remat]
-    if size == AUTO:
-        remats = sorted({config.compute.remat, True})
-        for smaller in reversed(fitting):
-            if 2 * smaller <= sizes[-1]:
-                sizes.append(smaller)
-    elif size:
-        sizes = [size]
-    return tuple(StepPlan(n, -(-batch_size // n), remat) for remat in remats for n in sizes)
+    if size != AUTO:
+        return (_plan(size or batch_size, batch_size, config.compute.remat),)
+    sizes = [batch_size]
+    for smaller in reversed(fitting):
+        if 2 * smaller <= sizes[-1]:
+            sizes.append(smaller)
+    plans = [_plan(n, batch_size, remat=True) for n in sizes]
+    if not config.compute.remat:
+        large = [n for n in sizes if n == batch_size or n >= MIN_IMAGES * mesh.size]
+        plans = [_plan(n, batch_size, remat=False) for n in large] + plans
+    return tuple(plans)
+
+
+def _plan(size: int, batch_size: int, remat: bool) -> StepPlan:
+    return StepPlan(size, -(-batch_size // size), remat)
 
 
 def compile_step(

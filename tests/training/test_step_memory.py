@@ -62,9 +62,11 @@ def test_auto_halves_the_batch_then_rematerializes():
     one, eight = meshes()
     found = step_plans(configured("auto", 500), 500, one)
     sizes = [500, 250, 125, 50, 25, 10, 5, 2, 1]
-    assert [plan.microbatch_size for plan in found] == 2 * sizes
+    assert [plan.microbatch_size for plan in found] == sizes[:5] + sizes  # 16 or more; all
     assert [plan.num_microbatches for plan in found[:4]] == [1, 2, 4, 10]
-    assert [plan.remat for plan in found] == [False] * 9 + [True] * 9
+    assert [plan.remat for plan in found] == [False] * 5 + [True] * 9
+    sizes = [plan.microbatch_size for plan in step_plans(configured("auto"), 512, eight)]
+    assert sizes == [512, 256, 128, 512, 256, 128, 64, 32, 16, 8]
     found = step_plans(configured("auto", remat=True), 512, eight)
     assert [plan.microbatch_size for plan in found] == [512, 256, 128, 64, 32, 16, 8]
     assert all(plan.remat for plan in found)
@@ -126,7 +128,7 @@ class Step:
     ("gib", "allowed", "size", "said"),
     [
         (64, 64, 64, "64 of 64 images; the step needs 17.00 of 32.00 GiB (50% of 64.00 GiB"),
-        (64, 7, 8, "8 of 64 images; the step needs 3.00 of 3.50 GiB (50% of 7.00 GiB is kept free"),
+        (64, 7, 8, "8 of 64 images, with rematerialization; the step needs 3.00 of 3.50 GiB"),
         (1, 64, 1, "1 of 64 images, with rematerialization; the step needs 1.25 of 0.50 GiB, "
                    "which may be too much"),
     ],
