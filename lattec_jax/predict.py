@@ -8,7 +8,7 @@ Arguments are images or folders of images; `--list` is a file with one path per 
 by NUL, as from `find -print0`). Duplicate paths are classified once. `--out` writes JSON lines or,
 by its file name or `--format`, CSV; the same command continues an incomplete file. An unreadable
 image is reported on standard error and gets a line with an `error` (not in a table); the exit
-status is then 1.
+status is then 1. Remove such a line from the file, and the same command tries that image again.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from lattec_jax.data.datasets.image_files import find_images
+from lattec_jax.data.images.sources import files_at
 from lattec_jax.inference import prediction_files
 from lattec_jax.models import run_artifacts
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
@@ -44,10 +44,7 @@ def images_at(path: Path) -> list[Path]:
     if not os.path.exists(path):  # False also for a name that is too long
         where = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
         raise DataError(f"no image or folder {path}{where}")
-    paths = sorted(find_images(path)) if path.is_dir() else [path]
-    if not paths:
-        raise DataError(f"no images below {path}")
-    return paths
+    return files_at(path) if path.is_dir() else [path]
 
 
 def classify(
@@ -135,8 +132,9 @@ def main(argv: Sequence[str]) -> None:
             failed = out.failed + classify(classifier, left, kind, top, out.append, True)
         print_escaped(f"predictions of {len(paths)} images in {values.out}")
     if failed:
-        images = "image" if failed == 1 else "images"
-        print(f"{failed} {images} could not be read", file=sys.stderr)
+        count = "1 image" if failed == 1 else f"{failed} images"
+        again = f"; to try again, remove the lines with an error from {values.out}"
+        print_escaped(f"{count} could not be read{again if values.out else ''}", sys.stderr)
         sys.exit(1)
 
 

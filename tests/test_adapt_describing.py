@@ -71,10 +71,15 @@ def test_no_server_is_asked_for_what_is_known():
     assert adaptation._model(zero_shot, describer) == []
     config = configured(address, "--config.descriptions.openai.model=m")
     Path("config.json").write_text(to_json(config), encoding="utf-8")
-    recorded = adaptation._recorded(Path(), {"method.alpha": 0.5})
+    recorded = adaptation._recorded(Path(), {"method.alpha": 0.5}, False)
     assert recorded["descriptions.openai.model"] == "m"
     assert "train.batch_size" in recorded and "method.alpha" not in recorded
     assert adaptation._model(config, describer) == []
+    config.dataset.test = "/photos/test"
+    Path("config.json").write_text(to_json(config), encoding="utf-8")
+    adaptation._recorded(Path(), {}, True)
+    with pytest.raises(ConfigError, match=r"repeat --test=/photos/test .*to continue it"):
+        adaptation._recorded(Path(), {}, False)
     with pytest.raises(EngineError, match="does not list its models"):
         adaptation._model(configured(address), describer)
 
@@ -112,7 +117,7 @@ def test_an_address_stands_for_its_server():
         describing.make_describer(lambda images: [], "")
 
 
-def test_hidden_progress_prints_warnings_only(monkeypatch, capfd):
+def test_hidden_progress_prints_warnings_only(monkeypatch, capfd, caplog):
     Path("photos").mkdir()
     for name in ("a.png", "b.heic"):
         Image.new("RGB", (9, 8)).save(Path("photos", name), "PNG")
@@ -121,8 +126,8 @@ def test_hidden_progress_prints_warnings_only(monkeypatch, capfd):
         adapt("photos", ["cat", "dog"], progress=False)
     shown = capfd.readouterr()
     assert shown.out == ""
-    assert "warning: files of other formats are not used: 1" in shown.err
-    assert shown.err.endswith("warning of the child\n")
+    assert "files of other formats are not used: 1 (1 .heic)" in caplog.text
+    assert shown.err == "warning of the child\n"
 
 
 def child(case: str) -> None:

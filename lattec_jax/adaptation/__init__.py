@@ -109,7 +109,7 @@ def adapt(
             "preset": preset, "method": method, "weights": weights, "test": test, "seed": seed,
         })  # fmt: skip
         directory = Path(workdir).expanduser() if workdir else default_workdir(_parse(arguments))
-        recorded = _recorded(directory, given)
+        recorded = _recorded(directory, given, test is not None)
         arguments += _overrides(recorded)
         arguments += _model(_parse(arguments), describer)
         try:
@@ -205,13 +205,20 @@ def _parse(arguments: list[str]) -> ConfigDict:
     return parse(["adapt", *arguments])[0]
 
 
-def _recorded(directory: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def _recorded(directory: Path, given: Mapping[str, Any], has_test: bool) -> dict[str, Any]:
     """Return what a run in this work directory has chosen, without what the caller sets: another
-    host, or another number of readable images, does not change a run."""
+    host, or another number of readable images, does not change a run. Raise ConfigError if the run
+    has a folder of test images and the caller names none."""
     path = directory / run_directory.CONFIG
     if not path.exists():
         return {}
     recorded = dict(flatten(from_json(path)))
+    before = recorded.get("dataset.test")
+    if not has_test and "dataset.test" not in given and before and os.path.isabs(before):
+        raise ConfigError(
+            f"the run in {directory} has the test images of {before}; repeat --test={before} "
+            "(test=...) to continue it, or choose another --workdir"
+        )
     keys = [key for key in _RECORDED if key not in given]
     return {key: recorded[key] for key in keys if recorded.get(key) not in (None, "")}
 

@@ -11,7 +11,6 @@ import hashlib
 import io
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,6 @@ from lattec_jax.runtime.text import INVALID
 Images = str | os.PathLike[str] | Iterable[ImageLike]
 _PNG_MODES = ("1", "L", "LA", "I;16", "P", "RGB", "RGBA")
 _MAX_NAME_CHARS = 60
-_MAX_OTHERS = 4  # suffixes of ignored files that are listed
 
 
 class Source(NamedTuple):
@@ -56,12 +54,11 @@ def read_images(images: Images, artifacts: Path, test: Path | None = None) -> So
     if isinstance(images, (str, os.PathLike)):
         path = Path(images).expanduser()
         if path.is_dir():
-            _, others = files_at(path)
-            return Source(_folder_settings(path), _ignored(others))
+            files_at(path)  # refuses a folder without images
+            return Source(_folder_settings(path), [])
         if not is_pattern(path):
             raise no_folder("images", path)
-        found, others = files_at(path)
-        return _from_paths(found, _ignored(others), artifacts, test)
+        return _from_paths(files_at(path), [], artifacts, test)
     if isinstance(images, (Image.Image, bytes)) or not isinstance(images, Iterable):
         raise DataError(
             "images: expected a folder, a pattern such as 'photos/*.jpg', or several paths, PIL "
@@ -101,20 +98,6 @@ def no_folder(what: str, path: Path) -> DataError:
         folders = sorted(p.name for p in path.parent.iterdir() if p.is_dir())
         hint = did_you_mean(path.name, folders, path.parent)
     return DataError(f"{what}: no folder {path} (looked in {Path.cwd()}). {hint}".rstrip())
-
-
-def _ignored(others: Sequence[Path]) -> list[str]:
-    """Return a warning of files that are no images by their suffix."""
-    # A text file may be a list of class names.
-    unused = [file for file in others if file.suffix.lower() != ".txt"]
-    kinds = Counter(file.suffix.lower() or "no suffix" for file in unused)
-    if not kinds:
-        return []
-    listed = ", ".join(f"{n} {suffix}" for suffix, n in kinds.most_common(_MAX_OTHERS))
-    return [
-        f"files of other formats are not used: {kinds.total()} ({listed}), such as "
-        f"{unused[0].name}; save photos as JPEG or PNG"
-    ]
 
 
 def _from_items(items: Sequence[object], artifacts: Path, test: Path | None) -> Source:
@@ -272,7 +255,7 @@ def check_test_folder(folder: Path, lines: Sequence[str]) -> None:
     """
     names = class_names.parse(lines, folder)
     labels_by_key = class_names.labels_by_key(names)
-    images, _ = files_at(folder)
+    images = files_at(folder)
     unlabeled = [
         str(path.relative_to(folder))
         for path in images

@@ -248,7 +248,7 @@ class Classifier:
         most a few batches ahead; a folder or a pattern is listed at once.
         """
         if isinstance(images, (str, os.PathLike)):
-            images = files_at(images)[0] if is_collection(images) else [images]
+            images = files_at(images) if is_collection(images) else [images]
         if on_error not in ("raise", "record"):
             raise ConfigError(f"on_error: expected 'raise' or 'record', found {on_error!r}")
         if top_k < 1:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.tensor_files import read_safetensors
 from lattec_jax.runtime.errors import ConfigError, WeightsError, short_repr
-from lattec_jax.runtime.run_directory import CLASSIFIER, MODEL, read_inputs
+from lattec_jax.runtime.run_directory import CLASSIFIER, CONFIG, MODEL, read_inputs
 from lattec_jax.runtime.weights import locate
 
 
@@ -50,10 +50,13 @@ def check_finished(workdir: Path) -> None:
             "python -m lattec_jax.train or adapt"
         )
     if not (workdir / CLASSIFIER).exists():
-        raise WeightsError(
-            f"no {CLASSIFIER} in {workdir}: the run there has not finished; repeat its command to "
-            "continue it"
-        )
+        found = "the run there has not finished; repeat its command to continue it"
+        if not (workdir / CONFIG).exists():
+            found = (
+                "expected the work directory of a finished run of python -m lattec_jax.train or "
+                f"adapt, but there is no {CONFIG} either"
+            )
+        raise WeightsError(f"no {CLASSIFIER} in {workdir}: {found}")
 
 
 def load(workdir: Path) -> tuple[Checkpoint, ZeroShotHeads]:

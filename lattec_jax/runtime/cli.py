@@ -239,7 +239,7 @@ def shown(message: object) -> str:
 
 class _ShownFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        return shown(super().format(record))
+        return shown(f"{record.levelname.lower()}: {super().format(record)}")
 
 
 def command(main: Callable[[Sequence[str]], None]) -> None:

@@ -298,7 +298,7 @@ def test_a_full_disk_leaves_nothing(to, tmp_path):
 
 def test_no_finished_run(tmp_path):
     (tmp_path / "run").mkdir()
-    with pytest.raises(WeightsError, match="has not finished"):
+    with pytest.raises(WeightsError, match="expected the work directory of a finished run"):
         export.export(tmp_path / "run", "openclip", tmp_path / "out")
     with pytest.raises(ConfigError, match="no directory"):
         export.export(tmp_path / "nowhere", "openclip", tmp_path / "out")

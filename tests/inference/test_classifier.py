@@ -260,6 +260,9 @@ def with_classes(checkpoint):
 def test_what_is_missing_in_a_work_directory(finished, tmp_path):
     with pytest.raises(ConfigError, match=r"no directory .*nowhere; expected the work directory"):
         Classifier.load(tmp_path / "nowhere")
+    with pytest.raises(WeightsError, match=r"but there is no config\.json either"):
+        Classifier.load(tmp_path)
+    (tmp_path / "config.json").touch()
     with pytest.raises(WeightsError, match="has not finished"):
         Classifier.load(tmp_path)
     copy = shutil.copytree(finished / "run", tmp_path / "copy")

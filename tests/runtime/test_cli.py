@@ -312,4 +312,4 @@ def test_what_is_logged_is_printable_whatever_other_packages_log():
         "cli.command(main)"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert ended.stderr == "of another package\n\\x1b[31mred is unreadable\n"
+    assert ended.stderr == "warning: of another package\nwarning: \\x1b[31mred is unreadable\n"

@@ -1,14 +1,17 @@
-"""Parts of error messages about the files of a data set."""
+"""Warnings and parts of error messages about the files of a data set."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lattec_jax.runtime.errors import DataError
 
+log = logging.getLogger(__name__)
 MAX_LISTED = 10  # items listed in a message
 
 
@@ -19,6 +22,12 @@ def collect_errors(problems: list[str]) -> Iterator[None]:
         yield
     except DataError as error:
         problems.append(str(error))
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+    """Log a warning that this process has not logged yet: a command may read a data set twice."""
+    log.warning("%s", text)
 
 
 def list_lines(items: Sequence[str], indent: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -13,13 +11,11 @@ import numpy as np
 
 from lattec_jax.data.datasets import class_names
 from lattec_jax.data.datasets.class_names import NamesByClass, key
-from lattec_jax.data.datasets.error_messages import list_inline
+from lattec_jax.data.datasets.error_messages import list_inline, warn_once
 from lattec_jax.data.datasets.image_files import Images
 from lattec_jax.data.datasets.text_files import csv_rows, text_lines
 from lattec_jax.runtime.errors import DataError, short_repr
 from lattec_jax.runtime.text import truncate
-
-log = logging.getLogger(__name__)
 
 
 def find_path(root: Path, setting: str) -> Path | None:
@@ -119,7 +115,7 @@ def _labels_from_folders(
         message = unlabeled_message(unlabeled, len(labels), where, names)
         raise DataError(f'config.dataset.labels="folders": {message}')
     if len(unlabeled) < len(labels):
-        _warn_once(
+        warn_once(
             f"{len(labels) - len(unlabeled)} of {len(labels)} images of the {part} part are in "
             f"folders named like a class, but others, the first {unlabeled[0]!r}, are not, so no "
             "labels are read there. Rename their folders, or set config.dataset.labels"
@@ -134,12 +130,6 @@ def unlabeled_message(unlabeled: Sequence[str], total: int, where: str, names: N
         f"in {where} are not, the first: {unlabeled[0]!r}. The class names are "
         f"{_display_names(names)}"
     )
-
-
-@functools.cache
-def _warn_once(text: str) -> None:
-    """Log a warning that this process has not logged yet: a command may read a data set twice."""
-    log.warning("%s", text)
 
 
 def _display_names(names: NamesByClass) -> str:

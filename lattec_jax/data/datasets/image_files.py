@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lattec_jax.data.datasets.error_messages import list_lines
+from lattec_jax.data.datasets.error_messages import list_lines, warn_once
 from lattec_jax.data.datasets.text_files import text_lines
 from lattec_jax.runtime.errors import DataError, short_repr
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+_MAX_OTHERS = 4  # suffixes of other files that are listed
 
 Images = dict[str, Path]  # id -> path, sorted by id
 
@@ -25,7 +28,11 @@ def images_of(root: Path, source: Path, part: str) -> Images:
         root: ids are POSIX paths relative to it.
         source: a folder, or a .txt list.
     """
-    paths = find_images(source) if source.is_dir() else _read_list(root, source)
+    if source.is_dir():
+        paths, others = list_files(source)
+        warn_of_other_formats(others)
+    else:
+        paths = _read_list(root, source)
     found: Images = {}
     for path in paths:
         image = Path(os.path.relpath(path, root)).as_posix()
@@ -50,7 +57,12 @@ def images_of(root: Path, source: Path, part: str) -> Images:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return every image below `folder`.
+    """Return every image below `folder`, as `list_files` does."""
+    return list_files(folder)[0]
+
+
+def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return every image below `folder`, known by its suffix, and every other file.
 
     Links are followed, but no folder is searched twice. Hidden files and folders are skipped.
     """
@@ -58,7 +70,7 @@ def find_images(folder: Path) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise DataError(f"cannot look into {error.filename}: {error.strerror}") from error
 
-    found, seen = [], set()
+    images, others, seen = [], [], set()
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         status = os.stat(parent)
         if (status.st_dev, status.st_ino) in seen:
@@ -66,12 +78,24 @@ def find_images(folder: Path) -> list[Path]:
             continue
         seen.add((status.st_dev, status.st_ino))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-        ]
-    return found
+        for name in files:
+            if not name.startswith("."):
+                kind = images if name.lower().endswith(SUFFIXES) else others
+                kind.append(Path(parent, name))
+    return images, others
+
+
+def warn_of_other_formats(others: Sequence[Path]) -> None:
+    """Warn of files that are no images by their suffix, if there are any."""
+    # A text file may be a list of class names.
+    unused = [file for file in others if file.suffix.lower() != ".txt"]
+    kinds = Counter(file.suffix.lower() or "no suffix" for file in unused)
+    if kinds:
+        listed = ", ".join(f"{n} {suffix}" for suffix, n in kinds.most_common(_MAX_OTHERS))
+        warn_once(
+            f"files of other formats are not used: {kinds.total()} ({listed}), such as "
+            f"{min(unused)}; save photos as JPEG or PNG"
+        )
 
 
 def _read_list(root: Path, source: Path) -> list[Path]:

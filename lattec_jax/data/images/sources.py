@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from lattec_jax.data.datasets.image_files import SUFFIXES, find_images
+from lattec_jax.data.datasets.image_files import SUFFIXES, list_files, warn_of_other_formats
 from lattec_jax.runtime.errors import DataError
 
 ImageLike = str | os.PathLike[str] | Image.Image | np.ndarray
@@ -47,8 +47,8 @@ def is_pattern(path: str | os.PathLike[str]) -> bool:
     return glob.has_magic(os.fspath(path)) and not os.path.exists(path)
 
 
-def files_at(path: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
-    """Return the images in a folder (and its sub-folders) or of a pattern, and the other files.
+def files_at(path: str | os.PathLike[str]) -> list[Path]:
+    """Return the images in a folder (and its sub-folders) or of a pattern; warn of other files.
 
     An image is known by its suffix. In a pattern, `**` stands for any sub-folders. Hidden files are
     skipped.
@@ -58,23 +58,17 @@ def files_at(path: str | os.PathLike[str]) -> tuple[list[Path], list[Path]]:
     """
     expanded = os.path.expanduser(os.fspath(path))
     if os.path.isdir(expanded):
-        where, images = f"below {expanded}", find_images(Path(expanded))
-        others: list[Path] = []
-        for parent, folders, names in os.walk(expanded):
-            folders[:] = [folder for folder in folders if folder[0] != "."]
-            others += [Path(parent, name) for name in names if _is_other(name)]
+        where, (images, others) = f"below {expanded}", list_files(Path(expanded))
     else:
         where = f"that {os.fspath(path)!r} matches"
         files = [Path(p) for p in glob.glob(expanded, recursive=True) if os.path.isfile(p)]
+        files = [file for file in files if file.name[0] != "."]
         images = [file for file in files if file.name.lower().endswith(SUFFIXES)]
-        others = [file for file in files if _is_other(file.name)]
+        others = [file for file in files if not file.name.lower().endswith(SUFFIXES)]
     if not images:
-        found = f", but {len(others)} other files, such as {others[0]}" if others else ""
+        found = f", but {len(others)} other files, such as {min(others)}" if others else ""
         raise DataError(
             f"no images {where} (looked in {Path.cwd()} for {' '.join(SUFFIXES)}){found}"
         )
-    return sorted(images), sorted(others)
-
-
-def _is_other(name: str) -> bool:
-    return not name.lower().endswith(SUFFIXES) and name[0] != "."
+    warn_of_other_formats(others)
+    return sorted(images)

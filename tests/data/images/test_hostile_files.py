@@ -231,7 +231,7 @@ def test_what_a_command_prints_of_others_reaches_no_terminal(capsys, monkeypatch
         command(main)
     assert ended.value.code == 2
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == r"left out \x1b]0;\x07 \udcff"
+    assert lines[0] == r"warning: left out \x1b]0;\x07 \udcff"
     assert lines[1].startswith(r"error: found \x1b[31mxxx") and lines[1].endswith(
         r"\ud83d, remove it"
     )
