@@ -4,11 +4,12 @@
     python -m lattec_jax.predict --workdir=... --top=3 --format=jsonl images/ > predictions.jsonl
     python -m lattec_jax.predict --workdir=... --list=paths.txt --out=predictions.csv
 
-Arguments are images or folders of images; `--list` is a file with one path per line (or separated
-by NUL, as from `find -print0`). Duplicate paths are classified once. `--out` writes JSON lines or,
-by its file name or `--format`, CSV; the same command continues an incomplete file. An unreadable
-image is reported on standard error and gets a line with an `error` (not in a table); the exit
-status is then 1. Remove such a line from the file, and the same command tries that image again.
+Arguments are images, folders of images or quoted patterns; `--list` is a file with one path per
+line (or separated by NUL, as from `find -print0`). Duplicate paths are classified once. `--out`
+writes JSON lines or, by its file name or `--format`, CSV; the same command continues an incomplete
+file. An unreadable image is reported on standard error and gets a line with an `error` (not in a
+table); the exit status is then 1. Remove such a line from the file, and the same command tries that
+image again.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from lattec_jax.data.images.sources import files_at
+from lattec_jax.data.images.sources import files_at, is_collection
 from lattec_jax.inference import prediction_files
 from lattec_jax.models import run_artifacts
 from lattec_jax.runtime.cli import WORKDIR, command, define_workdir, read
@@ -36,15 +37,17 @@ ARGUMENTS = "IMAGE_OR_FOLDER ..."
 
 
 def images_at(path: Path) -> list[Path]:
-    """Return the image at `path`, or all images below the folder `path`.
+    """Return the image at `path`, or all images in a folder or of a pattern such as `new/*.jpg`.
 
     Raises:
         DataError: there are none.
     """
+    if is_collection(path):
+        return files_at(path)
     if not os.path.exists(path):  # False also for a name that is too long
         where = "" if path.is_absolute() else f" (looked in {Path.cwd()})"
         raise DataError(f"no image or folder {path}{where}")
-    return files_at(path) if path.is_dir() else [path]
+    return [path]
 
 
 def classify(

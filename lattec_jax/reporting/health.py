@@ -112,8 +112,8 @@ def _notes(metrics: Mapping[str, float], lines: Sequence[LogLine], trained: bool
     notes, changed = [], 1 - metrics["agreement_with_frozen"]
     if len(lines) < WINDOW:
         notes.append(
-            f"The run is too short to judge batches and descriptions: {len(lines)} logged steps, "
-            f"of which {WINDOW} are needed (config.train.max_steps, config.log_every)."
+            f"The run is too short to judge batches and descriptions: {WINDOW} logged steps are "
+            f"needed, found {len(lines)} (config.train.max_steps, config.log_every)."
         )
     if changed < MIN_CHANGED_FRACTION:
         notes.append(

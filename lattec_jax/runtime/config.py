@@ -136,11 +136,11 @@ def parse_flags(values: flags.FlagValues, argv: Sequence[str]) -> list[str]:
 
 
 def _as_config_flag(name: str) -> str:
-    """Return the advice for a key of the configuration that was given as a flag, or ""."""
+    """Return the advice for an unknown flag, which may be a key of the configuration."""
     if name in ("preset", "method"):
         return f"; write --config=FILE:{name}=NAME"
     keys = [key for key in config_schema.SCHEMA if key.rpartition(".")[2] == name]
-    return f"; write --config.{keys[0]}=VALUE" if keys else ""
+    return f"; write --config.{keys[0]}=VALUE" if keys else "; --help lists the flags"
 
 
 def validate(config: ConfigDict) -> ConfigDict:

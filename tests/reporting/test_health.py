@@ -238,7 +238,10 @@ def test_the_verdict_says_whether_accuracy_was_measured_and_whether_anything_cha
         assert still["verdict"].endswith("Nothing was trained: this is the zero-shot model.")
         assert "too short" not in found["verdict"]
     short = health_report(start(), weights, labels, records()[:2])
-    assert "too short to judge batches and descriptions: 2 logged steps" in short["verdict"]
+    assert (
+        "too short to judge batches and descriptions: 3 logged steps are needed, found 2 ("
+        in short["verdict"]
+    )
     fell = health_report(start(), weights, labels, records(), two_models(100, 11, 5))
     assert fell["verdict"].startswith("Check this model before you use it: 2 alarms.\nAlarms: acc")
 
