@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.models.checkpoint import Checkpoint
 from lattec_jax.models.tensor_files import read_safetensors
-from lattec_jax.runtime.errors import ConfigError, WeightsError, short_repr
+from lattec_jax.runtime.errors import ConfigError, WeightsError, did_you_mean, short_repr
 from lattec_jax.runtime.run_directory import CLASSIFIER, CONFIG, MODEL, read_inputs
 from lattec_jax.runtime.weights import locate
 
@@ -45,9 +45,11 @@ class ZeroShotHeads(NamedTuple):
 def check_finished(workdir: Path) -> None:
     """Raise ConfigError if the directory does not exist, WeightsError if it has no classifier."""
     if not workdir.is_dir():
+        near = [path.name for path in workdir.parent.glob("*") if path.is_dir()]
         raise ConfigError(
             f"no directory {workdir}; expected the work directory of a finished run of "
-            "python -m lattec_jax.train or adapt"
+            "python -m lattec_jax.train or adapt, or what Classifier.save wrote. "
+            f"{did_you_mean(workdir.name, near, workdir.parent)}".rstrip()
         )
     if not (workdir / CLASSIFIER).exists():
         found = "the run there has not finished; repeat its command to continue it"

@@ -71,10 +71,9 @@ CONFIG_VALUES = (
     ("train.schedule", "schedule"),
     ("train.optimizer", "optimizer"),
     ("train.weight_decay", "weight decay"),
-    ("method.texts", "texts"),
-    ("method.labels", "pseudo-labels"),
-    ("descriptions.engine", "captioning engine"),
 )
+LATTECLIP_VALUES = (("method.texts", "texts"), ("method.labels", "pseudo-labels"))
+DESCRIPTION_VALUES = (("descriptions.engine", "captioning engine"),)
 
 
 class RunFiles(NamedTuple):
@@ -312,7 +311,12 @@ def settings(run: RunFiles) -> str:
     """Return what identifies the run, and the main values of its configuration."""
     results = run.results
     values = {key.replace("_", " "): results.get(key) for key in RESULTS_VALUES}
-    for dotted, label in CONFIG_VALUES:
+    configured = CONFIG_VALUES
+    if results["method"] == "latteclip":
+        configured += LATTECLIP_VALUES
+    if results.get("descriptions"):
+        configured += DESCRIPTION_VALUES
+    for dotted, label in configured:
         value: Any = run.config
         for key in dotted.split("."):
             value = value.get(key) if isinstance(value, dict) else None

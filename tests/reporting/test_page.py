@@ -218,3 +218,17 @@ def test_heat_maps_have_opacity_and_text():
 )  # fmt: skip
 def test_numbers_keep_three_digits(value, expected):
     assert format_number(value) == expected
+
+
+def test_settings_that_the_run_did_not_use_are_not_shown():
+    run = example(3, labeled=True, images=20)
+    run.config["method"] = {"texts": ["class"], "labels": ["zero_shot"]}
+    run.config["descriptions"] = {"engine": "pixels"}
+    shown = page.render(run)
+    assert all(f"<dt>{name}</dt>" in shown for name in ("texts", "captioning engine"))
+    run.results["descriptions"] = None
+    shown = page.render(run)
+    assert "<dt>texts</dt>" in shown and "<dt>captioning engine</dt>" not in shown
+    run.results["method"] = "reclip"
+    shown = page.render(run)
+    assert all(f"<dt>{name}</dt>" not in shown for name in ("texts", "pseudo-labels"))

@@ -94,7 +94,7 @@ def warn_of_other_formats(others: Sequence[Path]) -> None:
         listed = ", ".join(f"{n} {suffix}" for suffix, n in kinds.most_common(_MAX_OTHERS))
         warn_once(
             f"files of other formats are not used: {kinds.total()} ({listed}), such as "
-            f"{min(unused)}; save photos as JPEG or PNG"
+            f"{os.path.abspath(min(unused))}; save photos as JPEG or PNG"
         )
 
 
