@@ -103,6 +103,19 @@ def test_what_the_compiler_refuses_does_not_fit():
     assert choose_plan(estimates, measure, 1000)[0] == StepPlan(16, 4, False)
 
 
+@pytest.mark.full
+def test_the_estimate_is_near_the_compilers_figures():
+    """Those of XLA for ViT-B-32, float32, batch 512 (benchmarks/README.md, "Memory")."""
+    memory = pytest.importorskip("benchmarks.memory", exc_type=ImportError)
+    mesh, model = next(meshes()), memory.model_config("ViT-B-32")
+    optimizer, _, method = memory.optimizer_and_method()
+    given = memory.arguments(model, 512, method, optimizer, mesh)
+    for micro, gib in [(512, 44.36), (128, 8.24), (64, 5.13), (32, 3.90)]:
+        plan = StepPlan(micro, 512 // micro, False)
+        arguments = (plan, model, jnp.dtype("float32"), mesh, *given, memory.LENGTHS)
+        assert step_memory.estimate_bytes(*arguments) / 2**30 == pytest.approx(gib, rel=0.15)
+
+
 class Step:
     """A jitted step whose compiler plans for a gibibyte, and another for each four images."""
 
