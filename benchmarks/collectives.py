@@ -18,19 +18,20 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from benchmarks.memory import FAST_COMPILATION, TEXTS, arguments, model_config
-from benchmarks.scaling import SMALL, STEPS
-from configs.common import get_config
-from lattec_jax.methods.latteclip import LatteCLIP
-from lattec_jax.models.clip import define
+from benchmarks.memory import (
+    FAST_COMPILATION,
+    LENGTHS,
+    arguments,
+    make_step,
+    model_config,
+    optimizer_and_method,
+)
+from benchmarks.scaling import SMALL
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime import sharding
-from lattec_jax.runtime.config import validate
-from lattec_jax.training.augmentation import Augmentation
-from lattec_jax.training.state import learning_rate_schedule, make_optimizer
-from lattec_jax.training.step import StepSettings, make_train_step
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all")
 # Bytes per second that a device sends, and FLOP/s of the device beside it: 300 TFLOP/s in bfloat16
@@ -149,16 +150,10 @@ def compile_step(model: CLIPConfig, batch_size: int, mesh: Mesh) -> Row:
     devices, each of which keeps its part. Those of GPUs and TPUs make this a reduce-scatter, and so
     it is counted.
     """
-    config = validate(get_config()).train
-    schedule = learning_rate_schedule(config, STEPS)
-    optimizer, method = make_optimizer(config, schedule), LatteCLIP(0.99, 0.99)
-    augmentation = Augmentation((0.9, 1.0), (3 / 4, 4 / 3), (0.0,) * 4, 0.0, 0.0, 0.0)
-    settings = StepSettings(model.vision.image_size, (0.5,) * 3, (0.25,) * 3, augmentation)
-    definition = define(model, mesh=mesh)
-    step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
+    optimizer, _, method = optimizer_and_method()
+    step = make_step(model, 1, False, jnp.dtype("float32"), mesh)
     given = arguments(model, batch_size, method, optimizer, mesh)
-    lengths = tuple(length for length, _ in TEXTS)
-    compiled = step.lower(*given, lengths).compile(FAST_COMPILATION)
+    compiled = step.lower(*given, LENGTHS).compile(FAST_COMPILATION)
     params = given[0].params.values()
     split = [p for p in params if not p.sharding.is_fully_replicated]
     split_shapes = {tuple(sorted(p.shape)) for p in split}

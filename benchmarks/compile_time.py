@@ -17,32 +17,19 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks import workload
-from benchmarks.memory import TEXTS, arguments
-from configs.common import get_config
-from lattec_jax.methods.latteclip import LatteCLIP
-from lattec_jax.models.clip import define
+from benchmarks.memory import LENGTHS, arguments, make_step, optimizer_and_method
 from lattec_jax.models.config import CLIPConfig
 from lattec_jax.runtime import sharding
-from lattec_jax.training.augmentation import Augmentation
-from lattec_jax.training.state import learning_rate_schedule, make_optimizer
-from lattec_jax.training.step import StepSettings, make_train_step
 
 
 def measure(model: CLIPConfig, batch: int, dtype: str, remat: bool) -> tuple[float, float]:
     """Return the seconds of lowering and of compilation."""
     mesh = sharding.make_mesh(1, jax.devices()[:1])
-    config = get_config()
-    config.train.learning_rate = workload.LEARNING_RATE
-    schedule = learning_rate_schedule(config.train, 1800)
-    optimizer = make_optimizer(config.train, schedule)
-    method = LatteCLIP(workload.ALPHA, workload.MOMENTUM)
-    augmentation = Augmentation.from_config(config.augment)
-    settings = StepSettings(model.vision.image_size, workload.MEAN, workload.STD, augmentation)
-    definition = define(model, dtype=jnp.dtype(dtype), remat=remat, mesh=mesh)
-    step = make_train_step(definition, method, optimizer, schedule, settings, mesh)
+    step = make_step(model, 1, remat, jnp.dtype(dtype), mesh)
+    optimizer, _, method = optimizer_and_method()
     inputs = arguments(model, batch, method, optimizer, mesh)
     start = time.perf_counter()
-    lowered = step.lower(*inputs, tuple(length for length, _ in TEXTS))
+    lowered = step.lower(*inputs, LENGTHS)
     middle = time.perf_counter()
     lowered.compile()
     return middle - start, time.perf_counter() - middle
