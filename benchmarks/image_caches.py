@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="use every n-th image")
     parser.add_argument("--directory", type=Path, help="where the caches are written")
     values = parser.parse_args()
-    paths = files_at(values.images)[0][:: values.every]
+    paths = files_at(values.images)[:: values.every]
     split = Split(tuple(map(str, paths)), tuple(paths), None)
     names = [str(path) for path in paths]
     rows: dict[str, Callable[[], dict[str, float]]] = {
