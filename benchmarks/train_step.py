@@ -19,6 +19,7 @@ import dataclasses
 import datetime
 import json
 import os
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -46,6 +47,7 @@ NAMES = {
     "best": "best PyTorch, eager",
     "best-compiled": "best PyTorch, compiled",
 }
+LIBRARIES = {"ours": "JAX", "best": "PyTorch"}
 WARM_UP = 1  # uncounted rounds
 GPU_STEPS = 10  # steps of a variant per round on a GPU
 MAX_COMPARED = 64  # images of the float32 batch on which results are compared
@@ -124,11 +126,14 @@ def start(folder: Path, dtype: str) -> tuple[dict[str, WorkerProcess], str]:
 
 
 def drop(workers: dict[str, WorkerProcess], variant: str, error: RuntimeError) -> None:
-    """Go on without a program that has failed; without ours there is nothing to compare."""
+    """Go on without a program whose process has ended, and without the others of that process;
+    without ours there is nothing to compare."""
     if variant == "ours":
         raise error
-    print(f"{NAMES[variant]} failed: {error}", file=sys.stderr, flush=True)
-    del workers[variant]
+    ended = workers[variant]
+    for other in [name for name, worker in workers.items() if worker is ended]:
+        print(f"{NAMES[other]} failed: {error}", file=sys.stderr, flush=True)
+        del workers[other]
 
 
 def build(
@@ -150,6 +155,8 @@ def build(
         workers[parallel].send("build", parallel)
     built = {}
     for variant, worker in sorted(workers.items(), key=lambda item: item[0] == parallel):
+        if variant not in workers:
+            continue
         try:
             if variant != parallel:
                 worker.send("build", variant)
@@ -176,6 +183,8 @@ def run_rounds(
     found = {variant: {"seconds": [], "peak": []} for variant in workers}
     for round_number in range(WARM_UP + rounds):
         for variant, worker in list(workers.items()):
+            if variant not in workers:
+                continue
             replies = []
             try:
                 for _ in range(each + (each > 1)):
@@ -183,7 +192,6 @@ def run_rounds(
                 worker.call("free_memory", variant)
             except RuntimeError as error:
                 drop(workers, variant, error)
-                del found[variant]
                 continue
             if round_number >= WARM_UP:
                 for key, values in found[variant].items():
@@ -191,7 +199,7 @@ def run_rounds(
             milliseconds = 1e3 * replies[-1]["seconds"]
             print(f"round {round_number} of {rounds}: {NAMES[variant]}, {milliseconds:.1f} ms",
                   file=sys.stderr, flush=True)  # fmt: skip
-    return found
+    return {variant: found[variant] for variant in workers}
 
 
 def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
@@ -216,14 +224,16 @@ def costs(work: Workload, batch: workload.HostBatch) -> dict[str, Cost]:
 
 
 def summarize(
-    work: Workload, turns: dict[str, Any], built: dict[str, Any], rate: float
+    work: Workload, turns: dict[str, Any], built: dict[str, Any], rates: dict[str, float]
 ) -> list[dict[str, Any]]:
-    """Return a row for each program."""
-    counted = costs(work, work.batches.at(0))
+    """Return a row for each program. `rates`: FLOP/s of one product in JAX and in PyTorch."""
+    counted, rate = costs(work, work.batches.at(0)), max(rates.values())
     rows = []
     for variant, found in turns.items():
         seconds, cost = float(np.median(found["seconds"])), counted[variant]
         recomputed = cost.recomputed if variant == "release-checkpointing" else 0.0
+        computed = (cost.training + recomputed) / seconds
+        own = rates.get("ours" if variant == "ours" else "best", rate)
         rows.append({
             "program": variant,
             "images_per_second": work.batch / seconds,
@@ -231,8 +241,9 @@ def summarize(
             "min": 1e3 * min(found["seconds"]),
             "max": 1e3 * max(found["seconds"]),
             "computed_flop": cost.training + recomputed,
-            "computed_flop_per_second": (cost.training + recomputed) / seconds,
-            "computed_fraction_of_peak": (cost.training + recomputed) / seconds / rate,
+            "computed_flop_per_second": computed,
+            "computed_fraction_of_peak": computed / rate,
+            "computed_fraction_of_own_peak": computed / own,
             "utilization": counted["needed"].training / seconds / rate,
             "peak_bytes": max(found["peak"]),
             "planned_bytes": built[variant].get("planned"),
@@ -242,11 +253,18 @@ def summarize(
     return rows
 
 
-def print_table(rows: list[dict[str, Any]], needed: float, rate: float) -> None:
+def instruction_sets() -> str:
+    """Return the CPU's vector extensions as Linux lists them, which matrix products depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    words = cpuinfo.read_text(encoding="utf-8").split() if cpuinfo.exists() else []
+    return " ".join(sorted({w for w in words if re.match("avx|amx|fma|sve|asimd", w)})) or "unknown"
+
+
+def print_table(rows: list[dict[str, Any]], needed: float, rates: dict[str, float]) -> None:
     """Print the rows as Markdown, and each ratio's factors: less work, and speed."""
     print("\n| program | images/s | ms per step (min to max) | TFLOP computed | TFLOP/s "
-          "| of peak | MFU | peak memory | compilation |")  # fmt: skip
-    print("|---|---|---|---|---|---|---|---|---|")
+          "| of peak | of own peak | MFU | peak memory | compilation |")  # fmt: skip
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for row in rows:
         planned = row["planned_bytes"]
         memory = f"{row['peak_bytes'] / 2**30:.1f} GiB"
@@ -255,12 +273,13 @@ def print_table(rows: list[dict[str, Any]], needed: float, rate: float) -> None:
               f"| {row['milliseconds']:.0f} ({row['min']:.0f} to {row['max']:.0f}) "
               f"| {row['computed_flop'] / 1e12:.2f} "
               f"| {row['computed_flop_per_second'] / 1e12:.3f} "
-              f"| {row['computed_fraction_of_peak']:.0%} | {row['utilization']:.0%} | {memory} "
+              f"| {row['computed_fraction_of_peak']:.0%} "
+              f"| {row['computed_fraction_of_own_peak']:.0%} | {row['utilization']:.0%} | {memory} "
               f"| {row['compiling_seconds']:.0f} s |")  # fmt: skip
-    print(
-        f"\nNeeded by the method: {needed / 1e12:.2f} TFLOP per step; measured peak of matrix "
-        f"products {rate / 1e12:.3f} TFLOP/s. MFU: needed over time over peak.\n"
-    )
+    peaks = ", ".join(f"{LIBRARIES[v]} {rate / 1e12:.3f}" for v, rate in rates.items())
+    print(f"\nNeeded by the method: {needed / 1e12:.2f} TFLOP per step. Measured peak of one "
+          f"matrix product, TFLOP/s: {peaks}. \"Of peak\": of the larger; \"of own peak\": of the "
+          "program's library. MFU: needed over time over peak.\n")  # fmt: skip
     # The second variant of a process continues with the weights of the first one.
     first = {VARIANTS[row["program"]]: row["first_loss"] for row in reversed(rows)}
     losses = ", ".join(f"{name} {loss:.5f}" for name, loss in reversed(first.items()))
@@ -298,16 +317,15 @@ def measure(arguments: argparse.Namespace, folder: Path) -> None:
         for worker in processes:
             worker.close()
     lengths = work.batches.lengths
-    rate = max(rates.values())
-    rows = summarize(work, turns, built, rate)
+    rows = summarize(work, turns, built, rates)
     needed = costs(work, work.batches.at(0))["needed"].training
     print(f"\n{arguments.model}, batch {arguments.batch}, {arguments.dtype}, {arguments.classes} "
           f"classes, descriptions of {lengths.mean():.1f} tokens on average "
           f"(maximum {lengths.max()}); {arguments.rounds} rounds. "
-          f"{facts['ours']['device']}, {os.cpu_count()} cores, "
+          f"{facts['ours']['device']}, {os.cpu_count()} cores ({instruction_sets()}), "
           f"{facts['ours']['version']}, {facts['best']['version']}, "
           f"{datetime.date.today()}, load average {load:.1f} at the start.")  # fmt: skip
-    print_table(rows, needed, rate)
+    print_table(rows, needed, rates)
     line = json.dumps({
         **vars(arguments), "facts": facts, "differences": differences, "needed_flop": needed,
         "matmul_flop_per_second": rates, "load_average": load, "rows": rows,

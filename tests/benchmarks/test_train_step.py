@@ -113,3 +113,16 @@ def test_operations_are_those_of_the_layers(work, full):
     assert found.recomputed == blocks
     assert found.forward == blocks + patches + rest
     assert found.training == 3 * (blocks + rest) + 2 * patches
+
+
+def test_the_programs_of_an_ended_process_are_left_out(capsys):
+    first, shared = object(), object()
+    workers = {"ours": first, "best": shared, "best-compiled": shared, "release": first}
+    train_step.drop(workers, "best-compiled", RuntimeError("no reply"))
+    assert list(workers) == ["ours", "release"]
+    assert capsys.readouterr().err.splitlines() == [
+        "best PyTorch, eager failed: no reply",
+        "best PyTorch, compiled failed: no reply",
+    ]
+    with pytest.raises(RuntimeError, match="ended"):
+        train_step.drop(workers, "ours", RuntimeError("ended"))
