@@ -134,18 +134,19 @@ def choose_plan(
     estimates: Mapping[StepPlan, float], measure: Callable[[StepPlan], float], limit: float
 ) -> tuple[StepPlan, float]:
     """Return the first plan that needs at most `limit` bytes, the last one if none does, and its
-    bytes. `measure` is slow: it is called for plans that should fit by their estimates only, which
-    every measurement corrects."""
+    bytes. `measure` is slow: it is called for plans that may fit by their estimates only, which
+    every measurement corrects. An estimate may be wrong by a factor (activations) or by a number of
+    bytes (copies of the parameters): what is less is expected, so that no plan is missed."""
     measured: dict[StepPlan, float] = {}
-    correction = 1.0
+    factor, offset = 1.0, 0.0
     while True:
-        expected = {plan: correction * size for plan, size in estimates.items()} | measured
+        expected = {plan: min(factor * n, n + offset) for plan, n in estimates.items()} | measured
         plan = next((p for p in estimates if expected[p] <= limit), [*estimates][-1])
         if plan in measured:
             return plan, measured[plan]
         measured[plan] = measure(plan)
         if measured[plan] < REFUSED:
-            correction = measured[plan] / estimates[plan]
+            factor, offset = measured[plan] / estimates[plan], measured[plan] - estimates[plan]
 
 
 def planned_bytes(compiled: jax.stages.Compiled) -> int:
