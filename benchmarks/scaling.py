@@ -28,7 +28,7 @@ import jax
 import numpy as np
 
 from benchmarks.image_caches import random_cache
-from benchmarks.memory import CLASSES, TEXTS, arguments, model_config
+from benchmarks.memory import CLASSES, LENGTHS, arguments, model_config
 from configs.common import get_config
 from lattec_jax.data.images.image_cache import ImageCache
 from lattec_jax.data.text.bucketing import BUCKET_LENGTHS, bucket_length
@@ -205,7 +205,7 @@ def count(model: CLIPConfig, classes: int = CLASSES, tokens: int = 0) -> tuple[f
         pixels=jax.ShapeDtypeStruct((64, 224, 224, 3), np.uint8),
         sizes=None,
     )
-    lengths = tuple(length for length, _ in TEXTS)
+    lengths = LENGTHS
     if tokens:
         lengths = (bucket_length(tokens, 77),)
         indices = jax.ShapeDtypeStruct((batch_size * kinds,), np.int32)

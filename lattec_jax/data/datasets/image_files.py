@@ -56,11 +56,6 @@ def images_of(root: Path, source: Path, part: str) -> Images:
     return dict(sorted(found.items()))
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return every image below `folder`, as `list_files` does."""
-    return list_files(folder)[0]
-
-
 def list_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """Return every image below `folder`, known by its suffix, and every other file.
 

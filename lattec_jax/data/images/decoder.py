@@ -31,9 +31,8 @@ Result = Sequence[Sequence[int]] | str
 class Layout:
     """What an image cache stores for each image."""
 
-    settings: Mapping[
-        str, Any
-    ]  # what the pixels depend on besides the files; see `open_image_caches`
+    # What the pixels depend on besides the files; see `open_image_caches`.
+    settings: Mapping[str, Any]
     shape: tuple[int, int]  # height and width of an entry
 
     @property

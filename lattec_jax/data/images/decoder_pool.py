@@ -28,7 +28,7 @@ from lattec_jax.data.images.preprocess import warn_of_16_bits
 from lattec_jax.data.prefetch import prefetch, usable_cores
 from lattec_jax.runtime.errors import DataError
 
-MIN_IMAGES = 256  # of a process: starting it takes the CPU time of about 150 small images
+MIN_IMAGES = 256  # of a process, so that starting it pays
 # Signals are for the process that started this one, which then ends it; they must not end or
 # interrupt it in the middle of its imports. The search path is as there.
 _START = """
