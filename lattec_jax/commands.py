@@ -10,6 +10,7 @@ from pathlib import Path
 COMMANDS = {
     # A module `lattec_jax.adapt` would hide the function of that name.
     "adapt": "lattec_jax.adaptation",
+    "download": "lattec_jax.download",
     "check_data": "lattec_jax.check_data",
     "pseudo_label": "lattec_jax.pseudo_label",
     "train": "lattec_jax.train",

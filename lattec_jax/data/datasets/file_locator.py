@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.data.datasets.error_messages import MAX_LISTED, inaccessible_folder, list_lines
 from lattec_jax.data.datasets.image_files import SUFFIXES
+from lattec_jax.data.downloads.sources import SOURCES
 from lattec_jax.runtime.errors import DataError
 
 DATA_DIR = "LATTECLIP_DATA_DIR"
@@ -162,12 +163,14 @@ class FileLocator:
         images = self._settings.images
         expected = [f"{images}/"] if images else []
         listed = "".join(f"\n- {problem}" for problem in problems)
-        source = self._settings.source
+        source, known = self._settings.source, SOURCES.get(self._settings.name)
+        advice = f"; {source} describes the public files" if source else ""
+        if known is not None and known.archive is not None:
+            advice += "; python -m lattec_jax.download with the same --config gets them"
         raise DataError(
             f"the files of {self._settings.name} are not as expected, {len(problems)} "
             f"{'problem' if len(problems) == 1 else 'problems'}:{listed}\n"
-            f"Expected {' and '.join([*expected, ', '.join(files)])} in {self.root}"
-            + (f"; {source} describes the public files" if source else "")
+            f"Expected {' and '.join([*expected, ', '.join(files)])} in {self.root}{advice}"
         )
 
     def _renamed_root(self, files: Sequence[str]) -> Path | None:

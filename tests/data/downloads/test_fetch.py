@@ -1,0 +1,133 @@
+"""Downloads: resumed, checked, and given up with a message that says how to go on."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lattec_jax.data.downloads import fetch as fetch_module
+from lattec_jax.data.downloads.fetch import fetch
+from lattec_jax.data.downloads.sources import RemoteFile
+from lattec_jax.runtime.errors import DataError
+from tests.data.downloads.server import serving
+
+CONTENT = np.random.default_rng(0).bytes(3_000_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(fetch_module, "_WAIT_S", 0.0)
+    with serving() as server:
+        server.files["/a.zip"] = CONTENT
+        yield server
+
+
+def remote(server, **checks) -> RemoteFile:
+    return RemoteFile(f"{server.url}/a.zip", **(checks or {"md5": MD5}))
+
+
+def test_a_file_is_downloaded_once(server, tmp_path):
+    path = fetch(remote(server), tmp_path)
+    assert path == tmp_path / "a.zip" and path.read_bytes() == CONTENT
+    assert fetch(remote(server), tmp_path) == path
+    assert len(server.requests) == 1 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_dropped_connection_is_taken_up_again(server, tmp_path):
+    server.drop_after = [1_000_000, 0, 500_000]
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.requests] == [
+        "",
+        "bytes=1000000-",
+        "bytes=1000000-",
+        "bytes=1500000-",
+    ]
+
+
+def test_an_earlier_download_is_continued(server, tmp_path):
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:2_000_000])
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert server.requests == [("/a.zip", "bytes=2000000-")]
+
+
+def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
+    server.ranges = False
+    (tmp_path / "a.zip.part").write_bytes(b"x" * 2_000_000)
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 7])
+def test_a_part_that_is_complete_or_too_long(server, tmp_path, size):
+    (tmp_path / "a.zip.part").write_bytes((CONTENT + b"1234567")[:size])
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_what_arrived_is_kept_when_the_server_is_given_up(server, tmp_path):
+    server.drop_after = [1_000_000, *[0] * 20]
+    with pytest.raises(DataError, match=r"1,000,000 bytes are kept in .*a\.zip\.part") as error:
+        fetch(remote(server), tmp_path)
+    assert f"copy it to {tmp_path / 'a.zip'}" in str(error.value)
+    server.drop_after = []
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert server.requests[-1][1] == "bytes=1000000-"
+
+
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 5), (429, 5)])
+def test_a_refusal_is_final_and_a_busy_server_is_asked_again(server, tmp_path, status, requests):
+    server.status = status
+    with pytest.raises(DataError, match=f"cannot be downloaded.*{status}"):
+        fetch(remote(server), tmp_path)
+    assert len(server.requests) == requests
+
+
+def test_no_server(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch_module, "_WAIT_S", 0.0)
+    with pytest.raises(DataError, match=r"cannot be downloaded .*Connection refused"):
+        fetch(RemoteFile("http://127.0.0.1:9/a.zip", md5=MD5), tmp_path)
+
+
+@pytest.mark.parametrize("checks", [{"md5": "0" * 32}, {"git_blob": "0" * 40}])
+def test_another_content_is_refused_and_deleted(server, tmp_path, checks):
+    with pytest.raises(DataError, match=r"expected the .* 0{32,40}, found \w+ \(3,000,000 bytes\)"):
+        fetch(remote(server, **checks), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_the_user_with_another_content_is_kept(server, tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"mine")
+    with pytest.raises(DataError, match=r"delete .*a\.zip to download it again"):
+        fetch(remote(server), tmp_path)
+    assert (tmp_path / "a.zip").read_bytes() == b"mine" and not server.requests
+
+
+def test_the_name_that_git_gives_a_content(server, tmp_path):
+    # printf 'hello\n' | git hash-object --stdin
+    server.files["/a.zip"] = b"hello\n"
+    found = fetch(remote(server, git_blob="ce013625030ba8dba906f756967f9e9ca394464a"), tmp_path)
+    assert found.read_bytes() == b"hello\n"
+
+
+def test_two_processes_at_the_same_file(server, tmp_path):
+    with open(tmp_path / "a.zip.part", "ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(DataError, match="another process is downloading"):
+            fetch(remote(server), tmp_path)
+
+
+def test_a_disk_that_is_too_small(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000_000))
+    with pytest.raises(DataError, match=r"need 0\.0 GB more in .*\$LATTECLIP_DATA_DIR"):
+        fetch(remote(server), tmp_path)
+
+
+def test_progress_is_shown_in_megabytes(server, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("lattec_jax.runtime.progress.INTERVAL", 0.0)
+    fetch(remote(server), tmp_path)
+    error = capsys.readouterr().err
+    assert "downloading a.zip: 3/3 MBs" in error and "checking a.zip.part: 3/3 MBs" in error
