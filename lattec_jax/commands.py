@@ -18,6 +18,7 @@ COMMANDS = {
     "predict": "lattec_jax.predict",
     "report": "lattec_jax.report",
     "sweep": "lattec_jax.sweep",
+    "reproduce": "lattec_jax.reproduce",
     "runtime.config_reference": "lattec_jax.runtime.config_reference",
     "demo.pretrain": "lattec_jax.demo.pretrain",
     "describe": "captioning.describe",

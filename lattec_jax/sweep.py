@@ -25,6 +25,7 @@ from lattec_jax.paper_tables.cells import CollectedResults, make_sheet, read_res
 from lattec_jax.paper_tables.plan import (
     DESCRIBE,
     PSEUDO_LABEL,
+    Job,
     Sweep,
     choose_tables,
     commands,
@@ -43,41 +44,56 @@ from lattec_jax.runtime.text import print_escaped
 PRINTED = {"pseudo_labels": PSEUDO_LABEL, "descriptions": DESCRIBE, "runs": None}
 
 
-def define_flags(values: flags.FlagValues) -> None:
-    """Define the flags of the command."""
-    keys, names = ",".join(TABLES), ",".join(paper_datasets())
+def define_sweep(values: flags.FlagValues, datasets: Sequence[str], out: str) -> None:
+    """Define the flags of a sweep, with the default data sets and directory."""
+    keys, names = ",".join(TABLES), ",".join(datasets)
     flags.DEFINE_list("tables", keys, "Which tables.", flag_values=values)
     flags.DEFINE_list("datasets", names, "Configurations: names or files.", flag_values=values)
     flags.DEFINE_list("seeds", "0,1,2", "Seeds of the runs.", flag_values=values)
     flags.DEFINE_string("preset", DEFAULTS["preset"], "Preset of all runs.", flag_values=values)
-    flags.DEFINE_string("out", "runs/sweep", "Where runs and tables go.", flag_values=values)
+    flags.DEFINE_string("out", out, "Where runs and tables go.", flag_values=values)
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Define the flags of the command."""
+    define_sweep(values, paper_datasets(), "runs/sweep")
     flags.DEFINE_enum("mode", "run", ["run", *PRINTED, "tables"], "What to do.", flag_values=values)
 
 
-def parse_sweep(argv: Sequence[str]) -> tuple[Sweep, str]:
-    """Return the sweep and the mode of a command line.
+def parse_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the command line without its `--config.key=value`, and these.
 
     Raises:
-        ConfigError: an unknown flag or table, or seeds that are not numbers.
+        ConfigError: one has no value.
     """
     overrides = [a for a in argv[1:] if a.startswith(("--config.", "-config."))]
-    values, _ = read([a for a in argv if a not in overrides], __doc__, define_flags)
     if incomplete := [a for a in overrides if "=" not in a]:
         raise ConfigError(f"{incomplete[0]}: expected --config.key=value")
+    return [a for a in argv if a not in overrides], overrides
+
+
+def make_sweep(
+    values: flags.FlagValues, overrides: Sequence[str], downloads: bool = False
+) -> Sweep:
+    """Return the sweep of a command's flags.
+
+    Raises:
+        ConfigError: an unknown table, or seeds that are not numbers.
+    """
     for seed in values.seeds:
         if not (seed.isascii() and seed.isdigit() and int(seed) < 2**32):
             raise ConfigError(f"--seeds: expected whole numbers from 0 to 2^32 - 1, found {seed!r}")
     if not (values.tables and values.datasets and values.seeds):
         raise ConfigError("--tables, --datasets and --seeds: expected at least one each")
-    sweep = Sweep(
+    return Sweep(
         choose_tables(values.tables),
         tuple(dict.fromkeys(values.datasets)),
         tuple(dict.fromkeys(map(int, values.seeds))),
         Path(values.out),
         tuple(overrides),
         values.preset,
+        downloads,
     )
-    return sweep, values.mode
 
 
 def write_tables(sweep: Sweep, found: CollectedResults) -> str:
@@ -94,16 +110,11 @@ def write_tables(sweep: Sweep, found: CollectedResults) -> str:
     return text
 
 
-def main(argv: Sequence[str]) -> None:
-    """Run the command."""
-    sweep, mode = parse_sweep(argv)
-    jobs = make_jobs(sweep)
-    if mode in PRINTED:
-        for line in commands(jobs, PRINTED[mode]):
-            print(line)
-        return
+def finish(sweep: Sweep, jobs: Sequence[Job] | None) -> None:
+    """Run the jobs, if any are given, and write and print the tables. Exit with status 1 if a job
+    failed or the results of a run are damaged."""
     outcome = None
-    if mode == "run":
+    if jobs is not None:
         with terminating():
             outcome = run_jobs(jobs, sweep.out)
     found = read_results(sweep)
@@ -115,6 +126,19 @@ def main(argv: Sequence[str]) -> None:
         print_escaped(summarize(outcome), file=sys.stderr)
     if found.damaged or (outcome is not None and outcome.failed):
         sys.exit(1)
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run the command."""
+    rest, overrides = parse_overrides(argv)
+    values, _ = read(rest, __doc__, define_flags)
+    sweep = make_sweep(values, overrides)
+    jobs = make_jobs(sweep)
+    if values.mode in PRINTED:
+        for line in commands(jobs, PRINTED[values.mode]):
+            print(line)
+        return
+    finish(sweep, jobs if values.mode == "run" else None)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from lattec_jax.data.descriptions import descriptions_path
+from lattec_jax.data.downloads.sources import SOURCES
 from lattec_jax.paper_tables.tables import CLASSIFY, TABLES, Row, Table
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.config import flatten, parse
 from lattec_jax.runtime.config_file import DEFAULTS
 from lattec_jax.runtime.errors import ConfigError, did_you_mean
 
+DOWNLOAD = "lattec_jax.download"
 PSEUDO_LABEL = "lattec_jax.pseudo_label"
 DESCRIBE = "captioning.describe"
 NO_CLASSES = ("pixels",)  # engines that answer no question about classes
@@ -48,7 +50,7 @@ class Job:
     @property
     def is_preparation(self) -> bool:
         """Whether the command makes files that several runs read."""
-        return self.module in (PSEUDO_LABEL, DESCRIBE)
+        return self.module in (DOWNLOAD, PSEUDO_LABEL, DESCRIBE)
 
     @property
     def done(self) -> bool:
@@ -76,6 +78,7 @@ class Sweep:
     out: Path
     overrides: tuple[str, ...] = ()  # `--config.key=value` for all runs
     preset: str = DEFAULTS["preset"]  # of all runs
+    downloads: bool = False  # whether the public files of the data sets are downloaded first
 
     def __post_init__(self) -> None:
         stem, count = Counter(map(column, self.datasets)).most_common(1)[0]
@@ -152,10 +155,11 @@ def make_jobs(sweep: Sweep) -> list[Job]:
     for dataset in sweep.datasets:
         _check_method(sweep, dataset)
         runs: dict[str, Job] = {}
+        files = [_download(sweep, dataset)] if sweep.downloads and is_public(sweep, dataset) else []
         for row in sweep.rows:
             if not runs_here(sweep, dataset, row):
                 continue
-            preparations = _preparations(sweep, dataset, row)
+            preparations = [*files, *_preparations(sweep, dataset, row, files)]
             jobs |= {job.name: job for job in preparations}
             needs = tuple(job.name for job in preparations)
             found = (_run(sweep, dataset, row, seed, needs) for seed in sweep.row_seeds(row))
@@ -169,6 +173,12 @@ def runs_here(sweep: Sweep, dataset: str, row: Row) -> bool:
     if row.module != CLASSIFY:
         return True
     return sweep.config(dataset).descriptions.engine not in NO_CLASSES
+
+
+def is_public(sweep: Sweep, dataset: str) -> bool:
+    """Whether `lattec_jax.download` knows the public files of a data set."""
+    settings = sweep.config(dataset).dataset
+    return settings.name in SOURCES and settings.kind in ("coop", "fgvc")
 
 
 def commands(jobs: Sequence[Job], module: str | None) -> list[str]:
@@ -217,8 +227,15 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
     return Job(name, row.module, arguments, directory / run_directory.RESULTS, needs)
 
 
-def _preparations(sweep: Sweep, dataset: str, row: Row) -> list[Job]:
-    """Return the jobs that make image caches, pseudo-labels and descriptions.
+def _download(sweep: Sweep, dataset: str) -> Job:
+    mark = sweep.out / column(dataset) / "prepared" / "download"
+    name = f"{column(dataset)}/download"
+    return Job(name, DOWNLOAD, sweep.config_arguments(dataset), mark)
+
+
+def _preparations(sweep: Sweep, dataset: str, row: Row, files: Sequence[Job]) -> list[Job]:
+    """Return the jobs that make image caches, pseudo-labels and descriptions, after the download of
+    the files.
 
     They precede all runs: two workers that made them at the same time would do the work twice.
     """
@@ -227,8 +244,9 @@ def _preparations(sweep: Sweep, dataset: str, row: Row) -> list[Job]:
     shared = tuple(a for a in row.overrides if not _key(a).startswith(("method.", "train.")))
     of_groups = tuple(a for a in shared if _key(a).startswith("descriptions."))
     plain = tuple(a for a in shared if a not in of_groups)
-    found = [_preparation(sweep, dataset, PSEUDO_LABEL, plain)]
-    needs = (found[0].name,)
+    before = tuple(job.name for job in files)
+    found = [_preparation(sweep, dataset, PSEUDO_LABEL, plain, needs=before)]
+    needs = (*before, found[0].name)
     if row.needs_descriptions:
         found.append(_preparation(sweep, dataset, DESCRIBE, plain, "image,group", needs))
     if row.needs_descriptions and of_groups:  # descriptions of single images are the same

@@ -9,11 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from lattec_jax.paper_tables.plan import DESCRIBE, PSEUDO_LABEL, commands, make_jobs
+from lattec_jax.paper_tables.plan import (
+    DESCRIBE,
+    DOWNLOAD,
+    PSEUDO_LABEL,
+    commands,
+    make_jobs,
+)
 from lattec_jax.paper_tables.tables import TABLES
 from lattec_jax.runtime.config import parse, to_json
 from lattec_jax.runtime.errors import ConfigError
-from lattec_jax.sweep import main, parse_sweep
+from lattec_jax.sweep import main
 
 
 def test_runs_that_tables_share_are_there_once(sweep):
@@ -53,6 +59,18 @@ def test_other_groups_and_shares_are_described_on_their_own(sweep):
     fraction = [jobs[name] for name in jobs["demo/latteclip-fraction-0.2-s0"].needs]
     assert [job.arguments[1] for job in fraction] == ["--config.dataset.train_fraction=0.2"] * 2
     assert jobs["demo/flyp_oracle-fraction-0.2-s0"].needs == (fraction[0].name,)
+
+
+def test_downloads_come_first_where_public_files_are_known(sweep):
+    plan = dataclasses.replace(sweep("1", "demo,eurosat"), downloads=True)
+    jobs = {job.name: job for job in make_jobs(plan)}
+    assert [name for name in jobs if name.endswith("download")] == ["eurosat/download"]
+    job = jobs["eurosat/download"]
+    assert (job.module, job.needs, job.is_preparation) == (DOWNLOAD, (), True)
+    assert job.arguments == ("--config=configs/eurosat.py:preset=paper",)
+    others = [jobs[name] for name in jobs if name.startswith("eurosat/") and name != job.name]
+    assert len(others) > 8 and all(job.name in other.needs for other in others)
+    assert not any(job.name in other.needs for other in make_jobs(sweep("1", "eurosat")))
 
 
 def test_a_preparation_counts_only_for_what_it_was_made_for(sweep):
@@ -187,4 +205,4 @@ def test_a_configuration_that_is_not_the_method_is_refused(sweep, tmp_path):
 )
 def test_mistakes_on_the_command_line(argument, message):
     with pytest.raises(ConfigError, match=message):
-        make_jobs(parse_sweep(["sweep", argument])[0])
+        main(["sweep", argument, "--mode=runs"])
