@@ -44,7 +44,9 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # what pytest-xdist's workers share
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     # PyTorch's threads wait for each other in busy loops: for small tensors that costs most.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    # Nothing of the user's is read or written: an empty home directory, and no settings.
+    # Nothing of the user's is read or written: an empty home directory, and no settings. Only
+    # `tests/test_eurosat.py` reads the user's data sets, by this name.
+    os.environ["USERS_DATA_DIR"] = os.environ.get("LATTECLIP_DATA_DIR", "")
     os.environ["HOME"] = f"{scratch}/home"
     os.makedirs(os.environ["HOME"])
     for variable in list(os.environ):
