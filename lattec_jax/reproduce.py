@@ -17,10 +17,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from lattec_jax.data import datasets
 from lattec_jax.data.datasets.dataset import fraction_count
-from lattec_jax.data.downloads.sources import SOURCES
+from lattec_jax.data.downloads.sources import SOURCES, RemoteFile
+from lattec_jax.download import missing_files
 from lattec_jax.paper_tables.plan import (
     DESCRIBE,
     Job,
@@ -46,11 +48,11 @@ class Needs:
     """What is left to do for one data set."""
 
     name: str
-    files: str  # what is downloaded; "": nothing
-    download_bytes: int
+    files: tuple[RemoteFile, ...]  # that are downloaded
     descriptions: int  # at most; those of earlier runs are not made again
     runs: int
-    steps: int  # of all runs
+    steps: int | None  # of all runs; None: the number of images is not known
+    by_hand: bool  # whether a person has to get the images
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -67,13 +69,14 @@ def needs(sweep: Sweep, jobs: Sequence[Job]) -> Iterator[Needs]:
     for dataset in sweep.datasets:
         config = sweep.config(dataset)
         left = [job for job in jobs if job.name.startswith(f"{column(dataset)}/") and not job.done]
-        images = config.dataset.expected.train
-        files, size = "", 0
-        if sweep.downloads and is_public(sweep, dataset) and not _is_there(sweep, dataset):
-            files, size = _missing_files(config.dataset.name)
+        images = config.dataset.expected.train or _count(config)
+        files, by_hand = [], False
+        if sweep.downloads and is_public(sweep, dataset):
+            files = missing_files(config)
+            by_hand = bool(files) and SOURCES[config.dataset.name].archive is None
         described = steps = 0
         for job in left:
-            if job.module not in (DESCRIBE, TRAIN):
+            if job.module not in (DESCRIBE, TRAIN) or not images:
                 continue
             own = load_config(tuple(a for a in job.arguments if a.startswith("--config")))
             count = fraction_count(images, own.dataset.train_fraction)
@@ -83,38 +86,41 @@ def needs(sweep: Sweep, jobs: Sequence[Job]) -> Iterator[Needs]:
                 batch_size = min(own.train.batch_size, count)
                 steps += total_steps(own, make_method(own.method), count, batch_size)
         runs = sum(job.module == TRAIN for job in left)
-        yield Needs(column(dataset), files, size, described, runs, steps)
+        yield Needs(
+            column(dataset), tuple(files), described, runs, steps if images else None, by_hand
+        )
 
 
-def _is_there(sweep: Sweep, dataset: str) -> bool:
+def _count(config: ConfigDict) -> int:
+    """Return the number of training images, or 0 where the data set is not there."""
     try:
-        datasets.read(sweep.config(dataset))
+        return len(datasets.read(config).train.ids)
     except UserError:
-        return False
-    return True
+        return 0
 
 
-def _missing_files(name: str) -> tuple[str, int]:
-    source = SOURCES[name]
-    if source.archive is None:
-        return "images that a person has to get", 0
-    file = source.archive.file
-    size = f"{file.size / 1e9:,.1f} GB" if file.size else "size not known"
-    return f"{file.name} ({size})", file.size
+def _size(file: RemoteFile) -> str:
+    if file.git_blob:
+        return file.name
+    return f"{file.name} ({f'{file.size / 1e9:,.1f} GB' if file.size else 'size not known'})"
 
 
 def plan_lines(sweep: Sweep, found: Sequence[Needs]) -> list[str]:
     """Return what the command is going to do, in words."""
     config = sweep.config(sweep.datasets[0])
     converted = Path(config.weights).is_dir()
-    lines = [f"weights: {config.weights}{'' if converted else ', converted at first use'}"]
+    lines = [f"weights: {config.weights}{'' if converted else ', converted once, at first use'}"]
     for one in found:
-        parts = [f"download {one.files}"] if one.files else []
+        parts = [f"download {' and '.join(map(_size, one.files))}"] if one.files else []
+        parts += ["images that a person has to get"] if one.by_hand else []
         parts += [f"up to {one.descriptions:,} descriptions"] if one.descriptions else []
-        parts += [f"{one.runs} runs, {one.steps:,} steps"] if one.runs else []
+        of_runs = "unknown number of" if one.steps is None else f"{one.steps:,}"
+        parts += [f"{one.runs} runs, {of_runs} steps"] if one.runs else []
         lines.append(f"{one.name}: {'; '.join(parts) or 'all is there'}")
-    described, steps = sum(one.descriptions for one in found), sum(one.steps for one in found)
-    size, engine = sum(one.download_bytes for one in found), config.descriptions.engine
+    described = sum(one.descriptions for one in found)
+    steps = sum(one.steps or 0 for one in found)
+    size = sum(file.size for one in found for file in one.files)
+    engine = config.descriptions.engine
     total = []
     if size:
         total.append(f"{size / 1e9:,.1f} GB to download, and as much again on the disk")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import io
 import os
@@ -46,7 +47,7 @@ def data(tmp_path, monkeypatch) -> Path:
 def packed(name: str, root: Path) -> bytes:
     """The images of a small copy in an archive of the public one's layout."""
     archive, output = SOURCES[name].archive, io.BytesIO()
-    folder = root if archive.all_files else root / SETS[name].images
+    folder = root / SETS[name].images
     if archive.file.name.endswith(".zip") and not archive.inner:
         with zipfile.ZipFile(output, "w") as target:
             for path in sorted(folder.rglob("*")):
@@ -54,6 +55,8 @@ def packed(name: str, root: Path) -> bytes:
         return output.getvalue()
     with tarfile.open(fileobj=output, mode="w:gz") as target:
         target.add(folder, archive.folder)
+        for file in archive.files:
+            target.add(root / file, f"{Path(archive.folder).parent}/{file}")
     if not archive.inner:
         return output.getvalue()
     outer = io.BytesIO()
@@ -117,14 +120,14 @@ def test_the_published_sums_and_addresses():
             continue
         assert source.archive.file.url.startswith("https://")
         assert len(source.archive.file.md5) == (0 if name == "fgvc_aircraft" else 32)
-        assert source.archive.all_files or source.archive.folder.endswith(config.images)
+        assert source.archive.folder.endswith(config.images)
 
 
 @pytest.mark.parametrize("name", ["stanford_cars", "ucf101"])
 def test_a_set_without_an_address_says_what_to_do(name, server, data, monkeypatch):
     publish(name, server, data.parent, monkeypatch)
     root = data / SETS[name].root
-    with pytest.raises(DataError, match=rf"into {root}\. Then run .*check_data"):
+    with pytest.raises(DataError, match=rf"into {root}\. Found: the files of {name} are not"):
         run(name)
     assert list(files(root)) == [SETS[name].split]
 
@@ -148,7 +151,7 @@ def test_a_hostile_archive_leaves_nothing_but_itself(server, data, monkeypatch):
     server.files["/fgvc-aircraft-2013b.tar.gz"] = output.getvalue()
     with pytest.raises(DataError, match="which is a link or device"):
         run("fgvc_aircraft")
-    assert list(files(data)) == ["fgvc_aircraft/fgvc-aircraft-2013b.tar.gz"]
+    assert list(files(data)) == ["fgvc_aircraft/fgvc-aircraft-2013b.tar.gz.part"]
 
 
 def test_an_archive_that_the_user_has_is_used(server, data, monkeypatch):
@@ -157,13 +160,89 @@ def test_an_archive_that_the_user_has_is_used(server, data, monkeypatch):
     (data / "eurosat/EuroSAT.zip").write_bytes(server.files.pop("/EuroSAT.zip"))
     run("eurosat")
     assert [path for path, _ in server.requests] == ["/split_zhou_EuroSAT.json"]
+    assert (data / "eurosat/EuroSAT.zip").exists()  # it is the user's
+
+
+def test_lists_of_the_user_are_not_overwritten(server, data, monkeypatch):
+    publish("fgvc_aircraft", server, data.parent, monkeypatch)
+    (data / "fgvc_aircraft").mkdir()
+    (data / "fgvc_aircraft/variants.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"variants\.txt is not the file of the archive"):
+        run("fgvc_aircraft")
+    assert (data / "fgvc_aircraft/variants.txt").read_text() == "mine"
+    (data / "fgvc_aircraft/variants.txt").unlink()
+    run("fgvc_aircraft")
+
+
+def test_other_folders_for_images_and_split(server, data, monkeypatch):
+    publish("eurosat", server, data.parent, monkeypatch)
+    settings = ["--config.dataset.images=a/b", "--config.dataset.split=c/d.json"]
+    run("eurosat", *settings)
+    assert (data / "eurosat/a/b/Forest").is_dir() and (data / "eurosat/c/d.json").is_file()
+
+
+def test_a_damaged_split_file_is_named_before_the_archive_is_downloaded(server, data, monkeypatch):
+    publish("eurosat", server, data.parent, monkeypatch)
+    (data / "eurosat").mkdir()
+    (data / "eurosat/split_zhou_EuroSAT.json").write_text("<html>")
+    with pytest.raises(
+        DataError, match=r"split_zhou_EuroSAT\.json is not the file .* move it away"
+    ):
+        run("eurosat")
+    assert not server.requests
+
+
+def test_an_archive_without_the_images_is_kept(server, data, monkeypatch):
+    publish("eurosat", server, data.parent, monkeypatch)
+    (data.parent / "original/eurosat/2750/Forest/Forest_1.jpg").unlink()
+    server.files["/EuroSAT.zip"] = packed("eurosat", data.parent / "original/eurosat")
+    archive = SOURCES["eurosat"].archive
+    md5 = hashlib.md5(server.files["/EuroSAT.zip"]).hexdigest()
+    file = dataclasses.replace(archive.file, md5=md5)
+    source = dataclasses.replace(
+        SOURCES["eurosat"], archive=dataclasses.replace(archive, file=file)
+    )
+    monkeypatch.setitem(SOURCES, "eurosat", source)
+    (data / "eurosat").mkdir()
+    (data / "eurosat/EuroSAT.zip").write_bytes(server.files["/EuroSAT.zip"])
+    with pytest.raises(DataError, match=r"(?s)lacks files of the data set\. Found: .*Forest_1\.jpg"):
+        run("eurosat")
+    assert (data / "eurosat/EuroSAT.zip").exists()
+
+
+def test_a_dangling_link_in_the_place_of_the_images(server, data, monkeypatch):
+    publish("eurosat", server, data.parent, monkeypatch)
+    (data / "eurosat").mkdir()
+    (data / "eurosat/2750").symlink_to(data / "nowhere")
+    with pytest.raises(DataError, match="2750 exists, but is not complete"):
+        run("eurosat")
+    assert [path for path, _ in server.requests] == ["/split_zhou_EuroSAT.json"]
+
+
+def test_two_downloads_into_one_folder(server, data, monkeypatch):
+    publish("eurosat", server, data.parent, monkeypatch)
+    (data / "eurosat").mkdir()
+    descriptor = os.open(data / "eurosat", os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with pytest.raises(DataError, match="another process is downloading into"):
+        run("eurosat")
+    os.close(descriptor)
+
+
+def test_what_a_kill_at_the_end_left_is_removed(server, data, monkeypatch):
+    publish("eurosat", server, data.parent, monkeypatch)
+    run("eurosat")
+    (data / "eurosat/EuroSAT.zip.part").write_bytes(b"x")
+    (data / "eurosat/.2750.0123456789abcdef.partial").mkdir()
+    run("eurosat")
+    assert sorted(os.listdir(data / "eurosat")) == ["2750", "split_zhou_EuroSAT.json"]
 
 
 def test_images_of_the_user_are_not_overwritten(server, data, monkeypatch):
     publish("eurosat", server, data.parent, monkeypatch)
     (data / "eurosat/2750").mkdir(parents=True)
     (data / "eurosat/2750/mine.jpg").write_bytes(b"mine")
-    with pytest.raises(DataError, match=r"2750 exists, but .* Move it away"):
+    with pytest.raises(DataError, match=r"2750 exists, but is not complete: move it away"):
         run("eurosat")
     assert (data / "eurosat/2750/mine.jpg").read_bytes() == b"mine"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import pytest
 
 from lattec_jax import reproduce
 from lattec_jax.paper_tables.plan import Sweep, choose_tables, make_jobs
+from lattec_jax.runtime.errors import DataError
 from tests.data.public_sets import make_tree
 
 TINY_CLIP = Path(reproduce.__file__).parent / "demo/tiny_clip"
@@ -48,13 +50,14 @@ def test_the_plan_states_files_descriptions_and_steps(data):
     weights, eurosat, aircraft, cars, total = lines(
         "3", "eurosat,fgvc_aircraft,stanford_cars", "--config.weights=ViT-B-32:laion2b_s34b_b79k"
     )
-    assert weights == "weights: ViT-B-32:laion2b_s34b_b79k, converted at first use"
+    assert weights == "weights: ViT-B-32:laion2b_s34b_b79k, converted once, at first use"
     # 5 rows of 2 seeds, 1,800 steps each; an image and a group description of 18,900 images.
     assert eurosat == (
-        "eurosat: download EuroSAT.zip (0.1 GB); up to 37,800 descriptions; 10 runs, 18,000 steps"
+        "eurosat: download split_zhou_EuroSAT.json and EuroSAT.zip (0.1 GB); up to 37,800 "
+        "descriptions; 10 runs, 18,000 steps"
     )
     assert "download fgvc-aircraft-2013b.tar.gz (size not known);" in aircraft
-    assert "download images that a person has to get;" in cars
+    assert "download split_zhou_StanfordCars.json; images that a person has to get;" in cars
     assert total.startswith("in all: 0.1 GB to download, and as much again on the disk; ")
     assert "descriptions by llava (rate on a GPU: not yet measured)" in total
     steps = sum(int(line.split()[-2].replace(",", "")) for line in (eurosat, aircraft, cars))
@@ -74,6 +77,34 @@ def test_the_plan_counts_what_is_left(data):
     run.mkdir()
     (run / "results.json").write_text("{}", encoding="utf-8")
     assert lines("figure6", "eurosat", seeds=(0,))[1].endswith("5 runs, 2,600 steps")
+
+
+def test_sets_of_other_kinds_and_without_expected_counts(data, monkeypatch):
+    shutil.copy(Path(reproduce.__file__).parents[1] / "configs/demo.py", "mine.py")
+    engine = "    config.dataset.kind = 'folder'\n    return config"
+    text = Path("mine.py").read_text(encoding="utf-8").replace("    return config", engine)
+    Path("mine.py").write_text(text, encoding="utf-8")
+    _, demo, mine, _ = lines("3", "demo,mine.py", seeds=(0,))
+    # 1,000 images: 60 steps, by the configuration.
+    assert demo == "demo: up to 2,000 descriptions; 5 runs, 300 steps"
+    assert mine == "mine: 5 runs, unknown number of steps"
+
+
+def test_without_a_data_directory_nothing_is_planned(monkeypatch):
+    monkeypatch.delenv("LATTECLIP_DATA_DIR", raising=False)
+    with pytest.raises(DataError, match=r"\$LATTECLIP_DATA_DIR is not set"):
+        lines("3", "eurosat")
+
+
+def test_a_download_counts_as_done_only_while_the_files_are_there(data):
+    sweep = Sweep(choose_tables(["3"]), ("eurosat",), (0,), Path("out"), downloads=True)
+    mark = Path("out/eurosat/prepared/download")
+    mark.parent.mkdir(parents=True)
+    mark.touch()
+    (job,) = [job for job in make_jobs(sweep) if job.name == "eurosat/download"]
+    assert not job.done
+    make_tree(data, "eurosat")
+    assert job.done
 
 
 def start(*arguments: str) -> subprocess.Popen:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from lattec_jax.data.datasets.file_locator import data_root
 from lattec_jax.data.descriptions import descriptions_path
 from lattec_jax.data.downloads.sources import SOURCES
 from lattec_jax.paper_tables.tables import CLASSIFY, TABLES, Row, Table
@@ -150,7 +151,8 @@ def choose_tables(keys: Sequence[str]) -> tuple[Table, ...]:
 def make_jobs(sweep: Sweep) -> list[Job]:
     """Return all jobs without repetition, in the order in which they are run. Raise ConfigError if
     a configuration does not exist or differs from the tables' LatteCLIP, or a work directory
-    contains the run of another configuration."""
+    contains the run of another configuration; DataError if files are to be downloaded and there is
+    no data directory."""
     jobs: dict[str, Job] = {}
     for dataset in sweep.datasets:
         _check_method(sweep, dataset)
@@ -228,9 +230,17 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
 
 
 def _download(sweep: Sweep, dataset: str) -> Job:
+    settings = sweep.config(dataset).dataset
+    root, archive = data_root(settings.root), SOURCES[settings.name].archive
+    lists = (settings.split,) if settings.split else archive.files if archive else ()
     mark = sweep.out / column(dataset) / "prepared" / "download"
-    name = f"{column(dataset)}/download"
-    return Job(name, DOWNLOAD, sweep.config_arguments(dataset), mark)
+    return Job(
+        f"{column(dataset)}/download",
+        DOWNLOAD,
+        sweep.config_arguments(dataset),
+        mark,
+        made=tuple(root / name for name in (settings.images, *lists)),
+    )
 
 
 def _preparations(sweep: Sweep, dataset: str, row: Row, files: Sequence[Job]) -> list[Job]:

@@ -61,13 +61,16 @@ def test_other_groups_and_shares_are_described_on_their_own(sweep):
     assert jobs["demo/flyp_oracle-fraction-0.2-s0"].needs == (fraction[0].name,)
 
 
-def test_downloads_come_first_where_public_files_are_known(sweep):
+def test_downloads_come_first_where_public_files_are_known(sweep, tmp_path, monkeypatch):
+    monkeypatch.setenv("LATTECLIP_DATA_DIR", str(tmp_path))
     plan = dataclasses.replace(sweep("1", "demo,eurosat"), downloads=True)
     jobs = {job.name: job for job in make_jobs(plan)}
     assert [name for name in jobs if name.endswith("download")] == ["eurosat/download"]
     job = jobs["eurosat/download"]
     assert (job.module, job.needs, job.is_preparation) == (DOWNLOAD, (), True)
     assert job.arguments == ("--config=configs/eurosat.py:preset=paper",)
+    root = tmp_path / "eurosat"
+    assert job.made == (root / "2750", root / "split_zhou_EuroSAT.json")
     others = [jobs[name] for name in jobs if name.startswith("eurosat/") and name != job.name]
     assert len(others) > 8 and all(job.name in other.needs for other in others)
     assert not any(job.name in other.needs for other in make_jobs(sweep("1", "eurosat")))

@@ -1,8 +1,8 @@
 """Unpack a folder of an archive that may be hostile.
 
-Only regular files and folders are written. A path outside the archive's own tree, a link, a device,
-a name that occurs twice, or a content much larger than the archive is an error, wherever in the
-archive it is, and nothing of it remains.
+Only regular files and folders are written. A path outside the archive's own tree, a link or a
+device is an error, wherever in the archive it is. So is a name that is written twice, and far more
+content than the archive has bytes. Nothing of such an archive remains.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import gzip
+import lzma
 import stat
 import tarfile
 import zipfile
@@ -33,7 +34,10 @@ _ERRORS = (
     EOFError,
     ValueError,
     RuntimeError,  # of the module zipfile: the content is encrypted
+    lzma.LZMAError,
 )
+# A name twice, a file that is a folder elsewhere, a name that is too long.
+_NAMES = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG)
 
 
 class _Entry(NamedTuple):
@@ -44,16 +48,18 @@ class _Entry(NamedTuple):
 
 
 def unpack(archive: Archive, path: Path, target: Path) -> None:
-    """Write the content of `archive.folder`, in the archive at `path`, into the new folder
-    `target`.
+    """Write `archive.folder` of the archive at `path` as `target/images`, and `archive.files` into
+    `target/files`. The folder `target` is new.
 
     Raises:
-        DataError: the archive is damaged or hostile, or does not contain the folder.
+        DataError: the archive is damaged or hostile, or lacks the folder or one of the files.
     """
     folder = PurePosixPath(archive.folder)
+    files = {folder.parent / name: target / "files" / name for name in archive.files}
     size, written = path.stat().st_size, 0
     limit = _MAX_RATIO * size + _CHUNK
-    target.mkdir()
+    (target / "images").mkdir(parents=True)
+    (target / "files").mkdir()
     try:
         with (
             contextlib.closing(_entries(archive, path)) as entries,
@@ -62,9 +68,11 @@ def unpack(archive: Archive, path: Path, target: Path) -> None:
             for entry in entries:
                 bar.update(max(0, min(entry.position, size) // _MB - bar.n))
                 inside = _checked_path(entry, path)
-                if folder not in inside.parents:
+                place = files.get(inside)
+                if folder in inside.parents:
+                    place = target / "images" / inside.relative_to(folder)
+                if place is None:
                     continue
-                place = target / inside.relative_to(folder)
                 if entry.content is None:
                     place.mkdir(parents=True, exist_ok=True)
                     continue
@@ -75,18 +83,23 @@ def unpack(archive: Archive, path: Path, target: Path) -> None:
                         if written > limit:
                             raise _refused(path, f"more than {limit:,} bytes of content")
                         output.write(chunk)
-    except FileExistsError as error:
-        raise _refused(path, f"{error.filename!r} twice") from error
     except _ERRORS as error:
         raise _damaged(path, error) from error
     except OSError as error:
-        if error.errno != errno.EINVAL:  # a position outside the file; others are of the disk
-            raise
-        raise _damaged(path, error) from error
-    if not written:
+        if error.errno in (None, errno.EINVAL):  # of a codec; a position outside the file
+            raise _damaged(path, error) from error
+        if error.errno in _NAMES:
+            raise _refused(path, f"names that exclude each other ({error})") from error
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror, str(target)) from error
+        raise
+    missing = [name.name for name, place in files.items() if not place.is_file()]
+    if not any((target / "images").iterdir()):
+        missing.insert(0, f"{archive.folder}/")
+    if missing:
         raise DataError(
-            f"{path} has no files in a folder {archive.folder}; delete it, and the same command "
-            "downloads it again"
+            f"{path} has no {', '.join(missing)}; delete it, and the same command downloads it "
+            "again"
         )
 
 

@@ -33,16 +33,12 @@ class RemoteFile:
 
 @dataclasses.dataclass(frozen=True)
 class Archive:
-    """An archive and what is taken from it.
-
-    `folder` becomes the image folder of the data set, or, with `all_files`, its content becomes
-    that of the data set's own folder. What else is in the archive is not unpacked.
-    """
+    """An archive and what is taken from it; its other content is not unpacked."""
 
     file: RemoteFile
-    folder: str
+    folder: str  # becomes the image folder of the data set
     inner: str = ""  # a .tar.gz inside a .zip, which holds the folder
-    all_files: bool = False
+    files: tuple[str, ...] = ()  # beside `folder`; they go into the data set's own folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,8 +94,13 @@ SOURCES = {
     "fgvc_aircraft": Source(
         Archive(
             RemoteFile(f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz"),
-            folder="fgvc-aircraft-2013b/data",
-            all_files=True,
+            folder="fgvc-aircraft-2013b/data/images",
+            files=(
+                "variants.txt",
+                "images_variant_train.txt",
+                "images_variant_val.txt",
+                "images_variant_test.txt",
+            ),
         ),
         None,
     ),

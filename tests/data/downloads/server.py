@@ -12,7 +12,9 @@ class Server(http.server.ThreadingHTTPServer):
     """Serves `files` (path -> content) and notes the requests.
 
     `drop_after` lists after how many bytes each of the next answers is cut off. `status` is an
-    error for all. `ranges` False ignores the header `Range`, as some servers do.
+    error for all. `ranges` False ignores the header `Range`, as some servers do. `most` bounds the
+    bytes of an answer to a range. `headers` replaces headers (None: leaves one out), and `redirect`
+    is where all requests are sent.
     """
 
     def __init__(self) -> None:
@@ -20,6 +22,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.drop_after: list[int] = []
         self.status = 0
         self.ranges = True
+        self.most = 0
+        self.headers: dict[str, str | None] = {}
+        self.redirect = ""
         self.requests: list[tuple[str, str]] = []  # path, its header Range
         super().__init__(("127.0.0.1", 0), _Handler)
 
@@ -36,6 +41,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         wanted = self.headers.get("Range", "")
         self.server.requests.append((self.path, wanted))
         content = self.server.files.get(self.path)
+        if self.server.redirect:
+            self.send_response(302)
+            self.send_header("Location", self.server.redirect)
+            self.end_headers()
+            return
         if self.server.status or content is None:
             self.send_error(self.server.status or 404)
             return
@@ -47,12 +57,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
-        self.send_response(206 if start else 200)
-        if start:
-            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
-        self.send_header("Content-Length", str(len(content) - start))
-        self.end_headers()
         end = len(content)
+        if start and self.server.most:
+            end = min(end, start + self.server.most)
+        headers: dict[str, str | None] = {"Content-Length": str(end - start)}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(content)}"
+        self.send_response(206 if start else 200)
+        for name, value in (headers | self.server.headers).items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
         if self.server.drop_after:
             end = min(end, start + self.server.drop_after.pop(0))
         with contextlib.suppress(OSError):  # the client was killed

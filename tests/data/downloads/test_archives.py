@@ -15,8 +15,8 @@ from lattec_jax.data.downloads.sources import Archive, RemoteFile
 from lattec_jax.runtime.errors import DataError
 
 
-def archive(folder: str = "top/images", inner: str = "") -> Archive:
-    return Archive(RemoteFile("https://example.org/a"), folder, inner)
+def archive(folder: str = "top/images", inner: str = "", files: tuple[str, ...] = ()) -> Archive:
+    return Archive(RemoteFile("https://example.org/a"), folder, inner, files)
 
 
 def tar(*members: tuple[str, bytes] | tarfile.TarInfo) -> bytes:
@@ -41,6 +41,16 @@ def zipped(*members: tuple[str, bytes] | tuple[zipfile.ZipInfo, bytes]) -> bytes
     return output.getvalue()
 
 
+def spoiled(compression: int) -> bytes:
+    """A zip whose compressed data are damaged."""
+    output = io.BytesIO()
+    with zipfile.ZipFile(output, "w", compression) as content:
+        content.writestr("top/images/1.jpg", bytes(range(256)) * 40)
+    data = bytearray(output.getvalue())
+    data[60:90] = b"\xff" * 30
+    return bytes(data)
+
+
 def special(kind: bytes, link: str = "") -> tarfile.TarInfo:
     info = tarfile.TarInfo("top/images/x.jpg")
     info.type, info.linkname = kind, link
@@ -53,7 +63,12 @@ def zip_link() -> zipfile.ZipInfo:
     return info
 
 
-GOOD = [("top/images/a/1.jpg", b"1"), ("top/images/2.jpg", b"22"), ("top/readme", b"no")]
+GOOD = [
+    ("top/images/a/1.jpg", b"1"),
+    ("top/images/2.jpg", b"22"),
+    ("top/readme", b"no"),
+    ("top/list", b"333"),
+]
 
 
 @pytest.mark.parametrize(
@@ -65,16 +80,16 @@ GOOD = [("top/images/a/1.jpg", b"1"), ("top/images/2.jpg", b"22"), ("top/readme"
     ],
     ids=["tar", "zip", "tar in zip"],
 )
-def test_only_the_folder_is_written(tmp_path, content, inner):
+def test_only_the_folder_and_the_files_are_written(tmp_path, content, inner):
     (tmp_path / "a").write_bytes(content)
-    unpack(archive(inner=inner), tmp_path / "a", tmp_path / "new")
+    unpack(archive(inner=inner, files=("list",)), tmp_path / "a", tmp_path / "new")
     found = {
         path.relative_to(tmp_path / "new").as_posix(): path.read_bytes()
         for path in (tmp_path / "new").rglob("*")
         if path.is_file()
     }
-    assert found == {"a/1.jpg": b"1", "2.jpg": b"22"}
-    assert not (tmp_path / "new/2.jpg").stat().st_mode & 0o7111
+    assert found == {"images/a/1.jpg": b"1", "images/2.jpg": b"22", "files/list": b"333"}
+    assert not (tmp_path / "new/images/2.jpg").stat().st_mode & 0o7111
 
 
 HOSTILE = {
@@ -87,6 +102,8 @@ HOSTILE = {
     "pipe": tar(special(tarfile.FIFOTYPE)),
     "twice": tar(GOOD[0], GOOD[0]),
     "file and folder": tar(("top/images/a", b"x"), GOOD[0]),
+    "file and folder below": tar(("top/images/a", b"x"), ("top/images/a/b/1.jpg", b"x")),
+    "long name": tar(("top/images/" + "x" * 300, b"x")),
     "bomb": tar(("top/images/1.jpg", bytes(2**24))),
     "zip parent": zipped(("top/images/../../../evil", b"x")),
     "zip absolute": zipped(("/evil", b"x")),
@@ -113,10 +130,12 @@ def test_a_hostile_archive_is_refused(tmp_path, name):
         tar(*GOOD)[:-8] + bytes(8),
         zipped(*GOOD)[:-20],
         zipped(*GOOD)[:40] + zipped(*GOOD)[60:],
+        spoiled(zipfile.ZIP_LZMA),
+        spoiled(zipfile.ZIP_BZIP2),
         b"",
         b"<html>",
     ],
-    ids=["tar", "tar with another sum", "zip", "zip gap", "empty", "web page"],
+    ids=["tar", "tar with another sum", "zip", "zip gap", "lzma", "bzip2", "empty", "web page"],
 )
 def test_a_damaged_archive(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
@@ -130,8 +149,8 @@ def test_a_damaged_archive(tmp_path, content):
 )
 def test_an_archive_without_the_folder(tmp_path, content, inner):
     (tmp_path / "a").write_bytes(content)
-    with pytest.raises(DataError, match="has no files in a folder 2750"):
-        unpack(archive("2750", inner), tmp_path / "a", tmp_path / "new")
+    with pytest.raises(DataError, match="has no 2750/, list; delete it"):
+        unpack(archive("2750", inner, ("list",)), tmp_path / "a", tmp_path / "new")
 
 
 def test_progress_is_that_of_the_archive(tmp_path, monkeypatch, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import shutil
 from types import SimpleNamespace
@@ -34,9 +33,15 @@ def remote(server, **checks) -> RemoteFile:
 
 def test_a_file_is_downloaded_once(server, tmp_path):
     path = fetch(remote(server), tmp_path)
-    assert path == tmp_path / "a.zip" and path.read_bytes() == CONTENT
-    assert fetch(remote(server), tmp_path) == path
+    assert path == tmp_path / "a.zip.part" and path.read_bytes() == CONTENT
+    assert fetch(remote(server, md5=MD5, size=len(CONTENT)), tmp_path) == path
     assert len(server.requests) == 1 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_copy_of_the_user_is_taken(server, tmp_path):
+    (tmp_path / "a.zip").write_bytes(CONTENT)
+    assert fetch(remote(server), tmp_path) == tmp_path / "a.zip"
+    assert not server.requests
 
 
 def test_a_dropped_connection_is_taken_up_again(server, tmp_path):
@@ -62,10 +67,87 @@ def test_a_server_without_ranges_sends_the_whole_file_again(server, tmp_path):
     assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
 
 
-@pytest.mark.parametrize("size", [len(CONTENT), len(CONTENT) + 7])
-def test_a_part_that_is_complete_or_too_long(server, tmp_path, size):
-    (tmp_path / "a.zip.part").write_bytes((CONTENT + b"1234567")[:size])
+def test_a_part_that_is_complete_or_of_another_size(server, tmp_path):
+    part = tmp_path / "a.zip.part"
+    part.write_bytes(CONTENT)
     assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    part.write_bytes(CONTENT + b"1234567")
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_that_begins_again_and_again_is_given_up(server, tmp_path):
+    server.ranges, server.drop_after = False, [1_000_000, 2_000_000] * 20
+    with pytest.raises(DataError, match="cannot be downloaded"):
+        fetch(remote(server), tmp_path)
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_login_page_does_not_destroy_what_has_arrived(server, tmp_path, known):
+    server.ranges, server.files["/a.zip"] = False, b"<html>please log in</html>"
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:2_000_000])
+    size = {"size": len(CONTENT)} if known else {}
+    with pytest.raises(DataError, match=r"the server has 26; is it another file, or a login page"):
+        fetch(remote(server, md5=MD5, **size), tmp_path)
+    assert (tmp_path / "a.zip.part").read_bytes() == CONTENT[:2_000_000]
+
+
+@pytest.mark.parametrize(
+    ("headers", "message"),
+    [
+        ({"Content-Range": "bytes 0-9/3000000"}, "sent bytes from 0, not 2000000"),
+        ({"Content-Range": "bytes 5-9/3000000"}, "sent bytes from 5, not 2000000"),
+        ({"Content-Range": "none"}, "the server sent the range 'none'"),
+        ({"Content-Range": "bytes \u00b2-9/3000000"}, "the server sent the range"),
+    ],
+)
+def test_a_range_that_was_not_asked_for(server, tmp_path, headers, message):
+    server.headers = headers
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:2_000_000])
+    with pytest.raises(DataError, match=message):
+        fetch(remote(server), tmp_path)
+
+
+def test_a_part_of_the_range_is_continued(server, tmp_path):
+    server.most = 700_000
+    (tmp_path / "a.zip.part").write_bytes(CONTENT[:1_000_000])
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert [wanted for _, wanted in server.requests] == [
+        "bytes=1000000-",
+        "bytes=1700000-",
+        "bytes=2400000-",
+    ]
+
+
+@pytest.mark.parametrize("length", [None, "8000", "\u00b2", "9" * 5000])
+def test_a_body_of_another_length(server, tmp_path, length, monkeypatch):
+    monkeypatch.setattr(fetch_module, "_MAX_BYTES", 2_000_000)
+    server.headers = {"Content-Length": length}
+    size = {"size": 8000} if length == "8000" else {}
+    if length == "8000":  # the client reads no more than was announced
+        with pytest.raises(DataError, match="expected the MD5 sum"):
+            fetch(remote(server, md5=MD5, **size), tmp_path)
+        return
+    with pytest.raises(DataError, match=r"sends more than 2,000,000 bytes"):
+        fetch(remote(server), tmp_path)
+
+
+def test_a_redirect_to_nonsense(server, tmp_path):
+    for place in ("http://[/", "http://..x/", "file:///etc/passwd"):
+        server.redirect = place
+        with pytest.raises(DataError, match="cannot be downloaded"):
+            fetch(remote(server), tmp_path)
+
+
+def test_links_and_folders_in_its_place(server, tmp_path):
+    (tmp_path / "precious").write_bytes(b"mine")
+    (tmp_path / "a.zip.part").symlink_to(tmp_path / "precious")
+    with pytest.raises(OSError, match=r"a\.zip\.part"):
+        fetch(remote(server), tmp_path)
+    assert (tmp_path / "precious").read_bytes() == b"mine"
+    (tmp_path / "a.zip").mkdir()
+    with pytest.raises(DataError, match=r"a\.zip is a folder"):
+        fetch(remote(server), tmp_path)
 
 
 def test_what_arrived_is_kept_when_the_server_is_given_up(server, tmp_path):
@@ -78,7 +160,7 @@ def test_what_arrived_is_kept_when_the_server_is_given_up(server, tmp_path):
     assert server.requests[-1][1] == "bytes=1000000-"
 
 
-@pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 5), (429, 5)])
+@pytest.mark.parametrize(("status", "requests"), [(404, 1), (403, 1), (503, 4), (429, 4)])
 def test_a_refusal_is_final_and_a_busy_server_is_asked_again(server, tmp_path, status, requests):
     server.status = status
     with pytest.raises(DataError, match=f"cannot be downloaded.*{status}"):
@@ -113,16 +195,9 @@ def test_the_name_that_git_gives_a_content(server, tmp_path):
     assert found.read_bytes() == b"hello\n"
 
 
-def test_two_processes_at_the_same_file(server, tmp_path):
-    with open(tmp_path / "a.zip.part", "ab") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
-        with pytest.raises(DataError, match="another process is downloading"):
-            fetch(remote(server), tmp_path)
-
-
 def test_a_disk_that_is_too_small(server, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=5_000_000))
-    with pytest.raises(DataError, match=r"need 0\.0 GB more in .*\$LATTECLIP_DATA_DIR"):
+    with pytest.raises(DataError, match=r"need 6 MB more in .*5 MB are free.*\$LATTECLIP_DATA_DIR"):
         fetch(remote(server), tmp_path)
 
 
