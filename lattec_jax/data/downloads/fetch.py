@@ -74,6 +74,7 @@ def _receive(file: RemoteFile, output: BinaryIO, part: Path) -> None:
             _request(file, output, part)
             return
         except urllib.error.HTTPError as error:
+            error.close()
             if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE and before:
                 if error.headers.get("Content-Range") == f"bytes */{before}":
                     return  # complete already
