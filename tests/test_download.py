@@ -205,7 +205,9 @@ def test_an_archive_without_the_images_is_kept(server, data, monkeypatch):
     monkeypatch.setitem(SOURCES, "eurosat", source)
     (data / "eurosat").mkdir()
     (data / "eurosat/EuroSAT.zip").write_bytes(server.files["/EuroSAT.zip"])
-    with pytest.raises(DataError, match=r"(?s)lacks files of the data set\. Found: .*Forest_1\.jpg"):
+    with pytest.raises(
+        DataError, match=r"(?s)lacks files of the data set\. Found: .*Forest_1\.jpg"
+    ):
         run("eurosat")
     assert (data / "eurosat/EuroSAT.zip").exists()
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import shutil
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -137,6 +139,10 @@ def test_a_redirect_to_nonsense(server, tmp_path):
         server.redirect = place
         with pytest.raises(DataError, match="cannot be downloaded"):
             fetch(remote(server), tmp_path)
+    # urllib does not close an answer that it cannot follow.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 def test_links_and_folders_in_its_place(server, tmp_path):
