@@ -11,6 +11,7 @@ import http.client
 import os
 import re
 import shutil
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -97,7 +98,7 @@ def _receive(file: RemoteFile, output: BinaryIO, part: Path) -> None:
                 f"{part}, and the same command goes on from there. {_by_hand(file, part)}"
             ) from reason
         wait = _WAIT_S * 2 ** (failures - 1)
-        print_escaped(f"{file.name}: {reason}; trying again in {wait:.0f} s")
+        print_escaped(f"{file.name}: {reason}; trying again in {wait:.0f} s", file=sys.stderr)
         time.sleep(wait)
 
 
