@@ -130,7 +130,8 @@ def _read(config: ConfigDict, advice: str) -> None:
 
 def _get_split(file: RemoteFile, path: Path, root: Path) -> None:
     if path.exists():
-        check(file, path, "move it away, and the same command downloads it")
+        if path.name == file.name:  # else it is the user's own split
+            check(file, path, "move it away, and the same command downloads it")
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     os.replace(fetch(file, root), path)

@@ -192,6 +192,16 @@ def test_a_damaged_split_file_is_named_before_the_archive_is_downloaded(server, 
     assert not server.requests
 
 
+def test_a_split_of_the_user_is_kept(server, data, monkeypatch):
+    publish("eurosat", server, data.parent, monkeypatch)
+    (data / "eurosat").mkdir()
+    own = server.files.pop("/split_zhou_EuroSAT.json") + b"\n"
+    (data / "eurosat/mine.json").write_bytes(own)
+    run("eurosat", "--config.dataset.split=mine.json")
+    assert files(data / "eurosat")["mine.json"] == own
+    assert [path for path, _ in server.requests] == ["/EuroSAT.zip"]
+
+
 def test_an_archive_without_the_images_is_kept(server, data, monkeypatch):
     publish("eurosat", server, data.parent, monkeypatch)
     (data.parent / "original/eurosat/2750/Forest/Forest_1.jpg").unlink()
