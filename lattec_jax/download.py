@@ -24,7 +24,7 @@ from lattec_jax.data import datasets
 from lattec_jax.data.datasets.file_locator import data_root
 from lattec_jax.data.downloads.archives import unpack
 from lattec_jax.data.downloads.fetch import check, fetch, part_path
-from lattec_jax.data.downloads.sources import SOURCES, Archive, RemoteFile, Source
+from lattec_jax.data.downloads.sources import SOURCES, Archive, RemoteFile, Source, source_of
 from lattec_jax.runtime.cli import command, config_arguments, print_next, read_config
 from lattec_jax.runtime.errors import ConfigError, DataError
 from lattec_jax.runtime.files import lock, partial_directory, remove_abandoned
@@ -40,8 +40,8 @@ def download(config: ConfigDict) -> bool:
             place is not complete, or another process is downloading the data set.
     """
     settings = config.dataset
-    source = SOURCES.get(settings.name)
-    if source is None or settings.kind not in ("coop", "fgvc"):
+    source = source_of(settings)
+    if source is None:
         raise ConfigError(
             f"expected a configuration of one of {', '.join(SOURCES)}, whose public files are "
             f'known, found config.dataset.name={settings.name} of kind "{settings.kind}"; '
@@ -60,12 +60,15 @@ def download(config: ConfigDict) -> bool:
 
 
 def missing_files(config: ConfigDict) -> list[RemoteFile]:
-    """Return the public files of a data set that `download` would download.
+    """Return the public files of a data set that `download` would download; none if they are not
+    known.
 
     Raises:
         DataError: there is no data directory.
     """
-    settings, source = config.dataset, SOURCES[config.dataset.name]
+    settings, source = config.dataset, source_of(config.dataset)
+    if source is None:
+        return []
     root = data_root(settings.root)
     if _is_complete(config):
         return []

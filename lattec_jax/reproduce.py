@@ -21,14 +21,13 @@ from ml_collections import ConfigDict
 
 from lattec_jax.data import datasets
 from lattec_jax.data.datasets.dataset import fraction_count
-from lattec_jax.data.downloads.sources import SOURCES, RemoteFile
+from lattec_jax.data.downloads.sources import SOURCES, RemoteFile, source_of
 from lattec_jax.download import missing_files
 from lattec_jax.paper_tables.plan import (
     DESCRIBE,
     Job,
     Sweep,
     column,
-    is_public,
     load_config,
     make_jobs,
 )
@@ -70,10 +69,8 @@ def needs(sweep: Sweep, jobs: Sequence[Job]) -> Iterator[Needs]:
         config = sweep.config(dataset)
         left = [job for job in jobs if job.name.startswith(f"{column(dataset)}/") and not job.done]
         images = config.dataset.expected.train or _count(config)
-        files, by_hand = [], False
-        if sweep.downloads and is_public(sweep, dataset):
-            files = missing_files(config)
-            by_hand = bool(files) and SOURCES[config.dataset.name].archive is None
+        files, source = missing_files(config), source_of(config.dataset)
+        by_hand = bool(files) and source is not None and source.archive is None
         described = steps = 0
         for job in left:
             if job.module not in (DESCRIBE, TRAIN) or not images:

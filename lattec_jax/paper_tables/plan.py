@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.data.datasets.file_locator import data_root
 from lattec_jax.data.descriptions import descriptions_path
-from lattec_jax.data.downloads.sources import SOURCES
+from lattec_jax.data.downloads.sources import source_of
 from lattec_jax.paper_tables.tables import CLASSIFY, TABLES, Row, Table
 from lattec_jax.runtime import run_directory
 from lattec_jax.runtime.config import flatten, parse
@@ -157,7 +157,7 @@ def make_jobs(sweep: Sweep) -> list[Job]:
     for dataset in sweep.datasets:
         _check_method(sweep, dataset)
         runs: dict[str, Job] = {}
-        files = [_download(sweep, dataset)] if sweep.downloads and is_public(sweep, dataset) else []
+        files = _downloads(sweep, dataset)
         for row in sweep.rows:
             if not runs_here(sweep, dataset, row):
                 continue
@@ -175,12 +175,6 @@ def runs_here(sweep: Sweep, dataset: str, row: Row) -> bool:
     if row.module != CLASSIFY:
         return True
     return sweep.config(dataset).descriptions.engine not in NO_CLASSES
-
-
-def is_public(sweep: Sweep, dataset: str) -> bool:
-    """Whether `lattec_jax.download` knows the public files of a data set."""
-    settings = sweep.config(dataset).dataset
-    return settings.name in SOURCES and settings.kind in ("coop", "fgvc")
 
 
 def commands(jobs: Sequence[Job], module: str | None) -> list[str]:
@@ -229,18 +223,18 @@ def _run(sweep: Sweep, dataset: str, row: Row, seed: int, needs: tuple[str, ...]
     return Job(name, row.module, arguments, directory / run_directory.RESULTS, needs)
 
 
-def _download(sweep: Sweep, dataset: str) -> Job:
+def _downloads(sweep: Sweep, dataset: str) -> list[Job]:
+    """Return the job that downloads the files of a data set, if it is wanted and they are known."""
     settings = sweep.config(dataset).dataset
-    root, archive = data_root(settings.root), SOURCES[settings.name].archive
-    lists = (settings.split,) if settings.split else archive.files if archive else ()
+    source = source_of(settings) if sweep.downloads else None
+    if source is None:
+        return []
+    made = [settings.images, *([settings.split] if settings.split else [])]
+    made += source.archive.files if source.archive else ()
+    root, name = data_root(settings.root), f"{column(dataset)}/download"
     mark = sweep.out / column(dataset) / "prepared" / "download"
-    return Job(
-        f"{column(dataset)}/download",
-        DOWNLOAD,
-        sweep.config_arguments(dataset),
-        mark,
-        made=tuple(root / name for name in (settings.images, *lists)),
-    )
+    arguments = sweep.config_arguments(dataset)
+    return [Job(name, DOWNLOAD, arguments, mark, made=tuple(root / path for path in made))]
 
 
 def _preparations(sweep: Sweep, dataset: str, row: Row, files: Sequence[Job]) -> list[Job]:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from lattec_jax.data.datasets.error_messages import MAX_LISTED, inaccessible_folder, list_lines
 from lattec_jax.data.datasets.image_files import SUFFIXES
-from lattec_jax.data.downloads.sources import SOURCES
+from lattec_jax.data.downloads.sources import source_of
 from lattec_jax.runtime.errors import DataError
 
 DATA_DIR = "LATTECLIP_DATA_DIR"
@@ -163,7 +163,7 @@ class FileLocator:
         images = self._settings.images
         expected = [f"{images}/"] if images else []
         listed = "".join(f"\n- {problem}" for problem in problems)
-        source, known = self._settings.source, SOURCES.get(self._settings.name)
+        source, known = self._settings.source, source_of(self._settings)
         advice = f"; {source} describes the public files" if source else ""
         if known is not None and known.archive is not None:
             advice += "; python -m lattec_jax.download with the same --config gets them"

@@ -144,8 +144,8 @@ def _request(file: RemoteFile, output: BinaryIO, part: Path) -> None:
                         f"{_by_hand(file, part)}"
                     )
                 _write(output, chunk, part)
-                bar.update((received + len(chunk)) // _MB - received // _MB)
                 received += len(chunk)
+                bar.update(received // _MB - bar.n)
         if known is not None and received < known:
             raise http.client.HTTPException(
                 f"the connection ended {known - received:,} bytes early"
@@ -221,6 +221,6 @@ def _digest(path: Path, digest: Any) -> str:
         done = 0
         while chunk := content.read(_CHUNK):
             digest.update(chunk)
-            bar.update((done + len(chunk)) // _MB - done // _MB)
             done += len(chunk)
+            bar.update(done // _MB - bar.n)
     return digest.hexdigest()

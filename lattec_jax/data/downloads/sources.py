@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from ml_collections import ConfigDict
+
 _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
 _SPLITS = (
     "https://raw.githubusercontent.com/linzhiqiu/cross_modal_adaptation/"
@@ -159,3 +161,9 @@ SOURCES = {
         "UCF-101-midframes.zip from a page for people (see {source}). Unpack it into {root}",
     ),
 }
+
+
+def source_of(settings: ConfigDict) -> Source | None:
+    """Return the public files of the data set that `config.dataset` describes, if they are known
+    and it reads them in their public layout."""
+    return SOURCES.get(settings.name) if settings.kind in ("coop", "fgvc") else None
